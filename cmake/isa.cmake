@@ -1,0 +1,43 @@
+# Kernel files are compiled once per instruction set, each in its own namespace (GS_ISA), and chosen at
+# load. -ffp-contract=off: the only fused multiply-adds are the explicit ones, so every instruction set
+# rounds alike. Never -ffast-math: it would change the floating-point mode of the whole process.
+
+set(GS_KERNEL_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-exceptions -fno-rtti
+    -fno-semantic-interposition -Wall -Wextra -Wno-psabi -fvisibility=hidden)
+set(GS_SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize-recover=undefined
+    -fno-omit-frame-pointer -g)
+set(GS_BASE_FLAGS "")
+set(GS_ISA_DEFINITIONS "")
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64" OR CMAKE_OSX_ARCHITECTURES MATCHES "arm64")
+  set(GS_LEVELS neon)
+  set(GS_FLAGS_neon "")
+  set(GS_ISA_DEFINITIONS GS_HAVE_NEON)
+else()
+  set(GS_LEVELS base avx2 avx512)
+  set(GS_FLAGS_base -march=x86-64-v2)
+  set(GS_FLAGS_avx2 -march=x86-64-v2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
+  set(GS_FLAGS_avx512 ${GS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
+      -mprefer-vector-width=512)
+  set(GS_BASE_FLAGS -march=x86-64-v2)
+  set(GS_ISA_DEFINITIONS GS_HAVE_AVX2 GS_HAVE_AVX512)
+endif()
+
+# gs_kernel_objects(OUT family...): an object library per instruction set; OUT lists their objects.
+function(gs_kernel_objects out)
+  set(objects "")
+  foreach(level IN LISTS GS_LEVELS)
+    set(sources ${ARGN})
+    list(TRANSFORM sources PREPEND ${PROJECT_SOURCE_DIR}/csrc/cpu/)
+    list(TRANSFORM sources APPEND .cpp)
+    add_library(gs_${level} OBJECT ${sources})
+    target_include_directories(gs_${level} PRIVATE csrc/include csrc/cpu)
+    target_compile_definitions(gs_${level} PRIVATE GS_ISA=${level})
+    target_compile_options(gs_${level} PRIVATE ${GS_KERNEL_FLAGS} ${GS_FLAGS_${level}})
+    if(GRADSMITH_SANITIZE)
+      target_compile_options(gs_${level} PRIVATE ${GS_SANITIZE_FLAGS})
+    endif()
+    list(APPEND objects $<TARGET_OBJECTS:gs_${level}>)
+  endforeach()
+  set(${out} ${objects} PARENT_SCOPE)
+endfunction()

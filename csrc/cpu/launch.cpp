@@ -1,0 +1,68 @@
+// The one entry through which every kernel runs, and the table of slots. A recorder of the captured
+// step attaches here: it sees the kernel, the parameters and the buffers with their access.
+#include "runtime.h"
+
+#include <atomic>
+#include <mutex>
+
+namespace gs {
+
+namespace {
+
+constexpr int kSlots = 65536;
+SlotValue slots[kSlots];
+std::mutex slots_mutex;
+int slots_used = 0;
+int free_slots[kSlots];
+int free_count = 0;
+
+// Waking a member costs about a microsecond; each must have several to do.
+constexpr int64_t kWorkPerMember = 4000;
+
+struct TeamCall {
+  const KernelEntry* entry;
+  const void* params;
+  void* const* pointers;
+  char* scratch;
+};
+
+void member(void* arg, int tid, int nt, void* barrier) {
+  const TeamCall& c = *(const TeamCall*)arg;
+  Ctx ctx{tid, nt, c.scratch, slots, barrier, team_barrier_wait};
+  c.entry->run(c.params, c.pointers, &ctx);
+}
+
+}  // namespace
+
+SlotValue* slot_table() { return slots; }
+
+int slot_new() {
+  std::lock_guard<std::mutex> lock(slots_mutex);
+  if (free_count > 0) return free_slots[--free_count];
+  return slots_used < kSlots ? slots_used++ : -1;
+}
+
+void slot_free(int slot) {
+  std::lock_guard<std::mutex> lock(slots_mutex);
+  if (slot >= 0 && slot < slots_used) free_slots[free_count++] = slot;
+}
+
+void launch(const Launch& call) {
+  void* pointers[kMaxBuffers];
+  for (int i = 0; i < call.buffer_count; ++i)
+    pointers[i] = call.buffers[i].base ? (char*)call.buffers[i].base + call.buffers[i].offset : nullptr;
+  char* scratch = call.plan.scratch ? (char*)pool_alloc(call.plan.scratch) : nullptr;
+  int64_t nt = call.plan.work / kWorkPerMember + 1;
+  if (nt > call.plan.tasks) nt = call.plan.tasks;
+  int limit = get_num_threads();
+  if (nt > limit) nt = limit;
+  if (nt < 1) nt = 1;
+  TeamCall team_call{call.entry, call.params, pointers, scratch};
+  if (nt == 1)
+    member(&team_call, 0, 1, nullptr);
+  else
+    run_team((int)nt, member, &team_call);
+  if (scratch) pool_free(scratch, call.plan.scratch);
+}
+
+}  // namespace gs

@@ -1,0 +1,272 @@
+// The team of threads. Our own rather than OpenMP's: it survives fork, knows affinity and container
+// quotas, brings no second runtime into the process, and is what a captured step replays on.
+//
+// Members spin for a short while after a job (the next kernel is usually microseconds away), then sleep
+// on a condition variable. One caller owns the team at a time; nested calls and other callers run alone.
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "runtime.h"
+
+namespace gs {
+
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr long kSpinNanoseconds = 60000;
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+long now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+struct Barrier {
+  alignas(64) std::atomic<int> arrived;
+  alignas(64) std::atomic<int> phase;
+};
+
+struct Team {
+  pthread_mutex_t mutex;
+  pthread_cond_t wake;
+  int started;  // workers alive, not counting the caller
+  alignas(64) std::atomic<uint64_t> job;  // rises by one for each job
+  alignas(64) std::atomic<int> pending;   // workers that have not finished the job
+  std::atomic<int> sleepers;
+  int nt;
+  TeamFn fn;
+  void* arg;
+  Barrier barrier;
+  alignas(64) std::atomic<bool> owned;
+};
+
+// Reached through a pointer so that a forked child, which has no workers, can forget it whole.
+Team* team = nullptr;
+std::atomic<int> threads_wanted{0};
+thread_local bool inside = false;
+
+Team* new_team() {
+  void* p = nullptr;
+  if (posix_memalign(&p, 64, sizeof(Team)) != 0) abort();
+  memset(p, 0, sizeof(Team));
+  Team* t = (Team*)p;
+  pthread_mutex_init(&t->mutex, nullptr);
+  pthread_cond_init(&t->wake, nullptr);
+  return t;
+}
+
+struct WorkerArg {
+  Team* team;
+  int tid;
+  uint64_t seen;
+};
+
+void* worker(void* p) {
+  WorkerArg a = *(WorkerArg*)p;
+  free(p);
+  Team* t = a.team;
+  uint64_t seen = a.seen;
+  inside = true;
+  for (;;) {
+    long deadline = 0;
+    int n = 0;
+    while (t->job.load(std::memory_order_acquire) == seen) {
+      pause_cpu();
+      if ((++n & 63) == 0) {
+        long now = now_ns();
+        if (deadline == 0) deadline = now + kSpinNanoseconds;
+        if (now > deadline) {
+          pthread_mutex_lock(&t->mutex);
+          t->sleepers.fetch_add(1);
+          while (t->job.load() == seen) pthread_cond_wait(&t->wake, &t->mutex);
+          t->sleepers.fetch_sub(1);
+          pthread_mutex_unlock(&t->mutex);
+        }
+      }
+    }
+    seen = t->job.load(std::memory_order_acquire);
+    if (a.tid < t->nt) t->fn(t->arg, a.tid, t->nt, &t->barrier);
+    t->pending.fetch_sub(1, std::memory_order_release);
+  }
+  return nullptr;
+}
+
+void after_fork_in_child() {
+  team = nullptr;  // its workers are gone; the memory is left behind on purpose
+  inside = false;
+}
+
+int read_quota() {
+  // cgroup v2, then v1; 0 means no limit
+  FILE* f = fopen("/sys/fs/cgroup/cpu.max", "r");
+  double quota = -1, period = 0;
+  if (f) {
+    char q[64];
+    if (fscanf(f, "%63s %lf", q, &period) == 2 && strcmp(q, "max") != 0) quota = atof(q);
+    fclose(f);
+  } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
+    if (fscanf(f, "%lf", &quota) != 1) quota = -1;
+    fclose(f);
+    if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
+      if (fscanf(f, "%lf", &period) != 1) period = 0;
+      fclose(f);
+    }
+  }
+  if (quota <= 0 || period <= 0) return 0;
+  int n = (int)(quota / period);
+  return n < 1 ? 1 : n;
+}
+
+int positive_env(const char* name) {
+  const char* s = getenv(name);
+  if (!s || !*s) return 0;
+  char* end;
+  long v = strtol(s, &end, 10);
+  return (*end == 0 && v > 0) ? (int)(v < kMaxThreads ? v : kMaxThreads) : 0;
+}
+
+}  // namespace
+
+CpuBudget cpu_budget() {
+  CpuBudget b{};
+  b.cores = (int)std::thread::hardware_concurrency();
+  if (b.cores < 1) b.cores = 1;
+  b.affinity = b.cores;
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) b.affinity = CPU_COUNT(&set);
+#endif
+  b.quota = read_quota();
+  b.chosen = b.affinity;
+  b.reason = "affinity";
+  if (b.quota > 0 && b.quota < b.chosen) {
+    b.chosen = b.quota;
+    b.reason = "container quota";
+  }
+  if (int n = positive_env("GRADSMITH_NUM_THREADS")) {
+    b.chosen = n;
+    b.reason = "GRADSMITH_NUM_THREADS";
+  } else if (int m = positive_env("OMP_NUM_THREADS")) {
+    b.chosen = m < b.chosen ? m : b.chosen;
+    b.reason = "OMP_NUM_THREADS";
+  }
+  if (b.chosen > kMaxThreads) b.chosen = kMaxThreads;
+  return b;
+}
+
+int get_num_threads() {
+  int n = threads_wanted.load(std::memory_order_relaxed);
+  if (n == 0) {
+    n = cpu_budget().chosen;
+    threads_wanted.store(n);
+  }
+  return n;
+}
+
+void set_num_threads(int n) {
+  threads_wanted.store(n < 1 ? 1 : (n > kMaxThreads ? kMaxThreads : n));
+}
+
+// Central barrier: the last to arrive opens the next phase. Members that wait long give their core
+// away, so a team larger than the machine still moves.
+void team_barrier_wait(void* p, int nt) {
+  Barrier* b = (Barrier*)p;
+  int phase = b->phase.load(std::memory_order_relaxed);
+  if (b->arrived.fetch_add(1, std::memory_order_acq_rel) == nt - 1) {
+    b->arrived.store(0, std::memory_order_relaxed);
+    b->phase.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  int n = 0;
+  while (b->phase.load(std::memory_order_acquire) == phase) {
+    if (++n < 2000)
+      pause_cpu();
+    else
+      sched_yield();
+  }
+}
+
+void run_team(int nt, TeamFn fn, void* arg) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, [] { pthread_atfork(nullptr, nullptr, after_fork_in_child); });
+  if (nt <= 1 || inside) {
+    fn(arg, 0, 1, nullptr);
+    return;
+  }
+  static pthread_mutex_t creation = PTHREAD_MUTEX_INITIALIZER;
+  if (!team) {
+    if (pthread_mutex_trylock(&creation) != 0) {
+      fn(arg, 0, 1, nullptr);
+      return;
+    }
+    if (!team) team = new_team();
+    pthread_mutex_unlock(&creation);
+  }
+  Team* t = team;
+  bool expected = false;
+  if (!t->owned.compare_exchange_strong(expected, true, std::memory_order_acquire)) {
+    fn(arg, 0, 1, nullptr);
+    return;
+  }
+  if (nt > kMaxThreads) nt = kMaxThreads;
+  while (t->started < nt - 1) {
+    WorkerArg* a = (WorkerArg*)malloc(sizeof(WorkerArg));
+    pthread_t id;
+    pthread_attr_t attr;
+    if (!a) break;
+    *a = WorkerArg{t, t->started + 1, t->job.load()};
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    int failed = pthread_create(&id, &attr, worker, a);
+    pthread_attr_destroy(&attr);
+    if (failed) {
+      free(a);
+      break;
+    }
+    ++t->started;
+  }
+  if (t->started < nt - 1) nt = t->started + 1;
+  t->nt = nt;
+  t->fn = fn;
+  t->arg = arg;
+  t->barrier.arrived.store(0);
+  t->pending.store(t->started, std::memory_order_relaxed);
+  t->job.fetch_add(1);  // sequentially consistent: a worker going to sleep either sees it or is seen
+  if (t->sleepers.load() > 0) {
+    pthread_mutex_lock(&t->mutex);
+    pthread_cond_broadcast(&t->wake);
+    pthread_mutex_unlock(&t->mutex);
+  }
+  inside = true;
+  fn(arg, 0, nt, &t->barrier);
+  inside = false;
+  int n = 0;
+  while (t->pending.load(std::memory_order_acquire) > 0) {
+    if (++n < 2000)
+      pause_cpu();
+    else
+      sched_yield();
+  }
+  t->owned.store(false, std::memory_order_release);
+}
+
+}  // namespace gs

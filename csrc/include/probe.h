@@ -1,0 +1,20 @@
+// The machine's own limits, measured: register-only FMA loop and large copy.
+#pragma once
+#include "kernel.h"
+
+namespace gs {
+
+// fma_peak: each member runs `iterations` rounds of 24 independent FMAs. buffers: out (1 element).
+struct FmaPeakParams {
+  int64_t iterations;
+  int64_t members;
+};
+
+// stream_copy: buffers: in, out, each n bytes; members copy disjoint halves with streaming stores.
+struct StreamCopyParams {
+  int64_t n;
+  int64_t members;
+  int32_t streaming;  // 1: non-temporal stores
+};
+
+}  // namespace gs
