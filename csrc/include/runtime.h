@@ -59,7 +59,7 @@ typedef void (*TeamFn)(void* arg, int tid, int nt, void* barrier);
 void run_team(int nt, TeamFn fn, void* arg);
 void team_barrier_wait(void* barrier, int nt);
 
-// ---- memory (pool.cpp)
+// ---- memory (memory.cpp)
 void* pool_alloc(size_t bytes);  // 64-byte aligned, not zeroed; nullptr when memory is out
 void pool_free(void* p, size_t bytes);
 struct PoolStats {
