@@ -1,0 +1,1 @@
+"""Tensor, autograd, random state, threads and memory."""

@@ -1,0 +1,91 @@
+"""Threads, memory, and what the library says of itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .. import _cpu
+from .._version import __version__
+
+__all__ = [
+    "empty_cache",
+    "get_num_threads",
+    "memory_stats",
+    "set_num_threads",
+    "show_config",
+    "threads",
+]
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads kernels may use (at least 1). Results do not depend on it.
+
+    The default is the smaller of the processor's affinity mask and the container's quota;
+    GRADSMITH_NUM_THREADS overrides it.
+    """
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}")
+    if not 1 <= int(n) <= 256:
+        raise ValueError(f"set_num_threads: n is {n}; expected 1 .. 256")
+    _cpu.set_num_threads(int(n))
+
+
+def get_num_threads() -> int:
+    """How many threads kernels may use."""
+    return _cpu.get_num_threads()
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """`with gs.threads(1): ...` uses n threads inside."""
+    before = get_num_threads()
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
+
+
+def memory_stats() -> dict[str, int]:
+    """Bytes in use and cached by the memory pool, its peak, and how often it asked the system."""
+    return dict(_cpu.memory_stats())
+
+
+def empty_cache() -> None:
+    """Gives the memory that the pool holds in reserve back to the system."""
+    _cpu.empty_cache()
+
+
+def show_config(measure: bool = True) -> str:
+    """Text on versions, instruction set, caches, threads and (measure=True) the machine's peaks."""
+    import numpy as np
+
+    m = _cpu.machine()
+    b = _cpu.cpu_budget()
+
+    def size(n: int) -> str:
+        return f"{n >> 20}M" if n >= 1 << 20 else f"{n >> 10}K"
+
+    lowered = os.environ.get("GRADSMITH_ISA")
+    lines = [
+        f"gradsmith {__version__}   python {sys.version.split()[0]}   numpy {np.__version__}",
+        f"cpu      {m['name']}, caches L1 {size(m['l1d'])} L2 {size(m['l2'])} L3 {size(m['l3'])}",
+        f"isa      {_cpu.isa()} of {', '.join(_cpu.supported_isas())}"
+        + (f" (GRADSMITH_ISA={lowered})" if lowered else " (GRADSMITH_ISA lowers it)"),
+        f"threads  {get_num_threads()}: affinity {b['affinity']}, container quota {b['quota'] or 'none'}, "
+        f"cores {b['cores']}; set by {b['reason']} (GRADSMITH_NUM_THREADS, gs.set_num_threads)",
+        "cuda     not built into this module",
+    ]
+    if measure:
+        best = max(f / t for t, f in (_cpu.probe_fma("float32", 1, 200_000) for _ in range(8)))
+        src, dst = _cpu.empty([16 << 20], "float32"), _cpu.empty([16 << 20], "float32")
+        _cpu.copy_(dst, src)
+        n = get_num_threads()
+        copy = max(2 * src.nbytes / _cpu.probe_copy(src, dst, n, True) for _ in range(5))
+        lines.append(
+            f"peak     {best / 1e9:.0f} GFLOP/s float32 a core, copy {copy / 1e9:.1f} GB/s on {n} threads (measured now)"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""Making tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _cpu
+from . import random
+from .tensor import Tensor, check_device, resolve_dtype, wrap
+
+__all__ = [
+    "arange", "empty", "empty_like", "eye", "from_dlpack", "from_numpy", "full", "full_like", "linspace",
+    "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "tensor", "zeros",
+    "zeros_like",
+]  # fmt: skip
+
+
+def _shape(shape: tuple, op: str) -> tuple[int, ...]:
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = tuple(shape[0])
+    dims = []
+    for s in shape:
+        if isinstance(s, bool) or not hasattr(s, "__index__"):
+            raise TypeError(f"{op}: shape must be integers, got {s!r}")
+        n = int(s)
+        if n < 0:
+            raise ValueError(f"{op}: negative dimension {n} in shape {tuple(shape)}")
+        dims.append(n)
+    return tuple(dims)
+
+
+def _finish(a: np.ndarray, requires_grad: bool) -> Tensor:
+    t = wrap(a, _cpu)
+    if requires_grad:
+        t.requires_grad = True
+    return t
+
+
+def tensor(
+    data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """A Tensor with its own copy of `data`.
+
+    Numbers and lists become float32 (integers int64, booleans bool); arrays keep their dtype.
+
+    >>> import gradsmith as gs
+    >>> gs.tensor([[1.0, 2.0]]).shape
+    (1, 2)
+    """
+    check_device(device, "tensor")
+    t = Tensor(data, dtype=dtype)
+    t.data = _cpu.copy(t.data)
+    if requires_grad:
+        t.requires_grad = True
+    return t
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A Tensor that shares memory with `array`."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"from_numpy: expected a NumPy array, got {type(array).__name__}")
+    return Tensor(array)
+
+
+def from_dlpack(x: Any) -> Tensor:
+    """A Tensor that shares memory with any CPU array that speaks DLPack (torch, jax, ...)."""
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(f"from_dlpack: {type(x).__name__} has no __dlpack__")
+    return Tensor(np.from_dlpack(x))
+
+
+def empty(
+    *shape: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """A Tensor of undefined content on pooled memory."""
+    check_device(device, "empty")
+    return _finish(
+        _cpu.empty(_shape(shape, "empty"), resolve_dtype(dtype, "empty").name), requires_grad
+    )
+
+
+def full(
+    size: Any,
+    fill_value: Any,
+    dtype: Any = np.float32,
+    device: str = "cpu",
+    requires_grad: bool = False,
+) -> Tensor:
+    """A Tensor filled with one value."""
+    check_device(device, "full")
+    shape = _shape((size,) if not isinstance(size, (tuple, list)) else tuple(size), "full")
+    t = _finish(_cpu.empty(shape, resolve_dtype(dtype, "full").name), False)
+    t.data.fill(fill_value)
+    if requires_grad:
+        t.requires_grad = True
+    return t
+
+
+def zeros(
+    *shape: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """A Tensor of zeros.
+
+    >>> import gradsmith as gs
+    >>> gs.zeros(2, 3).shape
+    (2, 3)
+    """
+    return full(_shape(shape, "zeros"), 0, dtype, device, requires_grad)
+
+
+def ones(
+    *shape: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """A Tensor of ones."""
+    return full(_shape(shape, "ones"), 1, dtype, device, requires_grad)
+
+
+def empty_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """A Tensor of the shape (and dtype) of x, content undefined."""
+    return empty(x.shape, dtype=dtype or x.dtype)
+
+
+def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """Zeros of the shape (and dtype) of x."""
+    return zeros(x.shape, dtype=dtype or x.dtype)
+
+
+def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """Ones of the shape (and dtype) of x."""
+    return ones(x.shape, dtype=dtype or x.dtype)
+
+
+def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
+    """One value in the shape (and dtype) of x."""
+    return full(x.shape, fill_value, dtype=dtype or x.dtype)
+
+
+def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None) -> Tensor:
+    """start, start + step, ... below end; int64 for integers, float32 otherwise."""
+    if end is None:
+        start, end = 0, start
+    if dtype is None:
+        dtype = (
+            np.int64
+            if all(isinstance(v, (int, np.integer)) for v in (start, end, step))
+            else np.float32
+        )
+    return wrap(np.arange(start, end, step).astype(resolve_dtype(dtype, "arange")), _cpu)
+
+
+def linspace(start: float, end: float, steps: int, dtype: Any = np.float32) -> Tensor:
+    """`steps` numbers from start to end, both included."""
+    return wrap(np.linspace(start, end, steps).astype(resolve_dtype(dtype, "linspace")), _cpu)
+
+
+def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
+    """Ones on the diagonal of an (n, m) matrix."""
+    return wrap(np.eye(n, m, dtype=resolve_dtype(dtype, "eye")), _cpu)
+
+
+def rand(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Uniform numbers in [0, 1) from the stream of `manual_seed`."""
+    seed, counter = random.next_counter()
+    name = resolve_dtype(dtype, "rand").name
+    return _finish(
+        _cpu.uniform(_shape(shape, "rand"), name, 0.0, 1.0, seed, counter), requires_grad
+    )
+
+
+def randn(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Standard normal numbers from the stream of `manual_seed`."""
+    seed, counter = random.next_counter()
+    name = resolve_dtype(dtype, "randn").name
+    return _finish(
+        _cpu.normal(_shape(shape, "randn"), name, 0.0, 1.0, seed, counter), requires_grad
+    )
+
+
+def rand_like(x: Tensor) -> Tensor:
+    """`rand` in the shape and dtype of x."""
+    return rand(x.shape, dtype=x.dtype)
+
+
+def randn_like(x: Tensor) -> Tensor:
+    """`randn` in the shape and dtype of x."""
+    return randn(x.shape, dtype=x.dtype)
+
+
+def _generator() -> np.random.Generator:
+    seed, counter = random.next_counter()
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, counter]))
+
+
+def randint(low: int, high: int | None = None, size: Any = (), dtype: Any = np.int64) -> Tensor:
+    """Uniform integers in [low, high) (or [0, low)) from the stream of `manual_seed`."""
+    if high is None:
+        low, high = 0, low
+    if high <= low:
+        raise ValueError(f"randint: high ({high}) must be above low ({low})")
+    a = _generator().integers(low, high, size=_shape((size,), "randint"), dtype=np.int64)
+    return wrap(a.astype(resolve_dtype(dtype, "randint")), _cpu)
+
+
+def randperm(n: int) -> Tensor:
+    """A random permutation of 0 .. n - 1 (int64) from the stream of `manual_seed`."""
+    return wrap(_generator().permutation(n), _cpu)

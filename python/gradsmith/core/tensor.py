@@ -1,0 +1,490 @@
+"""The Tensor: a NumPy array with a place in the graph of gradients."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _cpu
+
+__all__ = ["Parameter", "Tensor", "as_tensor", "check_device", "resolve_dtype", "wrap"]
+
+_DTYPES = {np.dtype(t) for t in (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)}
+_hook_ids = itertools.count()
+
+
+def resolve_dtype(dtype: Any, op: str = "dtype") -> np.dtype:
+    """np.dtype of a name, type or dtype; TypeError when gradsmith does not know it."""
+    try:
+        d = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(
+            f"{op}: {dtype!r} is not a dtype; use 'float32', 'float64', 'int64', ..."
+        ) from None
+    if d not in _DTYPES:
+        raise TypeError(
+            f"{op}: dtype {d} is not supported; use float32, float64, int32, int64, uint8 or bool"
+        )
+    return d
+
+
+def check_device(device: Any, op: str = "device") -> str:
+    """Normalises a device string; ValueError when it is unknown or not there."""
+    name = str(device)
+    if name == "cpu":
+        return name
+    if name == "cuda" or name.startswith("cuda:"):
+        raise ValueError(
+            f"{op}: device {name!r} is not available: this build has no CUDA module. Use 'cpu'"
+        )
+    raise ValueError(f"{op}: unknown device {name!r}; use 'cpu' or 'cuda[:n]'")
+
+
+class Tensor:
+    """An array with `.grad`: NumPy in, NumPy out, arithmetic by gradsmith's kernels.
+
+    data: anything NumPy reads. Python numbers and lists of them become float32, integer lists int64;
+    arrays keep their dtype. Layout is channels last: images (N, H, W, C), sequences (N, T, C).
+    Raises TypeError for dtypes other than float32, float64, int32, int64, uint8 and bool.
+
+    >>> import gradsmith as gs
+    >>> x = gs.tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad.tolist()
+    [2.0, 4.0]
+    """
+
+    __slots__ = (
+        "__weakref__", "_acc", "_at", "_grad", "_idx", "_k", "_node", "_rg", "_ver", "_view", "data",
+    )  # fmt: skip
+    __array_ufunc__ = None  # array + tensor asks the tensor
+    __hash__ = object.__hash__
+
+    data: np.ndarray
+
+    def __init__(
+        self, data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+    ):
+        check_device(device, "Tensor")
+        a = _array_of(data, dtype)
+        self.data = a
+        self._k = _cpu
+        self._rg = False
+        self._node: Any = None
+        self._idx = 0
+        self._grad: Tensor | None = None
+        self._ver = [0]
+        self._at = 0
+        self._acc: Any = None
+        self._view = False
+        if requires_grad:
+            self.requires_grad = True
+
+    # ---- what it is
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    def dim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    def numel(self) -> int:
+        return self.data.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._node is None
+
+    @property
+    def grad_fn(self) -> Any:
+        return self._node
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._rg
+
+    @requires_grad.setter
+    def requires_grad(self, flag: bool) -> None:
+        flag = bool(flag)
+        if self._node is not None:
+            if not flag:
+                raise RuntimeError(
+                    "requires_grad: only a leaf can be switched off; use detach() to cut the graph"
+                )
+            return
+        if flag and self.data.dtype.kind != "f":
+            raise TypeError(
+                f"requires_grad: only float tensors have gradients, this one is {self.data.dtype}"
+            )
+        self._rg = flag
+
+    def requires_grad_(self, flag: bool = True) -> Tensor:
+        self.requires_grad = flag
+        return self
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"grad: must be a Tensor or None, got {type(value).__name__}")
+            if value.shape != self.shape or value.dtype != self.dtype:
+                raise ValueError(
+                    f"grad: has shape {value.shape} and dtype {value.dtype}, its tensor {self.shape} and {self.dtype}"
+                )
+        self._grad = value
+
+    # ---- out of gradsmith
+    def numpy(self) -> np.ndarray:
+        """The array itself, sharing memory. RuntimeError when a gradient is required: detach() first."""
+        if self._rg:
+            raise RuntimeError("numpy: this tensor requires a gradient; use .detach().numpy()")
+        return self.data
+
+    def item(self) -> Any:
+        """The only element as a Python number; ValueError when there is not exactly one."""
+        if self.data.size != 1:
+            raise ValueError(f"item: the tensor has shape {self.shape}, not one element")
+        return self.data.item()
+
+    def tolist(self) -> Any:
+        return self.data.tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self._rg:
+            raise RuntimeError("this tensor requires a gradient; use .detach().numpy()")
+        if dtype is not None and np.dtype(dtype) != self.data.dtype:
+            return self.data.astype(dtype)
+        return self.data.copy() if copy else self.data
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.numpy().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        if self.data.size != 1:
+            raise ValueError(
+                f"the truth of a tensor of shape {self.shape} is ambiguous; use .any() or .all()"
+            )
+        return bool(self.data.item())
+
+    def __index__(self) -> int:
+        if self.data.dtype.kind not in "iu":
+            raise TypeError("only integer tensors of one element can be an index")
+        return int(self.item())
+
+    def __len__(self) -> int:
+        if self.data.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return self.data.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for i in range(len(self)):
+            yield self[i]
+
+    def __repr__(self) -> str:
+        text = np.array2string(
+            self.data, separator=", ", prefix="tensor(", threshold=200, precision=4
+        )
+        parts = [text]
+        if self.data.dtype != np.float32:
+            parts.append(f"dtype={self.data.dtype}")
+        if self._node is not None:
+            parts.append(f"grad_fn=<{self._node.name}>")
+        elif self._rg:
+            parts.append("requires_grad=True")
+        return f"tensor({', '.join(parts)})"
+
+    # ---- graph
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Adds to the `.grad` of every leaf the gradient of this tensor (of sum(self * gradient)).
+
+        gradient: shape of self; may be left out for one element. retain_graph: keep what the graph
+        saved, so that backward can run again. Raises RuntimeError without a graph.
+        """
+        from .autograd import _seed, backward
+
+        backward([self], [_seed(self, gradient)], retain_graph)
+
+    def detach(self) -> Tensor:
+        """The same memory without history. In-place changes of either are seen by the other."""
+        t = wrap(self.data, self._k)
+        t._ver = self._ver
+        t._at = self._ver[0]
+        t._view = True
+        return t
+
+    def retain_grad(self) -> None:
+        """Keeps `.grad` of this non-leaf in the next backward."""
+        if not self._rg:
+            raise RuntimeError("retain_grad: this tensor does not require a gradient")
+        if self._node is not None:
+            if self._node.retain is None:
+                self._node.retain = {}
+            self._node.retain[self._idx] = weakref.ref(self)
+
+    def register_hook(self, fn: Callable[[Tensor], Tensor | None]) -> Any:
+        """Calls fn(gradient) when the gradient of this tensor is known; a returned Tensor replaces it.
+
+        Returns a handle with `.remove()`.
+        """
+        from .autograd import _edge
+
+        if not self._rg:
+            raise RuntimeError("register_hook: this tensor does not require a gradient")
+        node, i = _edge(self)
+        if node.hooks is None:
+            node.hooks = {}
+        table = node.hooks.setdefault(i, {})
+        return HookHandle(table, fn)
+
+    # ---- dtype and device
+    def to(self, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        """Converts dtype and/or device: to("cpu"), to("float64"), to(np.float32), to(dtype=..., device=...)."""
+        for a in args:
+            if isinstance(a, str) and (a == "cpu" or a.startswith("cuda")):
+                device = a
+            else:
+                dtype = a
+        if device is not None:
+            check_device(device, "to")
+        if dtype is None:
+            return self
+        d = resolve_dtype(dtype, "to")
+        if d == self.data.dtype:
+            return self
+        from .autograd import apply
+        from .views import CastBackward
+
+        return apply(CastBackward, self._k, self._k.cast(self.data, d.name), (self,), source=self.data.dtype.name) \
+            if d.kind == "f" else wrap(self._k.cast(self.data, d.name), self._k)  # fmt: skip
+
+    def astype(self, dtype: Any) -> Tensor:
+        return self.to(dtype=dtype)
+
+    def type(self, dtype: Any) -> Tensor:
+        return self.to(dtype=dtype)
+
+    def float(self) -> Tensor:
+        return self.to(dtype=np.float32)
+
+    def double(self) -> Tensor:
+        return self.to(dtype=np.float64)
+
+    def long(self) -> Tensor:
+        return self.to(dtype=np.int64)
+
+    def int(self) -> Tensor:
+        return self.to(dtype=np.int32)
+
+    def bool(self) -> Tensor:
+        return self.to(dtype=np.bool_)
+
+    def cpu(self) -> Tensor:
+        return self
+
+    def contiguous(self) -> Tensor:
+        """Itself when in C order, else a copy that is."""
+        from .autograd import apply
+        from .views import CloneBackward
+
+        if self.data.flags.c_contiguous:
+            return self
+        return apply(CloneBackward, self._k, self._k.contiguous(self.data), (self,))
+
+    def is_contiguous(self) -> Any:
+        return self.data.flags.c_contiguous
+
+    def clone(self) -> Tensor:
+        """A copy with its own memory; gradients flow through."""
+        from .autograd import apply
+        from .views import CloneBackward
+
+        return apply(CloneBackward, self._k, self._k.copy(self.data), (self,))
+
+    def copy_(self, source: Any) -> Tensor:
+        """Overwrites this tensor with `source` (same shape, dtypes converted)."""
+        from .autograd import apply_
+        from .views import CopyBackward
+
+        src = as_tensor(source, like=self) if not isinstance(source, Tensor) else source
+        if src.shape != self.shape:
+            raise ValueError(
+                f"copy_: target has shape {self.shape}, source {src.shape}; they must be equal"
+            )
+        if src._rg and src.dtype != self.dtype:
+            src = src.to(dtype=self.dtype)
+        return apply_(
+            CopyBackward,
+            self,
+            lambda: self._k.copy_(self.data, src.data),
+            (self, src),
+            name="copy_",
+        )
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if self._node is not None:
+            raise RuntimeError("deepcopy: only leaf tensors can be deep-copied; detach() first")
+        t = wrap(self._k.copy(self.data), self._k)
+        t.__class__ = self.__class__
+        t._rg = self._rg
+        if self._grad is not None:
+            t._grad = wrap(self._k.copy(self._grad.data), self._k)
+        memo[id(self)] = t
+        return t
+
+    def __reduce__(self) -> Any:
+        if self._node is not None:
+            raise RuntimeError("pickle: only leaf tensors can be pickled; detach() first")
+        return (_rebuild, (type(self), np.array(self.data), self._rg))
+
+    @classmethod
+    def _method(cls, name: str, fn: Callable) -> None:
+        """Attaches an op as a method; called by the files in ops/."""
+        if name in cls.__dict__:
+            raise RuntimeError(f"Tensor already has {name}")
+        setattr(cls, name, fn)
+
+    if TYPE_CHECKING:  # attached in ops/
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __setitem__(self, index: Any, value: Any) -> None: ...
+        @property
+        def T(self) -> Tensor: ...
+
+
+class Parameter(Tensor):
+    """A Tensor that a Module owns and an optimizer updates; requires a gradient unless told otherwise."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None):
+        if isinstance(data, Tensor):
+            data = data.data
+        super().__init__(data, dtype=dtype, requires_grad=requires_grad)
+
+    def __repr__(self) -> str:
+        return "Parameter containing:\n" + super().__repr__()
+
+
+class HookHandle:
+    """Removes a hook."""
+
+    def __init__(self, table: dict, fn: Callable):
+        self.id = next(_hook_ids)
+        self.table = table
+        table[self.id] = fn
+
+    def remove(self) -> None:
+        self.table.pop(self.id, None)
+
+
+def wrap(data: np.ndarray, k: Any) -> Tensor:
+    """A Tensor around an array that a kernel made; nothing is checked."""
+    t = Tensor.__new__(Tensor)
+    t.data = data
+    t._k = k
+    t._rg = False
+    t._node = None
+    t._idx = 0
+    t._grad = None
+    t._ver = [0]
+    t._at = 0
+    t._acc = None
+    t._view = False
+    return t
+
+
+def _rebuild(cls: Any, data: np.ndarray, requires_grad: bool) -> Tensor:
+    t = wrap(data, _cpu)
+    t.__class__ = cls
+    t._rg = requires_grad
+    return t
+
+
+def _array_of(data: Any, dtype: Any) -> np.ndarray:
+    if isinstance(data, Tensor):
+        data = data.data
+    d = None if dtype is None else resolve_dtype(dtype, "Tensor")
+    if isinstance(data, np.ndarray):
+        a = data
+    else:
+        a = np.asarray(data)
+        if (
+            d is None
+            and not isinstance(data, np.generic)
+            and a.dtype == np.float64
+            and not hasattr(data, "dtype")
+        ):
+            a = a.astype(np.float32)
+    if d is not None and a.dtype != d:
+        a = a.astype(d)
+    elif not a.dtype.isnative:
+        a = a.astype(a.dtype.newbyteorder("="))
+    if a.dtype not in _DTYPES:
+        raise TypeError(
+            f"Tensor: dtype {a.dtype} is not supported; use float32, float64, int32, int64, uint8 or bool, "
+            "for instance Tensor(data, dtype='float32')"
+        )
+    return a
+
+
+def as_tensor(x: Any, like: Tensor | None = None) -> Tensor:
+    """x itself when it is a Tensor; else a Tensor around it, numbers and lists in the dtype of `like`."""
+    if isinstance(x, Tensor):
+        return x
+    if like is not None and not hasattr(x, "dtype"):
+        return wrap(np.asarray(x, like.data.dtype), like._k)
+    return Tensor(x)

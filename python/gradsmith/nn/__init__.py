@@ -1,0 +1,30 @@
+"""Layers and networks."""
+
+from ..core.tensor import Parameter
+from . import functional, init
+from .module import (
+    Flatten,
+    Identity,
+    Module,
+    ModuleDict,
+    ModuleList,
+    ParameterList,
+    Sequential,
+    Unflatten,
+)
+
+__all__ = [
+    "Flatten",
+    "Identity",
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "Parameter",
+    "ParameterList",
+    "Sequential",
+    "Unflatten",
+    "functional",
+    "init",
+]
+
+# One line a family: from .<family> import * ; each file lists its names in __all__.

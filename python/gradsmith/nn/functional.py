@@ -1,0 +1,1 @@
+"""Functions on Tensors, under PyTorch's names. One line a family: each file in ops/ lists its names."""

@@ -1,0 +1,226 @@
+"""Initialisers: fill a parameter in place from the stream of `gs.manual_seed`.
+
+A layer's default fits the activation that usually follows it; `activation_init_` picks by name:
+He for the ReLU family, LeCun for SELU, Glorot for linear, tanh, sigmoid and softmax.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..core import random
+from ..core.tensor import Tensor
+
+__all__ = [
+    "activation_init_", "calculate_fan", "calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_",
+    "lecun_normal_", "lecun_uniform_", "normal_", "ones_", "orthogonal_", "trunc_normal_", "uniform_",
+    "xavier_normal_", "xavier_uniform_", "zeros_",
+]  # fmt: skip
+
+
+def _write(t: Tensor, a: np.ndarray) -> Tensor:
+    t._k.copy_(t.data, a)
+    t._ver[0] += 1
+    return t
+
+
+def _check(t: Any, op: str) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: expected a Tensor or Parameter, got {type(t).__name__}")
+    if t.data.dtype.kind != "f":
+        raise TypeError(f"{op}: expected a float tensor, got {t.data.dtype}")
+
+
+def calculate_fan(t: Tensor) -> tuple[int, int]:
+    """(fan_in, fan_out) of a weight: Linear (out, in), conv (out, ..., in/groups), channels last.
+
+    fan_in = in/groups * kernel area, fan_out = out * kernel area.
+
+    >>> import gradsmith as gs
+    >>> gs.nn.init.calculate_fan(gs.zeros(8, 3, 3, 4))
+    (36, 72)
+    """
+    shape = t.data.shape
+    if len(shape) < 2:
+        raise ValueError(f"init: fans need at least 2 dimensions, the tensor has shape {shape}")
+    area = math.prod(shape[1:-1])
+    return shape[-1] * area, shape[0] * area
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """The factor on the standard deviation that keeps the variance through an activation."""
+    name = nonlinearity.lower()
+    if name in ("linear", "identity", "sigmoid", "conv1d", "conv2d", "softmax"):
+        return 1.0
+    if name == "tanh":
+        return 5.0 / 3.0
+    if name in (
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "swish",
+        "elu",
+        "celu",
+        "mish",
+        "hardswish",
+        "softplus",
+    ):
+        return math.sqrt(2.0)
+    if name in ("leaky_relu", "rrelu", "prelu"):
+        slope = 0.01 if param is None else float(param)
+        return math.sqrt(2.0 / (1.0 + slope * slope))
+    if name == "selu":
+        return 0.75
+    raise ValueError(f"calculate_gain: unknown nonlinearity {nonlinearity!r}")
+
+
+def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    """t ~ U(a, b)."""
+    _check(t, "uniform_")
+    if not a <= b:
+        raise ValueError(f"uniform_: a = {a} must not be above b = {b}")
+    seed, counter = random.next_counter()
+    return _write(
+        t, t._k.uniform(t.data.shape, t.data.dtype.name, float(a), float(b), seed, counter)
+    )
+
+
+def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """t ~ N(mean, std^2)."""
+    _check(t, "normal_")
+    if not std >= 0:
+        raise ValueError(f"normal_: std = {std} must not be negative")
+    seed, counter = random.next_counter()
+    return _write(
+        t, t._k.normal(t.data.shape, t.data.dtype.name, float(mean), float(std), seed, counter)
+    )
+
+
+def trunc_normal_(
+    t: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+) -> Tensor:
+    """t ~ N(mean, std^2) restricted to [a, b], by redrawing what falls outside."""
+    _check(t, "trunc_normal_")
+    if not (std >= 0 and a < b):
+        raise ValueError(
+            f"trunc_normal_: needs std >= 0 and a < b, got std = {std}, a = {a}, b = {b}"
+        )
+    if std == 0 or mean < a - 2 * std or mean > b + 2 * std:
+        raise ValueError(
+            f"trunc_normal_: [{a}, {b}] is more than 2 standard deviations from mean {mean}"
+        )
+    rng = _generator()
+    x = rng.normal(mean, std, t.data.shape)
+    bad = (x < a) | (x > b)
+    while bad.any():
+        x[bad] = rng.normal(mean, std, int(bad.sum()))
+        bad = (x < a) | (x > b)
+    return _write(t, x.astype(t.data.dtype))
+
+
+def _generator() -> np.random.Generator:
+    seed, counter = random.next_counter()
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, counter]))
+
+
+def constant_(t: Tensor, value: float) -> Tensor:
+    """Every element = value."""
+    t.data.fill(value)
+    t._ver[0] += 1
+    return t
+
+
+def zeros_(t: Tensor) -> Tensor:
+    """Every element = 0."""
+    return constant_(t, 0)
+
+
+def ones_(t: Tensor) -> Tensor:
+    """Every element = 1."""
+    return constant_(t, 1)
+
+
+def eye_(t: Tensor) -> Tensor:
+    """The identity matrix in a 2-d tensor."""
+    if t.data.ndim != 2:
+        raise ValueError(f"eye_: expected 2 dimensions, got shape {t.shape}")
+    return _write(t, np.eye(*t.data.shape, dtype=t.data.dtype))
+
+
+def xavier_uniform_(t: Tensor, gain: float = 1.0) -> Tensor:
+    """Glorot: U(-a, a), a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010)."""
+    fan_in, fan_out = calculate_fan(t)
+    a = gain * math.sqrt(6.0 / (fan_in + fan_out))
+    return uniform_(t, -a, a)
+
+
+def xavier_normal_(t: Tensor, gain: float = 1.0) -> Tensor:
+    """Glorot: N(0, std^2), std = gain * sqrt(2 / (fan_in + fan_out))."""
+    fan_in, fan_out = calculate_fan(t)
+    return normal_(t, 0.0, gain * math.sqrt(2.0 / (fan_in + fan_out)))
+
+
+def _fan(t: Tensor, mode: str) -> int:
+    fan_in, fan_out = calculate_fan(t)
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"init: mode {mode!r} must be 'fan_in' or 'fan_out'")
+    return fan_in if mode == "fan_in" else fan_out
+
+
+def kaiming_uniform_(
+    t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+) -> Tensor:
+    """He: U(-b, b), b = gain * sqrt(3 / fan) (He et al. 2015)."""
+    b = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / max(1, _fan(t, mode)))
+    return uniform_(t, -b, b)
+
+
+def kaiming_normal_(
+    t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+) -> Tensor:
+    """He: N(0, std^2), std = gain / sqrt(fan)."""
+    return normal_(t, 0.0, calculate_gain(nonlinearity, a) / math.sqrt(max(1, _fan(t, mode))))
+
+
+def lecun_uniform_(t: Tensor) -> Tensor:
+    """LeCun: U(-a, a), a = sqrt(3 / fan_in) (LeCun et al. 1998)."""
+    a = math.sqrt(3.0 / max(1, _fan(t, "fan_in")))
+    return uniform_(t, -a, a)
+
+
+def lecun_normal_(t: Tensor) -> Tensor:
+    """LeCun: N(0, 1 / fan_in); what SELU needs."""
+    return normal_(t, 0.0, math.sqrt(1.0 / max(1, _fan(t, "fan_in"))))
+
+
+def orthogonal_(t: Tensor, gain: float = 1.0) -> Tensor:
+    """A (semi-)orthogonal matrix times gain, over (shape[0], rest) (Saxe et al. 2014)."""
+    _check(t, "orthogonal_")
+    if t.data.ndim < 2:
+        raise ValueError(f"orthogonal_: expected at least 2 dimensions, got shape {t.shape}")
+    rows = t.data.shape[0]
+    cols = t.data.size // max(rows, 1)
+    g = _generator().normal(size=(max(rows, cols), min(rows, cols)))
+    q, r = np.linalg.qr(g)
+    q = q * np.sign(np.where(np.diag(r) == 0, 1.0, np.diag(r)))
+    if rows < cols:
+        q = q.T
+    return _write(t, np.ascontiguousarray(gain * q).reshape(t.data.shape).astype(t.data.dtype))
+
+
+def activation_init_(t: Tensor, activation: str, param: float | None = None) -> Tensor:
+    """The initialiser that fits the activation which follows the layer.
+
+    He normal for the ReLU family, LeCun normal for SELU, Glorot uniform for linear, tanh, sigmoid, softmax.
+    """
+    name = activation.lower()
+    if name == "selu":
+        return lecun_normal_(t)
+    if name in ("linear", "identity", "tanh", "sigmoid", "softmax", "log_softmax", "logsigmoid"):
+        return xavier_uniform_(t)
+    calculate_gain(name, param)  # ValueError for an unknown name
+    return kaiming_normal_(t, a=param or 0.0, nonlinearity="leaky_relu" if param else "relu")

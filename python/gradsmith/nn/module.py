@@ -1,0 +1,584 @@
+"""Module: parameters, buffers and submodules under names; containers of modules."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..core.tensor import Parameter, Tensor, check_device, resolve_dtype
+
+__all__ = [
+    "Flatten",
+    "Identity",
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "ParameterList",
+    "Sequential",
+    "Unflatten",
+]
+
+M = TypeVar("M", bound="Module")
+
+
+class Module:
+    """Base class of layers and networks.
+
+    Assign Parameters, Modules and (by `register_buffer`) buffers as attributes in `__init__`, after
+    `super().__init__()`; define `forward`. Calling the module calls forward.
+
+    >>> import gradsmith.nn as nn
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.body = nn.Sequential(nn.Identity())
+    ...     def forward(self, x):
+    ...         return self.body(x)
+    >>> [name for name, _ in Net().named_modules()]
+    ['', 'body', 'body.0']
+    """
+
+    training: bool
+
+    def __init__(self) -> None:
+        d = self.__dict__
+        d["_parameters"] = {}
+        d["_buffers"] = {}
+        d["_transient"] = set()  # buffers that state_dict leaves out
+        d["_modules"] = {}
+        d["_hooks"] = {}
+        d["_pre_hooks"] = {}
+        d["training"] = True
+
+    # ---- attributes
+    def __setattr__(self, name: str, value: Any) -> None:
+        d = self.__dict__
+        if "_parameters" not in d:
+            if isinstance(value, (Parameter, Module)):
+                raise AttributeError(
+                    f"{type(self).__name__}: call super().__init__() before assigning the submodule or parameter {name!r}"
+                )
+            object.__setattr__(self, name, value)
+            return
+        if isinstance(value, Parameter):
+            self._forget(name)
+            d["_parameters"][name] = value
+        elif isinstance(value, Module):
+            self._forget(name)
+            d["_modules"][name] = value
+        elif name in d["_parameters"]:
+            if value is not None:
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a parameter; assign a Parameter or None, not {type(value).__name__}"
+                )
+            d["_parameters"][name] = None
+        elif name in d["_buffers"]:
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a buffer; assign a Tensor or None, not {type(value).__name__}"
+                )
+            d["_buffers"][name] = value
+        elif name in d["_modules"]:
+            if value is not None:
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a submodule; assign a Module or None, not {type(value).__name__}"
+                )
+            d["_modules"][name] = None
+        else:
+            object.__setattr__(self, name, value)
+
+    def _forget(self, name: str) -> None:
+        d = self.__dict__
+        d.pop(name, None)
+        for table in (d["_parameters"], d["_buffers"], d["_modules"]):
+            table.pop(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        d = self.__dict__
+        for table in ("_parameters", "_buffers", "_modules"):
+            if table in d and name in d[table]:
+                return d[table][name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        for table in (self._parameters, self._buffers, self._modules):
+            if name in table:
+                del table[name]
+                return
+        object.__delattr__(self, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._parameters, *self._buffers, *self._modules})
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Adds a parameter (None keeps the name without one)."""
+        self._check_name(name)
+        if param is not None and not isinstance(param, Parameter):
+            raise TypeError(
+                f"register_parameter: {name!r} must be a Parameter or None, got {type(param).__name__}"
+            )
+        self._forget(name)
+        self._parameters[name] = param
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Adds a tensor that is state but not trained, such as running statistics."""
+        self._check_name(name)
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"register_buffer: {name!r} must be a Tensor or None, got {type(tensor).__name__}"
+            )
+        self._forget(name)
+        self._buffers[name] = tensor
+        self._transient.discard(name) if persistent else self._transient.add(name)
+
+    def register_module(self, name: str, module: Module | None) -> None:
+        """Adds a submodule under a name."""
+        self._check_name(name)
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(
+                f"register_module: {name!r} must be a Module or None, got {type(module).__name__}"
+            )
+        self._forget(name)
+        self._modules[name] = module
+
+    add_module = register_module
+
+    def _check_name(self, name: str) -> None:
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(
+                f"{type(self).__name__}: {name!r} cannot be a name: it must be a string without dots"
+            )
+
+    # ---- running
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._hooks and not self._pre_hooks:
+            return self.forward(*args, **kwargs)
+        for fn in list(self._pre_hooks.values()):
+            changed = fn(self, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        out = self.forward(*args, **kwargs)
+        for fn in list(self._hooks.values()):
+            changed = fn(self, args, out)
+            if changed is not None:
+                out = changed
+        return out
+
+    def register_forward_hook(self, fn: Callable) -> Any:
+        """Calls fn(module, args, output) after forward; a returned value replaces the output."""
+        from ..core.tensor import HookHandle
+
+        return HookHandle(self._hooks, fn)
+
+    def register_forward_pre_hook(self, fn: Callable) -> Any:
+        """Calls fn(module, args) before forward; a returned value replaces the arguments."""
+        from ..core.tensor import HookHandle
+
+        return HookHandle(self._pre_hooks, fn)
+
+    # ---- walking
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        for name, m in self._modules.items():
+            if m is not None:
+                yield name, m
+
+    def children(self) -> Iterator[Module]:
+        for _, m in self.named_children():
+            yield m
+
+    def named_modules(
+        self, memo: set | None = None, prefix: str = ""
+    ) -> Iterator[tuple[str, Module]]:
+        """Every module of the tree with its dotted name, each once."""
+        memo = set() if memo is None else memo
+        if id(self) in memo:
+            return
+        memo.add(id(self))
+        yield prefix, self
+        for name, m in self.named_children():
+            yield from m.named_modules(memo, f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        for _, m in self.named_modules():
+            yield m
+
+    def _named(
+        self, table: str, recurse: bool, duplicates: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        modules: Iterable[tuple[str, Module]] = self.named_modules() if recurse else [("", self)]
+        for prefix, m in modules:
+            for name, t in m.__dict__[table].items():
+                if t is None or (id(t) in seen and not duplicates):
+                    continue
+                seen.add(id(t))
+                yield (f"{prefix}.{name}" if prefix else name), t
+
+    def named_parameters(self, recurse: bool = True) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter with its dotted name; shared ones once, under their first name."""
+        return self._named("_parameters", recurse)  # type: ignore[return-value]
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        for _, p in self.named_parameters(recurse):
+            yield p
+
+    def named_buffers(self, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+        return self._named("_buffers", recurse)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        for _, b in self.named_buffers(recurse):
+            yield b
+
+    def get_submodule(self, target: str) -> Module:
+        """The module under a dotted name; AttributeError when there is none."""
+        m: Module = self
+        for part in target.split(".") if target else []:
+            child = m._modules.get(part)
+            if child is None:
+                raise AttributeError(f"{type(self).__name__} has no submodule {target!r}")
+            m = child
+        return m
+
+    def apply(self: M, fn: Callable[[Module], Any]) -> M:
+        """Calls fn on every submodule, then on self."""
+        for m in self.children():
+            m.apply(fn)
+        fn(self)
+        return self
+
+    # ---- state
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, m in self._all_modules(""):
+            for name, p in m._parameters.items():
+                if p is not None:
+                    yield prefix + name, p
+            for name, b in m._buffers.items():
+                if b is not None and name not in m._transient:
+                    yield prefix + name, b
+
+    def _all_modules(self, prefix: str) -> Iterator[tuple[str, Module]]:
+        # Shared modules under each of their names, as PyTorch's state dicts have them.
+        yield prefix, self
+        for name, m in self.named_children():
+            yield from m._all_modules(f"{prefix}{name}.")
+
+    def state_dict(self) -> OrderedDict[str, Tensor]:
+        """Parameters and persistent buffers by dotted name, sharing memory with the module."""
+        return OrderedDict((name, t.detach()) for name, t in self._state())
+
+    def load_state_dict(self, state: Any, strict: bool = True) -> LoadResult:
+        """Copies values by name into the parameters and buffers; all is checked before any is changed.
+
+        state: names to Tensors or arrays. strict: every name must match. Returns the missing and
+        unexpected names. Raises KeyError for names (strict) and ValueError for shapes.
+        """
+        if not hasattr(state, "items"):
+            raise TypeError(
+                f"load_state_dict: expected a mapping of names to arrays, got {type(state).__name__}"
+            )
+        own = OrderedDict(self._state())
+        missing = [n for n in own if n not in state]
+        unexpected = [n for n in state if n not in own]
+        if strict and (missing or unexpected):
+
+            def few(names: list[str]) -> str:
+                return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+            text = []
+            if missing:
+                text.append(f"missing {len(missing)}: {few(missing)}")
+            if unexpected:
+                text.append(f"unexpected {len(unexpected)}: {few(unexpected)}")
+            raise KeyError(
+                f"{type(self).__name__}.load_state_dict: {'; '.join(text)}. strict=False loads the names that match"
+            )
+        arrays = {}
+        for name, t in own.items():
+            if name not in state:
+                continue
+            value = state[name]
+            a = value.data if isinstance(value, Tensor) else np.asarray(value)
+            if a.shape != t.data.shape:
+                raise ValueError(
+                    f"{type(self).__name__}.load_state_dict: {name} has shape {a.shape} in the state and "
+                    f"{t.data.shape} in the module"
+                )
+            resolve_dtype(a.dtype, f"load_state_dict: {name}")
+            arrays[name] = a
+        for name, a in arrays.items():
+            t = own[name]
+            t._k.copy_(t.data, a)
+            t._ver[0] += 1
+        return LoadResult(missing, unexpected)
+
+    # ---- modes
+    def train(self: M, mode: bool = True) -> M:
+        """Sets training mode (dropout active, batch statistics) in the whole tree."""
+        for m in self.modules():
+            m.__dict__["training"] = bool(mode)
+        return self
+
+    def eval(self: M) -> M:
+        """Sets evaluation mode."""
+        return self.train(False)
+
+    def requires_grad_(self: M, flag: bool = True) -> M:
+        """Sets whether the parameters of the tree are trained."""
+        for p in self.parameters():
+            p.requires_grad = flag
+        return self
+
+    def freeze(self: M) -> M:
+        """The parameters of the tree are no longer trained."""
+        return self.requires_grad_(False)
+
+    def unfreeze(self: M) -> M:
+        """The parameters of the tree are trained again."""
+        return self.requires_grad_(True)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops (or zeroes) the gradients of all parameters."""
+        for p in self.parameters():
+            if set_to_none or p._grad is None:
+                p._grad = None
+            else:
+                p._grad.data.fill(0)
+
+    def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
+        """Converts float parameters and buffers to a dtype in place; device must be 'cpu'."""
+        for a in args:
+            if isinstance(a, str) and (a == "cpu" or a.startswith("cuda")):
+                device = a
+            else:
+                dtype = a
+        if device is not None:
+            check_device(device, f"{type(self).__name__}.to")
+        if dtype is not None:
+            d = resolve_dtype(dtype, f"{type(self).__name__}.to")
+            if d.kind != "f":
+                raise TypeError(f"{type(self).__name__}.to: parameters must stay float, got {d}")
+            for t in itertools.chain(self.parameters(), self.buffers()):
+                if t.data.dtype.kind == "f" and t.data.dtype != d:
+                    t.data = t._k.cast(t.data, d.name)
+                    t._ver[0] += 1
+                    if t._grad is not None:
+                        t._grad = t._grad.to(dtype=d)
+        return self
+
+    def double(self: M) -> M:
+        return self.to(dtype=np.float64)
+
+    def float(self: M) -> M:
+        return self.to(dtype=np.float32)
+
+    # ---- text
+    def extra_repr(self) -> str:
+        """What `repr` shows in the parentheses."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = []
+        for name, m in self.named_children():
+            lines.append(f"({name}): " + repr(m).replace("\n", "\n  "))
+        extra = self.extra_repr()
+        head = type(self).__name__ + "("
+        if not lines:
+            return head + extra + ")"
+        return head + (extra + "\n  " if extra else "\n  ") + "\n  ".join(lines) + "\n)"
+
+
+class LoadResult(tuple):
+    """(missing_keys, unexpected_keys) of a load."""
+
+    def __new__(cls, missing: list[str], unexpected: list[str]) -> LoadResult:
+        return super().__new__(cls, (missing, unexpected))
+
+    @property
+    def missing_keys(self) -> list[str]:
+        return self[0]
+
+    @property
+    def unexpected_keys(self) -> list[str]:
+        return self[1]
+
+
+class Sequential(Module):
+    """Modules called one after the other. Takes modules, or one OrderedDict of names to modules.
+
+    >>> import gradsmith.nn as nn
+    >>> len(nn.Sequential(nn.Identity(), nn.Flatten()))
+    2
+    """
+
+    def __init__(self, *modules: Any):
+        super().__init__()
+        if len(modules) == 1 and isinstance(modules[0], dict):
+            items = list(modules[0].items())
+        else:
+            items = [(str(i), m) for i, m in enumerate(modules)]
+        for name, m in items:
+            if not isinstance(m, Module):
+                raise TypeError(
+                    f"Sequential: item {name} must be a Module, got {type(m).__name__}"
+                    + (
+                        f". Did you mean {m.__name__}()?"
+                        if isinstance(m, type) and issubclass(m, Module)
+                        else ""
+                    )
+                )
+            self.register_module(name, m)
+
+    def forward(self, x: Any) -> Any:
+        for m in self._modules.values():
+            x = m(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(list(self._modules.values()))
+
+    def __getitem__(self, index: int | slice) -> Any:
+        names = list(self._modules)
+        if isinstance(index, slice):
+            return type(self)(OrderedDict((n, self._modules[n]) for n in names[index]))
+        return self._modules[names[index]]
+
+    def append(self, module: Module) -> Sequential:
+        """Adds a module at the end."""
+        self.register_module(str(len(self)), module)
+        return self
+
+
+class ModuleList(Module):
+    """A list of modules that are registered; it has no forward."""
+
+    def __init__(self, modules: Iterable[Module] = ()):
+        super().__init__()
+        self.extend(modules)
+
+    def append(self, module: Module) -> ModuleList:
+        self.register_module(str(len(self)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> ModuleList:
+        for m in modules:
+            self.append(m)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(list(self._modules.values()))
+
+    def __getitem__(self, index: int | slice) -> Any:
+        values = list(self._modules.values())
+        return ModuleList(values[index]) if isinstance(index, slice) else values[index]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        self.register_module(list(self._modules)[index], module)
+
+
+class ModuleDict(Module):
+    """Modules under names; it has no forward."""
+
+    def __init__(self, modules: Any = None):
+        super().__init__()
+        self.update(modules or {})
+
+    def update(self, modules: Any) -> None:
+        for name, m in dict(modules).items():
+            self.register_module(name, m)
+
+    def __getitem__(self, name: str) -> Module:
+        return self._modules[name]
+
+    def __setitem__(self, name: str, module: Module) -> None:
+        self.register_module(name, module)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._modules))
+
+    def keys(self) -> Any:
+        return self._modules.keys()
+
+    def values(self) -> Any:
+        return self._modules.values()
+
+    def items(self) -> Any:
+        return self._modules.items()
+
+
+class ParameterList(Module):
+    """A list of parameters that are registered."""
+
+    def __init__(self, parameters: Iterable[Any] = ()):
+        super().__init__()
+        for p in parameters:
+            self.append(p)
+
+    def append(self, p: Any) -> ParameterList:
+        self.register_parameter(str(len(self)), p if isinstance(p, Parameter) else Parameter(p))
+        return self
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(list(self._parameters.values()))
+
+    def __getitem__(self, index: int) -> Parameter:
+        return list(self._parameters.values())[index]
+
+
+class Identity(Module):
+    """Returns its input. Any constructor arguments are ignored."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__()
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class Flatten(Module):
+    """Merges dimensions start_dim .. end_dim into one: (N, H, W, C) -> (N, H*W*C)."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1):
+        super().__init__()
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(self.start_dim, self.end_dim)
+
+    def extra_repr(self) -> str:
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+class Unflatten(Module):
+    """Splits dimension `dim` into `sizes`: (N, H*W*C) -> (N, H, W, C)."""
+
+    def __init__(self, dim: int, sizes: tuple[int, ...]):
+        super().__init__()
+        self.dim, self.sizes = dim, tuple(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(self.dim, self.sizes)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, sizes={self.sizes}"

@@ -1,0 +1,4 @@
+"""Ops on Tensors: one autograd rule per op over the kernels. Importing this attaches Tensor's methods.
+
+One line a family, so that `gs.<op>` finds what ops/<family>.py lists in __all__.
+"""
