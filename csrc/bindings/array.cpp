@@ -13,20 +13,30 @@ struct TypeInfo {
   int64_t size;
 };
 const TypeInfo types[kDTypeCount] = {{"float32", 4}, {"float64", 8}, {"int32", 4}, {"int64", 8},
-                                     {"uint8", 1},   {"bool", 1},    {"bfloat16", 2}};
+                                     {"uint8", 1},   {"bool", 1},    {"uint16", 2}};
 
 // NumPy type number -> DType, or -1
 int from_type_num(int num) {
   using api = py::detail::npy_api;
   switch (num) {
-    case api::NPY_FLOAT_: return kF32;
-    case api::NPY_DOUBLE_: return kF64;
-    case api::NPY_INT_: return kI32;
-    case api::NPY_LONG_: return sizeof(long) == 8 ? kI64 : kI32;
-    case api::NPY_LONGLONG_: return kI64;
-    case api::NPY_UBYTE_: return kU8;
-    case api::NPY_BOOL_: return kBool;
-    default: return -1;
+    case api::NPY_FLOAT_:
+      return kF32;
+    case api::NPY_DOUBLE_:
+      return kF64;
+    case api::NPY_INT_:
+      return kI32;
+    case api::NPY_LONG_:
+      return sizeof(long) == 8 ? kI64 : kI32;
+    case api::NPY_LONGLONG_:
+      return kI64;
+    case api::NPY_UBYTE_:
+      return kU8;
+    case api::NPY_USHORT_:
+      return kBF16;
+    case api::NPY_BOOL_:
+      return kBool;
+    default:
+      return -1;
   }
 }
 
@@ -64,16 +74,19 @@ void type_error(const char* op, const std::string& what) {
 
 Array array_in(py::handle h, const char* op, const char* name) {
   if (!h || !py::isinstance<py::array>(h))
-    type_error(op, std::string(name) + " must be a NumPy array, got " + (h ? type_of(h) : "nothing"));
+    type_error(op,
+               std::string(name) + " must be a NumPy array, got " + (h ? type_of(h) : "nothing"));
   Array a;
   a.object = py::reinterpret_borrow<py::object>(h);
   const auto* proxy = py::detail::array_proxy(h.ptr());
   py::dtype dt = py::reinterpret_borrow<py::dtype>(proxy->descr);
   int t = from_type_num(dt.num());
   if (t < 0 || dt.byteorder() == '>')
-    type_error(op, std::string(name) + " has dtype " + std::string(py::str(dt)) +
-                       "; float32, float64, int32, int64, uint8 and bool (native byte order) are supported. "
-                       "Convert it with .astype(np.float32)");
+    type_error(
+        op,
+        std::string(name) + " has dtype " + std::string(py::str(dt)) +
+            "; float32, float64, int32, int64, uint8 and bool (native byte order) are supported. "
+            "Convert it with .astype(np.float32)");
   a.dtype = (DType)t;
   a.ndim = proxy->nd;
   if (a.ndim > kMaxDims)
@@ -86,8 +99,10 @@ Array array_in(py::handle h, const char* op, const char* name) {
     a.shape[i] = proxy->dimensions[i];
     int64_t bytes = proxy->strides[i];
     if (bytes % item != 0)
-      value_error(op, std::string(name) + " has strides that are not multiples of its element size; "
-                                          "pass np.ascontiguousarray(" + name + ")");
+      value_error(op, std::string(name) +
+                          " has strides that are not multiples of its element size; "
+                          "pass np.ascontiguousarray(" +
+                          name + ")");
     a.strides[i] = bytes / item;
     if (a.shape[i] != 1 && a.strides[i] != expect) a.contiguous = false;
     expect *= a.shape[i];
@@ -96,7 +111,8 @@ Array array_in(py::handle h, const char* op, const char* name) {
   if (a.size == 0) a.contiguous = true;
   a.data = (char*)proxy->data;
   if ((uintptr_t)a.data % (uintptr_t)item != 0)
-    value_error(op, std::string(name) + " is not aligned to its element size; pass " + name + ".copy()");
+    value_error(
+        op, std::string(name) + " is not aligned to its element size; pass " + name + ".copy()");
   return a;
 }
 
@@ -129,12 +145,15 @@ Array dense(const Array& a) {
   return c;
 }
 
-Array array_dense(py::handle h, const char* op, const char* name) { return dense(array_in(h, op, name)); }
+Array array_dense(py::handle h, const char* op, const char* name) {
+  return dense(array_in(h, op, name));
+}
 
 Array array_out(py::handle h, const char* op, const char* name) {
   Array a = array_in(h, op, name);
   if (!(py::detail::array_proxy(h.ptr())->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_))
-    value_error(op, std::string(name) + " is read-only and would be written in place; pass a writeable copy");
+    value_error(op, std::string(name) +
+                        " is read-only and would be written in place; pass a writeable copy");
   return a;
 }
 
@@ -144,16 +163,18 @@ void check_float(const Array& a, const char* op, const char* name) {
                        "; float32 or float64 is needed. Convert it with .astype(np.float32)");
 }
 
-void check_same_dtype(const Array& a, const char* a_name, const Array& b, const char* b_name, const char* op) {
+void check_same_dtype(const Array& a, const char* a_name, const Array& b, const char* b_name,
+                      const char* op) {
   if (a.dtype != b.dtype)
     type_error(op, std::string(a_name) + " is " + dtype_name(a.dtype) + " and " + b_name + " is " +
-                       dtype_name(b.dtype) + "; both must have one dtype. Convert one with .astype(...)");
+                       dtype_name(b.dtype) +
+                       "; both must have one dtype. Convert one with .astype(...)");
 }
 
 void check_ndim(const Array& a, int ndim, const char* op, const char* name, const char* layout) {
   if (a.ndim != ndim)
-    value_error(op, std::string(name) + " has shape " + a.shape_text() + "; expected " + std::to_string(ndim) +
-                        " dimensions " + layout);
+    value_error(op, std::string(name) + " has shape " + a.shape_text() + "; expected " +
+                        std::to_string(ndim) + " dimensions " + layout);
 }
 
 bool same_shape(const Array& a, const Array& b) {
@@ -163,10 +184,11 @@ bool same_shape(const Array& a, const Array& b) {
   return true;
 }
 
-void check_same_shape(const Array& a, const char* a_name, const Array& b, const char* b_name, const char* op) {
+void check_same_shape(const Array& a, const char* a_name, const Array& b, const char* b_name,
+                      const char* op) {
   if (!same_shape(a, b))
-    value_error(op, std::string(a_name) + " has shape " + a.shape_text() + " and " + b_name + " has shape " +
-                        b.shape_text() + "; they must be equal");
+    value_error(op, std::string(a_name) + " has shape " + a.shape_text() + " and " + b_name +
+                        " has shape " + b.shape_text() + "; they must be equal");
 }
 
 Array array_new(DType dtype, int ndim, const int64_t* shape) {
@@ -189,13 +211,15 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
   PyObject* descr = dtype_object(dtype);
   size_t bytes = (size_t)(a.size * item);
   if (overflow) {
-    PyErr_Format(PyExc_MemoryError, "an array of shape %s does not fit into memory", shape_text(shape, ndim).c_str());
+    PyErr_Format(PyExc_MemoryError, "an array of shape %s does not fit into memory",
+                 shape_text(shape, ndim).c_str());
     throw py::error_already_set();
   }
   if (bytes <= 256) {
     // NumPy's own small-block cache is faster than a capsule
     Py_INCREF(descr);
-    PyObject* o = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, nullptr, nullptr, 0, nullptr);
+    PyObject* o = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, nullptr, nullptr,
+                                            0, nullptr);
     if (!o) throw py::error_already_set();
     a.object = py::reinterpret_steal<py::object>(o);
     a.data = (char*)py::detail::array_proxy(o)->data;
@@ -219,11 +243,11 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
     throw py::error_already_set();
   }
   Py_INCREF(descr);
-  PyObject* o = api.PyArray_NewFromDescr_(
-      api.PyArray_Type_, descr, ndim, dims, nullptr, p,
-      py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
-          py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_,
-      nullptr);
+  PyObject* o = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, nullptr, p,
+                                          py::detail::npy_api::NPY_ARRAY_WRITEABLE_ |
+                                              py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
+                                              py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_,
+                                          nullptr);
   if (!o) {
     Py_DECREF(capsule);
     throw py::error_already_set();
@@ -238,8 +262,8 @@ Array array_new(DType dtype, std::initializer_list<int64_t> shape) {
   return array_new(dtype, (int)shape.size(), shape.begin());
 }
 
-void run_kernel(const Kernel& kernel, DType dtype, const void* params, size_t params_size, const Buffer* buffers,
-                int count) {
+void run_kernel(const Kernel& kernel, DType dtype, const void* params, size_t params_size,
+                const Buffer* buffers, int count) {
   const KernelEntry* entry = kernel.get(dtype);
   if (!entry)
     type_error(kernel.name, std::string("no kernel for dtype ") + dtype_name(dtype) +

@@ -1,5 +1,5 @@
-// Arrays as the bindings see them: NumPy arrays, checked by hand (no implicit conversion, no copies made behind the
-// caller's back), and fresh arrays on memory of the pool.
+// Arrays as the bindings see them: NumPy arrays, checked by hand (no implicit conversion, no copies
+// made behind the caller's back), and fresh arrays on memory of the pool.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -45,7 +45,8 @@ struct Array {
 [[noreturn]] void type_error(const char* op, const std::string& what);
 std::string shape_text(const int64_t* shape, int ndim);
 
-// Reads an argument: any strides that NumPy views give; TypeError when it is not an array of a known dtype.
+// Reads an argument: any strides that NumPy views give; TypeError when it is not an array of a
+// known dtype.
 Array array_in(py::handle h, const char* op, const char* name);
 // As array_in, but None gives an absent array.
 Array array_optional(py::handle h, const char* op, const char* name);
@@ -58,9 +59,11 @@ void copy_into(const Array& src, const Array& dst);
 Array array_out(py::handle h, const char* op, const char* name);
 // Checks: float32 or float64; same dtype as another; a given shape.
 void check_float(const Array& a, const char* op, const char* name);
-void check_same_dtype(const Array& a, const char* a_name, const Array& b, const char* b_name, const char* op);
+void check_same_dtype(const Array& a, const char* a_name, const Array& b, const char* b_name,
+                      const char* op);
 void check_ndim(const Array& a, int ndim, const char* op, const char* name, const char* layout);
-void check_same_shape(const Array& a, const char* a_name, const Array& b, const char* b_name, const char* op);
+void check_same_shape(const Array& a, const char* a_name, const Array& b, const char* b_name,
+                      const char* op);
 bool same_shape(const Array& a, const Array& b);
 
 // A fresh C-contiguous array, not zeroed; MemoryError when memory is out.
@@ -74,17 +77,18 @@ inline Buffer in(const Array& a) { return Buffer{a.data, 0, kRead}; }
 inline Buffer out(const Array& a) { return Buffer{a.data, 0, kWrite}; }
 inline Buffer inout(const Array& a) { return Buffer{a.data, 0, kReadWrite}; }
 
-// Plans and launches a kernel; the GIL is released when the work is worth it. TypeError when the kernel
-// does not know the dtype.
-void run_kernel(const Kernel& kernel, DType dtype, const void* params, size_t params_size, const Buffer* buffers,
-                int count);
+// Plans and launches a kernel; the GIL is released when the work is worth it. TypeError when the
+// kernel does not know the dtype.
+void run_kernel(const Kernel& kernel, DType dtype, const void* params, size_t params_size,
+                const Buffer* buffers, int count);
 template <class P>
-void run(const Kernel& kernel, DType dtype, const P& params, std::initializer_list<Buffer> buffers) {
+void run(const Kernel& kernel, DType dtype, const P& params,
+         std::initializer_list<Buffer> buffers) {
   run_kernel(kernel, dtype, &params, sizeof(P), buffers.begin(), (int)buffers.size());
 }
 
-// Merges neighbouring dimensions that all operands step through alike and drops dimensions of size 1.
-// shape: ndim sizes; strides[k]: strides of operand k. Returns the new ndim.
+// Merges neighbouring dimensions that all operands step through alike and drops dimensions of
+// size 1. shape: ndim sizes; strides[k]: strides of operand k. Returns the new ndim.
 int coalesce(int ndim, int64_t* shape, int operands, int64_t (*strides)[kMaxDims]);
 
 }  // namespace gs

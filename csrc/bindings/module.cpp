@@ -21,7 +21,8 @@ double now() {
 
 const Kernel fma_peak("fma_peak"), stream_copy("stream_copy");
 
-// Seconds for one run of the register-only FMA loop on `threads` members, and the operations it did.
+// Seconds for one run of the register-only FMA loop on `threads` members, and the operations it
+// did.
 py::tuple probe_fma(const std::string& dtype, int threads, int64_t iterations) {
   DType t = dtype == "float64" ? kF64 : kF32;
   const KernelEntry* entry = fma_peak.get(t);
@@ -29,8 +30,8 @@ py::tuple probe_fma(const std::string& dtype, int threads, int64_t iterations) {
   FmaPeakParams p{iterations, threads};
   Buffer b{sink, 0, kWrite};
   int64_t bytes = strcmp(isa_active(), "base") == 0 || strcmp(isa_active(), "neon") == 0 ? 16
-                  : strcmp(isa_active(), "avx2") == 0                                     ? 32
-                                                                                          : 64;
+                  : strcmp(isa_active(), "avx2") == 0                                    ? 32
+                                                                                         : 64;
   int64_t lanes = bytes / dtype_size(t), chains = bytes == 64 ? 24 : 12;
   Launch call{entry, &p, sizeof(p), &b, 1, Plan{1, 0, 0}};
   entry->plan(&p, &call.plan);
@@ -70,7 +71,8 @@ PYBIND11_MODULE(_cpu, m) {
   if (const char* want = getenv("GRADSMITH_ISA"))
     if (*want)
       if (const char* error = isa_choose(want)) throw py::import_error(error);
-  m.def("isa", [] { return std::string(isa_active()); }, "The instruction set in use.");
+  m.def(
+      "isa", [] { return std::string(isa_active()); }, "The instruction set in use.");
   m.def(
       "supported_isas",
       [] {
@@ -120,10 +122,14 @@ PYBIND11_MODULE(_cpu, m) {
     return s;
   });
   m.def("slot_free", &slot_free, py::arg("slot"));
-  m.def("slot_set", [](int slot, double v) { slot_table()[slot].f = v; }, py::arg("slot"), py::arg("value"));
-  m.def("slot_get", [](int slot) { return slot_table()[slot].f; }, py::arg("slot"));
+  m.def(
+      "slot_set", [](int slot, double v) { slot_table()[slot].f = v; }, py::arg("slot"),
+      py::arg("value"));
+  m.def(
+      "slot_get", [](int slot) { return slot_table()[slot].f; }, py::arg("slot"));
   m.def("probe_fma", &probe_fma, py::arg("dtype"), py::arg("threads"), py::arg("iterations"));
-  m.def("probe_copy", &probe_copy, py::arg("src"), py::arg("dst"), py::arg("threads"), py::arg("streaming"));
+  m.def("probe_copy", &probe_copy, py::arg("src"), py::arg("dst"), py::arg("threads"),
+        py::arg("streaming"));
 #define GS_BINDING(f) bind_##f(m);
 #include "bindings.inc"
 #undef GS_BINDING

@@ -1,4 +1,5 @@
-// Chooses one instruction set at load and looks kernels up in its tables. Compiled for the baseline.
+// Chooses one instruction set at load and looks kernels up in its tables. Compiled for the
+// baseline.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -155,7 +156,8 @@ const char* isa_choose(const char* want) {
   static char message[200];
   for (int i = 0; i < level_count; ++i)
     if (strcmp(levels[i].name, want) == 0) {
-      // A level that the machine lacks is lowered to its best: the variable can only lower the choice.
+      // A level that the machine lacks is lowered to its best: the variable can only lower the
+      // choice.
       active = levels[i].runs() ? i : best();
       if (active > i) active = i;
       ++choice_epoch;

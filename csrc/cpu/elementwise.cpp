@@ -53,13 +53,24 @@ void copy(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t b = t * kRun, e = b + kRun < n ? b + kRun : n;
     To* out = (To*)buf[1];
     switch (p.from) {
-      case kF32: copy_range(p, (const float*)buf[0], out, b, e); break;
-      case kF64: copy_range(p, (const double*)buf[0], out, b, e); break;
-      case kI32: copy_range(p, (const int32_t*)buf[0], out, b, e); break;
-      case kI64: copy_range(p, (const int64_t*)buf[0], out, b, e); break;
+      case kF32:
+        copy_range(p, (const float*)buf[0], out, b, e);
+        break;
+      case kF64:
+        copy_range(p, (const double*)buf[0], out, b, e);
+        break;
+      case kI32:
+        copy_range(p, (const int32_t*)buf[0], out, b, e);
+        break;
+      case kI64:
+        copy_range(p, (const int64_t*)buf[0], out, b, e);
+        break;
       case kU8:
-      case kBool: copy_range(p, (const uint8_t*)buf[0], out, b, e); break;
-      default: break;
+      case kBool:
+        copy_range(p, (const uint8_t*)buf[0], out, b, e);
+        break;
+      default:
+        break;
     }
   }
 }

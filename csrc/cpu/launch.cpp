@@ -1,9 +1,13 @@
 // The one entry through which every kernel runs, and the table of slots. A recorder of the captured
 // step attaches here: it sees the kernel, the parameters and the buffers with their access.
-#include "runtime.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
 
-#include <atomic>
 #include <mutex>
+#include <new>
+
+#include "runtime.h"
 
 namespace gs {
 
@@ -32,6 +36,20 @@ void member(void* arg, int tid, int nt, void* barrier) {
   c.entry->run(c.params, c.pointers, &ctx);
 }
 
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bool verbose() {
+  static const bool on = [] {
+    const char* v = getenv("GRADSMITH_VERBOSE");
+    return v && *v && *v != '0';
+  }();
+  return on;
+}
+
 }  // namespace
 
 SlotValue* slot_table() { return slots; }
@@ -50,18 +68,28 @@ void slot_free(int slot) {
 void launch(const Launch& call) {
   void* pointers[kMaxBuffers];
   for (int i = 0; i < call.buffer_count; ++i)
-    pointers[i] = call.buffers[i].base ? (char*)call.buffers[i].base + call.buffers[i].offset : nullptr;
-  char* scratch = call.plan.scratch ? (char*)pool_alloc(call.plan.scratch) : nullptr;
+    pointers[i] =
+        call.buffers[i].base ? (char*)call.buffers[i].base + call.buffers[i].offset : nullptr;
+  char* scratch = nullptr;
+  if (call.plan.scratch) {
+    scratch = (char*)pool_alloc(call.plan.scratch);
+    if (!scratch) throw std::bad_alloc();
+  }
   int64_t nt = call.plan.work / kWorkPerMember + 1;
   if (nt > call.plan.tasks) nt = call.plan.tasks;
   int limit = get_num_threads();
   if (nt > limit) nt = limit;
   if (nt < 1) nt = 1;
   TeamCall team_call{call.entry, call.params, pointers, scratch};
+  double start = verbose() ? now() : 0;
   if (nt == 1)
     member(&team_call, 0, 1, nullptr);
   else
     run_team((int)nt, member, &team_call);
+  if (verbose())
+    fprintf(stderr, "gradsmith: %s %s, %d of %lld tasks at once, %zu bytes of scratch, %.1f us\n",
+            call.entry->name, isa_active(), (int)nt, (long long)call.plan.tasks, call.plan.scratch,
+            (now() - start) * 1e6);
   if (scratch) pool_free(scratch, call.plan.scratch);
 }
 

@@ -1,4 +1,5 @@
-// What the machine says of itself: processor name and cache sizes, from which block sizes are derived.
+// What the machine says of itself: processor name and cache sizes, from which block sizes are
+// derived.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,11 +1,11 @@
-// Memory for arrays and scratch: blocks are kept mapped and handed out again, because a fresh block of
-// megabytes costs more in page faults than the kernel that fills it.
+// Memory for arrays and scratch: blocks are kept mapped and handed out again, because a fresh block
+// of megabytes costs more in page faults than the kernel that fills it.
 //
-// Sizes are rounded up to 8 classes per power of two (at most 12.5 % waste). Blocks below 1 MB are carved from
-// malloc; blocks of 1 MB and more are mapped on 2 MB boundaries and advised to huge pages. Freed blocks go to a
-// list per class; when the cache holds more than its limit, large blocks go back to the system.
-// Built with AddressSanitizer (or GRADSMITH_POOL=0) every block comes from malloc and goes back, so that
-// stray accesses are seen.
+// Sizes are rounded up to 8 classes per power of two (at most 12.5 % waste). Blocks below 1 MB are
+// carved from malloc; blocks of 1 MB and more are mapped on 2 MB boundaries and advised to huge
+// pages. Freed blocks go to a list per class; when the cache holds more than its limit, large
+// blocks go back to the system. Built with AddressSanitizer (or GRADSMITH_POOL=0) every block comes
+// from malloc and goes back, so that stray accesses are seen.
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +33,8 @@ size_t cache_limit = 0;
 bool pass_through = false;
 bool ready = false;
 
-// Class c holds blocks of (8 + c % 8) << (c / 8 + 3) bytes: 64, 72, 80, ... rounded up to 64 below 512.
+// Class c holds blocks of (8 + c % 8) << (c / 8 + 3) bytes: 64, 72, 80, ... rounded up to 64 below
+// 512.
 size_t class_size(int c) { return (size_t)(8 + c % 8) << (c / 8 + 3); }
 
 int class_of(size_t bytes) {
@@ -71,8 +72,8 @@ void* from_system(size_t size) {
     return p;
   }
   // Map with slack, keep the part on a 2 MB boundary.
-  char* raw = (char*)mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                          -1, 0);
+  char* raw = (char*)mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == (char*)MAP_FAILED) return nullptr;
   char* start = (char*)(((uintptr_t)raw + kHuge - 1) & ~(uintptr_t)(kHuge - 1));
   if (start > raw) munmap(raw, (size_t)(start - raw));

@@ -1,7 +1,8 @@
 // Probes of the machine's limits, compiled per instruction set because the limit depends on it.
 //
-// fma_peak: 24 accumulators hide the latency of FMA (4-5 cycles x 2 a cycle = 10); nothing leaves the
-// registers. stream_copy: out[i] = in[i] over blocks far larger than the caches; 2 n bytes move.
+// fma_peak: 24 accumulators hide the latency of FMA (4-5 cycles x 2 a cycle = 10); nothing leaves
+// the registers. stream_copy: out[i] = in[i] over blocks far larger than the caches; 2 n bytes
+// move.
 #include "probe.h"
 
 #include "simd/vec.h"

@@ -1,8 +1,9 @@
 // The team of threads. Our own rather than OpenMP's: it survives fork, knows affinity and container
 // quotas, brings no second runtime into the process, and is what a captured step replays on.
 //
-// Members spin for a short while after a job (the next kernel is usually microseconds away), then sleep
-// on a condition variable. One caller owns the team at a time; nested calls and other callers run alone.
+// Members spin for a short while after a job (the next kernel is usually microseconds away), then
+// sleep on a condition variable. One caller owns the team at a time; nested calls and other callers
+// run alone.
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@ namespace gs {
 namespace {
 
 constexpr int kMaxThreads = 256;
+constexpr int kMemberBits = 16;
 constexpr long kSpinNanoseconds = 60000;
 
 inline void pause_cpu() {
@@ -49,10 +51,12 @@ struct Team {
   pthread_mutex_t mutex;
   pthread_cond_t wake;
   int started;  // workers alive, not counting the caller
-  alignas(64) std::atomic<uint64_t> job;  // rises by one for each job
-  alignas(64) std::atomic<int> pending;   // workers that have not finished the job
+  // Rises with each job; the low bits are its number of members. A worker that the job does not
+  // count in reads nothing else of it, so the next job may be set up while that worker is still
+  // waking.
+  alignas(64) std::atomic<uint64_t> job;
+  alignas(64) std::atomic<int> pending;  // members that have not finished the job
   std::atomic<int> sleepers;
-  int nt;
   TeamFn fn;
   void* arg;
   Barrier barrier;
@@ -104,8 +108,11 @@ void* worker(void* p) {
       }
     }
     seen = t->job.load(std::memory_order_acquire);
-    if (a.tid < t->nt) t->fn(t->arg, a.tid, t->nt, &t->barrier);
-    t->pending.fetch_sub(1, std::memory_order_release);
+    int nt = (int)(seen & ((1u << kMemberBits) - 1));
+    if (a.tid < nt) {
+      t->fn(t->arg, a.tid, nt, &t->barrier);
+      t->pending.fetch_sub(1, std::memory_order_release);
+    }
   }
   return nullptr;
 }
@@ -244,13 +251,13 @@ void run_team(int nt, TeamFn fn, void* arg) {
     }
     ++t->started;
   }
-  if (t->started < nt - 1) nt = t->started + 1;
-  t->nt = nt;
+  if (t->started < nt - 1) nt = t->started + 1;  // the system refused a thread
   t->fn = fn;
   t->arg = arg;
   t->barrier.arrived.store(0);
-  t->pending.store(t->started, std::memory_order_relaxed);
-  t->job.fetch_add(1);  // sequentially consistent: a worker going to sleep either sees it or is seen
+  t->pending.store(nt - 1, std::memory_order_relaxed);
+  // Sequentially consistent: a worker going to sleep either sees the job or is seen.
+  t->job.store((((t->job.load() >> kMemberBits) + 1) << kMemberBits) | (uint64_t)nt);
   if (t->sleepers.load() > 0) {
     pthread_mutex_lock(&t->mutex);
     pthread_cond_broadcast(&t->wake);

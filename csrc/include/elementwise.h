@@ -4,7 +4,8 @@
 
 namespace gs {
 
-// copy: out[i] = (out type) in[i] over any strides. buffers: in, out. The entry's dtype is the output's.
+// copy: out[i] = (out type) in[i] over any strides. buffers: in, out. The entry's dtype is the
+// output's.
 struct CopyParams {
   int32_t ndim;
   DType from;

@@ -1,9 +1,9 @@
 // What every kernel, on every device and instruction set, agrees on.
 //
-// A kernel is a plain function `run(params, buffers, ctx)`. `params` is a plain struct (sizes, strides,
-// scalars), `buffers` the resolved pointers, `ctx` says which member of the team calls. All members of
-// a team call the same function; a kernel splits its work by shape into tasks and takes the tasks
-// t = tid, tid + nt, ..., so the result never depends on the number of threads.
+// A kernel is a plain function `run(params, buffers, ctx)`. `params` is a plain struct (sizes,
+// strides, scalars), `buffers` the resolved pointers, `ctx` says which member of the team calls.
+// All members of a team call the same function; a kernel splits its work by shape into tasks and
+// takes the tasks t = tid, tid + nt, ..., so the result never depends on the number of threads.
 //
 // Included by files that are compiled for higher instruction sets: nothing here may become a weak
 // symbol, so no inline functions except always_inline ones, and nothing from the C++ library.
@@ -16,6 +16,7 @@
 
 namespace gs {
 
+// kBF16 arrays are held as uint16 bit patterns on the Python side.
 enum DType : int32_t { kF32, kF64, kI32, kI64, kU8, kBool, kBF16, kDTypeCount };
 
 constexpr int kMaxDims = 8;
@@ -27,13 +28,15 @@ union SlotValue {
   uint64_t u;
 };
 
-// A scalar argument: slot < 0 means `value` itself, otherwise the slot table is read when the kernel runs.
+// A scalar argument: slot < 0 means `value` itself, otherwise the slot table is read when the
+// kernel runs.
 struct Scalar {
   double value;
   int32_t slot;
 };
 
-// A position in the random stream: value plus, when slot >= 0, what the slot holds when the kernel runs.
+// A position in the random stream: value plus, when slot >= 0, what the slot holds when the kernel
+// runs.
 struct Counter {
   uint64_t value;
   int32_t slot;

@@ -1,7 +1,7 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a pure function
-// of a 64-bit key and a 128-bit counter. gradsmith addresses it as key = seed, counter = (element block,
-// op counter): element i of an op takes word i % 4 of the block i / 4, so a stream does not depend on
-// how the work is split, nor on the device.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a pure
+// function of a 64-bit key and a 128-bit counter. gradsmith addresses it as key = seed, counter =
+// (element block, op counter): element i of an op takes word i % 4 of the block i / 4, so a stream
+// does not depend on how the work is split, nor on the device.
 #pragma once
 #include "kernel.h"
 

@@ -1,5 +1,5 @@
-// The CPU runtime below the bindings: choice of the instruction set, launch, team of threads, memory
-// pool, slots. Knows nothing of Python. Not for kernel files.
+// The CPU runtime below the bindings: choice of the instruction set, launch, team of threads,
+// memory pool, slots. Knows nothing of Python. Not for kernel files.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -11,8 +11,9 @@
 namespace gs {
 
 // ---- instruction sets (dispatch.cpp)
-const char* isa_active();                  // "base", "avx2", "avx512", "avx512bf16" or "neon"
-int isa_supported(const char** names);     // what machine and build both have, lowest first; fills up to 8
+const char* isa_active();  // "base", "avx2", "avx512", "avx512bf16" or "neon"
+int isa_supported(
+    const char** names);  // what machine and build both have, lowest first; fills up to 8
 const char* isa_choose(const char* want);  // lower the choice; error text or nullptr
 
 // A kernel looked up once by name in the active table, one entry per dtype.
@@ -53,8 +54,8 @@ struct CpuBudget {
   const char* reason;
 };
 CpuBudget cpu_budget();
-// Runs fn(arg, tid, nt, barrier) on nt members, the caller being member 0. Nested or concurrent calls
-// run with nt = 1: kernels give the same bits either way.
+// Runs fn(arg, tid, nt, barrier) on nt members, the caller being member 0. Nested or concurrent
+// calls run with nt = 1: kernels give the same bits either way.
 typedef void (*TeamFn)(void* arg, int tid, int nt, void* barrier);
 void run_team(int nt, TeamFn fn, void* arg);
 void team_barrier_wait(void* barrier, int nt);

@@ -1,9 +1,10 @@
 // Vectors of the instruction set that this file is compiled for.
 //
 // The types are GCC/Clang vector extensions: + - * / comparisons, ?: and bit casts come from the
-// compiler. Only what it cannot express (fma, sqrt, min/max, partial loads and stores) is overloaded
-// per instruction set. `simd<T>::V` is the native vector of T, `simd<T>::N` its lanes, `simd<T>::I` the
-// integer vector of the same shape (masks are such vectors: all ones or zero per lane).
+// compiler. Only what it cannot express (fma, sqrt, min/max, partial loads and stores) is
+// overloaded per instruction set. `simd<T>::V` is the native vector of T, `simd<T>::N` its lanes,
+// `simd<T>::I` the integer vector of the same shape (masks are such vectors: all ones or zero per
+// lane).
 //
 // Sums that must agree on every instruction set use Sum16 (16 logical lanes whatever the width).
 #pragma once
@@ -136,12 +137,11 @@ GS_INLINE void store_n(double* p, vd v, int n) {
 }
 #endif
 
-// ---- fma(a, b, c) = a * b + c, rounded once where the instruction set has it (not on x86 baseline)
-// min(a, b) = a < b ? a : b and max(a, b) = a > b ? a : b: with a NaN the second operand is taken.
+// ---- fma(a, b, c) = a * b + c, rounded once where the instruction set has it (not on x86
+// baseline) min(a, b) = a < b ? a : b and max(a, b) = a > b ? a : b: with a NaN the second operand
+// is taken.
 #if defined(__AVX512F__)
-GS_INLINE vf fma(vf a, vf b, vf c) {
-  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-}
+GS_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 GS_INLINE vd fma(vd a, vd b, vd c) {
   return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 }
@@ -158,9 +158,7 @@ GS_INLINE vd min(vd a, vd b) { return (vd)_mm512_min_pd((__m512d)a, (__m512d)b);
 GS_INLINE vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 GS_INLINE vd max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)a, (__m512d)b); }
 #elif defined(__AVX2__)
-GS_INLINE vf fma(vf a, vf b, vf c) {
-  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-}
+GS_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 GS_INLINE vd fma(vd a, vd b, vd c) {
   return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }

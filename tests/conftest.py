@@ -1,0 +1,36 @@
+"""Shared pieces of the tests."""
+
+import numpy as np
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow; run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def rng(request):
+    """Fresh random numbers each run; the seed is printed when a test fails."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"rng seed {seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    """Runs the test on 1, 2 and 3 threads."""
+    import gradsmith as gs
+
+    before = gs.get_num_threads()
+    gs.set_num_threads(request.param)
+    yield request.param
+    gs.set_num_threads(before)

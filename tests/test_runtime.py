@@ -1,0 +1,226 @@
+"""The runtime: instruction sets, threads, fork, memory pool, bfloat16, and the rule that kernels export one symbol."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import gradsmith as gs
+from gradsmith import _cpu
+
+
+def run_python(code, **env):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done
+
+
+def test_isa_can_only_be_lowered():
+    for name in _cpu.supported_isas():
+        done = run_python("from gradsmith import _cpu; print(_cpu.isa())", GRADSMITH_ISA=name)
+        assert done.stdout.strip() == name, done.stderr
+    done = run_python("from gradsmith import _cpu", GRADSMITH_ISA="pentium")
+    assert done.returncode != 0
+    assert "pentium" in done.stderr and "one of" in done.stderr
+
+
+def test_num_threads_environment_and_setter():
+    done = run_python(
+        "import gradsmith as gs; print(gs.get_num_threads())", GRADSMITH_NUM_THREADS="3"
+    )
+    assert done.stdout.strip() == "3"
+    before = gs.get_num_threads()
+    with gs.threads(2):
+        assert gs.get_num_threads() == 2
+    assert gs.get_num_threads() == before
+    for bad in (0, -1, 1000):
+        with pytest.raises(ValueError, match="set_num_threads"):
+            gs.set_num_threads(bad)
+    with pytest.raises(TypeError):
+        gs.set_num_threads(2.5)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_affinity_is_respected():
+    code = (
+        "import os; os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]}); "
+        "import gradsmith as gs; print(gs.get_num_threads())"
+    )
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("GRADSMITH_NUM_THREADS", "OMP_NUM_THREADS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "1", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_team_survives_fork():
+    code = """
+import os, numpy as np, gradsmith as gs
+from gradsmith import _cpu
+gs.set_num_threads(3)
+x = np.arange(4_000_000, dtype=np.float32)
+assert (_cpu.copy(x) == x).all()          # the team is running
+pid = os.fork()
+if pid == 0:
+    ok = (_cpu.copy(x) == x).all()        # a fresh team in the child
+    os._exit(0 if ok else 1)
+_, status = os.waitpid(pid, 0)
+assert status == 0, status
+assert (_cpu.copy(x) == x).all()
+print("fine")
+"""
+    done = run_python(code)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_several_python_threads_use_the_team_at_once():
+    gs.set_num_threads(2)
+    x = np.random.default_rng(0).standard_normal(3_000_000).astype(np.float32)
+    wrong = []
+
+    def work():
+        for _ in range(10):
+            if not np.array_equal(_cpu.copy(x), x):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert not wrong
+
+
+def test_team_size_may_change_between_calls():
+    x = np.random.default_rng(0).standard_normal(500_000).astype(np.float32)
+    before = gs.get_num_threads()
+    for n in (1, 3, 2, 5, 1, 4, 2) * 20:
+        gs.set_num_threads(n)
+        assert np.array_equal(_cpu.copy(x), x)
+    gs.set_num_threads(before)
+
+
+@pytest.mark.skipif(os.environ.get("GRADSMITH_POOL") == "0", reason="the pool is off")
+def test_pool_reuses_memory():
+    gs.empty_cache()
+    a = _cpu.empty((1 << 20,), "float32")
+    address = a.ctypes.data
+    del a
+    b = _cpu.empty((1 << 20,), "float32")
+    assert b.ctypes.data == address
+    assert address % 64 == 0
+    stats = gs.memory_stats()
+    assert stats["in_use"] >= b.nbytes
+    del b
+    assert gs.memory_stats()["cached"] >= 4 << 20
+    gs.empty_cache()
+    assert gs.memory_stats()["cached"] == 0
+
+
+def test_pool_blocks_do_not_overlap(rng):
+    sizes = rng.integers(1, 300_000, 60)
+    arrays = [_cpu.empty((int(n),), "uint8") for n in sizes]
+    for i, a in enumerate(arrays):
+        a[:] = i
+    for i in range(0, len(arrays), 2):
+        arrays[i] = None
+    fresh = [_cpu.empty((int(n),), "uint8") for n in sizes[::2]]
+    for a in fresh:
+        a[:] = 255
+    for i in range(1, len(arrays), 2):
+        assert (arrays[i] == i).all()
+
+
+def test_impossible_size_is_a_memory_error():
+    with pytest.raises(MemoryError):
+        _cpu.empty((1 << 50,), "float32")
+    with pytest.raises(MemoryError):
+        _cpu.empty((1 << 40, 1 << 40), "float32")
+
+
+def test_copy_takes_any_strides(rng):
+    x = rng.standard_normal((5, 4, 3, 6))
+    for v in (
+        x,
+        x[::-1],
+        x[:, ::2, ::-1],
+        x.transpose(3, 1, 0, 2),
+        x[:, :0],
+        x[2, 1, 1, 3:].reshape(3)[:1].reshape(()),
+        np.broadcast_to(x[:1], x.shape),
+    ):
+        assert np.array_equal(_cpu.copy(v), v)
+        out = np.zeros_like(v, order="C")[..., ::-1] if v.ndim else np.zeros(())
+        _cpu.copy_(out, v)
+        assert np.array_equal(out, v)
+
+
+def test_cast_between_dtypes(rng):
+    x = rng.standard_normal(1000) * 100
+    for a in ("float32", "float64", "int32", "int64"):
+        for b in ("float32", "float64", "int32", "int64"):
+            assert np.array_equal(_cpu.cast(x.astype(a), b), x.astype(a).astype(b))
+
+
+def test_bindings_reject_bad_arrays():
+    with pytest.raises(TypeError, match="x must be a NumPy array"):
+        _cpu.copy([1, 2])
+    with pytest.raises(TypeError, match="complex128"):
+        _cpu.copy(np.zeros(3, complex))
+    with pytest.raises(TypeError, match="byte order"):
+        _cpu.copy(np.zeros(3, ">f4"))
+    with pytest.raises(ValueError, match="dimensions"):
+        _cpu.copy(np.zeros((1,) * 9))
+    frozen = np.zeros(3)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        _cpu.copy_(frozen, np.ones(3))
+    with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
+        _cpu.copy_(np.zeros(3), np.ones(4))
+    raw = np.zeros(17, np.uint8)[1:].view(np.float64)
+    with pytest.raises(ValueError, match="aligned"):
+        _cpu.copy(raw)
+
+
+def bfloat16_reference(x):
+    bits = x.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    nan = np.isnan(x)
+    rounded[nan] = ((bits[nan] >> 16) | 0x40).astype(np.uint16)
+    return rounded
+
+
+def test_bfloat16_rounds_to_nearest_even(rng):
+    bits = rng.integers(0, 2**32, 200_003, dtype=np.uint32)
+    edge = np.array([0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x00000001, 0x007FFFFF, 0x3F808000, 0x3F818000, 0x7F7FFFFF], np.uint32)  # fmt: skip
+    x = np.concatenate([edge, bits, np.arange(1000, dtype=np.uint32)]).view(np.float32)
+    got = _cpu.float32_to_bfloat16(x)
+    assert np.array_equal(got, bfloat16_reference(x))
+    back = _cpu.bfloat16_to_float32(got)
+    assert np.array_equal(back.view(np.uint32), got.astype(np.uint32) << 16)
+    with pytest.raises(TypeError, match="float32"):
+        _cpu.float32_to_bfloat16(np.zeros(3))
+
+
+def test_verbose_prints_the_kernel():
+    done = run_python(
+        "from gradsmith import _cpu; import numpy as np; _cpu.copy(np.zeros(4))",
+        GRADSMITH_VERBOSE="1",
+    )
+    assert "gradsmith: copy" in done.stderr
+
+
+def test_show_config_names_the_choice():
+    text = gs.show_config(measure=False)
+    assert _cpu.isa() in text and "threads" in text and gs.__version__ in text
