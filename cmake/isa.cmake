@@ -3,7 +3,7 @@
 # rounds alike. Never -ffast-math: it would change the floating-point mode of the whole process.
 
 set(GS_KERNEL_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-exceptions -fno-rtti
-    -fno-semantic-interposition -Wall -Wextra -Wno-psabi -fvisibility=hidden)
+    -fno-semantic-interposition -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized -fvisibility=hidden)
 set(GS_SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize-recover=undefined
     -fno-omit-frame-pointer -g)
 set(GS_BASE_FLAGS "")

@@ -1,0 +1,78 @@
+"""Derives the polynomial coefficients of csrc/cpu/simd/vmath.h.
+
+Each fit minimises the largest weighted error over an interval by Lawson's iteration (weighted least
+squares in a Chebyshev basis, weights multiplied by the error), on samples computed with mpmath.
+Coefficients are then rounded to float32 from the lowest power up, the rest refitted after each
+rounding, so that the printed error is the one of the float32 coefficients.
+
+    python bench/fit_vmath.py            needs numpy and mpmath
+"""
+
+import mpmath as mp
+import numpy as np
+
+mp.mp.dps = 40
+
+
+def samples(fun, lo, hi, n=1200):
+    x = np.cos(np.pi * (np.arange(n) + 0.5) / n) * (hi - lo) / 2 + (hi + lo) / 2
+    return x, np.array([float(fun(mp.mpf(float(v)))) for v in x])
+
+
+def lawson(x, y, w, powers, iterations=80):
+    """Coefficients of sum c_k x^k, k in powers, that minimise max |w (sum - y)|."""
+    scale = np.abs(x).max()
+    basis = np.stack([(x / scale) ** k for k in powers], 1)
+    q, r = np.linalg.qr(basis)
+    weight = np.full(len(x), 1.0)
+    for _ in range(iterations):
+        s = np.sqrt(weight) * w
+        c = np.linalg.lstsq(q * s[:, None], y * s, rcond=None)[0]
+        err = np.abs(q @ c - y) * w
+        if err.max() == 0:
+            break
+        weight = weight * (err + 1e-3 * err.max())
+        weight /= weight.sum()
+    c = np.linalg.solve(r, c)
+    return c / scale ** np.array(powers, dtype=float), err.max()
+
+
+def fit(name, fun, weight, lo, hi, degree):
+    """Prints c_0 .. c_degree of the polynomial closest to fun, error weighted by weight(x)."""
+    x, y = samples(fun, lo, hi)
+    w = np.abs(samples(weight, lo, hi)[1])
+    fixed, rest = [], y.copy()
+    for k in range(degree + 1):
+        c, _ = lawson(x, rest, w, list(range(k, degree + 1)))
+        fixed.append(float(np.float32(c[0])))
+        rest = rest - fixed[-1] * x**k
+    print(f"{name}: degree {degree}, largest error {np.abs(rest * w).max():.1e}")
+    print("   ", ", ".join(f"{np.float32(c)!r}" for c in fixed).replace("np.float32(", "").replace(")", ""))
+
+
+def main():
+    half = float(mp.log(2) / 2) + 1e-3
+    fit("exp", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half, half, 4)
+    lo, hi = float(mp.sqrt(0.5)) - 1, float(mp.sqrt(2)) - 1
+    for d in (7, 8):
+        fit("log", lambda f: (mp.log1p(f) - f + f**2 / 2) / f**3, lambda f: f**3 / mp.log1p(f), lo, hi, d)
+    for d in (8, 9):
+        fit("log1p01", lambda e: (mp.log1p(e) - e) / e**2, lambda e: e**2 / mp.log1p(e), 1e-9, 1, d)
+    for d in (5, 6):
+        fit("erf_small", lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1,
+            lambda z: mp.sqrt(z) / mp.erf(mp.sqrt(z)), 1e-12, 1, d)
+    for d in (7, 8):
+        fit("erf_tail", lambda t: mp.log(mp.erfc(t)), lambda t: mp.erfc(t) / mp.erf(t) * 0 + mp.erfc(t) ** mp.mpf("0.5"), 0.99, 4.0, d)
+    for p in (0.25, 0.3, 0.35, 0.4):
+        for d in (8, 9):
+            def mills(u, p=p):
+                t = (1 / u - 1) / p
+                return mp.erfc(t / mp.sqrt(2)) / 2 * mp.exp(t * t / 2) / u
+            fit(f"mills p={p}", mills, lambda u: 1 / mills(u), 1 / (1 + p * 14.5), 1.0, d)
+    q = float(mp.pi / 4) + 1e-6
+    fit("sin", lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, lambda z: z, 1e-9, q * q, 3)
+    fit("cos", lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, lambda z: z**2, 1e-5, q * q, 2)
+
+
+if __name__ == "__main__":
+    main()
