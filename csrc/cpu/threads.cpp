@@ -5,6 +5,7 @@
 // sleep on a condition variable. One caller owns the team at a time; nested calls and other callers
 // run alone.
 #include <errno.h>
+#include <sched.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,6 @@
 #include <atomic>
 #include <thread>
 #if defined(__linux__)
-#include <sched.h>
 #endif
 
 #include "runtime.h"
