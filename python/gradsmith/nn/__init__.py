@@ -22,9 +22,11 @@ __all__ = [
     "Parameter",
     "ParameterList",
     "Sequential",
+    "Summary",
     "Unflatten",
     "functional",
     "init",
+    "summary",
 ]
 
 # One line a family: from .<family> import * ; each file lists its names in __all__.

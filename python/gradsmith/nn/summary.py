@@ -1,0 +1,141 @@
+"""A table of a network's layers: output shapes, parameters, multiply-adds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core import random
+from ..core.autograd import no_grad
+from ..core.tensor import Tensor
+from .module import Module
+
+__all__ = ["Summary", "summary"]
+
+
+@dataclass
+class Row:
+    """One layer: its dotted name, class, output shape, own parameters and multiply-adds of one call."""
+
+    name: str
+    kind: str
+    output_shape: tuple
+    parameters: int
+    trainable: int
+    multiply_adds: int
+
+
+@dataclass
+class Summary:
+    """What `summary` returns; printing it shows the table."""
+
+    rows: list[Row] = field(default_factory=list)
+    parameters: int = 0
+    trainable: int = 0
+    multiply_adds: int = 0
+
+    def __str__(self) -> str:
+        head = ("layer", "output shape", "parameters", "multiply-adds")
+        body = [
+            (
+                f"{r.name} ({r.kind})" if r.name else r.kind,
+                str(r.output_shape),
+                f"{r.parameters:,}",
+                f"{r.multiply_adds:,}",
+            )
+            for r in self.rows
+        ]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(4)]
+
+        def fmt(line: tuple) -> str:
+            left = "  ".join(line[i].ljust(widths[i]) for i in (0, 1))
+            return left + "  " + "  ".join(line[i].rjust(widths[i]) for i in (2, 3))
+
+        rule = "-" * (sum(widths) + 6)
+        lines = [fmt(head), rule, *[fmt(b) for b in body], rule]
+        lines.append(
+            f"parameters {self.parameters:,} ({self.trainable:,} trained), multiply-adds {self.multiply_adds:,}"
+        )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _multiply_adds(m: Module, args: tuple, out: Any) -> int:
+    """Multiplications that are added up in one call of a layer with a weight matrix or filter; else 0."""
+    weight = getattr(m, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or not isinstance(out, Tensor):
+        return 0
+    kind = type(m).__name__
+    if kind == "Embedding":
+        return 0
+    if kind == "Bilinear":
+        return out.size * math.prod(weight.shape[1:])
+    if kind.startswith("ConvTranspose"):
+        # every input element meets all taps of its filter
+        return args[0].size * math.prod(weight.shape[1:])
+    # Linear (out, in) and convolutions (out, ..., in/groups): every output element is one dot product
+    return out.size * math.prod(weight.shape[1:])
+
+
+def summary(model: Module, input_shape: Any, dtype: Any = np.float32) -> Summary:
+    """Runs `model` once on zeros and lists its layers.
+
+    input_shape: the shape of one input with its batch axis, (N, H, W, C) or (N, features); or a list of
+    shapes for several inputs. Modes, running statistics and the random stream are left as they were.
+    Multiply-adds are counted for one call on that shape.
+
+    >>> import gradsmith.nn as nn
+    >>> nn.summary(nn.Sequential(nn.Flatten()), (1, 4, 4, 1)).rows[0].output_shape
+    (1, 16)
+    """
+    shapes = (
+        list(input_shape)
+        if input_shape and isinstance(input_shape[0], (tuple, list))
+        else [input_shape]
+    )
+    dtypes = dtype if isinstance(dtype, (tuple, list)) else [dtype] * len(shapes)
+    result = Summary()
+    handles = []
+    counted: set[int] = set()
+
+    def watch(name: str, m: Module) -> None:
+        def hook(module: Module, args: tuple, out: Any) -> None:
+            own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+            counted.update(id(p) for p in own)
+            first = out[0] if isinstance(out, (tuple, list)) else out
+            result.rows.append(
+                Row(
+                    name,
+                    type(module).__name__,
+                    tuple(first.shape) if isinstance(first, Tensor) else (),
+                    sum(p.size for p in own),
+                    sum(p.size for p in own if p.requires_grad),
+                    _multiply_adds(module, args, first),
+                )
+            )
+
+        handles.append(m.register_forward_hook(hook))
+
+    for name, m in model.named_modules():
+        if not any(True for _ in m.children()) or any(True for _ in m.parameters(recurse=False)):
+            watch(name, m)
+    modes = [(m, m.training) for m in model.modules()]
+    before = random.state()
+    try:
+        model.eval()
+        with no_grad():
+            model(*[Tensor(np.zeros(tuple(s), d)) for s, d in zip(shapes, dtypes)])
+    finally:
+        for h in handles:
+            h.remove()
+        for m, mode in modes:
+            m.__dict__["training"] = mode
+        random.set_state(before)
+    result.parameters = sum(p.size for p in model.parameters())
+    result.trainable = sum(p.size for p in model.parameters() if p.requires_grad)
+    result.multiply_adds = sum(r.multiply_adds for r in result.rows)
+    return result
