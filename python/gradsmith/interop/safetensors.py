@@ -144,7 +144,10 @@ def _rebuild(node: Any, tensors: dict[str, np.ndarray], used: set[str]) -> Any:
         if kind == "$numpy" and isinstance(value, list) and len(value) == 2:
             if value[0] not in _SCALARS or not isinstance(value[1], (bool, int, float)):
                 raise ValueError(f"its metadata holds a malformed scalar {value!r}")
-            return np.dtype(value[0]).type(value[1])
+            scalar = np.dtype(value[0]).type(value[1])
+            if scalar != value[1] and value[1] == value[1]:  # nan differs from itself
+                raise ValueError(f"its metadata holds {value[1]!r} as {value[0]}")
+            return scalar
         if kind == "$items" and isinstance(value, list):
             result = {}
             for pair in value:

@@ -46,7 +46,8 @@ class _Fitted:
     shift: np.ndarray | None = None
     scale: np.ndarray | None = None
 
-    def _both(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _parts(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shift, what rounding it to x's dtype leaves, and scale."""
         name = type(self).__name__
         if self.shift is None or self.scale is None:
             raise ValueError(f"{name}: call fit(x) with the training data first")
@@ -56,23 +57,26 @@ class _Fitted:
                 f"{name}: input of shape {x.shape} has {features} features (last axis); it was "
                 f"fitted on {len(self.shift)}"
             )
-        return self.shift.astype(x.dtype), self.scale.astype(x.dtype)
+        shift = self.shift.astype(x.dtype)
+        return shift, (self.shift - shift).astype(x.dtype), self.scale.astype(x.dtype)
 
     def fit(self, x: Any) -> Any:
         raise NotImplementedError
 
     def __call__(self, x: Any, rng: Any = None) -> np.ndarray:
         x = _floating(as_array(x, type(self).__name__))
-        shift, scale = self._both(x)
+        shift, rest, scale = self._parts(x)
         y = x - shift
+        y -= rest
         y /= scale
         return y
 
     def inverse(self, y: Any) -> np.ndarray:
         """The x that gives y."""
         y = _floating(as_array(y, type(self).__name__))
-        shift, scale = self._both(y)
+        shift, rest, scale = self._parts(y)
         x = y * scale
+        x += rest
         x += shift
         return x
 

@@ -10,9 +10,6 @@ from ..dataset import as_array
 
 __all__ = ["ColorJitter", "Cutout", "Grayscale", "RandomCrop", "RandomFlip", "RandomRotate"]
 
-# Luma of ITU-R BT.601, as in Pillow and torchvision
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-
 
 def _images(x: Any, what: str) -> np.ndarray:
     x = as_array(x, what)
@@ -191,7 +188,7 @@ class Grayscale:
         x = _images(x, "Grayscale")
         if x.shape[-1] not in (1, 3):
             raise ValueError(f"Grayscale: expected 1 or 3 channels, got shape {x.shape}")
-        gray = x if x.shape[-1] == 1 else _like((x @ _LUMA)[..., None], x.dtype)
+        gray = _like(_gray(x), x.dtype)
         return np.repeat(gray, self.channels, axis=-1)
 
     def __repr__(self) -> str:
@@ -230,7 +227,7 @@ class ColorJitter:
         if x.dtype != np.uint8 and x.dtype.kind != "f":
             raise TypeError(f"ColorJitter: expected uint8 or floats in [0, 1], got {x.dtype}")
         top = np.float32(255 if x.dtype == np.uint8 else 1)
-        y = x.astype(np.float32)
+        y = x.astype(np.float32, order="C")
         names = list(self.ranges)
         for i in rng.permutation(4):
             span = self.ranges[names[i]]
@@ -271,8 +268,15 @@ def _range(value: Any, middle: float, name: str) -> tuple[float, float] | None:
     return None if low == high == middle else (low, high)
 
 
-def _gray(y: np.ndarray) -> np.ndarray:
-    return y if y.shape[-1] == 1 else (y @ _LUMA)[..., None]
+def _gray(x: np.ndarray) -> np.ndarray:
+    """Luma of ITU-R BT.601, as in Pillow; not ``@``, whose bits depend on layout and threads."""
+    if x.shape[-1] == 1:
+        return x
+    x = x if x.dtype.kind == "f" else x.astype(np.float32)
+    y = x[..., 0:1] * np.float32(0.299)
+    y += x[..., 1:2] * np.float32(0.587)
+    y += x[..., 2:3] * np.float32(0.114)
+    return y
 
 
 def _turn_hue(y: np.ndarray, shift: np.ndarray) -> np.ndarray:
