@@ -2,3 +2,4 @@
 
 One line a family, so that `gs.<op>` finds what ops/<family>.py lists in __all__.
 """
+from .norm import *

@@ -1,0 +1,187 @@
+// Bindings of the norm family.
+#include "norm.h"
+
+#include "array.h"
+
+namespace gs {
+
+namespace {
+
+const Kernel channel_norm("channel_norm"), channel_norm_backward("channel_norm_backward");
+
+// An optional vector with one value a channel, in x's dtype.
+Array per_channel(py::handle h, const Array& x, int64_t channels, const char* op,
+                  const char* name) {
+  Array a = array_optional(h, op, name);
+  if (!a.present()) return a;
+  check_same_dtype(a, name, x, "input", op);
+  if (a.ndim != 1 || a.shape[0] != channels)
+    value_error(op, std::string(name) + " has shape " + a.shape_text() + "; input has shape " +
+                        x.shape_text() + ", so it must be (" + std::to_string(channels) +
+                        ",): one value a channel, channels last");
+  return dense(a);
+}
+
+// As per_channel, but written in place.
+Array running(py::handle h, const Array& x, int64_t channels, bool write, const char* op,
+              const char* name) {
+  Array a = per_channel(h, x, channels, op, name);
+  if (a.present() && write) {
+    a = array_out(h, op, name);
+    if (!a.contiguous)
+      value_error(op, std::string(name) + " must be contiguous: it is updated in place");
+  }
+  return a;
+}
+
+// x as (outer, rows, channels); per_sample: the first axis is kept apart
+ChannelNormParams shape_of(const Array& x, bool per_sample, int64_t groups, const char* op) {
+  ChannelNormParams p{};
+  p.channels = x.dim(-1);
+  if (p.channels == 0)
+    value_error(op, "input has shape " + x.shape_text() + " with no channels (last axis)");
+  p.outer = per_sample ? x.shape[0] : 1;
+  p.rows = p.outer ? x.size / p.outer / p.channels : 0;
+  p.groups = groups ? groups : p.channels;
+  return p;
+}
+
+py::tuple batch_norm(py::handle xh, py::handle wh, py::handle bh, py::handle mh, py::handle vh,
+                     py::handle nh, bool training, double momentum, double eps, py::handle rh,
+                     bool relu, bool per_sample) {
+  const char* op = per_sample ? "instance_norm" : "batch_norm";
+  Array x = array_in(xh, op, "input");
+  check_float(x, op, "input");
+  if (x.ndim < (per_sample ? 3 : 2))
+    value_error(op,
+                "input has shape " + x.shape_text() +
+                    (per_sample ? "; expected (N, ..., C): channels last, at least 3 dimensions"
+                                : "; expected (N, C), (N, T, C) or (N, H, W, C): channels last"));
+  ChannelNormParams p = shape_of(x, per_sample, 0, op);
+  Array w = per_channel(wh, x, p.channels, op, "weight"),
+        b = per_channel(bh, x, p.channels, op, "bias");
+  Array m = running(mh, x, p.channels, training, op, "running_mean");
+  Array v = running(vh, x, p.channels, training, op, "running_var");
+  if (!training && (!m.present() || !v.present()))
+    value_error(op, "without training, running_mean and running_var are needed");
+  if (training && p.rows <= 1)
+    value_error(op,
+                "expected more than one value per channel when training; input has shape " +
+                    x.shape_text() +
+                    ". Use a larger batch (or drop_last=True in the loader), or call model.eval()");
+  if (!(eps >= 0)) value_error(op, "eps must be 0 or more, got " + std::to_string(eps));
+  Array count = array_optional(nh, op, "num_batches_tracked");
+  if (count.present()) {
+    count = array_out(nh, op, "num_batches_tracked");
+    if (count.dtype != kI64 || count.size != 1)
+      value_error(op, "num_batches_tracked must be one int64, got " +
+                          std::string(dtype_name(count.dtype)) + " of shape " + count.shape_text());
+  }
+  Array res = array_optional(rh, op, "residual");
+  if (res.present()) {
+    check_same_dtype(res, "residual", x, "input", op);
+    check_same_shape(res, "residual", x, "input", op);
+    res = dense(res);
+  }
+  x = dense(x);
+  Array y = array_like(x), stats = array_new(kF64, {p.outer, p.groups, 2});
+  p.eps = eps;
+  p.momentum = Scalar{momentum, -1};
+  p.training = training;
+  p.relu = relu;
+  if (x.size)
+    run(channel_norm, x.dtype, p,
+        {in(x), in(w), in(b), training ? inout(m) : in(m), training ? inout(v) : in(v),
+         inout(count), in(res), out(y), out(stats)});
+  return py::make_tuple(result(y), result(stats));
+}
+
+py::tuple group_norm(py::handle xh, int64_t groups, py::handle wh, py::handle bh, double eps) {
+  const char* op = "group_norm";
+  Array x = array_in(xh, op, "input");
+  check_float(x, op, "input");
+  if (x.ndim < 2)
+    value_error(op, "input has shape " + x.shape_text() + "; expected (N, ..., C): channels last");
+  if (groups < 1 || x.dim(-1) % groups != 0)
+    value_error(op, "input has shape " + x.shape_text() + ": its " + std::to_string(x.dim(-1)) +
+                        " channels (last axis) cannot be split into num_groups = " +
+                        std::to_string(groups));
+  ChannelNormParams p = shape_of(x, true, groups, op);
+  if (x.size == groups && p.outer == 1)
+    value_error(op, "expected more than one value per group; input has shape " + x.shape_text());
+  Array w = per_channel(wh, x, p.channels, op, "weight"),
+        b = per_channel(bh, x, p.channels, op, "bias");
+  x = dense(x);
+  Array y = array_like(x), stats = array_new(kF64, {p.outer, p.groups, 2}), none;
+  p.eps = eps;
+  p.momentum = Scalar{0, -1};
+  p.training = 1;
+  if (x.size)
+    run(channel_norm, x.dtype, p,
+        {in(x), in(w), in(b), in(none), in(none), in(none), in(none), out(y), out(stats)});
+  return py::make_tuple(result(y), result(stats));
+}
+
+py::tuple channel_backward(py::handle gh, py::handle xh, py::handle sh, py::handle wh,
+                           py::handle bh, py::handle yh, bool training, bool relu, bool need_dx,
+                           bool need_dw, bool need_db, bool need_dres) {
+  const char* op = "channel_norm_backward";
+  Array dy = array_in(gh, op, "grad"), x = array_in(xh, op, "input"),
+        stats = array_dense(sh, op, "stats");
+  check_same_dtype(dy, "grad", x, "input", op);
+  check_same_shape(dy, "grad", x, "input", op);
+  if (stats.ndim != 3 || stats.dtype != kF64 || stats.shape[2] != 2 || x.ndim < 2)
+    value_error(op, "stats must be the array that the forward pass returned");
+  ChannelNormParams p{};
+  p.outer = stats.shape[0];
+  p.groups = stats.shape[1];
+  p.channels = x.dim(-1);
+  if ((p.outer != 1 && p.outer != x.shape[0]) || p.groups < 1 || p.channels % p.groups != 0)
+    value_error(op, "stats has shape " + stats.shape_text() + ", which does not fit the input " +
+                        x.shape_text());
+  p.rows = p.outer && p.channels ? x.size / p.outer / p.channels : 0;
+  Array w = per_channel(wh, x, p.channels, op, "weight"),
+        b = per_channel(bh, x, p.channels, op, "bias");
+  Array y = array_optional(yh, op, "output");
+  if (y.present()) {
+    check_same_shape(y, "output", x, "input", op);
+    check_same_dtype(y, "output", x, "input", op);
+    y = dense(y);
+  }
+  p.training = training;
+  p.relu = relu;
+  if (need_dres && !(relu && y.present()))
+    value_error(op, "the residual's gradient needs relu and the output");
+  dy = dense(dy);
+  x = dense(x);
+  Array dx, dw, db, dres;
+  if (need_dx) dx = array_like(x);
+  if (need_dw) dw = array_new(x.dtype, {p.channels});
+  if (need_db) db = array_new(x.dtype, {p.channels});
+  if (need_dres) dres = array_like(x);
+  run(channel_norm_backward, x.dtype, p,
+      {in(dy), in(x), in(stats), in(w), in(b), in(y), out(dx), out(dw), out(db), out(dres)});
+  py::object none = py::none();
+  return py::make_tuple(need_dx ? result(dx) : none, need_dw ? result(dw) : none,
+                        need_db ? result(db) : none, need_dres ? result(dres) : none);
+}
+
+}  // namespace
+
+void bind_norm(py::module_& m) {
+  m.def("batch_norm", &batch_norm, py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches"),
+        py::arg("training"), py::arg("momentum"), py::arg("eps"), py::arg("residual") = py::none(),
+        py::arg("relu") = false, py::arg("per_sample") = false,
+        "(y, stats): relu?((x - mean) * rstd * weight + bias + residual?), statistics over all but "
+        "the last axis "
+        "(and the first, per_sample); momentum < 0: 1 / num_batches.");
+  m.def("group_norm", &group_norm, py::arg("x"), py::arg("groups"), py::arg("weight"),
+        py::arg("bias"), py::arg("eps"), "(y, stats)");
+  m.def("channel_norm_backward", &channel_backward, py::arg("grad"), py::arg("x"), py::arg("stats"),
+        py::arg("weight"), py::arg("bias"), py::arg("y"), py::arg("training"), py::arg("relu"),
+        py::arg("need_dx"), py::arg("need_dw"), py::arg("need_db"), py::arg("need_dres"),
+        "(dx, dweight, dbias, dresidual) of batch, group and instance norm.");
+}
+
+}  // namespace gs

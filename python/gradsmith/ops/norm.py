@@ -1,0 +1,149 @@
+"""Batch, layer, group, instance and RMS normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.autograd import Node, apply
+from ..core.tensor import Tensor
+
+__all__ = ["batch_norm", "group_norm", "instance_norm"]
+
+
+def _array(t: Tensor | None) -> Any:
+    return None if t is None else t.data
+
+
+class BatchNormBackward(Node):
+    """dx = weight * rstd * (dy - mean(dy) - xhat * mean(dy * xhat)); in evaluation weight * rstd * dy."""
+
+    __slots__ = ("relu", "training")
+    training: bool
+    relu: bool
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        x, weight, bias, stats, y = self.saved
+        needs = self.needs
+        dx, dw, db, dres = self.k.channel_norm_backward(
+            grad, x, stats, weight, bias, y, self.training, self.relu,
+            needs[0], needs[1], needs[2], needs[3] and self.relu,
+        )  # fmt: skip
+        if needs[3] and not self.relu:
+            dres = grad
+        return dx, dw, db, dres
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    num_batches_tracked: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Batch normalisation: y = (x - mean) / sqrt(var + eps) * weight + bias, a channel at a time.
+
+    input: (N, C), (N, T, C) or (N, H, W, C), any rank from 2 on; channels are the last axis. weight,
+    bias, running_mean, running_var: (C,) or None. training: mean and (biased) variance of the batch are
+    used, and running_mean, running_var are updated in place, running = (1 - momentum) * running +
+    momentum * batch, with the unbiased variance; otherwise the running values are used.
+    momentum None: the plain average over the num_batches_tracked calls so far. residual (of input's
+    shape) is added to y and relu clamps the sum at zero, in the same pass over memory.
+
+    ValueError: shapes that do not fit; one value a channel in training.
+    Ioffe and Szegedy, Batch Normalization, 2015.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> x = gs.tensor([[1.0], [3.0]])
+    >>> F.batch_norm(x, None, None, training=True, eps=0.0).tolist()
+    [[-1.0], [1.0]]
+    """
+    k = input._k
+    if momentum is None:
+        momentum = -1.0
+    elif momentum < 0:
+        raise ValueError(f"batch_norm: momentum must be 0 or more, or None, got {momentum}")
+    y, stats = k.batch_norm(
+        input.data, _array(weight), _array(bias), _array(running_mean), _array(running_var),
+        _array(num_batches_tracked) if training else None, training, momentum, eps,
+        _array(residual), relu,
+    )  # fmt: skip
+    if training:
+        for t in (running_mean, running_var, num_batches_tracked):
+            if t is not None:
+                t._ver[0] += 1
+    saved = (input, weight, bias if relu else None, stats)
+    keep = relu and residual is not None
+    if not keep:
+        saved += (None,)
+    return apply(
+        BatchNormBackward, k, y, (input, weight, bias, residual),
+        saved, keep, training=training, relu=relu,
+    )  # fmt: skip
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Instance normalisation: each channel of each sample by its own mean and variance.
+
+    input: (N, ..., C), channels last. weight, bias: (C,) or None. Running statistics are not kept:
+    running_mean and running_var are used only with use_input_stats False, as in batch_norm.
+    Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.instance_norm(gs.tensor([[[1.0], [3.0]]]), eps=0.0).tolist()
+    [[[-1.0], [1.0]]]
+    """
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None or running_var is not None:
+        raise ValueError(
+            "instance_norm: running statistics are not kept; pass running_mean=None, running_var=None"
+        )
+    k = input._k
+    y, stats = k.batch_norm(
+        input.data, _array(weight), _array(bias), None, None, None, True, 0.0, eps,
+        None, False, True,
+    )  # fmt: skip
+    return apply(
+        BatchNormBackward, k, y, (input, weight, bias, None),
+        (input, weight, None, stats, None), training=True, relu=False,
+    )  # fmt: skip
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Group normalisation: each sample's channels in num_groups runs, each by its mean and variance.
+
+    input: (N, ..., C), channels last; C must be a multiple of num_groups. weight, bias: (C,) or None.
+    ValueError: shapes that do not fit. Wu and He, Group Normalization, 2018.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.group_norm(gs.tensor([[1.0, 3.0, 5.0, 9.0]]), 2, eps=0.0).tolist()
+    [[-1.0, 1.0, -1.0, 1.0]]
+    """
+    k = input._k
+    y, stats = k.group_norm(input.data, num_groups, _array(weight), _array(bias), eps)
+    return apply(
+        BatchNormBackward, k, y, (input, weight, bias, None),
+        (input, weight, None, stats, None), training=True, relu=False,
+    )  # fmt: skip
