@@ -409,3 +409,18 @@ def test_images_are_drawn_one_by_one():
     for t in RANDOM[:-1]:
         y = t(x, rng(5))
         assert len({image.tobytes() for image in y}) > 2, t
+
+
+def test_large_batches_are_as_small_ones():
+    """Work is done some images at a time; where the cuts fall does not show."""
+    x = images(n=37, h=30, w=33)
+    y = T.RandomRotate((-90, 90))(x, rng(2))
+    for i, a in enumerate(rng(2).uniform(-90, 90, 37)):
+        np.testing.assert_allclose(
+            y[i : i + 1], T.RandomRotate((a, a))(x[i : i + 1], rng()), atol=1e-6
+        )
+    y = T.ColorJitter(hue=0.5)(x, rng(2))
+    g = rng(2)
+    g.permutation(4)
+    for i, f in enumerate(g.uniform(-0.5, 0.5, 37)):
+        np.testing.assert_allclose(y[i : i + 1], only("hue", f)(x[i : i + 1], rng()), atol=1e-5)

@@ -228,9 +228,10 @@ def _write(tensors: dict[str, np.ndarray], target: str, header: dict[str, str], 
     except (OSError, SafetensorError) as error:
         code = getattr(error, "errno", None) or errno.EIO
         reason = getattr(error, "strerror", None) or str(error)
-        told = re.search(r"\(os error (\d+)\)", reason)  # what the safetensors library passes on
+        # what the safetensors library passes on, in its newer and older wording
+        told = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", reason)
         if told:
-            code = int(told.group(1))
+            code = int(told.group(1) or told.group(2))
             reason = os.strerror(code)
         # OSError picks the subclass that belongs to the code
         raise OSError(code, f"save: cannot write the checkpoint: {reason}", shown) from error

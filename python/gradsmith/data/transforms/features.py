@@ -40,6 +40,14 @@ def _chunks(table: np.ndarray, what: str) -> Any:
         yield part
 
 
+def _widen(x: np.ndarray, parts: tuple[np.ndarray, ...]) -> tuple[np.ndarray, Any]:
+    """x with its last two axes as one, and the parts repeated to match: NumPy's inner loop is then
+    a row of pixels instead of a few channels."""
+    if x.ndim < 3 or x.size == 0 or not x.flags.c_contiguous:
+        return x, parts
+    return x.reshape(*x.shape[:-2], -1), tuple(np.tile(p, x.shape[-2]) for p in parts)
+
+
 class _Fitted:
     """y = (x - shift) / scale along the last axis, with shift and scale from ``fit``."""
 
@@ -65,20 +73,22 @@ class _Fitted:
 
     def __call__(self, x: Any, rng: Any = None) -> np.ndarray:
         x = _floating(as_array(x, type(self).__name__))
-        shift, rest, scale = self._parts(x)
-        y = x - shift
+        parts = self._parts(x)
+        wide, (shift, rest, scale) = _widen(x, parts)
+        y = wide - shift
         y -= rest
         y /= scale
-        return y
+        return y.reshape(x.shape)
 
     def inverse(self, y: Any) -> np.ndarray:
         """The x that gives y."""
         y = _floating(as_array(y, type(self).__name__))
-        shift, rest, scale = self._parts(y)
-        x = y * scale
+        parts = self._parts(y)
+        wide, (shift, rest, scale) = _widen(y, parts)
+        x = wide * scale
         x += rest
         x += shift
-        return x
+        return x.reshape(y.shape)
 
     def transform(self, x: Any) -> np.ndarray:
         """The same as calling it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,13 @@ def _like(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
         info = np.iinfo(dtype)
         return np.clip(np.rint(y), info.min, info.max).astype(dtype)
     return y.astype(dtype, copy=False)
+
+
+def _few_at_a_time(x: np.ndarray) -> Iterator[slice]:
+    """Slices of the batch of about 8,192 pixels: temporaries stay in the cache, and below the size
+    from which the allocator maps fresh pages for each."""
+    step = max(1, 8192 // max(1, x.shape[1] * x.shape[2]))
+    return (slice(i, i + step) for i in range(0, len(x), step))
 
 
 class RandomFlip:
@@ -144,8 +152,15 @@ class RandomRotate:
     def __call__(self, x: Any, rng: Any = None) -> np.ndarray:
         x = _images(x, "RandomRotate")
         rng = _rng(rng, "RandomRotate")
+        angle = np.deg2rad(rng.uniform(self.low, self.high, len(x))).astype(np.float32)
+        y = np.empty(x.shape, np.float32)
+        for part in _few_at_a_time(x):
+            self._turn(x[part], angle[part], y[part])
+        return _like(y, x.dtype)
+
+    def _turn(self, x: np.ndarray, angle: np.ndarray, y: np.ndarray) -> None:
+        """Images (n, H, W, C) turned by (n,) radians into y."""
         n, height, width, channels = x.shape
-        angle = np.deg2rad(rng.uniform(self.low, self.high, n)).astype(np.float32)
         cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
         dy = np.arange(height, dtype=np.float32)[None, :, None] - np.float32((height - 1) / 2)
         dx = np.arange(width, dtype=np.float32)[None, None, :] - np.float32((width - 1) / 2)
@@ -155,18 +170,18 @@ class RandomRotate:
         sx = np.clip(cos * dx - sin * dy + np.float32((width + 1) / 2), 0, width + 1)
         y0 = np.minimum(sy.astype(np.intp), height)
         x0 = np.minimum(sx.astype(np.intp), width)
-        fy, fx = (sy - y0)[..., None], (sx - x0)[..., None]
-        framed = np.pad(
-            x.astype(np.float32, copy=False),
-            ((0, 0), (1, 1), (1, 1), (0, 0)),
-            constant_values=self.fill,
-        ).reshape(-1, channels)
+        fy, fx = sy - y0.astype(np.float32), sx - x0.astype(np.float32)
         row = width + 2
         corner = (np.arange(n)[:, None, None] * (height + 2) + y0) * row + x0
-        top = framed.take(corner, axis=0) * (1 - fx) + framed.take(corner + 1, axis=0) * fx
-        corner += row
-        below = framed.take(corner, axis=0) * (1 - fx) + framed.take(corner + 1, axis=0) * fx
-        return _like(top * (1 - fy) + below * fy, x.dtype)
+        corners = [corner, corner + 1, corner + row, corner + row + 1]
+        weights = [(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx]
+        plane = np.full((n, height + 2, width + 2), self.fill, np.float32)
+        for c in range(channels):  # one plane at a time: contiguous arithmetic, four gathers
+            plane[:, 1:-1, 1:-1] = x[..., c]
+            total = plane.take(corners[0]) * weights[0]
+            for index, weight in zip(corners[1:], weights[1:]):
+                total += plane.take(index) * weight
+            y[..., c] = total
 
     def __repr__(self) -> str:
         return f"RandomRotate(({self.low}, {self.high}))"
@@ -244,7 +259,8 @@ class ColorJitter:
             elif names[i] == "saturation":
                 y = f * y + (1 - f) * _gray(y)
             else:
-                y = _turn_hue(y, f)
+                for part in _few_at_a_time(y):
+                    y[part] = _turn_hue(y[part], f[part])
             np.clip(y, 0, top, out=y)
         return _like(y, x.dtype)
 
@@ -280,19 +296,25 @@ def _gray(x: np.ndarray) -> np.ndarray:
 
 
 def _turn_hue(y: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """RGB (..., 3) with its hue shifted by ``shift`` turns (HSV and back)."""
-    r, g, b = y[..., 0], y[..., 1], y[..., 2]
-    value = y.max(axis=-1)
-    chroma = value - y.min(axis=-1)
-    safe = np.where(chroma > 0, chroma, np.float32(1))
+    """RGB (N, H, W, 3) with the hue of each image shifted by ``shift`` turns (HSV and back)."""
+    r, g, b = (np.ascontiguousarray(y[..., c]) for c in range(3))
+    value = np.maximum(np.maximum(r, g), b)
+    chroma = value - np.minimum(np.minimum(r, g), b)
+    per = 1 / np.where(chroma > 0, chroma, np.float32(1))
     sector = np.where(
-        value == r, (g - b) / safe, np.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4)
+        value == r, (g - b) * per, np.where(value == g, (b - r) * per + 2, (r - g) * per + 4)
     )
-    sector = sector + 6 * shift[..., 0]
+    sector += 6 * shift[..., 0]
     # each channel is value - chroma * (how far the hue is from it, as a trapezoid)
-    k = (np.array([5, 3, 1], np.float32) + sector[..., None]) % 6
-    fall = np.clip(np.minimum(k, 4 - k), 0, 1)
-    return value[..., None] - chroma[..., None] * fall
+    result = np.empty_like(y)
+    for c, start in enumerate((5, 3, 1)):
+        k = sector + np.float32(start)
+        k -= 6 * np.floor(k * np.float32(1 / 6))
+        fall = np.minimum(k, 4 - k)
+        np.clip(fall, 0, 1, out=fall)
+        fall *= chroma
+        np.subtract(value, fall, out=result[..., c])
+    return result
 
 
 class Cutout:
