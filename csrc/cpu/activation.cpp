@@ -1,0 +1,413 @@
+// Activation functions and their derivatives, elementwise on dense arrays.
+//
+// Work is split into runs of kRun elements. Floor: forward reads n and writes n elements, backward reads
+// 2 n and writes n: copy bandwidth for the piecewise linear ones; those with exp take 6 to 20 cycles a
+// vector. Backward uses the saved output where the derivative is a function of it (the input may then be
+// overwritten), else the input.
+#include "activation.h"
+
+#include "simd/philox.h"
+#include "simd/vmath.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+constexpr int64_t kRun = 16384;
+
+// a, b, c of ActivationParams, broadcast
+template <class V>
+struct Coef {
+  V a, b, c;
+};
+
+// 0 as a vector of the type of v
+template <class V>
+GS_INLINE V nil(V) {
+  return V{};
+}
+
+// Each op: f(x), and df(dy, s): the gradient, s being x or y as the first line says.
+#define OP(name)               \
+  struct name {                \
+    template <class V>         \
+    static GS_MEMBER V f(V x, const Coef<V>& k); \
+    template <class V>         \
+    static GS_MEMBER V df(V dy, V s, const Coef<V>& k); \
+  };
+#define GS_OP_F(name) \
+  template <class V>  \
+  GS_MEMBER V name::f([[maybe_unused]] V x, [[maybe_unused]] const Coef<V>& k)
+#define GS_OP_D(name) \
+  template <class V>  \
+  GS_MEMBER V name::df([[maybe_unused]] V dy, [[maybe_unused]] V s, [[maybe_unused]] const Coef<V>& k)
+#define X(name) OP(op_##name)
+GS_ACTIVATIONS(X)
+#undef X
+#undef OP
+
+// 1 / (1 + exp(-x)); from y: y (1 - y)
+GS_OP_F(op_sigmoid) { return sigmoid(x); }
+GS_OP_D(op_sigmoid) { return dy * (s - s * s); }
+
+// from y: 1 - y^2
+GS_OP_F(op_tanh) { return tanh(x); }
+GS_OP_D(op_tanh) { return dy * fnma(s, s, 1 - nil(s)); }
+
+// max(x, 0), NaN stays; from y: 1 where y > 0
+GS_OP_F(op_relu) { return max(nil(x), x); }
+GS_OP_D(op_relu) { return s <= 0 ? nil(s) : dy; }
+
+// x > 0 ? x : a x; from x, or from y when a >= 0
+GS_OP_F(op_leaky_relu) { return x > 0 ? x : k.a * x; }
+GS_OP_D(op_leaky_relu) { return s > 0 ? dy : k.a * dy; }
+
+// x > 0 ? b x : a (exp(c x) - 1): ELU, SELU, CELU; from y: b above, c (y + a) below
+GS_OP_F(op_elu) { return x > 0 ? k.b * x : k.a * expm1(k.c * x); }
+GS_OP_D(op_elu) { return dy * (s > 0 ? k.b : k.c * (s + k.a)); }
+GS_OP_F(op_elu_input) { return op_elu::f(x, k); }
+GS_OP_D(op_elu_input) { return dy * (s > 0 ? k.b : k.a * k.c * exp(k.c * s)); }
+
+// x P(X < x), X standard normal; from x: P(X < x) + x density(x)
+GS_OP_F(op_gelu) {
+  V cdf, bell;
+  normal(x, &cdf, &bell);
+  V y = x * cdf;
+  return abs(x) < __builtin_inf() ? y : max(nil(x), x);  // 0 at -inf; NaN stays
+}
+GS_OP_D(op_gelu) {
+  V cdf, bell;
+  normal(s, &cdf, &bell);
+  V slope = bell == 0 ? nil(s) : s * bell;
+  return dy * fma(slope, nil(s) + (typename lane<V>::T)0.39894228040143268, cdf);
+}
+
+// x/2 (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); from x
+template <class V>
+GS_INLINE V gelu_u2(V x) {
+  using T = typename lane<V>::T;
+  return x * fma(x * x, set1((T)(0.044715 * 1.5957691216057308)), set1((T)1.5957691216057308));
+}
+GS_OP_F(op_gelu_tanh) {
+  V y = x * sigmoid(gelu_u2(x));
+  return abs(x) < __builtin_inf() ? y : max(nil(x), x);
+}
+GS_OP_D(op_gelu_tanh) {
+  using T = typename lane<V>::T;
+  V p = sigmoid(gelu_u2(s));
+  V du = fma(s * s, set1((T)(3 * 0.044715 * 1.5957691216057308)), set1((T)1.5957691216057308));
+  V bump = p - p * p;
+  return dy * (bump == 0 ? p : fma(s * du, bump, p));
+}
+
+// x sigmoid(a x); from x: p + a x p (1 - p)
+GS_OP_F(op_silu) {
+  V p = sigmoid(k.a * x);
+  return p == 0 ? nil(x) : x * p;
+}
+GS_OP_D(op_silu) {
+  V p = sigmoid(k.a * s), bump = p - p * p;
+  return dy * (bump == 0 ? p : fma(k.a * s, bump, p));
+}
+
+// a x > b ? x : log(1 + exp(a x)) / a; from x
+GS_OP_F(op_softplus) {
+  V z = k.a * x;
+  return z > k.b ? x : softplus(z) / k.a;
+}
+GS_OP_D(op_softplus) {
+  V z = k.a * s;
+  return z > k.b ? dy : dy * sigmoid(z);
+}
+
+// -log(1 + exp(-x)); from x
+GS_OP_F(op_logsigmoid) { return -softplus(-x); }
+GS_OP_D(op_logsigmoid) { return dy * sigmoid(-s); }
+
+// x tanh(log(1 + exp(x))) = x q / (q + 2), q = e (e + 2), e = exp(x); from x
+GS_OP_F(op_mish) {
+  V e = exp(min(set1((typename lane<V>::T)30), x)), q = e * (e + 2);
+  V y = x * (q / (q + 2));
+  return e == 0 ? nil(x) - 0 * e : y;
+}
+GS_OP_D(op_mish) {
+  V e = exp(min(set1((typename lane<V>::T)30), s)), q = e * (e + 2), r = 1 / (q + 2);
+  V t = q * r;                           // tanh(softplus)
+  V slope = 4 * (e * r) * ((1 + e) * r);  // sigmoid (1 - t^2)
+  return dy * (slope == 0 ? t : fma(s, slope, t));
+}
+
+// min(max(x, a), b), NaN stays; from y: 1 strictly inside
+GS_OP_F(op_hardtanh) { return min(k.b, max(k.a, x)); }
+GS_OP_D(op_hardtanh) { return (s <= k.a) | (s >= k.b) ? nil(s) : dy; }
+
+// x min(max(x + 3, 0), 6) / 6; from x
+GS_OP_F(op_hardswish) {
+  using T = typename lane<V>::T;
+  V h = min(set1((T)6), max(nil(x), x + 3));
+  return h == 0 ? nil(x) : x * h / 6;
+}
+GS_OP_D(op_hardswish) {
+  using T = typename lane<V>::T;
+  V inner = dy * fma(s, set1((T)(1.0 / 3.0)), set1((T)0.5));
+  return s <= -3 ? nil(s) : (s >= 3 ? dy : inner);
+}
+
+// min(max(x + 3, 0), 6) / 6; from x
+GS_OP_F(op_hardsigmoid) {
+  using T = typename lane<V>::T;
+  return min(set1((T)6), max(nil(x), x + 3)) / 6;
+}
+GS_OP_D(op_hardsigmoid) { return (s <= -3) | (s >= 3) ? nil(s) : dy / 6; }
+
+// x / (1 + |x|); from x
+GS_OP_F(op_softsign) {
+  V d = 1 + abs(x);
+  return d < __builtin_inf() ? x / d : (x == x ? copysign(1 + nil(x), x) : x);
+}
+GS_OP_D(op_softsign) {
+  V d = 1 + abs(s);
+  return dy / (d * d);
+}
+
+// x > a ? x : b; from x
+GS_OP_F(op_threshold) { return x <= k.a ? k.b : x; }
+GS_OP_D(op_threshold) { return s <= k.a ? nil(s) : dy; }
+
+// x, y: elements b .. e of n
+template <class T, class Op>
+void map(const ActivationParams& p, const T* x, T* y, int64_t b, int64_t e) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const Coef<V> k{set1((T)p.a), set1((T)p.b), set1((T)p.c)};
+  int64_t i = b;
+  for (; i + N <= e; i += N) store(y + i, Op::f(load(x + i), k));
+  if (i < e) store_n(y + i, Op::f(load_n(x + i, (int)(e - i)), k), (int)(e - i));
+}
+
+template <class T, class Op>
+void map_backward(const ActivationParams& p, const T* dy, const T* s, T* dx, int64_t b, int64_t e) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const Coef<V> k{set1((T)p.a), set1((T)p.b), set1((T)p.c)};
+  int64_t i = b;
+  for (; i + N <= e; i += N) store(dx + i, Op::df(load(dy + i), load(s + i), k));
+  if (i < e) {
+    int n = (int)(e - i);
+    store_n(dx + i, Op::df(load_n(dy + i, n), load_n(s + i, n), k), n);
+  }
+}
+
+template <class T>
+void activation(const void* params, void* const* buf, const Ctx* ctx) {
+  const ActivationParams& p = *(const ActivationParams*)params;
+  int64_t tasks = (p.n + kRun - 1) / kRun;
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t b = t * kRun, e = b + kRun < p.n ? b + kRun : p.n;
+    switch (p.op) {
+#define X(name) \
+  case kAct_##name: map<T, op_##name>(p, (const T*)buf[0], (T*)buf[1], b, e); break;
+      GS_ACTIVATIONS(X)
+#undef X
+    }
+  }
+}
+
+template <class T>
+void activation_backward(const void* params, void* const* buf, const Ctx* ctx) {
+  const ActivationParams& p = *(const ActivationParams*)params;
+  int64_t tasks = (p.n + kRun - 1) / kRun;
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t b = t * kRun, e = b + kRun < p.n ? b + kRun : p.n;
+    const T *dy = (const T*)buf[0], *s = (const T*)buf[1];
+    switch (p.op) {
+#define X(name) \
+  case kAct_##name: map_backward<T, op_##name>(p, dy, s, (T*)buf[2], b, e); break;
+      GS_ACTIVATIONS(X)
+#undef X
+    }
+  }
+}
+
+template <class T>
+void activation_plan(const void* params, Plan* plan) {
+  const ActivationParams& p = *(const ActivationParams*)params;
+  bool cheap = p.op == kAct_relu || p.op == kAct_leaky_relu || p.op == kAct_hardtanh ||
+               p.op == kAct_hardswish || p.op == kAct_hardsigmoid || p.op == kAct_threshold;
+  plan->tasks = (p.n + kRun - 1) / kRun;
+  plan->work = cheap ? p.n / 8 * (int64_t)sizeof(T) / 4 : sizeof(T) == 8 ? p.n * 8 : p.n / 2;
+}
+
+// ---- randomised leaky ReLU: one Philox word an element
+
+template <class T, bool kBackward>
+void rrelu(const void* params, void* const* buf, const Ctx* ctx) {
+  const RReluParams& p = *(const RReluParams*)params;
+  const PhiloxStream stream(p.seed, ctx->read(p.counter));
+  const T* x = (const T*)buf[kBackward ? 1 : 0];
+  const T* from = (const T*)buf[0];
+  T* out = (T*)buf[kBackward ? 2 : 1];
+  const T low = (T)p.lower, width = (T)(p.upper - p.lower);
+  constexpr int N = simd<float>::N;
+  int64_t tasks = (p.n + kRun - 1) / kRun;
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t b = t * kRun, e = b + kRun < p.n ? b + kRun : p.n;
+    for (int64_t i = b; i < e; i += 4 * N) {
+      vu w[4];
+      float u[4 * N];
+      stream.next4((uint64_t)i, w);
+      for (int j = 0; j < 4; ++j) store(u + j * N, uniform24(w[j]));
+      int64_t m = e - i < 4 * N ? e - i : 4 * N;
+      for (int64_t j = 0; j < m; ++j)
+        out[i + j] = x[i + j] > 0 ? from[i + j] : from[i + j] * fma((T)u[j], width, low);
+    }
+  }
+}
+
+template <class T>
+void rrelu_plan(const void* params, Plan* plan) {
+  const RReluParams& p = *(const RReluParams*)params;
+  plan->tasks = (p.n + kRun - 1) / kRun;
+  plan->work = p.n;
+}
+
+// ---- PReLU: x is (rows, channels). Rows are cut into groups by shape; each group leaves its sums of dw
+// in scratch, and the groups are added in order.
+
+GS_INLINE int64_t prelu_group(const PReluParams& p) {
+  int64_t g = kRun / p.channels;
+  if (p.channels == 1) return kRun;
+  g = g < 1 ? 1 : g;
+  int64_t most = 256;  // at most this many groups, so that scratch stays small
+  int64_t least = (p.rows + most - 1) / most;
+  return g > least ? g : least;
+}
+GS_INLINE int64_t prelu_tasks(const PReluParams& p) {
+  int64_t g = prelu_group(p);
+  return (p.rows + g - 1) / g;
+}
+
+template <class T>
+void prelu(const void* params, void* const* buf, const Ctx* ctx) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const PReluParams& p = *(const PReluParams*)params;
+  const T *x = (const T*)buf[0], *w = (const T*)buf[1];
+  T* y = (T*)buf[2];
+  int64_t group = prelu_group(p), tasks = prelu_tasks(p), C = p.channels;
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t b = t * group, e = b + group < p.rows ? b + group : p.rows;
+    if (C == 1) {
+      ActivationParams q{p.rows, 0, (double)w[0], 0, 0};
+      map<T, op_leaky_relu>(q, x, y, b, e);
+      continue;
+    }
+    for (int64_t r = b; r < e; ++r) {
+      const T* xr = x + r * C;
+      T* yr = y + r * C;
+      for (int64_t c = 0; c < C; c += N) {
+        int n = C - c < N ? (int)(C - c) : N;
+        V v = n == N ? load(xr + c) : load_n(xr + c, n);
+        V a = n == N ? load(w + c) : load_n(w + c, n);
+        v = v > 0 ? v : a * v;
+        if (n == N)
+          store(yr + c, v);
+        else
+          store_n(yr + c, v, n);
+      }
+    }
+  }
+}
+
+template <class T>
+void prelu_backward(const void* params, void* const* buf, const Ctx* ctx) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const PReluParams& p = *(const PReluParams*)params;
+  const T *dy = (const T*)buf[0], *x = (const T*)buf[1], *w = (const T*)buf[2];
+  T *dx = (T*)buf[3], *dw = (T*)buf[4], *part = (T*)ctx->scratch;
+  int64_t group = prelu_group(p), tasks = prelu_tasks(p), C = p.channels;
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t b = t * group, e = b + group < p.rows ? b + group : p.rows;
+    if (C == 1) {
+      constexpr int W = Sum16<T>::W;
+      Sum16<T> sum;
+      sum.clear();
+      V a = set1(w[0]);
+      int64_t i = b;
+      for (; i + 16 <= e; i += 16) {
+#pragma GCC unroll 8
+        for (int j = 0; j < W; ++j) {
+          V g = load(dy + i + j * N), v = load(x + i + j * N);
+          sum.v[j] += v > 0 ? V{} : v * g;
+          if (dx) store(dx + i + j * N, v > 0 ? g : a * g);
+        }
+      }
+      T rest = 0;
+      for (; i < e; ++i) {
+        if (!(x[i] > 0)) rest += x[i] * dy[i];
+        if (dx) dx[i] = x[i] > 0 ? dy[i] : w[0] * dy[i];
+      }
+      part[t] = sum.total() + rest;
+      continue;
+    }
+    T* pt = part + t * C;
+    for (int64_t c = 0; c < C; c += N) {
+      int n = C - c < N ? (int)(C - c) : N;
+      V sum = {}, a = load_n(w + c, n);
+      for (int64_t r = b; r < e; ++r) {
+        V g = n == N ? load(dy + r * C + c) : load_n(dy + r * C + c, n);
+        V v = n == N ? load(x + r * C + c) : load_n(x + r * C + c, n);
+        sum += v > 0 ? V{} : v * g;
+        if (dx) store_n(dx + r * C + c, v > 0 ? g : a * g, n);
+      }
+      store_n(pt + c, sum, n);
+    }
+  }
+  ctx->sync();
+  if (!dw) return;
+  for (int64_t c = ctx->tid; c < C; c += ctx->nt) {
+    double s = 0;
+    for (int64_t t = 0; t < tasks; ++t) s += (double)part[t * C + c];
+    dw[c] = (T)s;
+  }
+}
+
+template <class T>
+void prelu_plan(const void* params, Plan* plan) {
+  const PReluParams& p = *(const PReluParams*)params;
+  plan->tasks = prelu_tasks(p);
+  plan->work = p.rows * p.channels / 4;
+}
+template <class T>
+void prelu_backward_plan(const void* params, Plan* plan) {
+  const PReluParams& p = *(const PReluParams*)params;
+  prelu_plan<T>(params, plan);
+  plan->scratch = (size_t)(prelu_tasks(p) * p.channels) * sizeof(T);
+}
+
+#define GS_BOTH(name, f, plan) {name, kF32, f<float>, plan<float>}, {name, kF64, f<double>, plan<double>}
+template <class T>
+void rrelu_forward(const void* params, void* const* buf, const Ctx* ctx) {
+  rrelu<T, false>(params, buf, ctx);
+}
+template <class T>
+void rrelu_backward(const void* params, void* const* buf, const Ctx* ctx) {
+  rrelu<T, true>(params, buf, ctx);
+}
+const KernelEntry entries[] = {
+    GS_BOTH("activation", activation, activation_plan),
+    GS_BOTH("activation_backward", activation_backward, activation_plan),
+    GS_BOTH("rrelu", rrelu_forward, rrelu_plan),
+    GS_BOTH("rrelu_backward", rrelu_backward, rrelu_plan),
+    GS_BOTH("prelu", prelu, prelu_plan),
+    GS_BOTH("prelu_backward", prelu_backward, prelu_backward_plan),
+};
+
+}  // namespace
+
+extern const KernelList activation_kernels;
+const KernelList activation_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs

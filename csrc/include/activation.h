@@ -1,0 +1,57 @@
+// Activation functions: parameters shared by both devices.
+#pragma once
+#include "kernel.h"
+
+namespace gs {
+
+// Name, and what a, b, c mean. Formulas stand beside the kernels in cpu/activation.cpp.
+#define GS_ACTIVATIONS(X)                                                                  \
+  X(sigmoid)                                                                               \
+  X(tanh)                                                                                  \
+  X(relu)                                                                                  \
+  X(leaky_relu)   /* a: slope below zero */                                                \
+  X(elu)          /* a: factor below zero, b: factor above, c: factor inside exp */         \
+  X(elu_input)    /* elu whose backward takes the input instead of the output */           \
+  X(gelu)         /* exact */                                                              \
+  X(gelu_tanh)    /* tanh approximation */                                                 \
+  X(silu)         /* a: beta */                                                            \
+  X(softplus)     /* a: beta, b: threshold */                                              \
+  X(logsigmoid)                                                                            \
+  X(mish)                                                                                  \
+  X(hardtanh)     /* a: low, b: high */                                                    \
+  X(hardswish)                                                                             \
+  X(hardsigmoid)                                                                           \
+  X(softsign)                                                                              \
+  X(threshold)    /* a: threshold, b: value */
+
+enum Activation : int32_t {
+#define X(name) kAct_##name,
+  GS_ACTIVATIONS(X)
+#undef X
+      kActivationCount
+};
+
+// activation: buffers x, y (n elements each; y may be x).
+// activation_backward: buffers dy, saved (x or y, as the op says), dx.
+struct ActivationParams {
+  int64_t n;
+  int32_t op;
+  double a, b, c;
+};
+
+// rrelu, rrelu_backward: y = x > 0 ? x : slope * x with slope uniform in [lower, upper) by element.
+// buffers x, y; dy, saved, dx: saved is x, or y when lower >= 0.
+struct RReluParams {
+  int64_t n;
+  double lower, upper;
+  uint64_t seed;
+  Counter counter;
+};
+
+// prelu: buffers x (rows, channels), w (channels or 1 value when channels == 1), y.
+// prelu_backward: buffers dy, x, w, dx (may be absent), dw (channels; may be absent).
+struct PReluParams {
+  int64_t rows, channels;
+};
+
+}  // namespace gs
