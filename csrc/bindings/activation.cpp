@@ -41,9 +41,10 @@ PReluParams prelu_params(const Array& x, const Array& w) {
   check_float(x, "prelu", "input");
   check_same_dtype(x, "input", w, "weight", "prelu");
   if (w.size != 1 && (w.ndim != 1 || x.ndim == 0 || w.size != x.dim(-1)))
-    value_error("prelu", "weight has shape " + w.shape_text() +
-                             "; it must hold one value or one per channel, the last axis of the input " +
-                             x.shape_text());
+    value_error("prelu",
+                "weight has shape " + w.shape_text() +
+                    "; it must hold one value or one per channel, the last axis of the input " +
+                    x.shape_text());
   int64_t channels = w.size;
   return PReluParams{x.size / (channels ? channels : 1), channels ? channels : 1};
 }
@@ -100,14 +101,15 @@ void bind_activation(py::module_& m) {
         Array in_x = array_dense(x, "rrelu", "input");
         check_float(in_x, "rrelu", "input");
         Array y = array_like(in_x);
-        run(rrelu_forward, in_x.dtype, RReluParams{in_x.size, lower, upper, seed, Counter{counter, -1}},
-            {in(in_x), out(y)});
+        run(rrelu_forward, in_x.dtype,
+            RReluParams{in_x.size, lower, upper, seed, Counter{counter, -1}}, {in(in_x), out(y)});
         return result(y);
       },
       py::arg("x"), py::arg("lower"), py::arg("upper"), py::arg("seed"), py::arg("counter"));
   m.def(
       "rrelu_backward",
-      [](py::handle dy, py::handle saved, double lower, double upper, uint64_t seed, uint64_t counter) {
+      [](py::handle dy, py::handle saved, double lower, double upper, uint64_t seed,
+         uint64_t counter) {
         check_seed_range(lower, upper);
         Array g = array_dense(dy, "rrelu", "grad"), s = array_dense(saved, "rrelu", "saved");
         check_pair(g, s, "rrelu");
@@ -138,7 +140,8 @@ void bind_activation(py::module_& m) {
         if (need_x) dx = array_like(a);
         if (need_weight) dw = array_like(w);
         run(prelu_back, a.dtype, p, {in(g), in(a), in(w), out(dx), out(dw)});
-        return py::make_tuple(need_x ? result(dx) : py::none(), need_weight ? result(dw) : py::none());
+        return py::make_tuple(need_x ? result(dx) : py::none(),
+                              need_weight ? result(dw) : py::none());
       },
       py::arg("dy"), py::arg("x"), py::arg("weight"), py::arg("need_x"), py::arg("need_weight"),
       "(dx, dweight), None where it is not needed.");

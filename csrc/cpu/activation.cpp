@@ -1,9 +1,9 @@
 // Activation functions and their derivatives, elementwise on dense arrays.
 //
-// Work is split into runs of kRun elements. Floor: forward reads n and writes n elements, backward reads
-// 2 n and writes n: copy bandwidth for the piecewise linear ones; those with exp take 6 to 20 cycles a
-// vector. Backward uses the saved output where the derivative is a function of it (the input may then be
-// overwritten), else the input.
+// Work is split into runs of kRun elements. Floor: forward reads n and writes n elements, backward
+// reads 2 n and writes n: copy bandwidth for the piecewise linear ones; those with exp take 6 to 20
+// cycles a vector. Backward uses the saved output where the derivative is a function of it (the
+// input may then be overwritten), else the input.
 #include "activation.h"
 
 #include "simd/philox.h"
@@ -28,19 +28,20 @@ GS_INLINE V nil(V) {
 }
 
 // Each op: f(x), and df(dy, s): the gradient, s being x or y as the first line says.
-#define OP(name)               \
-  struct name {                \
-    template <class V>         \
-    static GS_MEMBER V f(V x, const Coef<V>& k); \
-    template <class V>         \
+#define OP(name)                                        \
+  struct name {                                         \
+    template <class V>                                  \
+    static GS_MEMBER V f(V x, const Coef<V>& k);        \
+    template <class V>                                  \
     static GS_MEMBER V df(V dy, V s, const Coef<V>& k); \
   };
 #define GS_OP_F(name) \
   template <class V>  \
   GS_MEMBER V name::f([[maybe_unused]] V x, [[maybe_unused]] const Coef<V>& k)
-#define GS_OP_D(name) \
-  template <class V>  \
-  GS_MEMBER V name::df([[maybe_unused]] V dy, [[maybe_unused]] V s, [[maybe_unused]] const Coef<V>& k)
+#define GS_OP_D(name)                                               \
+  template <class V>                                                \
+  GS_MEMBER V name::df([[maybe_unused]] V dy, [[maybe_unused]] V s, \
+                       [[maybe_unused]] const Coef<V>& k)
 #define X(name) OP(op_##name)
 GS_ACTIVATIONS(X)
 #undef X
@@ -132,7 +133,7 @@ GS_OP_F(op_mish) {
 }
 GS_OP_D(op_mish) {
   V e = exp(min(set1((typename lane<V>::T)30), s)), q = e * (e + 2), r = 1 / (q + 2);
-  V t = q * r;                           // tanh(softplus)
+  V t = q * r;                            // tanh(softplus)
   V slope = 4 * (e * r) * ((1 + e) * r);  // sigmoid (1 - t^2)
   return dy * (slope == 0 ? t : fma(s, slope, t));
 }
@@ -205,8 +206,10 @@ void activation(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
     int64_t b = t * kRun, e = b + kRun < p.n ? b + kRun : p.n;
     switch (p.op) {
-#define X(name) \
-  case kAct_##name: map<T, op_##name>(p, (const T*)buf[0], (T*)buf[1], b, e); break;
+#define X(name)                                               \
+  case kAct_##name:                                           \
+    map<T, op_##name>(p, (const T*)buf[0], (T*)buf[1], b, e); \
+    break;
       GS_ACTIVATIONS(X)
 #undef X
     }
@@ -221,8 +224,10 @@ void activation_backward(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t b = t * kRun, e = b + kRun < p.n ? b + kRun : p.n;
     const T *dy = (const T*)buf[0], *s = (const T*)buf[1];
     switch (p.op) {
-#define X(name) \
-  case kAct_##name: map_backward<T, op_##name>(p, dy, s, (T*)buf[2], b, e); break;
+#define X(name)                                             \
+  case kAct_##name:                                         \
+    map_backward<T, op_##name>(p, dy, s, (T*)buf[2], b, e); \
+    break;
       GS_ACTIVATIONS(X)
 #undef X
     }
@@ -271,8 +276,8 @@ void rrelu_plan(const void* params, Plan* plan) {
   plan->work = p.n;
 }
 
-// ---- PReLU: x is (rows, channels). Rows are cut into groups by shape; each group leaves its sums of dw
-// in scratch, and the groups are added in order.
+// ---- PReLU: x is (rows, channels). Rows are cut into groups by shape; each group leaves its sums
+// of dw in scratch, and the groups are added in order.
 
 GS_INLINE int64_t prelu_group(const PReluParams& p) {
   int64_t g = kRun / p.channels;
@@ -386,7 +391,8 @@ void prelu_backward_plan(const void* params, Plan* plan) {
   plan->scratch = (size_t)(prelu_tasks(p) * p.channels) * sizeof(T);
 }
 
-#define GS_BOTH(name, f, plan) {name, kF32, f<float>, plan<float>}, {name, kF64, f<double>, plan<double>}
+#define GS_BOTH(name, f, plan) \
+  {name, kF32, f<float>, plan<float>}, { name, kF64, f<double>, plan<double> }
 template <class T>
 void rrelu_forward(const void* params, void* const* buf, const Ctx* ctx) {
   rrelu<T, false>(params, buf, ctx);

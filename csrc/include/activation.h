@@ -5,24 +5,24 @@
 namespace gs {
 
 // Name, and what a, b, c mean. Formulas stand beside the kernels in cpu/activation.cpp.
-#define GS_ACTIVATIONS(X)                                                                  \
-  X(sigmoid)                                                                               \
-  X(tanh)                                                                                  \
-  X(relu)                                                                                  \
-  X(leaky_relu)   /* a: slope below zero */                                                \
-  X(elu)          /* a: factor below zero, b: factor above, c: factor inside exp */         \
-  X(elu_input)    /* elu whose backward takes the input instead of the output */           \
-  X(gelu)         /* exact */                                                              \
-  X(gelu_tanh)    /* tanh approximation */                                                 \
-  X(silu)         /* a: beta */                                                            \
-  X(softplus)     /* a: beta, b: threshold */                                              \
-  X(logsigmoid)                                                                            \
-  X(mish)                                                                                  \
-  X(hardtanh)     /* a: low, b: high */                                                    \
-  X(hardswish)                                                                             \
-  X(hardsigmoid)                                                                           \
-  X(softsign)                                                                              \
-  X(threshold)    /* a: threshold, b: value */
+#define GS_ACTIVATIONS(X)                                                         \
+  X(sigmoid)                                                                      \
+  X(tanh)                                                                         \
+  X(relu)                                                                         \
+  X(leaky_relu) /* a: slope below zero */                                         \
+  X(elu)        /* a: factor below zero, b: factor above, c: factor inside exp */ \
+  X(elu_input)  /* elu whose backward takes the input instead of the output */    \
+  X(gelu)       /* exact */                                                       \
+  X(gelu_tanh)  /* tanh approximation */                                          \
+  X(silu)       /* a: beta */                                                     \
+  X(softplus)   /* a: beta, b: threshold */                                       \
+  X(logsigmoid)                                                                   \
+  X(mish)                                                                         \
+  X(hardtanh) /* a: low, b: high */                                               \
+  X(hardswish)                                                                    \
+  X(hardsigmoid)                                                                  \
+  X(softsign)                                                                     \
+  X(threshold) /* a: threshold, b: value */
 
 enum Activation : int32_t {
 #define X(name) kAct_##name,

@@ -1,9 +1,10 @@
-// Philox4x32-10 on vectors, in the order of elements: lane j of the vector that starts at element i (a
-// multiple of 4) holds word (i + j) % 4 of block (i + j) / 4, as philox.h defines the stream.
+// Philox4x32-10 on vectors, in the order of elements: lane j of the vector that starts at element i
+// (a multiple of 4) holds word (i + j) % 4 of block (i + j) / 4, as philox.h defines the stream.
 //
-// A vector holds whole blocks side by side, (c0 c1 c2 c3) (c0 c1 c2 c3) ..., so one widening multiply by
-// (M0 . M1 .) makes both products of a round, and reversing the four words puts them where the next round
-// wants them: multiply, shift, shuffle, xor, and nothing to transpose at the end.
+// A vector holds whole blocks side by side, (c0 c1 c2 c3) (c0 c1 c2 c3) ..., so one widening
+// multiply by (M0 . M1 .) makes both products of a round, and reversing the four words puts them
+// where the next round wants them: multiply, shift, shuffle, xor, and nothing to transpose at the
+// end.
 #pragma once
 #include "philox.h"
 #include "simd/vec.h"
@@ -60,8 +61,8 @@ struct PhiloxStream {
     __m512i p = _mm512_shuffle_epi32(_mm512_mul_epu32((__m512i)c, mult), (_MM_PERM_ENUM)0x1B);
     return (vu)_mm512_ternarylogic_epi32(p, _mm512_srli_epi64((__m512i)c, 32), (__m512i)k, 0x96);
 #elif defined(__AVX2__)
-    __m256i mult = _mm256_set_epi32(0, (int)0xCD9E8D57u, 0, (int)0xD2511F53u, 0, (int)0xCD9E8D57u, 0,
-                                    (int)0xD2511F53u);
+    __m256i mult = _mm256_set_epi32(0, (int)0xCD9E8D57u, 0, (int)0xD2511F53u, 0, (int)0xCD9E8D57u,
+                                    0, (int)0xD2511F53u);
     __m256i p = _mm256_shuffle_epi32(_mm256_mul_epu32((__m256i)c, mult), 0x1B);
     return (vu)p ^ (vu)_mm256_srli_epi64((__m256i)c, 32) ^ k;
 #elif defined(__x86_64__)

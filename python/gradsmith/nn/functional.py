@@ -1,2 +1,3 @@
 """Functions on Tensors, under PyTorch's names. One line a family: each file in ops/ lists its names."""
+from ..ops.activation import *
 from ..ops.norm import *
