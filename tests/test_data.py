@@ -1,11 +1,15 @@
 """Datasets, loader, splits, synthetic sets, downloads."""
 
+import contextlib
+import doctest
 import gc
 import gzip
 import hashlib
 import http.server
+import importlib
 import io
 import os
+import pkgutil
 import random
 import struct
 import sys
@@ -380,6 +384,26 @@ def test_image_folder(tmp_path):
         (tmp_path / "b" / "2.png").write_bytes(content)
         with pytest.raises(ValueError, match=r"2\.png: not a readable image"):
             D.ImageFolder(tmp_path, size=6)[np.arange(4)]
+
+
+def test_an_image_cannot_reserve_memory(tmp_path):
+    pytest.importorskip("PIL.Image")
+    import zlib
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    (tmp_path / "a").mkdir()
+    for side in (10_000, 50_000):
+        png = b"\x89PNG\r\n\x1a\n" + chunk(
+            b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        )
+        (tmp_path / "a" / "x.png").write_bytes(png + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+        warned = pytest.warns() if side == 10_000 else contextlib.nullcontext()
+        with warned, pytest.raises(ValueError, match=r"x\.png: not a readable image"):
+            D.ImageFolder(tmp_path)[[0]]
 
 
 def test_image_folder_errors(tmp_path):
@@ -1006,3 +1030,25 @@ def test_published_checksums_are_well_formed():
     for source in module.SOURCES.values():
         assert source.mirrors and all(m.endswith("/") for m in source.mirrors)
         assert all(len(s) == 32 and int(s, 16) for s in source.files.values())
+
+
+# ---- the examples --------------------------------------------------------------------------------
+
+
+def modules():
+    yield importlib.import_module("gradsmith.interop.safetensors")
+    for info in pkgutil.walk_packages(D.__path__, "gradsmith.data."):
+        yield importlib.import_module(info.name)
+
+
+@pytest.mark.parametrize("module", list(modules()), ids=lambda m: m.__name__)
+def test_the_examples_run(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def test_the_page_runs():
+    page = os.path.join(os.path.dirname(__file__), "..", "docs", "data.md")
+    if not os.path.exists(page):
+        pytest.skip("docs are not here")
+    result = doctest.testfile(page, module_relative=False)
+    assert result.failed == 0 and result.attempted > 20

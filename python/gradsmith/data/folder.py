@@ -110,7 +110,9 @@ class ImageFolder:
             ) from None
         try:
             with Image.open(path) as image:
-                # Pillow's limit on pixels guards against files that announce huge sizes
+                limit = Image.MAX_IMAGE_PIXELS  # a file may announce any size
+                if limit is not None and image.width * image.height > limit:
+                    raise ValueError(f"{image.width} x {image.height} pixels, above {limit}")
                 picture = image.convert(self.mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):
