@@ -1,0 +1,282 @@
+"""Module, containers, state dicts, freezing, hooks, summary, initialisers."""
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+import gradsmith as gs
+from gradsmith import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+        self.rest = nn.Sequential(nn.ReLU(), nn.Linear(3, 2))
+        self.register_buffer("scale", gs.ones(2))
+        self.register_buffer("scratch", gs.ones(1), persistent=False)
+
+    def forward(self, x):
+        return self.rest(self.first(x)) * self.scale
+
+
+def test_names_and_order():
+    net = Net()
+    assert [n for n, _ in net.named_parameters()] == [
+        "first.weight",
+        "first.bias",
+        "rest.1.weight",
+        "rest.1.bias",
+    ]
+    assert [n for n, _ in net.named_modules()] == ["", "first", "rest", "rest.0", "rest.1"]
+    assert list(net.state_dict()) == ["scale", *[n for n, _ in net.named_parameters()]]
+    assert [n for n, _ in net.named_buffers()] == ["scale", "scratch"]
+    assert net.get_submodule("rest.1") is net.rest[1]
+    with pytest.raises(AttributeError, match="nope"):
+        net.get_submodule("rest.nope")
+
+
+def test_shared_parameters_are_listed_once():
+    net = Net()
+    net.rest[1].weight = net.first.weight if False else net.rest[1].weight
+    net.twin = net.first
+    assert len(list(net.parameters())) == 4
+    assert "twin.weight" in net.state_dict()
+
+
+def test_state_dict_round_trip(rng):
+    a, b = Net(), Net()
+    result = b.load_state_dict(a.state_dict())
+    assert result.missing_keys == [] and result.unexpected_keys == []
+    x = gs.tensor(rng.standard_normal((5, 4)).astype("float32"))
+    assert np.array_equal(a(x).detach().numpy(), b(x).detach().numpy())
+    assert b.first.weight.requires_grad and not np.shares_memory(
+        a.first.weight.data, b.first.weight.data
+    )
+
+
+def test_load_state_dict_checks_all_before_it_changes_any():
+    net = Net()
+    state = {k: np.array(v.numpy()) + 1 for k, v in net.state_dict().items()}
+    before = {k: np.array(v.numpy()) for k, v in net.state_dict().items()}
+    bad = dict(state)
+    bad["rest.1.bias"] = np.zeros(7, np.float32)
+    with pytest.raises(ValueError, match=r"rest\.1\.bias.*\(7,\).*\(2,\)"):
+        net.load_state_dict(bad)
+    missing = dict(state)
+    del missing["first.weight"]
+    with pytest.raises(KeyError, match=r"missing 1: first\.weight"):
+        net.load_state_dict(missing)
+    with pytest.raises(KeyError, match="unexpected 1: other"):
+        net.load_state_dict({**state, "other": np.zeros(1)})
+    with pytest.raises(TypeError):
+        net.load_state_dict(3)
+    for k, v in net.state_dict().items():
+        assert np.array_equal(v.numpy(), before[k])
+    result = net.load_state_dict({**missing, "other": np.zeros(1)}, strict=False)
+    assert result.missing_keys == ["first.weight"] and result.unexpected_keys == ["other"]
+    assert np.array_equal(net.first.bias.data, before["first.bias"] + 1)
+
+
+def test_loading_into_a_parameter_that_backward_needs_is_seen(rng):
+    net = Net()
+    y = net(gs.tensor(rng.standard_normal((5, 4)).astype("float32"), requires_grad=True)).sum()
+    net.load_state_dict(Net().state_dict())
+    with pytest.raises(RuntimeError, match="in place"):
+        y.backward()
+
+
+def test_train_eval_and_freeze():
+    net = Net()
+    assert net.training and net.rest[0].training
+    net.eval()
+    assert not net.training and not net.rest[1].training
+    net.train()
+    net.first.freeze()
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+    net(gs.ones(2, 4)).sum().backward()
+    assert net.first.weight.grad is None and net.rest[1].weight.grad is not None
+    net.zero_grad()
+    assert net.rest[1].weight.grad is None
+    net.unfreeze()
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_assignment_rules():
+    net = Net()
+    with pytest.raises(TypeError, match="is a parameter"):
+        net.first.weight = np.zeros((3, 4))
+    with pytest.raises(TypeError, match="is a buffer"):
+        net.scale = 3
+    with pytest.raises(TypeError, match="is a submodule"):
+        net.first = 3
+    with pytest.raises(ValueError, match="dots"):
+        net.register_buffer("a.b", gs.ones(1))
+
+    class Early(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(1, 1)
+
+    with pytest.raises(AttributeError, match=r"super\(\).__init__"):
+        Early()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = net.nothing
+    with pytest.raises(TypeError, match=r"Did you mean ReLU\(\)"):
+        nn.Sequential(nn.ReLU)
+    del net.scale
+    assert "scale" not in net.state_dict()
+    with pytest.raises(NotImplementedError, match="forward"):
+        nn.Module()(1)
+
+
+def test_containers():
+    s = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.ReLU()))
+    assert list(s._modules) == ["a", "b"] and len(s[:1]) == 1 and isinstance(s[-1], nn.ReLU)
+    s.append(nn.Identity())
+    assert len(s) == 3 and [type(m).__name__ for m in s] == ["Linear", "ReLU", "Identity"]
+    ml = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
+    assert len(list(ml.parameters())) == 4 and ml[1] is list(ml)[1]
+    md = nn.ModuleDict({"x": nn.Linear(1, 1)})
+    md["y"] = nn.ReLU()
+    assert list(md) == ["x", "y"] and "x" in md and len(list(md.parameters())) == 2
+    pl = nn.ParameterList([gs.ones(2), gs.zeros(3)])
+    assert [n for n, _ in pl.named_parameters()] == ["0", "1"]
+
+
+def test_hooks_and_apply():
+    net = Net()
+    seen = []
+    h = net.first.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    net(gs.ones(2, 4))
+    h.remove()
+    net(gs.ones(2, 4))
+    assert seen == [(2, 3)]
+    h = net.rest.register_forward_pre_hook(lambda m, args: args[0] * 0.0)
+    out = net(gs.ones(2, 4))
+    assert np.allclose(out.detach().numpy(), net.rest[1].bias.data)
+    h.remove()
+    kinds = []
+    net.apply(lambda m: kinds.append(type(m).__name__))
+    assert kinds == ["Linear", "ReLU", "Linear", "Sequential", "Net"]
+
+
+def test_dtype_conversion_and_repr(rng):
+    net = Net().double()
+    assert all(p.dtype == np.float64 for p in net.parameters()) and net.scale.dtype == np.float64
+    net(gs.tensor(rng.standard_normal((2, 4)))).sum().backward()
+    assert net.first.weight.grad.dtype == np.float64
+    net.float()
+    assert net.first.weight.dtype == np.float32 and net.first.weight.grad.dtype == np.float32
+    with pytest.raises(TypeError, match="float"):
+        net.to("int64")
+    with pytest.raises(ValueError, match="cuda"):
+        net.to("cuda")
+    assert "(first): Linear(" in repr(net)
+
+
+def test_flatten_and_unflatten(rng):
+    x = gs.tensor(rng.standard_normal((2, 3, 4, 5)))
+    assert nn.Flatten()(x).shape == (2, 60)
+    assert nn.Unflatten(1, (3, 4, 5))(nn.Flatten()(x)).shape == x.shape
+
+
+def test_summary_counts():
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 4, 10),
+    )
+    net[0].freeze()
+    s = nn.summary(net, (2, 8, 8, 1))
+    assert s.parameters == 8 * 9 + 8 + 128 * 10 + 10
+    assert s.trainable == 128 * 10 + 10
+    assert s.multiply_adds == 2 * 64 * 8 * 9 + 2 * 1280
+    assert [r.output_shape for r in s.rows] == [
+        (2, 8, 8, 8),
+        (2, 8, 8, 8),
+        (2, 4, 4, 8),
+        (2, 128),
+        (2, 10),
+    ]
+    assert "Conv2d" in str(s) and "multiply-adds" in str(s)
+    assert net.training and net[0].training
+
+
+def test_summary_leaves_the_network_as_it_was():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    net[2].eval()
+    gs.manual_seed(3)
+    gs.rand(1)
+    before = gs.core.random.state()
+    mean = net[1].running_mean.numpy().copy()
+    nn.summary(net, (3, 4))
+    assert gs.core.random.state() == before
+    assert np.array_equal(net[1].running_mean.numpy(), mean)
+    assert net[0].training and not net[2].training
+
+
+@pytest.mark.parametrize(
+    "name,std",
+    [
+        ("xavier_uniform_", np.sqrt(2 / (300 + 200))),
+        ("xavier_normal_", np.sqrt(2 / (300 + 200))),
+        ("kaiming_uniform_", np.sqrt(2 / 300)),
+        ("kaiming_normal_", np.sqrt(2 / 300)),
+        ("lecun_uniform_", np.sqrt(1 / 300)),
+        ("lecun_normal_", np.sqrt(1 / 300)),
+    ],
+)
+def test_initialisers_have_their_variance(name, std):
+    gs.manual_seed(11)
+    t = gs.empty(200, 300)
+    getattr(nn.init, name)(t)
+    a = t.numpy().astype(np.float64)
+    assert abs(a.std() / std - 1) < 0.02
+    assert abs(a.mean()) < 5 * std / np.sqrt(a.size)
+    if "uniform" in name:
+        assert np.abs(a).max() <= std * np.sqrt(3) * (1 + 1e-6)
+    else:
+        assert np.abs(a).max() > 3 * std
+
+
+def test_initialisers_of_filters_count_the_kernel_area():
+    gs.manual_seed(5)
+    t = gs.empty(64, 3, 3, 32)
+    nn.init.kaiming_normal_(t)
+    assert abs(t.numpy().std() / np.sqrt(2 / (32 * 9)) - 1) < 0.03
+
+
+def test_orthogonal_and_others():
+    gs.manual_seed(0)
+    for shape in ((5, 8), (8, 5), (6, 2, 2, 3)):
+        t = nn.init.orthogonal_(gs.empty(*shape, dtype="float64"), gain=2.0)
+        m = t.numpy().reshape(shape[0], -1)
+        m = m if m.shape[0] <= m.shape[1] else m.T
+        assert np.allclose(m @ m.T, 4 * np.eye(len(m)), atol=1e-10)
+    t = nn.init.trunc_normal_(gs.empty(100, 100), std=1.0, a=-1.0, b=1.5)
+    assert t.numpy().min() >= -1 and t.numpy().max() <= 1.5
+    assert np.array_equal(nn.init.eye_(gs.empty(3, 4)).numpy(), np.eye(3, 4))
+    assert (nn.init.constant_(gs.empty(3), 2.5).numpy() == 2.5).all()
+    with pytest.raises(ValueError, match="2 dimensions"):
+        nn.init.kaiming_normal_(gs.empty(3))
+    with pytest.raises(ValueError, match="nonlinearity"):
+        nn.init.activation_init_(gs.empty(3, 3), "reel")
+    with pytest.raises(TypeError, match="float"):
+        nn.init.normal_(gs.zeros(3, dtype="int64"))
+
+
+def test_same_seed_same_weights():
+    def weights():
+        gs.manual_seed(42)
+        return [np.array(p.data) for p in Net().parameters()]
+
+    assert all(np.array_equal(a, b) for a, b in zip(weights(), weights()))
+    gs.manual_seed(43)
+    other = [np.array(p.data) for p in Net().parameters()]
+    assert not np.array_equal(weights()[0], other[0])
+    for bad, kind in ((-1, ValueError), (2**64, ValueError), (1.5, TypeError), ("1", TypeError)):
+        with pytest.raises(kind, match="manual_seed"):
+            gs.manual_seed(bad)
