@@ -41,6 +41,7 @@ class _Mode(threading.local):
 
 _mode = _Mode()
 _sequence = itertools.count(1)
+_LEAF = 1 << 62
 
 
 def is_grad_enabled() -> bool:
@@ -105,19 +106,19 @@ class Node:
     is the kernel module of the device.
     """
 
-    __slots__ = ("_saved", "_watch", "edges", "hooks", "k", "needs", "outputs", "retain", "seq")
     # Whether arrays that backward returns are new ones: then a leaf may keep them without a copy.
     fresh = True
+    # Class attributes are the defaults, so that recording an op stores only what differs.
+    hooks: Any = None
+    retain: Any = None
+    outputs: int = 1
+    _saved: Any = ()
+    _watch: Any = ()
 
     k: Any
     edges: tuple
     needs: tuple
     seq: int
-    outputs: int
-    hooks: Any
-    retain: Any
-    _saved: Any
-    _watch: Any
 
     def backward(self, *grads: Any) -> tuple:
         raise NotImplementedError(f"{type(self).__name__}.backward")
@@ -148,19 +149,12 @@ class Node:
 class _Accumulate(Node):
     """The end of the graph at a leaf: adds to `leaf.grad`."""
 
-    __slots__ = ("leaf",)
-
     def __init__(self, leaf: Tensor):
         self.k = leaf._k
         self.leaf = weakref.ref(leaf)
         self.edges = ()
         self.needs = ()
-        self.hooks = None
-        self.retain = None
-        self._saved = ()
-        self._watch = ()
-        self.outputs = 1
-        self.seq = 1 << 62  # ready leaves are served at once
+        self.seq = _LEAF + next(_sequence)  # ready leaves are served at once
 
     def accumulate(self, g: np.ndarray, fresh: bool) -> None:
         leaf = self.leaf()
@@ -197,15 +191,12 @@ def _edge(t: Tensor) -> tuple:
 
 
 def _record(
-    cls: type, k: Any, inputs: tuple, needs: tuple, saved: Sequence[Any], attrs: dict[str, Any]
+    cls: Any, k: Any, inputs: tuple, needs: tuple, saved: Sequence[Any], attrs: dict[str, Any]
 ) -> Node:
-    node: Any = cls.__new__(cls)  # type: ignore[call-overload]
+    node = cls.__new__(cls)
     node.k = k
-    node.edges = tuple([_edge(t) if n else None for t, n in zip(inputs, needs)])
     node.needs = needs
-    node.hooks = None
-    node.retain = None
-    node.outputs = 1
+    node.edges = tuple([_edge(t) if t is not None and t._rg else None for t in inputs])
     node.seq = next(_sequence)
     if saved:
         watch = []
@@ -216,22 +207,21 @@ def _record(
                 arrays.append(s.data)
             else:
                 arrays.append(s)
-        node._watch = watch
         node._saved = tuple(arrays)
-    else:
-        node._watch = ()
-        node._saved = ()
-    for name, value in attrs.items():
-        setattr(node, name, value)
+        if watch:
+            node._watch = watch
+    if attrs:
+        node.__dict__.update(attrs)
     return node
 
 
 def _wants(inputs: tuple) -> tuple | None:
     """Which inputs need a gradient, or None when nothing is to be recorded."""
-    if not _mode.enabled:
-        return None
-    needs = tuple([t is not None and t._rg for t in inputs])
-    return needs if True in needs else None
+    if _mode.enabled:
+        for t in inputs:
+            if t is not None and t._rg:
+                return tuple([t is not None and t._rg for t in inputs])
+    return None
 
 
 def apply(
@@ -363,31 +353,17 @@ def _run(
                 else:
                     waiting[n] = 1
                     stack.append(n)
-    # pending[node][i] = [gradient of output i, may be kept or changed without a copy]
+    # pending[node][i] = [gradient of output i, whether it may be kept or changed without a copy]
     pending: dict[Node, list] = {}
-
-    def add(node: Node, i: int, g: Any, fresh: bool) -> None:
-        slots = pending.get(node)
-        if slots is None:
-            slots = pending[node] = [None] * node.outputs
-        held = slots[i]
-        if held is None:
-            slots[i] = [g, fresh]
-        elif held[1]:
-            node.k.add_(held[0], g)
-        else:
-            slots[i] = [node.k.add(held[0], g), True]
-
     for (node, i), g in zip(starts, grads):
-        add(node, i, g, False)
-    ready: list[tuple[int, int, Node]] = []
-    order = itertools.count()
-    for node in waiting:
-        if waiting[node] == 0:
-            heapq.heappush(ready, (-node.seq, next(order), node))
-    with no_grad():
+        _add(pending, node, i, g, False)
+    ready = [(-node.seq, node) for node, count in waiting.items() if count == 0]
+    heapq.heapify(ready)
+    before = _mode.enabled
+    _mode.enabled = False
+    try:
         while ready:
-            node = heapq.heappop(ready)[2]
+            node = heapq.heappop(ready)[1]
             slots = pending.pop(node, None)
             if slots is not None:
                 if node.hooks is not None:
@@ -402,42 +378,56 @@ def _run(
                     if only is None:
                         node.accumulate(slots[0][0], slots[0][1])
                     continue
-                incoming = [None if s is None else s[0] for s in slots]
-                results = node.backward(*incoming)
-                if type(results) is not tuple:
-                    results = tuple(results) if isinstance(results, list) else (results,)
-                edges = node.edges
-                if len(results) != len(edges):
-                    raise RuntimeError(
-                        f"{node.name}.backward returned {len(results)} gradients for {len(edges)} inputs"
-                    )
-                for j, e in enumerate(edges):
-                    g = results[j]
-                    if e is None or g is None:
-                        continue
-                    fresh = node.fresh
-                    if fresh:
-                        for other in incoming:
-                            if other is g:
-                                fresh = False
-                        for m, other in enumerate(results):
-                            if other is g and m != j:
-                                fresh = False
-                        for other in node._saved:
-                            if other is g:
-                                fresh = False
-                        if fresh and isinstance(g.base, np.ndarray):
-                            fresh = False
-                    add(e[0], e[1], g, fresh)
+                _step(node, slots, pending)
                 if not retain_graph and node._saved:
                     node._saved = None
                     node._watch = ()
             for e in node.edges:
                 if e is not None:
                     n = e[0]
-                    waiting[n] -= 1
-                    if waiting[n] == 0:
-                        heapq.heappush(ready, (-n.seq, next(order), n))
+                    count = waiting[n] - 1
+                    waiting[n] = count
+                    if count == 0:
+                        heapq.heappush(ready, (-n.seq, n))
+    finally:
+        _mode.enabled = before
+
+
+def _add(pending: dict, node: Node, i: int, g: Any, fresh: bool) -> None:
+    slots = pending.get(node)
+    if slots is None:
+        slots = pending[node] = [None] * node.outputs
+    held = slots[i]
+    if held is None:
+        slots[i] = [g, fresh]
+    elif held[1]:
+        node.k.add_(held[0], g)
+    else:
+        slots[i] = [node.k.add(held[0], g), True]
+
+
+def _step(node: Node, slots: list, pending: dict) -> None:
+    """Runs one node's backward and hands the gradients on."""
+    incoming = [None if s is None else s[0] for s in slots]
+    results = node.backward(*incoming)
+    if type(results) is not tuple:
+        results = tuple(results) if isinstance(results, list) else (results,)
+    edges = node.edges
+    if len(results) != len(edges):
+        raise RuntimeError(
+            f"{node.name}.backward returned {len(results)} gradients for {len(edges)} inputs"
+        )
+    # An array that is also an incoming gradient, saved, a view, or returned twice belongs to somebody else too.
+    taken = [id(a) for a in incoming]
+    if node.fresh:
+        taken += [id(a) for a in node._saved]
+    for g, e in zip(results, edges):
+        if e is None or g is None:
+            continue
+        fresh = node.fresh and id(g) not in taken and type(g.base) is not np.ndarray
+        if fresh and len(results) > 1 and sum(1 for r in results if r is g) > 1:
+            fresh = False
+        _add(pending, e[0], e[1], g, fresh)
 
 
 def _call_hooks(node: Any, slots: list) -> None:
@@ -540,7 +530,6 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
 
 
 class _FunctionNode(Node):
-    __slots__ = ("ctx", "function")
     fresh = False
     ctx: Any
     function: Any

@@ -58,13 +58,20 @@ class Tensor:
     [2.0, 4.0]
     """
 
-    __slots__ = (
-        "__weakref__", "_acc", "_at", "_grad", "_idx", "_k", "_node", "_rg", "_ver", "_view", "data",
-    )  # fmt: skip
     __array_ufunc__ = None  # array + tensor asks the tensor
     __hash__ = object.__hash__
 
     data: np.ndarray
+    # Class attributes are the defaults, so that making a Tensor stores only what differs.
+    _k: Any
+    _ver: list[Any]  # one version number, shared by all views of the memory
+    _rg = False  # requires a gradient
+    _node: Any = None  # what made it; None for a leaf
+    _idx = 0  # which output of the node
+    _at = 0  # version at which the node is valid
+    _grad: Any = None
+    _acc: Any = None  # the node that accumulates into a leaf
+    _view = False
 
     def __init__(
         self, data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
@@ -73,14 +80,7 @@ class Tensor:
         a = _array_of(data, dtype)
         self.data = a
         self._k = _cpu
-        self._rg = False
-        self._node: Any = None
-        self._idx = 0
-        self._grad: Tensor | None = None
         self._ver = [0]
-        self._at = 0
-        self._acc: Any = None
-        self._view = False
         if requires_grad:
             self.requires_grad = True
 
@@ -408,8 +408,6 @@ class Tensor:
 class Parameter(Tensor):
     """A Tensor that a Module owns and an optimizer updates; requires a gradient unless told otherwise."""
 
-    __slots__ = ()
-
     def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None):
         if isinstance(data, Tensor):
             data = data.data
@@ -436,14 +434,7 @@ def wrap(data: np.ndarray, k: Any) -> Tensor:
     t = Tensor.__new__(Tensor)
     t.data = data
     t._k = k
-    t._rg = False
-    t._node = None
-    t._idx = 0
-    t._grad = None
     t._ver = [0]
-    t._at = 0
-    t._acc = None
-    t._view = False
     return t
 
 

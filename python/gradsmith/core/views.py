@@ -12,8 +12,6 @@ from .autograd import Node
 class CloneBackward(Node):
     """dx = dy."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         return (grad,)
 
@@ -21,7 +19,6 @@ class CloneBackward(Node):
 class CastBackward(Node):
     """dx = dy in the dtype of x."""
 
-    __slots__ = ("source",)
     source: str
 
     def backward(self, grad: Any) -> tuple:
@@ -30,8 +27,6 @@ class CastBackward(Node):
 
 class CopyBackward(Node):
     """target <- source: nothing for the old target, dy for the source."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         return (np.zeros_like(grad) if self.needs[0] else None, grad if self.needs[1] else None)
