@@ -42,6 +42,8 @@ class _Mode(threading.local):
 _mode = _Mode()
 _sequence = itertools.count(1)
 _LEAF = 1 << 62
+_ONE = (True,)
+_new: Any = object.__new__
 
 
 def is_grad_enabled() -> bool:
@@ -193,31 +195,38 @@ def _edge(t: Tensor) -> tuple:
 def _record(
     cls: Any, k: Any, inputs: tuple, needs: tuple, saved: Sequence[Any], attrs: dict[str, Any]
 ) -> Node:
-    node = cls.__new__(cls)
+    node = _new(cls)
     node.k = k
     node.needs = needs
-    node.edges = tuple([_edge(t) if t is not None and t._rg else None for t in inputs])
+    node.edges = tuple([_edge(t) if n else None for t, n in zip(inputs, needs)])
     node.seq = next(_sequence)
     if saved:
-        watch = []
-        arrays = []
-        for s in saved:
-            if isinstance(s, Tensor):
-                watch.append((s._ver, s._ver[0]))
-                arrays.append(s.data)
-            else:
-                arrays.append(s)
-        node._saved = tuple(arrays)
-        if watch:
-            node._watch = watch
+        _save(node, saved)
     if attrs:
         node.__dict__.update(attrs)
     return node
 
 
+def _save(node: Any, saved: Sequence[Any]) -> None:
+    watch = []
+    arrays = []
+    for s in saved:
+        if isinstance(s, Tensor):
+            box = s._ver
+            watch.append((box, box[0]))
+            arrays.append(s.data)
+        else:
+            arrays.append(s)
+    node._saved = tuple(arrays)
+    if watch:
+        node._watch = watch
+
+
 def _wants(inputs: tuple) -> tuple | None:
     """Which inputs need a gradient, or None when nothing is to be recorded."""
     if _mode.enabled:
+        if len(inputs) == 1:
+            return _ONE if inputs[0]._rg else None
         for t in inputs:
             if t is not None and t._rg:
                 return tuple([t is not None and t._rg for t in inputs])
@@ -244,7 +253,19 @@ def apply(
         if type(out) is tuple:
             return tuple([wrap(o, k) for o in out])
         return wrap(out, k)
-    node = _record(cls, k, inputs, needs, saved, attrs)
+    # _record, inlined: this is the path of every op that trains
+    node = _new(cls)
+    node.k = k
+    node.needs = needs
+    if len(inputs) == 1:
+        node.edges = (_edge(inputs[0]),)
+    else:
+        node.edges = tuple([_edge(t) if n else None for t, n in zip(inputs, needs)])
+    node.seq = next(_sequence)
+    if saved:
+        _save(node, saved)
+    if attrs:
+        node.__dict__.update(attrs)
     if type(out) is tuple:
         node.outputs = len(out)
         results = []

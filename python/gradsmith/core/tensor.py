@@ -15,6 +15,7 @@ __all__ = ["Parameter", "Tensor", "as_tensor", "check_device", "resolve_dtype", 
 
 _DTYPES = {np.dtype(t) for t in (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)}
 _hook_ids = itertools.count()
+_new: Any = object.__new__
 
 
 def resolve_dtype(dtype: Any, op: str = "dtype") -> np.dtype:
@@ -431,7 +432,7 @@ class HookHandle:
 
 def wrap(data: np.ndarray, k: Any) -> Tensor:
     """A Tensor around an array that a kernel made; nothing is checked."""
-    t = Tensor.__new__(Tensor)
+    t = _new(Tensor)
     t.data = data
     t._k = k
     t._ver = [0]
