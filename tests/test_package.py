@@ -1,0 +1,58 @@
+"""The package as installed: what it imports, what it names, that examples in docstrings run."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import gradsmith as gs
+
+HEAVY = ("torch", "jax", "tensorflow", "matplotlib", "PIL", "scipy", "sklearn", "pandas", "safetensors", "tqdm",
+         "asyncio", "multiprocessing", "hypothesis", "pytest")  # fmt: skip
+
+
+def test_import_pulls_in_numpy_and_little_else():
+    code = "import sys, numpy; before = set(sys.modules); import gradsmith; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    tops = {m.split(".")[0] for m in done.stdout.split()}
+    assert not tops & set(HEAVY)
+
+
+def modules():
+    names = ["gradsmith"]
+    for m in pkgutil.walk_packages(gs.__path__, "gradsmith."):
+        if not m.name.endswith("__main__") and "._cpu" not in m.name:
+            names.append(m.name)
+    return names
+
+
+@pytest.mark.parametrize("name", modules())
+def test_module_imports_and_its_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", []):
+        assert hasattr(module, public), f"{name}.__all__ lists {public}"
+    gs.manual_seed(0)
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_lazy_rooms_and_unknown_names():
+    for name in ("optim", "train", "data", "models", "interop", "bench"):
+        assert getattr(gs, name).__name__ == f"gradsmith.{name}"
+        assert name in dir(gs)
+    assert callable(gs.save) and callable(gs.load)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = gs.nonsense
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell environment")
+def test_stubs_are_there():
+    here = os.path.dirname(gs.__file__)
+    assert os.path.exists(os.path.join(here, "py.typed"))
+    assert os.path.exists(os.path.join(here, "_cpu.pyi"))
