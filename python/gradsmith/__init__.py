@@ -14,10 +14,8 @@ from numpy import float32, float64, int32, int64, uint8
 
 from ._version import __version__
 from .core.autograd import (
-    Function,
     enable_grad,
     grad,
-    gradcheck,
     is_grad_enabled,
     no_grad,
     set_grad_enabled,
@@ -32,6 +30,8 @@ from .core.config import (
 )
 from .core.creation import *
 from .core.creation import __all__ as _creation_names
+from .core.function import Function
+from .core.gradcheck import gradcheck
 from .core.random import manual_seed
 from .core.tensor import Parameter, Tensor
 from .ops import *
