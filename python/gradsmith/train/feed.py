@@ -65,15 +65,13 @@ def source_of(name: str, data: Any, batch_size: int, shuffle: bool = False, epoc
     if isinstance(data, (tuple, list)):
         if not data:
             raise ValueError(f"{name}: the data is empty.")
-        if any(map(is_array, data)) or (
-            isinstance(data, tuple) and not isinstance(data[0], (tuple, list))
-        ):
-            if len(data) < 2:
-                raise ValueError(f"{name}: expected (x, y), got {len(data)} array.")
-            loader = Loader(flat(data), batch_size, shuffle, seed=None)
-            loader.set_epoch(epoch)
-            return loader
-        return data
+        if all(isinstance(b, (tuple, list)) and any(map(is_array, b)) for b in data):
+            return data  # batches (x, y), one after the other
+        if len(data) < 2:
+            raise ValueError(f"{name}: expected (x, y), got {len(data)} array.")
+        loader = Loader(flat(data), batch_size, shuffle, seed=None)
+        loader.set_epoch(epoch)
+        return loader
     if is_array(data):
         raise TypeError(f"{name}: expected (x, y), got one array; pass a tuple.")
     if hasattr(data, "__iter__"):

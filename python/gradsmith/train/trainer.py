@@ -88,7 +88,7 @@ class Trainer:
             raise TypeError(f"Trainer: optimizer must be an optimizer, not {optimizer!r}.")
         if scheduler is not None and getattr(scheduler, "optimizer", None) is not optimizer:
             raise ValueError("Trainer: the scheduler belongs to another optimizer.")
-        self.model = model.to(device)
+        self.model = model.to(device=device)
         self.loss_function = loss_of(loss)
         self.optimizer, self.scheduler, self.device = optimizer, scheduler, device
         self.metrics: list[Metric] = get_all(metrics)
@@ -379,7 +379,7 @@ class Trainer:
 
             source: Any = Loader(tuple(arrays), batch_size, prefetch=0)
         else:
-            source = source_of("predict", x, batch_size)
+            source = x if isinstance(x, list) else source_of("predict", x, batch_size)
         dtype, parts = self._dtype(), []
         with self._evaluating():
             for batch in source:
