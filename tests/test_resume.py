@@ -145,8 +145,10 @@ def test_killed_at_chosen_moments(unbroken, tmp_path):
         ["after rename", 6],
         ["step", 4],
         ["epoch", 1],
-        ["evaluation", 2],
+        ["step", 9],
         ["step", 10],
+        ["evaluation", 2],
+        ["step", 15],  # the last of an epoch, after its checkpoint
     ]
     for i, moment in enumerate(moments):
         # Now before the checkpoint of that step is written, now after it.
@@ -169,8 +171,8 @@ def test_killed_at_random_moments(seed, unbroken, tmp_path):
     rng = random.Random(seed)
     kills = 0
     while kills < 6:
-        process = launch(tmp_path, threads=rng.randint(1, 3), slow=0.02, **spec)
-        time.sleep(0.2 + rng.random() * 1.5)
+        process = launch(tmp_path, threads=rng.randint(1, 3), slow=0.06, **spec)
+        time.sleep(0.2 + rng.random() * 1.3)
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)

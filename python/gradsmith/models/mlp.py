@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from .. import nn
@@ -39,7 +40,7 @@ def mlp(*sizes: int, dropout: float = 0.0) -> MLP:
             "mlp(784, 256, 10)."
         )
     layers: list[nn.Module] = []
-    for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
+    for i, (n, m) in enumerate(itertools.pairwise(sizes)):
         layers.append(nn.Linear(n, m))
         if i < len(sizes) - 2:
             layers.append(nn.ReLU())

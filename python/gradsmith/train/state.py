@@ -14,7 +14,7 @@ import numpy as np
 from .._version import __version__
 from .callbacks import Checkpoint
 
-__all__ = ["checked", "numbered", "resume_path", "snapshot"]
+__all__ = ["check_length", "checked", "numbered", "resume_path", "snapshot"]
 
 
 def snapshot(trainer: Any) -> dict[str, Any]:
@@ -114,3 +114,19 @@ def resume_path(resume: Any, callbacks: list[Any]) -> str | None:
         raise ValueError("fit: resume=True needs a Checkpoint among the callbacks.")
     path = os.fspath(resume)
     return os.path.join(path, "last.safetensors") if os.path.isdir(path) else path
+
+
+def check_length(trainer: Any, source: Any, end: int, accumulate: int) -> None:
+    """ValueError before training where a schedule of fixed length would end too early."""
+    scheduler = trainer.scheduler
+    total = getattr(scheduler, "total_steps", None)
+    if total is None or not hasattr(source, "__len__") or end <= trainer.epoch:
+        return
+    left = -(-(len(source) - trainer._sums["batches"]) // accumulate)
+    left += (end - trainer.epoch - 1) * -(-len(source) // accumulate)
+    if scheduler.last_epoch + left > total:
+        raise ValueError(
+            f"fit: {left} updates are to come, but the {type(scheduler).__name__} of "
+            f"total_steps={total} is at step {scheduler.last_epoch}. Build it with total_steps = "
+            "epochs * updates per epoch, or train for fewer epochs."
+        )

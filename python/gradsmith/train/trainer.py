@@ -39,7 +39,7 @@ from .callbacks import Callback, overridden
 from .feed import Batch, Progress, batches, flat, is_array, loss_of, source_of, tensor_of
 from .history import History
 from .metrics import Metric, get_all
-from .state import checked, numbered, resume_path, snapshot
+from .state import check_length, checked, numbered, resume_path, snapshot
 
 __all__ = ["Trainer"]
 
@@ -173,7 +173,7 @@ class Trainer:
             if name in self._pending and hasattr(loader, "load_state_dict"):
                 loader.load_state_dict(self._pending[name])
         end = self._first_epoch + int(epochs)
-        self._check_length(source, end, accumulate)
+        check_length(self, source, end, accumulate)
         self.stop_reason, self.failed, self._stepping = None, False, False
         self._mark(accumulate=int(accumulate))
         modes = _modes(self.model)
@@ -210,7 +210,7 @@ class Trainer:
         skip = 0 if hasattr(source, "load_state_dict") else sums["batches"]
         stream = batches("fit", source, self._dtype(), skip)
         started, before = time.perf_counter(), sums["seconds"]
-        while self.stop_reason is None and (window := _take(stream, accumulate)):
+        while self.stop_reason is None and (window := self._window(stream, source, accumulate)):
             if not self._update(window, max_norm):
                 break
             sums["seconds"] = before + time.perf_counter() - started
@@ -220,8 +220,18 @@ class Trainer:
             for hook in after_step:
                 hook(self)
         else:
-            if self.stop_reason is None or (self._at_end(source) and not _take(stream, 1)):
+            if self.stop_reason is None or (self._left(source) == 0 and not next(stream, None)):
                 self._finish_epoch(bar)
+
+    def _left(self, source: Any) -> int | None:
+        """Batches that the epoch still has; None where that is not known."""
+        return len(source) - self._sums["batches"] if hasattr(source, "__len__") else None
+
+    def _window(self, stream: Iterator[Batch], source: Any, accumulate: int) -> list[Batch]:
+        # Not beyond the last batch: a loader that is asked for more goes on to its next epoch, and
+        # the checkpoint after this window would say so.
+        left = self._left(source) or accumulate
+        return list(itertools.islice(stream, max(1, min(accumulate, left))))
 
     def _update(self, window: list[Batch], max_norm: float | None) -> bool:
         """One optimizer step on the mean loss over all samples of the window."""
@@ -406,22 +416,6 @@ class Trainer:
             (p.dtype for p in self.model.parameters() if p.dtype.kind == "f"), np.dtype("float32")
         )
 
-    def _check_length(self, source: Any, end: int, accumulate: int) -> None:
-        total = getattr(self.scheduler, "total_steps", None)
-        if total is None or not hasattr(source, "__len__"):
-            return
-        left = -(-(len(source) - self._sums["batches"]) // accumulate)
-        left += (end - self.epoch - 1) * -(-len(source) // accumulate)
-        if end > self.epoch and self.scheduler.last_epoch + left > total:
-            raise ValueError(
-                f"fit: {left} updates are to come, but the {type(self.scheduler).__name__} of "
-                f"total_steps={total} is at step {self.scheduler.last_epoch}. Build it with "
-                "total_steps = epochs * updates per epoch, or train for fewer epochs."
-            )
-
-    def _at_end(self, source: Any) -> bool:
-        return hasattr(source, "__len__") and self._sums["batches"] >= len(source)
-
     # Checkpoints -------------------------------------------------------------------------------
 
     @property
@@ -483,10 +477,6 @@ class Trainer:
 
 def _no_sums() -> dict[str, Any]:
     return {"loss": 0.0, "samples": 0, "batches": 0, "seconds": 0.0}
-
-
-def _take(batches: Iterator[Batch], count: int) -> list[Batch]:
-    return list(itertools.islice(batches, count))
 
 
 def _plateau(scheduler: Any) -> bool:
