@@ -1,0 +1,285 @@
+// Bindings of the matmul family: shapes, broadcasting of batches, and the choice among the kernels.
+#include "matmul.h"
+
+#include "array.h"
+
+namespace gs {
+
+namespace {
+
+const Kernel matmul_kernel("matmul"), dot_kernel("matmul_dot"), vec_kernel("matmul_vec"), colsum_kernel("colsum");
+
+// An operand as a stack of matrices.
+struct Operand {
+  Array x;
+  int64_t rows, cols, rs, cs;
+  int batch_ndim;  // leading dimensions of x
+};
+
+bool unit(int64_t size, int64_t stride) { return size <= 1 || stride == 1; }
+
+// x as (..., rows, cols), its last two axes swapped when t. A vector is a row (left) or a column.
+Operand operand(Array x, bool t, bool left) {
+  Operand o;
+  int n = x.ndim;
+  o.batch_ndim = n > 2 ? n - 2 : 0;
+  if (n == 1) {
+    o.rows = left ? 1 : x.shape[0];
+    o.cols = left ? x.shape[0] : 1;
+    o.rs = left ? 0 : x.strides[0];
+    o.cs = left ? x.strides[0] : 0;
+  } else {
+    o.rows = x.shape[n - 2];
+    o.cols = x.shape[n - 1];
+    o.rs = x.strides[n - 2];
+    o.cs = x.strides[n - 1];
+  }
+  if (t && n > 1) {
+    std::swap(o.rows, o.cols);
+    std::swap(o.rs, o.cs);
+  }
+  o.x = std::move(x);
+  return o;
+}
+
+Operand densified(Operand o, bool t, bool left) { return operand(dense(o.x), t, left); }
+
+bool overlaps(const Array& x, const Array& y) {
+  if (!x.size || !y.size) return false;
+  auto range = [](const Array& a, const char** lo, const char** hi) {
+    *lo = *hi = a.data;
+    for (int i = 0; i < a.ndim; ++i) {
+      int64_t span = (a.shape[i] - 1) * a.strides[i] * dtype_size(a.dtype);
+      (span < 0 ? *lo : *hi) += span;
+    }
+  };
+  const char *xl, *xh, *yl, *yh;
+  range(x, &xl, &xh);
+  range(y, &yl, &yh);
+  return xl <= yh && yl <= xh;
+}
+
+// Runs the kernel that fits. a (m, k), b (k, n), c (m, n); p holds everything but the strides' swap.
+void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, const Array& bias, const Array& c) {
+  const Machine& m = machine();
+  p.l1 = m.l1d;
+  p.l2 = m.l2;
+  p.l3 = m.l3;
+  p.members = get_num_threads();
+  // one batch dimension whose matrices of A follow each other against one B: a taller matrix
+  if (p.batch_ndim == 1 && p.b_bs[0] == 0 && (p.m == 1 || (p.a_bs[0] == p.m * p.a_rs && p.c_bs[0] == p.m * p.c_rs))) {
+    if (p.m == 1) {
+      p.a_rs = p.a_bs[0];
+      p.c_rs = p.c_bs[0];
+    }
+    p.m *= p.batch;
+    p.batch = 1;
+    p.batch_ndim = 0;
+  }
+  int64_t matrix = p.n * p.k * dtype_size(dtype);
+  const Kernel* kernel = &matmul_kernel;
+  bool swap = false;
+  if (p.k > 0) {
+    bool rows_along_k = unit(p.k, p.a_cs), cols_along_k = unit(p.k, p.b_rs);
+    if (rows_along_k && cols_along_k && p.n <= 4 && p.m > p.n) {
+      kernel = &dot_kernel;
+      swap = true;
+    } else if (rows_along_k && cols_along_k && p.m <= 8) {
+      kernel = &dot_kernel;
+    } else if (p.n == 1 && unit(p.m, p.a_rs) && unit(p.m, p.c_rs)) {
+      kernel = &vec_kernel;
+      swap = true;
+    } else if (unit(p.n, p.b_cs) && (p.m <= 2 || (p.m <= kVecRows && matrix > m.l2))) {
+      kernel = &vec_kernel;
+    }
+  }
+  if (!swap) {
+    run(*kernel, dtype, p, {in(a), in(b), in(bias), p.accumulate ? inout(c) : out(c)});
+    return;
+  }
+  // C^T = B^T A^T
+  std::swap(p.m, p.n);
+  std::swap(p.a_rs, p.b_cs);
+  std::swap(p.a_cs, p.b_rs);
+  std::swap(p.c_rs, p.c_cs);
+  std::swap(p.bias_rs, p.bias_cs);
+  std::swap(p.a_bs, p.b_bs);
+  run(*kernel, dtype, p, {in(b), in(a), in(bias), p.accumulate ? inout(c) : out(c)});
+}
+
+struct Names {
+  const char *op, *a, *b;
+};
+
+py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bias_h, bool ta, bool tb, int act,
+                   double alpha, py::handle out_h, bool accumulate) {
+  const char* op = nm.op;
+  Array ax = array_in(ah, op, nm.a), bx = array_in(bh, op, nm.b);
+  Array bias = array_optional(bias_h, op, "bias");
+  check_float(ax, op, nm.a);
+  check_same_dtype(ax, nm.a, bx, nm.b, op);
+  DType dtype = ax.dtype;
+  if (ax.ndim == 0 || bx.ndim == 0)
+    value_error(op, std::string(nm.a) + " has shape " + ax.shape_text() + " and " + nm.b + " has shape " +
+                        bx.shape_text() + "; both need at least 1 dimension");
+  if (act < 0 || act >= kActCount) value_error(op, "unknown activation code " + std::to_string(act));
+  Operand a = operand(std::move(ax), ta, true), b = operand(std::move(bx), tb, false);
+  if (a.cols != b.rows) {
+    std::string want = std::string(nm.a) + " has shape " + a.x.shape_text() + (ta ? " (transposed)" : "") + " and " +
+                       nm.b + " has shape " + b.x.shape_text() + (tb ? " (transposed)" : "");
+    value_error(op, want + "; the axes that are summed over have " + std::to_string(a.cols) + " and " +
+                        std::to_string(b.rows) + " elements and must agree");
+  }
+  MatmulParams p{};
+  p.m = a.rows;
+  p.n = b.cols;
+  p.k = a.cols;
+  // shape of the result: batch dimensions broadcast, then rows and columns that are not from vectors
+  int64_t shape[kMaxDims];
+  int batch_ndim = a.batch_ndim > b.batch_ndim ? a.batch_ndim : b.batch_ndim, ndim = batch_ndim;
+  if (batch_ndim > kMaxBatchDims) value_error(op, "at most 6 batch dimensions are supported");
+  int64_t batch_shape[kMaxDims], strides[3][kMaxDims];
+  for (int i = 0; i < batch_ndim; ++i) {
+    int ai = i - (batch_ndim - a.batch_ndim), bi = i - (batch_ndim - b.batch_ndim);
+    int64_t an = ai >= 0 ? a.x.shape[ai] : 1, bn = bi >= 0 ? b.x.shape[bi] : 1;
+    if (an != bn && an != 1 && bn != 1)
+      value_error(op, std::string("the batch dimensions of ") + nm.a + " " + a.x.shape_text() + " and " + nm.b + " " +
+                          b.x.shape_text() + " do not broadcast");
+    shape[i] = batch_shape[i] = an == 1 ? bn : an;
+  }
+  if (a.x.ndim > 1) shape[ndim++] = p.m;
+  if (b.x.ndim > 1) shape[ndim++] = p.n;
+  if (bias.present()) {
+    check_same_dtype(a.x, nm.a, bias, "bias", op);
+    if (bias.ndim != 1 || bias.shape[0] != p.n)
+      value_error(op, "bias has shape " + bias.shape_text() + "; expected (" + std::to_string(p.n) +
+                          ",), one value for each output");
+    bias = dense(bias);
+  }
+  // operands that no kernel reads well are copied first
+  if (!unit(b.cols, b.cs) && !unit(b.rows, b.rs)) b = densified(std::move(b), tb, false);
+  if (!unit(a.cols, a.cs) && !unit(a.rows, a.rs) && p.m * p.k >= 4096 && p.n > 16)
+    a = densified(std::move(a), ta, true);
+  if (p.n == 1 && b.rs != 1 && unit(p.k, a.cs)) b = densified(std::move(b), tb, false);
+  Array c;
+  if (out_h.is_none()) {
+    c = array_new(dtype, ndim, shape);
+    accumulate = false;
+  } else {
+    c = array_out(out_h, op, "out");
+    check_same_dtype(a.x, nm.a, c, "out", op);
+    bool same = c.ndim == ndim;
+    for (int i = 0; same && i < ndim; ++i) same = c.shape[i] == shape[i];
+    if (!same)
+      value_error(op, "out has shape " + c.shape_text() + "; expected " + shape_text(shape, ndim));
+    if (c.size && b.x.ndim > 1 && !unit(c.shape[ndim - 1], c.strides[ndim - 1]))
+      value_error(op, "the last axis of out must be contiguous");
+    if (overlaps(c, a.x) || overlaps(c, b.x) || (bias.present() && overlaps(c, bias)))
+      value_error(op, "out shares memory with an input; pass another array");
+  }
+  if (c.size == 0) return c.object;
+  p.batch = 1;
+  for (int i = 0; i < batch_ndim; ++i) {
+    int ai = i - (batch_ndim - a.batch_ndim), bi = i - (batch_ndim - b.batch_ndim);
+    p.batch *= batch_shape[i];
+    strides[0][i] = ai >= 0 && a.x.shape[ai] > 1 ? a.x.strides[ai] : 0;
+    strides[1][i] = bi >= 0 && b.x.shape[bi] > 1 ? b.x.strides[bi] : 0;
+    strides[2][i] = c.strides[i];
+  }
+  p.batch_ndim = batch_ndim ? coalesce(batch_ndim, batch_shape, 3, strides) : 0;
+  for (int i = 0; i < p.batch_ndim; ++i) {
+    p.batch_shape[i] = batch_shape[i];
+    p.a_bs[i] = strides[0][i];
+    p.b_bs[i] = strides[1][i];
+    p.c_bs[i] = strides[2][i];
+  }
+  if (p.batch == 1) p.batch_ndim = 0;
+  p.a_rs = a.rs;
+  p.a_cs = p.k == 1 ? 1 : a.cs;
+  p.b_rs = b.rs;
+  p.b_cs = b.cs;
+  // axes of one element: their stride does not matter, so it is one that a kernel likes
+  if (p.n == 1 && p.k > 1) p.b_cs = p.b_rs == 1 ? p.k : 1;
+  if (p.n == 1 && p.k == 1) p.b_cs = p.b_rs = 1;
+  if (p.n > 1 && p.k == 1) p.b_rs = p.b_cs == 1 ? p.n : 1;
+  p.c_rs = a.x.ndim > 1 ? c.strides[batch_ndim] : p.n;
+  p.c_cs = 1;
+  if (p.n == 1 && b.x.ndim > 1 && a.x.ndim > 1 && p.m > 1) p.c_rs = c.strides[batch_ndim];
+  p.bias_cs = 1;
+  p.alpha = alpha;
+  p.accumulate = accumulate;
+  p.act = act;
+  run_matmul(p, dtype, a.x, b.x, bias, c);
+  return c.object;
+}
+
+py::object linear(py::handle x, py::handle weight, py::handle bias, int act) {
+  Array w = array_in(weight, "linear", "weight"), a = array_in(x, "linear", "input");
+  check_float(a, "linear", "input");
+  check_ndim(w, 2, "linear", "weight", "(out, in)");
+  if (a.ndim == 0 || a.shape[a.ndim - 1] != w.shape[1])
+    value_error("linear", "input has shape " + a.shape_text() + "; its last axis must be " + std::to_string(w.shape[1]) +
+                              " (weight is " + w.shape_text() + "). Check the layer before it");
+  return product({"linear", "input", "weight"}, x, weight, bias, false, true, act, 1.0, py::none(), false);
+}
+
+py::object colsum(py::handle x, py::handle out_h) {
+  Array a = array_in(x, "colsum", "x");
+  check_float(a, "colsum", "x");
+  if (a.ndim == 0) value_error("colsum", "x needs at least 1 dimension");
+  int64_t cols = a.shape[a.ndim - 1], rows = 1, shape[kMaxDims], strides[1][kMaxDims];
+  int lead = a.ndim - 1;
+  for (int i = 0; i < lead; ++i) {
+    shape[i] = a.shape[i];
+    strides[0][i] = a.strides[i];
+    rows *= a.shape[i];
+  }
+  int merged = lead ? coalesce(lead, shape, 1, strides) : 0;
+  if (a.size && (merged > 1 || !unit(cols, a.strides[lead]))) {
+    a = dense(a);
+    strides[0][0] = cols;
+  }
+  Array c;
+  bool accumulate = !out_h.is_none();
+  if (accumulate) {
+    c = array_out(out_h, "colsum", "out");
+    check_same_dtype(a, "x", c, "out", "colsum");
+    if (c.ndim != 1 || c.shape[0] != cols || !unit(cols, c.strides[0]))
+      value_error("colsum", "out has shape " + c.shape_text() + "; expected a contiguous (" + std::to_string(cols) + ",)");
+    if (overlaps(c, a)) value_error("colsum", "out shares memory with x; pass another array");
+  } else {
+    c = array_new(a.dtype, {cols});
+  }
+  if (cols == 0) return c.object;
+  ColsumParams p{rows, cols, lead ? strides[0][0] : cols, accumulate};
+  run(colsum_kernel, a.dtype, p, {in(a), accumulate ? inout(c) : out(c)});
+  return c.object;
+}
+
+}  // namespace
+
+void bind_matmul(py::module_& m) {
+  m.def(
+      "matmul",
+      [](py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha) {
+        return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, py::none(), false);
+      },
+      py::arg("a"), py::arg("b"), py::arg("bias") = py::none(), py::arg("ta") = false, py::arg("tb") = false,
+      py::arg("act") = 0, py::arg("alpha") = 1.0,
+      "act(alpha * a @ b + bias); ta, tb swap the last two axes first. act: 0 none, 1 relu.");
+  m.def(
+      "matmul_out",
+      [](py::handle out, py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha,
+         bool accumulate) {
+        return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, out, accumulate);
+      },
+      py::arg("out"), py::arg("a"), py::arg("b"), py::arg("bias") = py::none(), py::arg("ta") = false,
+      py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0, py::arg("accumulate") = false,
+      "As matmul, into out; accumulate adds what out holds before the activation.");
+  m.def("linear", &linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("act") = 0,
+        "act(input @ weight^T + bias); input (..., in), weight (out, in), bias (out,).");
+  m.def("colsum", &colsum, py::arg("x"), py::arg("out") = py::none(),
+        "Sum over all axes but the last; added to out when given.");
+}
+
+}  // namespace gs
