@@ -33,3 +33,4 @@ __all__ = [
 from .norm import *
 from .activation import *
 from .summary import Summary, summary
+from .linear import *

@@ -1,3 +1,4 @@
 """Functions on Tensors, under PyTorch's names. One line a family: each file in ops/ lists its names."""
 from ..ops.activation import *
 from ..ops.norm import *
+from ..ops.matmul import bilinear, linear
