@@ -42,8 +42,6 @@ def _rows(k: Any, a: np.ndarray) -> np.ndarray:
 class MatmulBackward(Node):
     """dA = dC B^T, dB = A^T dC, summed over broadcast batch dimensions."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
         k = self.k
@@ -170,8 +168,6 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
 class OuterBackward(Node):
     """dx = dC y, dy = dC^T x."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
         return (
@@ -182,8 +178,6 @@ class OuterBackward(Node):
 
 class LinearBackward(Node):
     """dx = dy W, dW = dy^T x, db = column sums of dy."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         x, w = self.saved
@@ -264,7 +258,6 @@ def addmm(
 class AddmmBackward(Node):
     """dinput = beta * dC summed over what was broadcast, dA = alpha dC B^T, dB = alpha A^T dC."""
 
-    __slots__ = ("alpha", "beta")
     alpha: float
     beta: float
 
@@ -326,8 +319,6 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
 
 class BilinearBackward(Node):
     """With P = outer(x1, x2) flattened: dP = dy W, dW = dy^T P, dx1 = dP x2, dx2 = x1 dP."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         input1, input2, weight, pairs = self.saved
