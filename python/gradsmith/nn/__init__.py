@@ -34,3 +34,4 @@ from .norm import *
 from .activation import *
 from .summary import Summary, summary
 from .linear import *
+from .pool import *

@@ -5,3 +5,4 @@ One line a family, so that `gs.<op>` finds what ops/<family>.py lists in __all__
 from .activation import *
 from .norm import *
 from .matmul import *
+from .pool import *

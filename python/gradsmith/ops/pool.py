@@ -1,0 +1,227 @@
+"""Max, average and adaptive pooling of channels-last sequences (N, T, C) and images (N, H, W, C)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.autograd import Node, apply, is_grad_enabled
+from ..core.tensor import Tensor
+
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "max_pool1d",
+    "max_pool2d",
+]
+
+
+class MaxPoolBackward(Node):
+    """dx collects dy from the windows whose maximum it was."""
+
+    __slots__ = ("geometry", "shape")
+    shape: tuple
+    geometry: tuple
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        return (self.k.pool_backward(grad, self.saved[0], self.shape, self.geometry, 0.0),)
+
+
+class AvgPoolBackward(Node):
+    """dx collects dy / divisor from the windows that hold it."""
+
+    __slots__ = ("divisor", "geometry", "shape")
+    shape: tuple
+    geometry: tuple
+    divisor: float
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        return (self.k.pool_backward(grad, None, self.shape, self.geometry, self.divisor),)
+
+
+def _two(v: Any, op: str, name: str) -> tuple:
+    if isinstance(v, int):
+        return (v, v)
+    if isinstance(v, (tuple, list)):
+        if len(v) == 2:
+            return (v[0], v[1])
+        if len(v) == 1:
+            return (v[0], v[0])
+    raise ValueError(f"{op}: {name} must be an integer or a pair (height, width), got {v!r}")
+
+
+def _one(v: Any, op: str, name: str) -> Any:
+    if isinstance(v, (tuple, list)):
+        if len(v) != 1:
+            raise ValueError(f"{op}: {name} must be one integer, got {v!r}")
+        return v[0]
+    return v
+
+
+def _max(x: Tensor, geometry: tuple, dims: int) -> Tensor:
+    k = x._k
+    record = x.requires_grad and is_grad_enabled()
+    y, index = k.max_pool(x.data, geometry, record, dims)
+    return apply(MaxPoolBackward, k, y, (x,), (index,), shape=x.shape, geometry=geometry)
+
+
+def _avg(x: Tensor, geometry: tuple, divisor: float, dims: int) -> Tensor:
+    k = x._k
+    y = k.avg_pool(x.data, geometry, divisor, dims)
+    return apply(AvgPoolBackward, k, y, (x,), shape=x.shape, geometry=geometry, divisor=divisor)
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Maximum over windows of a sequence (N, T, C); arguments as in max_pool2d.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.max_pool1d(gs.tensor([[[1.0], [4.0], [2.0], [3.0]]]), 2).tolist()
+    [[[4.0], [3.0]]]
+    """
+    op = "max_pool1d"
+    k = _one(kernel_size, op, "kernel_size")
+    s = k if stride is None else _one(stride, op, "stride")
+    p, d = _one(padding, op, "padding"), _one(dilation, op, "dilation")
+    return _max(input, (1, k, 1, s, 0, p, 1, d, ceil_mode, 0), 1)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Maximum over windows of images: y[n, i, j, c] = max over a, b of x[n, i s + a d - p, j s + b d - p, c].
+
+    input: (N, H, W, C). Sizes are integers or pairs (height, width), in pixels; stride defaults to
+    kernel_size. The output height is floor((H + 2 p - d (k - 1) - 1) / s) + 1, ceil with ceil_mode (a last
+    window that would begin in the right padding is dropped). Padding never wins; the gradient goes to
+    the first maximum; NaN is passed on.
+    ValueError: rank other than 4, sizes below 1, padding beyond half the window, window larger than the input.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.max_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 2).reshape(4).tolist()
+    [5.0, 7.0, 13.0, 15.0]
+    """
+    op = "max_pool2d"
+    k = _two(kernel_size, op, "kernel_size")
+    s = k if stride is None or stride == () else _two(stride, op, "stride")
+    p, d = _two(padding, op, "padding"), _two(dilation, op, "dilation")
+    return _max(input, (*k, *s, *p, *d, ceil_mode, 0), 2)
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """Mean over windows of a sequence (N, T, C); arguments as in avg_pool2d.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.avg_pool1d(gs.tensor([[[1.0], [4.0], [2.0], [3.0]]]), 2).tolist()
+    [[[2.5], [2.5]]]
+    """
+    op = "avg_pool1d"
+    k = _one(kernel_size, op, "kernel_size")
+    s = k if stride is None else _one(stride, op, "stride")
+    p = _one(padding, op, "padding")
+    return _avg(input, (1, k, 1, s, 0, p, 1, 1, ceil_mode, count_include_pad), 0.0, 1)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Mean over windows of images (N, H, W, C): the sum over the window divided by its size.
+
+    Sizes as in max_pool2d. count_include_pad: zeros of the padding count towards the size.
+    divisor_override: divide by this instead. ValueError as in max_pool2d, or for a divisor of 0.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.avg_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 2).reshape(4).tolist()
+    [2.5, 4.5, 10.5, 12.5]
+    """
+    op = "avg_pool2d"
+    k = _two(kernel_size, op, "kernel_size")
+    s = k if stride is None or stride == () else _two(stride, op, "stride")
+    p = _two(padding, op, "padding")
+    if divisor_override is None:
+        divisor = 0.0
+    elif divisor_override == 0:
+        raise ValueError(f"{op}: divisor_override must not be 0")
+    else:
+        divisor = float(divisor_override)
+    return _avg(input, (*k, *s, *p, 1, 1, ceil_mode, count_include_pad), divisor, 2)
+
+
+def _out_two(x: Tensor, v: Any, op: str) -> tuple:
+    if isinstance(v, int):
+        return (v, v)
+    h, w = _two(v, op, "output_size")
+    if (h is None or w is None) and x.ndim == 4:
+        h = x.shape[1] if h is None else h
+        w = x.shape[2] if w is None else w
+    return (h, w)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """Mean over output_size windows that divide a sequence (N, T, C) evenly; see adaptive_avg_pool2d.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.adaptive_avg_pool1d(gs.tensor([[[1.0], [4.0], [1.0]]]), 1).tolist()
+    [[[2.0]]]
+    """
+    return _avg(input, (1, _one(output_size, "adaptive_avg_pool1d", "output_size")), 0.0, 1)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """Mean over windows that divide images (N, H, W, C) evenly into output_size = (height, width).
+
+    Window i of O over H pixels is floor(i H / O) .. ceil((i + 1) H / O). None keeps that axis's size; 1 is the
+    global average. ValueError: rank other than 4 or a size below 1.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.adaptive_avg_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 1).item()
+    7.5
+    """
+    return _avg(input, _out_two(input, output_size, "adaptive_avg_pool2d"), 0.0, 2)
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """Maximum over output_size windows that divide a sequence (N, T, C) evenly; see adaptive_avg_pool2d.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.adaptive_max_pool1d(gs.tensor([[[1.0], [4.0], [1.0]]]), 1).tolist()
+    [[[4.0]]]
+    """
+    return _max(input, (1, _one(output_size, "adaptive_max_pool1d", "output_size")), 1)
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """Maximum over windows that divide images (N, H, W, C) evenly; see adaptive_avg_pool2d.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.adaptive_max_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 1).item()
+    15.0
+    """
+    return _max(input, _out_two(input, output_size, "adaptive_max_pool2d"), 2)
