@@ -17,7 +17,6 @@ def _array(t: Tensor | None) -> Any:
 class BatchNormBackward(Node):
     """dx = weight * rstd * (dy - mean(dy) - xhat * mean(dy * xhat)); in evaluation weight * rstd * dy."""
 
-    __slots__ = ("relu", "training")
     training: bool
     relu: bool
 

@@ -22,7 +22,6 @@ __all__ = [
 class MaxPoolBackward(Node):
     """dx collects dy from the windows whose maximum it was."""
 
-    __slots__ = ("geometry", "shape")
     shape: tuple
     geometry: tuple
 
@@ -33,7 +32,6 @@ class MaxPoolBackward(Node):
 class AvgPoolBackward(Node):
     """dx collects dy / divisor from the windows that hold it."""
 
-    __slots__ = ("divisor", "geometry", "shape")
     shape: tuple
     geometry: tuple
     divisor: float
