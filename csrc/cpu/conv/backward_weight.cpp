@@ -1,0 +1,409 @@
+// Gradients of the weights and of the bias of a convolution.
+//
+//   dw[k,i,j,c] = sum over pixels (n,p,q) dy[n,p,q,k] * x[n, p*sh - ph + i*dh, q*sw - pw + j*dw, c]
+//   db[k]       = sum over pixels dy[n,p,q,k]
+//
+// For every tap an outer product summed over pixels: a tile of MR values that are broadcast and NV
+// vectors stays in registers while lines of pixels pass; a line is a stretch of pixels at constant
+// strides, along a row (clipped to where the tap lies inside x) or along the images at one position
+// (maps smaller than the batch). Nothing is packed, nothing outside of x is read or multiplied.
+//
+// Two forms. "filters": broadcast dy over k, vectors over c; the tile is written where it belongs.
+// "channels" (fewer than 16 channels): x is copied with a zero border so that all taps of a kernel row are
+// neighbours; broadcast (tap, c) and vectors over k; transposed at the end.
+//
+// Pixels pass in blocks of about 256, so both operands stay in the cache while all tiles of a task use
+// them. Tasks: (group, 128 broadcast values, one vector tile, slice of the pixels); the slices depend
+// on the shape alone and are added in order. Floor: one FMA per pixel, tap, c and k.
+#include <string.h>
+
+#include "conv/geometry.h"
+#include "simd/vec.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+#if GS_VBYTES == 64 || defined(__ARM_NEON)
+#define GS_CONV_WIDE 1
+constexpr int kMaxVectors = 4;
+#else
+#define GS_CONV_WIDE 0
+constexpr int kMaxVectors = 2;
+#endif
+constexpr int64_t kBlock = 256;     // pixels of a block
+constexpr int64_t kBroadcast = 128;  // broadcast values of a task
+constexpr int kMaxLines = 256;
+
+template <class T>
+struct Line {
+  const T *a, *b;
+  int64_t count;
+};
+
+// c[m * ldc + v] (+)= sum over lines and pixels a[m] * b[v]; a and b step by sa and sb.
+// rows <= MR of them exist; the last vector has `tail` lanes.
+template <class T, int MR, int NV>
+__attribute__((noinline)) void outer(const Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c,
+                                     int64_t ldc, int rows, int tail, bool add) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  V acc[MR][NV];
+  int64_t off[MR];  // rows that do not exist repeat the first
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    off[m] = m < rows ? m : 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[m][v] = V{};
+  }
+  if (rows == MR && tail == N) {
+    for (int64_t i = 0; i < count; ++i) {
+      const T *a = lines[i].a, *b = lines[i].b;
+      for (int64_t n = lines[i].count; n > 0; --n, a += sa, b += sb) {
+        V x[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) x[v] = load(b + v * N);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) {
+          V s = set1(a[m]);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, x[v], acc[m][v]);
+        }
+      }
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const T *a = lines[i].a, *b = lines[i].b;
+      for (int64_t n = lines[i].count; n > 0; --n, a += sa, b += sb) {
+        V x[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV - 1; ++v) x[v] = load(b + v * N);
+        x[NV - 1] = load_n(b + (NV - 1) * N, tail);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) {
+          V s = set1(a[off[m]]);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, x[v], acc[m][v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    if (m >= rows) break;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      T* d = c + m * ldc + v * N;
+      int lanes = v < NV - 1 ? N : tail;
+      if (lanes == N)
+        store(d, add ? load(d) + acc[m][v] : acc[m][v]);
+      else
+        store_n(d, add ? load_n(d, lanes) + acc[m][v] : acc[m][v], lanes);
+    }
+  }
+}
+
+// All broadcast values [0, rows) against one vector tile.
+template <class T, int NV, int M0, int M1, int M2>
+GS_INLINE void tiles(Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc, int64_t rows,
+                     int tail, bool add) {
+  for (int64_t m = 0; m < rows;) {
+    int64_t left = rows - m;
+    // a remainder that two smaller tiles fit is given to them
+    int mr = left >= M0 ? M0 : left > M1 ? M0 : left > M2 ? M1 : M2;
+    if (left > M0 && left < M0 + M2 && left <= 2 * M1) mr = M1;
+    int n = (int)min64(mr, left);
+    T* d = c + m * ldc;
+    if (mr == M0)
+      outer<T, M0, NV>(lines, count, sa, sb, d, ldc, n, tail, add);
+    else if (mr == M1)
+      outer<T, M1, NV>(lines, count, sa, sb, d, ldc, n, tail, add);
+    else
+      outer<T, M2, NV>(lines, count, sa, sb, d, ldc, n, tail, add);
+    m += n;
+    for (int64_t i = 0; i < count; ++i) lines[i].a += n;
+  }
+}
+
+template <class T>
+void tiles_of(int nv, Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc, int64_t rows,
+              int tail, bool add) {
+  switch (nv) {
+#if GS_CONV_WIDE
+    case 4: tiles<T, 4, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
+    case 3: tiles<T, 3, 8, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
+    case 2: tiles<T, 2, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
+#else
+    case 2: tiles<T, 2, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
+#endif
+    default: tiles<T, 1, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add);
+  }
+}
+
+struct Job {
+  int64_t groups, ci, co, taps;
+  bool channels_form, padded, along_images;
+  int64_t top, left, hp, wp;                        // of the copy, or of x
+  int64_t ld, row, image, group;                    // strides of x as read
+  int64_t units_h, units_w, run;                    // kernel rows x columns that are walked, values each has
+  int64_t wide, vectors, panels, rows, row_blocks;  // vector side, broadcast side
+  int64_t reduce_ld;                                // of dw as accumulated
+  int64_t segment, segments, outer, blocks, slices;  // lines, and blocks of kBlock pixels
+  int64_t lines_per_block;
+  size_t part, part_bias;  // elements of a slice's dw and db
+  size_t x_at, part_at, bias_at, scratch;
+};
+
+template <class T>
+Job make_job(const ConvParams& p) {
+  constexpr int N = simd<T>::N;
+  Job j{};
+  j.groups = p.groups;
+  j.ci = p.channels / p.groups;
+  j.co = p.filters / p.groups;
+  j.taps = p.kernel_h * p.kernel_w;
+  j.channels_form = j.ci < 16;
+  Axis h = forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
+  Axis w = forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
+  int64_t low_h = min64(0, h.first()), high_h = max64(p.in_h - 1, h.last());
+  int64_t low_w = min64(0, w.first()), high_w = max64(p.in_w - 1, w.last());
+  bool border = low_h < 0 || low_w < 0 || high_h >= p.in_h || high_w >= p.in_w;
+  bool fold = p.dilation_w == 1 && p.kernel_w > 1;
+  j.padded = j.channels_form && (border || (fold && p.groups > 1));
+  j.hp = p.in_h;
+  j.wp = p.in_w;
+  if (j.padded) {
+    j.top = -low_h;
+    j.left = -low_w;
+    j.hp = high_h + 1 + j.top;
+    j.wp = high_w + 1 + j.left;
+  }
+  j.ld = j.padded ? j.ci : p.channels;
+  j.row = j.wp * j.ld;
+  j.image = j.hp * j.row;
+  j.group = j.padded ? p.n * j.image : j.ci;
+  fold = fold && j.channels_form;
+  j.units_h = p.kernel_h;
+  j.units_w = fold ? 1 : p.kernel_w;
+  j.run = fold ? p.kernel_w * j.ci : j.ci;
+
+  j.wide = j.channels_form ? j.co : j.ci;
+  j.vectors = ceil_div(j.wide, N);
+  j.panels = ceil_div(j.vectors, kMaxVectors);
+  j.rows = j.channels_form ? j.run : j.co;
+  j.row_blocks = ceil_div(j.rows, kBroadcast);
+  j.reduce_ld = j.channels_form ? j.vectors * N : j.taps * j.ci;
+
+  j.along_images = p.n > p.out_w;
+  int64_t length = j.along_images ? p.n : p.out_w;
+  j.segments = ceil_div(length, kBlock);
+  j.segment = ceil_div(length, j.segments);
+  j.outer = j.along_images ? p.out_h * p.out_w : p.n * p.out_h;
+  int64_t lines = j.outer * j.segments;
+  j.lines_per_block = max64(1, min64(kBlock / j.segment, kMaxLines));
+  j.blocks = ceil_div(lines, j.lines_per_block);
+  int64_t pixels = p.n * p.out_h * p.out_w, grid = j.groups * j.panels * j.row_blocks;
+  j.slices = max64(1, min64(min64(ceil_div(16, grid), pixels / 1024), j.blocks));
+  j.part = j.channels_form ? (size_t)(j.groups * j.taps * j.ci * j.reduce_ld)
+                           : (size_t)(p.filters * j.taps * j.ci);
+  j.part_bias = (size_t)p.filters;
+  j.x_at = 0;
+  j.part_at = align64(j.padded ? (size_t)(j.groups * j.group) * sizeof(T) : 0);
+  bool direct = j.slices == 1 && !j.channels_form;
+  j.bias_at = align64(j.part_at + (direct ? 0 : j.slices * j.part * sizeof(T)));
+  j.scratch = j.bias_at + (j.slices > 1 ? j.slices * j.part_bias * sizeof(T) : 0);
+  return j;
+}
+
+// Lines [l0, l1) for kernel row i, column k: where the pixel reads x. x: group's first channel (or copy).
+template <class T>
+int64_t lines_of(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, int64_t i, int64_t k, const T* x,
+                 const T* dy, Line<T>* lines) {
+  int64_t oh = i * p.dilation_h - p.pad_h + j.top, ow = k * p.dilation_w - p.pad_w + j.left, count = 0;
+  if (j.along_images) {
+    int64_t position = l0 / j.segments, part = l0 % j.segments;
+    for (int64_t l = l0; l < l1; ++l) {
+      int64_t n0 = part * j.segment, n1 = min64(n0 + j.segment, p.n);
+      int64_t a = position / p.out_w * p.stride_h + oh, b = position % p.out_w * p.stride_w + ow;
+      if (a >= 0 && a < j.hp && b >= 0 && b < j.wp && n1 > n0)
+        lines[count++] = Line<T>{x + (n0 * j.image + a * j.row + b * j.ld),
+                                 dy + (n0 * p.out_h * p.out_w + position) * p.filters, n1 - n0};
+      if (++part == j.segments) {
+        part = 0;
+        ++position;
+      }
+    }
+    return count;
+  }
+  // columns q with 0 <= q * stride + ow < wp
+  int64_t lo = ow < 0 ? ceil_div(-ow, p.stride_w) : 0;
+  int64_t hi = ow < j.wp ? min64((j.wp - 1 - ow) / p.stride_w + 1, p.out_w) : 0;
+  for (int64_t l = l0; l < l1; ++l) {
+    int64_t r = l / j.segments, q0 = l % j.segments * j.segment, q1 = min64(q0 + j.segment, p.out_w);
+    int64_t n = r / p.out_h, a = r % p.out_h * p.stride_h + oh;
+    q0 = max64(q0, lo);
+    q1 = min64(q1, hi);
+    if (a < 0 || a >= j.hp || q0 >= q1) continue;
+    lines[count++] = Line<T>{x + (n * j.image + a * j.row + (q0 * p.stride_w + ow) * j.ld),
+                             dy + (r * p.out_w + q0) * p.filters, q1 - q0};
+  }
+  return count;
+}
+
+// db[k] (+)= sum of dy over the pixels of lines [l0, l1), channels [k0, k1)
+template <class T>
+void bias_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const T* dy, T* db, int64_t k0,
+                int64_t k1, bool add) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  int64_t step = j.along_images ? p.out_h * p.out_w * p.filters : p.filters;
+  int64_t length = j.along_images ? p.n : p.out_w;
+  for (int64_t k = k0; k < k1; k += 2 * N) {
+    int a = (int)min64(N, k1 - k), b = (int)max64(0, min64(N, k1 - k - N));
+    V s = V{}, t = V{};
+    for (int64_t l = l0; l < l1; ++l) {
+      int64_t r = l / j.segments, q0 = l % j.segments * j.segment, q1 = min64(q0 + j.segment, length);
+      const T* d = dy + (j.along_images ? r + q0 * p.out_h * p.out_w : r * p.out_w + q0) * p.filters + k;
+      if (b == N)
+        for (int64_t q = q0; q < q1; ++q, d += step) {
+          s += load(d);
+          t += load(d + N);
+        }
+      else
+        for (int64_t q = q0; q < q1; ++q, d += step) {
+          s += load_n(d, a);
+          if (b) t += load_n(d + N, b);
+        }
+    }
+    if (add) {
+      s += load_n(db + k, a);
+      if (b) t += load_n(db + k + N, b);
+    }
+    store_n(db + k, s, a);
+    if (b) store_n(db + k + N, t, b);
+  }
+}
+
+template <class T>
+void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
+  constexpr int N = simd<T>::N;
+  const ConvParams& p = *(const ConvParams*)params;
+  Job j = make_job<T>(p);
+  const T *x = (const T*)buf[0], *dy = (const T*)buf[1];
+  T *dw = (T*)buf[2], *db = (T*)buf[3];
+  T* xp = (T*)(ctx->scratch + j.x_at);
+  bool direct = j.slices == 1 && !j.channels_form;
+  T* parts = direct ? dw : (T*)(ctx->scratch + j.part_at);
+  T* bias_parts = j.slices == 1 ? db : (T*)(ctx->scratch + j.bias_at);
+
+  if (j.padded) {
+    int64_t rows = p.n * j.hp, step = max64(1, 8192 / (j.wp * p.channels));
+    for (int64_t r = ctx->tid * step; r < rows; r += ctx->nt * step)
+      pad_rows(x, xp, p.n, p.in_h, p.in_w, p.channels, j.groups, j.hp, j.wp, j.top, j.left, r,
+               min64(r + step, rows));
+    x = xp;
+    ctx->sync();
+  }
+
+  int64_t lines_all = j.outer * j.segments;
+  int64_t tasks = j.groups * j.panels * j.row_blocks * j.slices;
+  int64_t step_x = j.along_images ? j.image : p.stride_w * j.ld;
+  int64_t step_y = j.along_images ? p.out_h * p.out_w * p.filters : p.filters;
+  Line<T> lines[kMaxLines];
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t slice = t % j.slices, u = t / j.slices;
+    int64_t rb = u % j.row_blocks, b = u / j.row_blocks % j.panels, g = u / j.row_blocks / j.panels;
+    int64_t v0 = b * j.vectors / j.panels, v1 = (b + 1) * j.vectors / j.panels;
+    int nv = (int)(v1 - v0);
+    int tail = (int)(min64(v1 * N, j.wide) - (v1 - 1) * N);
+    int64_t r0 = rb * j.rows / j.row_blocks, r1 = (rb + 1) * j.rows / j.row_blocks;
+    T* part = parts + slice * (int64_t)j.part;
+    T* part_bias = bias_parts + slice * (int64_t)j.part_bias;
+    bool bias = p.has_bias && (j.channels_form ? rb == 0 : b == 0);
+    int64_t first = slice * j.blocks / j.slices, last = (slice + 1) * j.blocks / j.slices;
+    const T *xg = x + g * j.group, *dyg = dy + g * j.co;
+    for (int64_t block = first; block < last; ++block) {
+      int64_t l0 = block * j.lines_per_block, l1 = min64(l0 + j.lines_per_block, lines_all);
+      bool add = block > first;
+      if (bias) {
+        if (j.channels_form)
+          bias_block(p, j, l0, l1, dy, part_bias, g * j.co + v0 * N, g * j.co + min64(v1 * N, j.co), add);
+        else
+          bias_block(p, j, l0, l1, dy, part_bias, g * j.co + r0, g * j.co + r1, add);
+      }
+      for (int64_t i = 0; i < j.units_h; ++i)
+        for (int64_t k = 0; k < j.units_w; ++k) {
+          int64_t unit = i * j.units_w + k;
+          if (j.channels_form) {
+            int64_t count = lines_of(p, j, l0, l1, i, k, xg + r0, dyg + v0 * N, lines);
+            T* c = part + (g * j.taps * j.ci + unit * j.run + r0) * j.reduce_ld + v0 * N;
+            tiles_of(nv, lines, count, step_x, step_y, c, j.reduce_ld, r1 - r0, tail, add);
+          } else {
+            int64_t count = lines_of(p, j, l0, l1, i, k, xg + v0 * N, dyg + r0, lines);
+            for (int64_t l = 0; l < count; ++l) {
+              const T* a = lines[l].a;
+              lines[l].a = lines[l].b;
+              lines[l].b = a;
+            }
+            T* c = part + (g * j.co + r0) * j.reduce_ld + unit * j.ci + v0 * N;
+            tiles_of(nv, lines, count, step_y, step_x, c, j.reduce_ld, r1 - r0, tail, add);
+          }
+        }
+    }
+  }
+  if (direct) return;
+  ctx->sync();
+
+  // Add the slices in order; transpose in the "channels" form.
+  using V = typename simd<T>::V;
+  if (j.channels_form) {
+    int64_t reduce = j.taps * j.ci;
+    for (int64_t k = ctx->tid; k < p.filters; k += ctx->nt) {
+      const T* s = parts + k / j.co * reduce * j.reduce_ld + k % j.co;
+      for (int64_t r = 0; r < reduce; ++r) {
+        T sum = s[r * j.reduce_ld];
+        for (int64_t i = 1; i < j.slices; ++i) sum += s[i * (int64_t)j.part + r * j.reduce_ld];
+        dw[k * reduce + r] = sum;
+      }
+    }
+  } else {
+    int64_t n = (int64_t)j.part, step = 64 * N;
+    for (int64_t e0 = ctx->tid * step; e0 < n; e0 += ctx->nt * step)
+      for (int64_t e = e0; e < min64(e0 + step, n); e += N) {
+        int lanes = (int)min64(N, n - e);
+        V sum = load_n(parts + e, lanes);
+        for (int64_t i = 1; i < j.slices; ++i) sum += load_n(parts + i * n + e, lanes);
+        store_n(dw + e, sum, lanes);
+      }
+  }
+  if (p.has_bias && j.slices > 1)
+    for (int64_t k = ctx->tid * N; k < p.filters; k += ctx->nt * N) {
+      int lanes = (int)min64(N, p.filters - k);
+      V sum = load_n(bias_parts + k, lanes);
+      for (int64_t i = 1; i < j.slices; ++i) sum += load_n(bias_parts + i * p.filters + k, lanes);
+      store_n(db + k, sum, lanes);
+    }
+}
+
+template <class T>
+void backward_weight_plan(const void* params, Plan* plan) {
+  const ConvParams& p = *(const ConvParams*)params;
+  Job j = make_job<T>(p);
+  plan->tasks = j.groups * j.panels * j.row_blocks * j.slices;
+  plan->scratch = j.scratch;
+  double work = 2.0 * (double)(p.n * p.out_h * p.out_w) * (double)(p.filters * j.taps) * (double)j.ci;
+  plan->work = (int64_t)(work * (sizeof(T) == 8 ? 2 : 1) / (GS_VBYTES * 2)) + 1000;
+}
+
+const KernelEntry entries[] = {
+    {"conv_direct_backward_weight", kF32, backward_weight<float>, backward_weight_plan<float>},
+    {"conv_direct_backward_weight", kF64, backward_weight<double>, backward_weight_plan<double>},
+};
+
+}  // namespace
+
+extern const KernelList conv_backward_weight_kernels;
+const KernelList conv_backward_weight_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs
