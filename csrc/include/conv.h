@@ -2,7 +2,8 @@
 //
 //   x  (n, in_h, in_w, channels)     w (filters, kernel_h, kernel_w, channels / groups)
 //   y  (n, out_h, out_w, filters)    bias (filters)
-//   y[n,p,q,k] = bias[k] + sum_ijc x[n, p*stride_h - pad_h + i*dilation_h, q*stride_w - pad_w + j*dilation_w, c] w[k,i,j,c]
+//   y[n,p,q,k] = bias[k] + sum_ijc x[n, p*stride_h - pad_h + i*dilation_h, q*stride_w - pad_w +
+//   j*dilation_w, c] w[k,i,j,c]
 //
 // The padding behind follows from out_h, out_w; what lies outside of x counts as zero.
 #pragma once
@@ -13,16 +14,23 @@ namespace gs {
 enum ConvActivation : int32_t { kConvLinear, kConvRelu };
 
 // conv_*_forward:          buffers x, w, bias (may be absent), y
-// conv_*_backward_data:    buffers dy, w, bias (channels; may be absent), dx. Also the forward pass of a transposed
+// conv_*_backward_data:    buffers dy, w, bias (channels; may be absent), dx. Also the forward pass
+// of a transposed
 //                          convolution: then dy is its input, dx its output, and bias is its bias.
 // conv_*_backward_weight:  buffers x, dy, dw, db (may be absent)
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t l2;  // bytes of the second-level cache: block sizes, never the order of sums, follow from it
+  int64_t
+      l2;  // bytes of the second-level cache: block sizes, never the order of sums, follow from it
   ConvActivation activation;
   int32_t has_bias;  // backward_weight: db is wanted
+};
+
+// conv_channel_sum: out[c] = sum over rows of x (rows, channels). buffers x, out.
+struct ChannelSumParams {
+  int64_t rows, channels;
 };
 
 }  // namespace gs

@@ -9,12 +9,12 @@
 // (maps smaller than the batch). Nothing is packed, nothing outside of x is read or multiplied.
 //
 // Two forms. "filters": broadcast dy over k, vectors over c; the tile is written where it belongs.
-// "channels" (fewer than 16 channels): x is copied with a zero border so that all taps of a kernel row are
-// neighbours; broadcast (tap, c) and vectors over k; transposed at the end.
+// "channels" (fewer than 16 channels): x is copied with a zero border so that all taps of a kernel
+// row are neighbours; broadcast (tap, c) and vectors over k; transposed at the end.
 //
-// Pixels pass in blocks of about 256, so both operands stay in the cache while all tiles of a task use
-// them. Tasks: (group, 128 broadcast values, one vector tile, slice of the pixels); the slices depend
-// on the shape alone and are added in order. Floor: one FMA per pixel, tap, c and k.
+// Pixels pass in blocks of about 256, so both operands stay in the cache while all tiles of a task
+// use them. Tasks: (group, 128 broadcast values, one vector tile, slice of the pixels); the slices
+// depend on the shape alone and are added in order. Floor: one FMA per pixel, tap, c and k.
 #include <string.h>
 
 #include "conv/geometry.h"
@@ -31,7 +31,7 @@ constexpr int kMaxVectors = 4;
 #define GS_CONV_WIDE 0
 constexpr int kMaxVectors = 2;
 #endif
-constexpr int64_t kBlock = 256;     // pixels of a block
+constexpr int64_t kBlock = 256;      // pixels of a block
 constexpr int64_t kBroadcast = 128;  // broadcast values of a task
 constexpr int kMaxLines = 256;
 
@@ -44,8 +44,8 @@ struct Line {
 // c[m * ldc + v] (+)= sum over lines and pixels a[m] * b[v]; a and b step by sa and sb.
 // rows <= MR of them exist; the last vector has `tail` lanes.
 template <class T, int MR, int NV>
-__attribute__((noinline)) void outer(const Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c,
-                                     int64_t ldc, int rows, int tail, bool add) {
+__attribute__((noinline)) void outer(const Line<T>* lines, int64_t count, int64_t sa, int64_t sb,
+                                     T* c, int64_t ldc, int rows, int tail, bool add) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   V acc[MR][NV];
@@ -105,8 +105,8 @@ __attribute__((noinline)) void outer(const Line<T>* lines, int64_t count, int64_
 
 // All broadcast values [0, rows) against one vector tile.
 template <class T, int NV, int M0, int M1, int M2>
-GS_INLINE void tiles(Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc, int64_t rows,
-                     int tail, bool add) {
+GS_INLINE void tiles(Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc,
+                     int64_t rows, int tail, bool add) {
   for (int64_t m = 0; m < rows;) {
     int64_t left = rows - m;
     // a remainder that two smaller tiles fit is given to them
@@ -126,28 +126,37 @@ GS_INLINE void tiles(Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c
 }
 
 template <class T>
-void tiles_of(int nv, Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc, int64_t rows,
-              int tail, bool add) {
+void tiles_of(int nv, Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc,
+              int64_t rows, int tail, bool add) {
   switch (nv) {
 #if GS_CONV_WIDE
-    case 4: tiles<T, 4, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
-    case 3: tiles<T, 3, 8, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
-    case 2: tiles<T, 2, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
+    case 4:
+      tiles<T, 4, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add);
+      break;
+    case 3:
+      tiles<T, 3, 8, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add);
+      break;
+    case 2:
+      tiles<T, 2, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add);
+      break;
 #else
-    case 2: tiles<T, 2, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add); break;
+    case 2:
+      tiles<T, 2, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add);
+      break;
 #endif
-    default: tiles<T, 1, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add);
+    default:
+      tiles<T, 1, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add);
   }
 }
 
 struct Job {
   int64_t groups, ci, co, taps;
   bool channels_form, padded, along_images;
-  int64_t top, left, hp, wp;                        // of the copy, or of x
-  int64_t ld, row, image, group;                    // strides of x as read
-  int64_t units_h, units_w, run;                    // kernel rows x columns that are walked, values each has
-  int64_t wide, vectors, panels, rows, row_blocks;  // vector side, broadcast side
-  int64_t reduce_ld;                                // of dw as accumulated
+  int64_t top, left, hp, wp;      // of the copy, or of x
+  int64_t ld, row, image, group;  // strides of x as read
+  int64_t units_h, units_w, run;  // kernel rows x columns that are walked, values each has
+  int64_t wide, vectors, panels, rows, row_blocks;   // vector side, broadcast side
+  int64_t reduce_ld;                                 // of dw as accumulated
   int64_t segment, segments, outer, blocks, slices;  // lines, and blocks of kBlock pixels
   int64_t lines_per_block;
   size_t part, part_bias;  // elements of a slice's dw and db
@@ -215,11 +224,13 @@ Job make_job(const ConvParams& p) {
   return j;
 }
 
-// Lines [l0, l1) for kernel row i, column k: where the pixel reads x. x: group's first channel (or copy).
+// Lines [l0, l1) for kernel row i, column k: where the pixel reads x. x: group's first channel (or
+// copy).
 template <class T>
-int64_t lines_of(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, int64_t i, int64_t k, const T* x,
-                 const T* dy, Line<T>* lines) {
-  int64_t oh = i * p.dilation_h - p.pad_h + j.top, ow = k * p.dilation_w - p.pad_w + j.left, count = 0;
+int64_t lines_of(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, int64_t i, int64_t k,
+                 const T* x, const T* dy, Line<T>* lines) {
+  int64_t oh = i * p.dilation_h - p.pad_h + j.top, ow = k * p.dilation_w - p.pad_w + j.left,
+          count = 0;
   if (j.along_images) {
     int64_t position = l0 / j.segments, part = l0 % j.segments;
     for (int64_t l = l0; l < l1; ++l) {
@@ -239,7 +250,8 @@ int64_t lines_of(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, int6
   int64_t lo = ow < 0 ? ceil_div(-ow, p.stride_w) : 0;
   int64_t hi = ow < j.wp ? min64((j.wp - 1 - ow) / p.stride_w + 1, p.out_w) : 0;
   for (int64_t l = l0; l < l1; ++l) {
-    int64_t r = l / j.segments, q0 = l % j.segments * j.segment, q1 = min64(q0 + j.segment, p.out_w);
+    int64_t r = l / j.segments, q0 = l % j.segments * j.segment,
+            q1 = min64(q0 + j.segment, p.out_w);
     int64_t n = r / p.out_h, a = r % p.out_h * p.stride_h + oh;
     q0 = max64(q0, lo);
     q1 = min64(q1, hi);
@@ -252,8 +264,8 @@ int64_t lines_of(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, int6
 
 // db[k] (+)= sum of dy over the pixels of lines [l0, l1), channels [k0, k1)
 template <class T>
-void bias_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const T* dy, T* db, int64_t k0,
-                int64_t k1, bool add) {
+void bias_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const T* dy, T* db,
+                int64_t k0, int64_t k1, bool add) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   int64_t step = j.along_images ? p.out_h * p.out_w * p.filters : p.filters;
@@ -262,8 +274,10 @@ void bias_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const
     int a = (int)min64(N, k1 - k), b = (int)max64(0, min64(N, k1 - k - N));
     V s = V{}, t = V{};
     for (int64_t l = l0; l < l1; ++l) {
-      int64_t r = l / j.segments, q0 = l % j.segments * j.segment, q1 = min64(q0 + j.segment, length);
-      const T* d = dy + (j.along_images ? r + q0 * p.out_h * p.out_w : r * p.out_w + q0) * p.filters + k;
+      int64_t r = l / j.segments, q0 = l % j.segments * j.segment,
+              q1 = min64(q0 + j.segment, length);
+      const T* d =
+          dy + (j.along_images ? r + q0 * p.out_h * p.out_w : r * p.out_w + q0) * p.filters + k;
       if (b == N)
         for (int64_t q = q0; q < q1; ++q, d += step) {
           s += load(d);
@@ -327,7 +341,8 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
       bool add = block > first;
       if (bias) {
         if (j.channels_form)
-          bias_block(p, j, l0, l1, dy, part_bias, g * j.co + v0 * N, g * j.co + min64(v1 * N, j.co), add);
+          bias_block(p, j, l0, l1, dy, part_bias, g * j.co + v0 * N, g * j.co + min64(v1 * N, j.co),
+                     add);
         else
           bias_block(p, j, l0, l1, dy, part_bias, g * j.co + r0, g * j.co + r1, add);
       }
@@ -391,11 +406,52 @@ void backward_weight_plan(const void* params, Plan* plan) {
   Job j = make_job<T>(p);
   plan->tasks = j.groups * j.panels * j.row_blocks * j.slices;
   plan->scratch = j.scratch;
-  double work = 2.0 * (double)(p.n * p.out_h * p.out_w) * (double)(p.filters * j.taps) * (double)j.ci;
+  double work =
+      2.0 * (double)(p.n * p.out_h * p.out_w) * (double)(p.filters * j.taps) * (double)j.ci;
   plan->work = (int64_t)(work * (sizeof(T) == 8 ? 2 : 1) / (GS_VBYTES * 2)) + 1000;
 }
 
+// x (rows, channels); slices of rows that depend on the shape alone, in runs of kBlock rows.
+template <class T>
+void channel_sum(const void* params, void* const* buf, const Ctx* ctx) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const ChannelSumParams& p = *(const ChannelSumParams*)params;
+  const T* x = (const T*)buf[0];
+  T *out = (T*)buf[1], *parts = (T*)ctx->scratch;
+  int64_t slices = max64(1, min64(16, p.rows / 4096)), C = p.channels;
+  for (int64_t s = ctx->tid; s < slices; s += ctx->nt) {
+    int64_t r0 = s * p.rows / slices, r1 = (s + 1) * p.rows / slices;
+    T* part = parts + s * C;
+    for (int64_t r = r0; r < r1; r += kBlock)
+      for (int64_t c = 0; c < C; c += N) {
+        int lanes = (int)min64(N, C - c);
+        V sum = V{};
+        for (int64_t i = r; i < min64(r + kBlock, r1); ++i) sum += load_n(x + i * C + c, lanes);
+        if (r > r0) sum += load_n(part + c, lanes);
+        store_n(part + c, sum, lanes);
+      }
+  }
+  ctx->sync();
+  if (ctx->tid == 0)
+    for (int64_t c = 0; c < C; ++c) {
+      T sum = parts[c];
+      for (int64_t s = 1; s < slices; ++s) sum += parts[s * C + c];
+      out[c] = sum;
+    }
+}
+
+template <class T>
+void channel_sum_plan(const void* params, Plan* plan) {
+  const ChannelSumParams& p = *(const ChannelSumParams*)params;
+  plan->tasks = max64(1, min64(16, p.rows / 4096));
+  plan->scratch = (size_t)(plan->tasks * p.channels) * sizeof(T);
+  plan->work = p.rows * p.channels * (int64_t)sizeof(T) / 16 + 500;
+}
+
 const KernelEntry entries[] = {
+    {"conv_channel_sum", kF32, channel_sum<float>, channel_sum_plan<float>},
+    {"conv_channel_sum", kF64, channel_sum<double>, channel_sum_plan<double>},
     {"conv_direct_backward_weight", kF32, backward_weight<float>, backward_weight_plan<float>},
     {"conv_direct_backward_weight", kF64, backward_weight<double>, backward_weight_plan<double>},
 };

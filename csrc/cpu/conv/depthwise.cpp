@@ -1,11 +1,11 @@
 // Depthwise convolution (groups = channels = filters), forward, backward-data and backward-weight.
 //
-// Vectors run over the channels. Forward and backward-data are one walk over phases (geometry.h): a tile of
-// kWidth pixels of a row and one vector of channels stays in registers while the taps pass; columns
-// where a tap lies outside are done one by one. Weights are transposed to (tap, channel) once a launch.
-// Backward-weight keeps a vector for each of up to kTaps taps of a kernel row while a row of pixels
-// passes; rows are summed in slices that depend on the shape alone, and the slices are added in order.
-// Floor: the traffic of x and y once; 2 x kernel operations an element.
+// Vectors run over the channels. Forward and backward-data are one walk over phases (geometry.h): a
+// tile of kWidth pixels of a row and one vector of channels stays in registers while the taps pass;
+// columns where a tap lies outside are done one by one. Weights are transposed to (tap, channel)
+// once a launch. Backward-weight keeps a vector for each of up to kTaps taps of a kernel row while
+// a row of pixels passes; rows are summed in slices that depend on the shape alone, and the slices
+// are added in order. Floor: the traffic of x and y once; 2 x kernel operations an element.
 #include <string.h>
 
 #include "conv/geometry.h"
@@ -32,8 +32,8 @@ struct Strides {
 
 // One output pixel of one vector of channels. x: image, channel c; w: taps at channel c.
 template <class T>
-GS_INLINE void pixel(const Axis& h, const Axis& w, int64_t channels, int64_t kernel_w, int64_t in_row,
-                     const T* x, const T* wt, int64_t at_h, int64_t at_w, T* y,
+GS_INLINE void pixel(const Axis& h, const Axis& w, int64_t channels, int64_t kernel_w,
+                     int64_t in_row, const T* x, const T* wt, int64_t at_h, int64_t at_w, T* y,
                      typename simd<T>::V bias, int lanes, bool relu) {
   using V = typename simd<T>::V;
   V s = V{};
@@ -71,14 +71,17 @@ void walk(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
   for (int64_t t = ctx->tid; t < p.n * out_h; t += ctx->nt) {
     int64_t n = t / out_h, row = t % out_h;
     int64_t rh = backward ? row % p.stride_h : 0;
-    Axis h = backward ? backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, rh)
-                      : forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
+    Axis h = backward
+                 ? backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, rh)
+                 : forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
     int64_t at_h = (backward ? row / p.stride_h : row) * h.step + h.off0, lo, hi;
     valid_taps(h, at_h, &lo, &hi);
     const T* image = x + n * in_h * in_row;
     for (int64_t rw = 0; rw < phases_w; ++rw) {
-      Axis w = backward ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, rw)
-                        : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
+      Axis w =
+          backward
+              ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, rw)
+              : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
       // columns [q0, q1): every tap inside
       int64_t q0 = w.off0 < 0 ? ceil_div(-w.off0, w.step) : 0;
       int64_t room = w.in - 1 - w.off0 - (w.taps - 1) * w.off_step;
@@ -97,7 +100,8 @@ void walk(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
 #pragma GCC unroll 8
               for (int k = 0; k < kWidth; ++k) s[k] = V{};
               for (int64_t i = lo; i < hi; ++i) {
-                const T* r = image + (at_h + i * h.off_step) * in_row + (q * w.step + w.off0) * C + c;
+                const T* r =
+                    image + (at_h + i * h.off_step) * in_row + (q * w.step + w.off0) * C + c;
                 const T* f = wt + ((h.tap0 + i * h.tap_step) * p.kernel_w + w.tap0) * C + c;
                 for (int64_t k = 0; k < w.taps; ++k, r += w.off_step * C, f += w.tap_step * C) {
                   V v = load(f);
@@ -134,7 +138,9 @@ template <class T>
 void walk_plan(const ConvParams& p, Plan* plan, int64_t rows) {
   plan->tasks = rows;
   plan->scratch = (size_t)(p.kernel_h * p.kernel_w * p.channels) * sizeof(T);
-  plan->work = p.n * p.out_h * p.out_w * p.channels * (4 + p.kernel_h * p.kernel_w) / (GS_VBYTES / (int64_t)sizeof(T)) + 1000;
+  plan->work = p.n * p.out_h * p.out_w * p.channels * (4 + p.kernel_h * p.kernel_w) /
+                   (GS_VBYTES / (int64_t)sizeof(T)) +
+               1000;
 }
 template <class T>
 void forward_plan(const void* params, Plan* plan) {
@@ -154,10 +160,11 @@ GS_INLINE int64_t slices_of(const ConvParams& p) {
 // Row r of pixels, kernel row i, columns [k0, k1), vector of channels at c: dw[tap][c] += x * dy.
 // x, dy: at channel c
 template <class T>
-GS_INLINE void weight_row(const ConvParams& p, int64_t r, int64_t i, int64_t k0, int64_t k1, const T* x,
-                          const T* dy, T* part, int lanes) {
+GS_INLINE void weight_row(const ConvParams& p, int64_t r, int64_t i, int64_t k0, int64_t k1,
+                          const T* x, const T* dy, T* part, int lanes) {
   using V = typename simd<T>::V;
-  int64_t C = p.channels, n = r / p.out_h, a = r % p.out_h * p.stride_h - p.pad_h + i * p.dilation_h;
+  int64_t C = p.channels, n = r / p.out_h,
+          a = r % p.out_h * p.stride_h - p.pad_h + i * p.dilation_h;
   if (a < 0 || a >= p.in_h) return;
   const T* xr = x + (n * p.in_h + a) * p.in_w * C;
   const T* d = dy + r * p.out_w * C;
@@ -187,7 +194,8 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
   const ConvParams& p = *(const ConvParams*)params;
   const T *x = (const T*)buf[0], *dy = (const T*)buf[1];
   T *dw = (T*)buf[2], *db = (T*)buf[3];
-  int64_t C = p.channels, taps = p.kernel_h * p.kernel_w, slices = slices_of(p), rows = p.n * p.out_h;
+  int64_t C = p.channels, taps = p.kernel_h * p.kernel_w, slices = slices_of(p),
+          rows = p.n * p.out_h;
   int64_t stride = (taps + 1) * C;  // the last row of a slice sums dy
   T* parts = (T*)ctx->scratch;
   int64_t vectors = ceil_div(C, N);

@@ -1,22 +1,22 @@
 // Direct convolution, forward and backward-data, without an im2col buffer.
 //
-// Both are one walk (see geometry.h): a tile of MR output pixels x NV vectors of output channels stays in
-// registers while it sums over runs. A run is a stretch of L input values that are contiguous in memory
-// (the channels of one tap, or all taps of a kernel row at once where their pixels touch); each pixel
-// broadcasts its values, the packed weights (reduction index, NV vectors) are the vector operand.
-// Pixels are addressed by pointers, so a tile may cross rows and images and no tile but the last is
-// partial. A pixel whose tap lies in the padding points at zeros; a tap that lies in the padding for the
-// whole tile is left out. With padding and enough images, MR images at one position form a tile, and
-// then no padding is multiplied at all.
+// Both are one walk (see geometry.h): a tile of MR output pixels x NV vectors of output channels
+// stays in registers while it sums over runs. A run is a stretch of L input values that are
+// contiguous in memory (the channels of one tap, or all taps of a kernel row at once where their
+// pixels touch); each pixel broadcasts its values, the packed weights (reduction index, NV vectors)
+// are the vector operand. Pixels are addressed by pointers, so a tile may cross rows and images and
+// no tile but the last is partial. A pixel whose tap lies in the padding points at zeros; a tap
+// that lies in the padding for the whole tile is left out. With padding and enough images, MR
+// images at one position form a tile, and then no padding is multiplied at all.
 //
-// Weights are packed once a launch: (phase, group, panel, kernel row, kernel column, input channel, NV
-// vectors). Inputs of few channels are first copied with a zero border (pad_rows), so that a whole kernel
-// row is one run (3x3 of 3 channels: 3 runs of 9).
+// Weights are packed once a launch: (phase, group, panel, kernel row, kernel column, input channel,
+// NV vectors). Inputs of few channels are first copied with a zero border (pad_rows), so that a
+// whole kernel row is one run (3x3 of 3 channels: 3 runs of 9).
 //
-// Blocks: a panel's slice of the reduction stays within a quarter of the second-level cache while all
-// pixels of a task pass; the sums go through y between slices, so the order of sums depends on nothing.
-// Tasks: (phase, group, panel, chunk of pixels). Floor: 2 n out_h out_w filters kernel channels/groups
-// operations, one FMA each; traffic x, w, y once.
+// Blocks: a panel's slice of the reduction stays within a quarter of the second-level cache while
+// all pixels of a task pass; the sums go through y between slices, so the order of sums depends on
+// nothing. Tasks: (phase, group, panel, chunk of pixels). Floor: 2 n out_h out_w filters kernel
+// channels/groups operations, one FMA each; traffic x, w, y once.
 #include <string.h>
 
 #include "conv/geometry.h"
@@ -120,15 +120,16 @@ struct Job {
   int64_t in_h, in_w, out_h, out_w;
   int64_t phases_h, phases_w;
   bool backward, padded;
-  int64_t top, left, hp, wp;                // border of the copy
-  int64_t ld, row, image, group, out_row;   // strides of the input as tiles read it
+  int64_t top, left, hp, wp;               // border of the copy
+  int64_t ld, row, image, group, out_row;  // strides of the input as tiles read it
   int64_t vectors, panels, taps;
-  size_t zeros_at, x_at, scratch;           // packed weights lie at 0
+  size_t zeros_at, x_at, scratch;  // packed weights lie at 0
 };
 
 GS_INLINE Axis axis_h(const Job& j, const ConvParams& p, int64_t r) {
-  Axis a = j.backward ? backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, r)
-                      : forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
+  Axis a = j.backward
+               ? backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, r)
+               : forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
   if (j.padded) {
     a.off0 += j.top;
     a.in = j.hp;
@@ -136,8 +137,9 @@ GS_INLINE Axis axis_h(const Job& j, const ConvParams& p, int64_t r) {
   return a;
 }
 GS_INLINE Axis axis_w(const Job& j, const ConvParams& p, int64_t r) {
-  Axis a = j.backward ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, r)
-                      : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
+  Axis a = j.backward
+               ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, r)
+               : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
   if (j.padded) {
     a.off0 += j.left;
     a.in = j.wp;
@@ -208,7 +210,8 @@ Job make_job(const ConvParams& p, bool backward) {
 // Rows of the packed panel: forward, reduction index r of filter k is w[k][r]: a transpose.
 // w: first filter of the panel, (filters, reduce); dst (reduce, nv vectors); rows [r0, r1)
 template <class T>
-void pack_forward(const T* w, int64_t reduce, int64_t filters, int nv, T* dst, int64_t r0, int64_t r1) {
+void pack_forward(const T* w, int64_t reduce, int64_t filters, int nv, T* dst, int64_t r0,
+                  int64_t r1) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   for (int64_t r = r0; r < r1; r += N) {
@@ -237,8 +240,8 @@ void pack_forward(const T* w, int64_t reduce, int64_t filters, int nv, T* dst, i
 // Backward: row (tap, k) is w[k][tap][c0 ...], a copy. w: first filter of the group, channel c0;
 // channels: how many exist from c0 on; filters [k0, k1)
 template <class T>
-void pack_backward(const T* w, const ConvParams& p, const Axis& h, const Axis& x, int64_t ci, int64_t co,
-                   int64_t channels, int nv, T* dst, int64_t k0, int64_t k1) {
+void pack_backward(const T* w, const ConvParams& p, const Axis& h, const Axis& x, int64_t ci,
+                   int64_t co, int64_t channels, int nv, T* dst, int64_t k0, int64_t k1) {
   constexpr int N = simd<T>::N;
   for (int64_t k = k0; k < k1; ++k)
     for (int64_t a = 0; a < h.taps; ++a)
@@ -253,22 +256,23 @@ void pack_backward(const T* w, const ConvParams& p, const Axis& h, const Axis& x
       }
 }
 
-// A slice of the reduction that is multiplied before the next: taps [i0, i1) x [j0, j1), channels [c0, c1).
+// A slice of the reduction that is multiplied before the next: taps [i0, i1) x [j0, j1), channels
+// [c0, c1).
 struct Block {
   int64_t i0, i1, j0, j1, c0, c1;
   bool load, finish;
 };
 
-// Where the pixels of a task lie. Pixels are counted image block by image block, in it by position, in it
-// by image; blocks of one image give the usual order.
+// Where the pixels of a task lie. Pixels are counted image block by image block, in it by position,
+// in it by image; blocks of one image give the usual order.
 template <class T>
 struct Walk {
   const Job& j;
   const Axis &h, &w;
   int64_t block;  // images of a block
   int64_t n0, count, ni, p, q;
-  int64_t at_h, at_w, in;  // input row, column and offset of tap 0
-  int64_t out;             // output offset
+  int64_t at_h, at_w, in;          // input row, column and offset of tap 0
+  int64_t out;                     // output offset
   int64_t lo_h, hi_h, lo_w, hi_w;  // taps that lie inside
 
   GS_MEMBER void place() {
@@ -276,7 +280,8 @@ struct Walk {
     at_w = q * w.step + w.off0;
     int64_t image = n0 * block + ni;
     in = image * j.image + at_h * j.row + at_w * j.ld;
-    out = ((image * j.out_h + h.out0 + p * h.out_step) * j.out_w + w.out0 + q * w.out_step) * j.cout;
+    out =
+        ((image * j.out_h + h.out0 + p * h.out_step) * j.out_w + w.out0 + q * w.out_step) * j.cout;
     valid_taps(h, at_h, &lo_h, &hi_h);
     valid_taps(w, at_w, &lo_w, &hi_w);
   }
@@ -375,8 +380,8 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
           const T* base = x + b.c0;
           int64_t off = i * h.off_step * j.row + k * w.off_step * j.ld;
           for (int m2 = 0; m2 < MR; ++m2) {
-            bool ok = row_ok[m2] &
-                      ((uint32_t)(at_w[m2] + (int32_t)(k * w.off_step)) < (uint32_t)w.in);
+            bool ok =
+                row_ok[m2] & ((uint32_t)(at_w[m2] + (int32_t)(k * w.off_step)) < (uint32_t)w.in);
             t[1 + m2] = ok ? base + (in[m2] + off) : zeros;
             any |= ok;
           }
@@ -406,8 +411,6 @@ struct Direct {
     constexpr int N = simd<T>::N, MR = rows_of(NV);
     int64_t channels = min64(NV * N, j.co - first * N);
     int tail = (int)(channels - (NV - 1) * N);
-    int64_t si, sj, sc;
-    block_steps(h, w, NV, &si, &sj, &sc);
     const T* bp = bias ? bias + g * j.co + first * N : nullptr;
     bool relu = p.activation == kConvRelu;
     const T* xg = x + g * j.group;
@@ -417,10 +420,13 @@ struct Direct {
       chunk<T, MR, NV>(j, h, w, none, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu);
       return;
     }
+    int64_t si, sj, sc;
+    block_steps(h, w, NV, &si, &sj, &sc);
     for (int64_t i = 0; i < h.taps; i += si)
       for (int64_t k = 0; k < w.taps; k += sj)
         for (int64_t c = 0; c < j.ci; c += sc) {
-          Block b{i, min64(i + si, h.taps), k, min64(k + sj, w.taps), c, min64(c + sc, j.ci), false, false};
+          Block b{i, min64(i + si, h.taps), k,     min64(k + sj, w.taps),
+                  c, min64(c + sc, j.ci),   false, false};
           b.load = i + k + c > 0;
           b.finish = b.i1 == h.taps && b.j1 == w.taps && b.c1 == j.ci;
           chunk<T, MR, NV>(j, h, w, b, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu);
@@ -428,7 +434,8 @@ struct Direct {
   }
 
   // Steps over kernel rows, columns and channels such that a block of the panel fits the cache.
-  void block_steps(const Axis& h, const Axis& w, int nv, int64_t* si, int64_t* sj, int64_t* sc) const {
+  void block_steps(const Axis& h, const Axis& w, int nv, int64_t* si, int64_t* sj,
+                   int64_t* sc) const {
     int64_t row_bytes = nv * simd<T>::N * (int64_t)sizeof(T);
     int64_t limit = max64(p.l2 / 4, 131072) / row_bytes;
     if (w.taps * j.ci <= limit && w.taps <= kMaxRuns) {
@@ -457,7 +464,8 @@ GS_INLINE int64_t images_of(const Job& j, const Axis& h, const Axis& w, int mr) 
 
 // Pixels of a task: some 20 us of work, more where the weights take several blocks.
 template <class T>
-GS_INLINE int64_t chunk_of(const Job& j, const ConvParams& p, const Axis& h, const Axis& w, int mr) {
+GS_INLINE int64_t chunk_of(const Job& j, const ConvParams& p, const Axis& h, const Axis& w,
+                           int mr) {
   int64_t reduce = h.taps * w.taps * j.ci;
   int64_t width = min64(j.vectors, kMaxVectors) * simd<T>::N;
   int64_t work = reduce * width * (int64_t)sizeof(T) > p.l2 / 4 ? 8000000 : 2000000;
@@ -495,8 +503,8 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
             T* d = wp + (g * j.vectors + v0) * N * reduce;
             int64_t left = j.co - v0 * N, end = min64(r + step, rows);
             if (backward)
-              pack_backward(w + g * j.ci * p.kernel_h * p.kernel_w * j.co + v0 * N, p, h, a, j.ci, j.co,
-                            left, nv, d, r, end);
+              pack_backward(w + g * j.ci * p.kernel_h * p.kernel_w * j.co + v0 * N, p, h, a, j.ci,
+                            j.co, left, nv, d, r, end);
             else
               pack_forward(w + (g * j.co + v0 * N) * reduce, reduce, left, nv, d, r, end);
           }
@@ -525,21 +533,32 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
       int mr = rows_of(widest);
       int64_t images = images_of(j, h, a, mr), step = chunk_of<T>(j, p, h, a, mr);
       int64_t chunks = ceil_div(total, step), panels = j.groups * j.panels;
-      // All weights in the cache: panels innermost, a chunk of x is read once. Else chunks innermost.
-      bool panels_inner = panels * (int64_t)(j.vectors / j.panels + 1) * N * reduce * (int64_t)sizeof(T) < p.l2 / 2;
+      // All weights in the cache: panels innermost, a chunk of x is read once. Else chunks
+      // innermost.
+      bool panels_inner =
+          panels * (int64_t)(j.vectors / j.panels + 1) * N * reduce * (int64_t)sizeof(T) < p.l2 / 2;
       for (int64_t t = 0; t < chunks * panels; ++t) {
         if (turn++ % ctx->nt != ctx->tid) continue;
-        int64_t c = panels_inner ? t / panels : t % chunks, s = panels_inner ? t % panels : t / chunks;
+        int64_t c = panels_inner ? t / panels : t % chunks,
+                s = panels_inner ? t % panels : t / chunks;
         int64_t g = s / j.panels, b = s % j.panels;
         int64_t v0 = b * j.vectors / j.panels, v1 = (b + 1) * j.vectors / j.panels;
         const T* pw = wp + (g * j.vectors + v0) * N * reduce;
         int64_t m0 = c * step, m1 = min64(m0 + step, total);
         switch (v1 - v0) {
-          case 1: d.template panel<1>(h, a, images, g, v0, pw, m0, m1); break;
-          case 2: d.template panel<2>(h, a, images, g, v0, pw, m0, m1); break;
+          case 1:
+            d.template panel<1>(h, a, images, g, v0, pw, m0, m1);
+            break;
+          case 2:
+            d.template panel<2>(h, a, images, g, v0, pw, m0, m1);
+            break;
 #if GS_VBYTES == 64 || defined(__ARM_NEON)
-          case 3: d.template panel<3>(h, a, images, g, v0, pw, m0, m1); break;
-          case 4: d.template panel<4>(h, a, images, g, v0, pw, m0, m1); break;
+          case 3:
+            d.template panel<3>(h, a, images, g, v0, pw, m0, m1);
+            break;
+          case 4:
+            d.template panel<4>(h, a, images, g, v0, pw, m0, m1);
+            break;
 #endif
         }
       }
@@ -567,11 +586,12 @@ void plan_of(const void* params, Plan* plan, bool backward) {
       Axis h = axis_h(j, p, rh), a = axis_w(j, p, rw);
       int64_t total = j.n * h.out * a.out;
       if (total)
-        plan->tasks += ceil_div(total, chunk_of<T>(j, p, h, a, rows_of((int)ceil_div(j.vectors, j.panels)))) *
-                       j.groups * j.panels;
+        plan->tasks +=
+            ceil_div(total, chunk_of<T>(j, p, h, a, rows_of((int)ceil_div(j.vectors, j.panels)))) *
+            j.groups * j.panels;
     }
-  double work = 2.0 * (double)(p.n * p.out_h * p.out_w) * (double)(p.filters * p.kernel_h * p.kernel_w) *
-                (double)(p.channels / p.groups);
+  double work = 2.0 * (double)(p.n * p.out_h * p.out_w) *
+                (double)(p.filters * p.kernel_h * p.kernel_w) * (double)(p.channels / p.groups);
   plan->work = (int64_t)(work * (sizeof(T) == 8 ? 2 : 1) / (GS_VBYTES * 2)) + 1000;
 }
 template <class T>

@@ -1,11 +1,11 @@
 // One axis of a convolution as the kernels walk it.
 //
-// Forward and backward-data are the same walk over different numbers. Forward: output p meets tap i at
-// input p * stride - pad + i * dilation. Backward-data splits its outputs (the pixels of dx) by their
-// remainder r modulo the stride; within one such phase the taps that meet any dy are an arithmetic
-// progression, the steps through dy are 1, and nothing is multiplied by zeros that a stride would
-// insert. Taps are counted so that the input index grows with m, so neighbouring taps can be read as one
-// run.
+// Forward and backward-data are the same walk over different numbers. Forward: output p meets tap i
+// at input p * stride - pad + i * dilation. Backward-data splits its outputs (the pixels of dx) by
+// their remainder r modulo the stride; within one such phase the taps that meet any dy are an
+// arithmetic progression, the steps through dy are 1, and nothing is multiplied by zeros that a
+// stride would insert. Taps are counted so that the input index grows with m, so neighbouring taps
+// can be read as one run.
 #pragma once
 #include "conv.h"
 
@@ -59,8 +59,8 @@ GS_INLINE void valid_taps(const Axis& a, int64_t at, int64_t* lo, int64_t* hi) {
   if (*hi < 0) *hi = 0;
 }
 
-// Copies rows [row0, row1) of the zero-bordered image: dst (groups, n, hp, wp, c / groups), x (n, h, w, c);
-// x starts at (top, left). A row is one (n, row of hp), for all groups.
+// Copies rows [row0, row1) of the zero-bordered image: dst (groups, n, hp, wp, c / groups), x (n,
+// h, w, c); x starts at (top, left). A row is one (n, row of hp), for all groups.
 template <class T>
 static void pad_rows(const T* x, T* dst, int64_t n, int64_t h, int64_t w, int64_t c, int64_t groups,
                      int64_t hp, int64_t wp, int64_t top, int64_t left, int64_t row0,

@@ -1,7 +1,7 @@
 // Transpose of a square tile in registers: simd<T>::N vectors of N lanes.
 //
-// log2 N stages; each interleaves vector i with vector i + N/2. After the last stage vector i holds what
-// was lane i of every vector.
+// log2 N stages; each interleaves vector i with vector i + N/2. After the last stage vector i holds
+// what was lane i of every vector.
 #pragma once
 #include "vec.h"
 
@@ -13,7 +13,8 @@ GS_INLINE vf interleave_lo(vf a, vf b) {
   return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 }
 GS_INLINE vf interleave_hi(vf a, vf b) {
-  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
 }
 GS_INLINE vd interleave_lo(vd a, vd b) {
   return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);

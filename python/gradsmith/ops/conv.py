@@ -1,0 +1,218 @@
+"""Convolution and transposed convolution in one and two dimensions, channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.autograd import Node, apply
+from ..core.tensor import Tensor
+
+__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
+
+
+class ConvBackward(Node):
+    """dx = transposed convolution of dy; dw[k,i,j,c] = sum_p dy[p,k] x[p*s - pad + (i,j)*d, c]; db = sum_p dy."""
+
+    __slots__ = ("nd", "window", "x_shape", "w_shape", "relu")
+    nd: int
+    window: tuple
+    x_shape: tuple
+    w_shape: tuple
+    relu: bool
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        saved = self.saved
+        needs = self.needs
+        k = self.k
+        if self.relu:
+            grad = k.relu_backward(grad, saved[2])
+        dx = dw = db = None
+        if needs[0]:
+            dx = k.conv_backward_data(self.nd, grad, saved[1], self.x_shape, *self.window)
+        if needs[1] or needs[2]:
+            dw, db = k.conv_backward_weight(
+                self.nd, saved[0], grad, self.w_shape, *self.window, needs[2]
+            )
+        return dx, dw, db
+
+
+class ConvTransposeBackward(Node):
+    """dx = convolution of dy; dw as of that convolution with x and dy exchanged; db = sum of dy."""
+
+    __slots__ = ("nd", "window", "x_shape", "w_shape")
+    nd: int
+    window: tuple
+    x_shape: tuple
+    w_shape: tuple
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        x, w = self.saved
+        needs = self.needs
+        k = self.k
+        dx = dw = db = None
+        if needs[0]:
+            dx = k.conv_transpose_backward_data(self.nd, grad, w, self.x_shape, *self.window)
+        if needs[1] or needs[2]:
+            dw, db = k.conv_transpose_backward_weight(
+                self.nd, x, grad, self.w_shape, *self.window, needs[1], needs[2]
+            )
+        return dx, dw, db
+
+
+def _conv(
+    nd: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    k = input._k
+    x, w = input.data, weight.data
+    b = None if bias is None else bias.data
+    y = k.conv(nd, x, w, b, stride, padding, dilation, groups, relu)
+    return apply(
+        ConvBackward, k, y, (input, weight, bias), (input, weight), relu,
+        nd=nd, window=(stride, padding, dilation, groups), x_shape=x.shape, w_shape=w.shape, relu=relu,
+    )  # fmt: skip
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """Convolution over sequences: y[n,t,k] = b[k] + sum_ic x[n, t*stride - padding + i*dilation, c] w[k,i,c].
+
+    input: (N, T, in) or (T, in), channels last. weight: (out, kernel, in/groups); PyTorch's
+    (out, in/groups, kernel) is this with `permute(0, 2, 1)`. bias: (out,) or None. padding: zeros put
+    before and after: an int, a pair ((before, after),), 'valid' or 'same' (stride 1). groups: channels fall
+    into groups that are convolved apart; groups = in = out is depthwise. relu clamps y at zero in the
+    same pass. Output: (N, L, out) with L = (T + padding - dilation * (kernel - 1) - 1) // stride + 1.
+
+    ValueError: shapes that do not fit, a kernel longer than the padded input. TypeError: dtypes.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> x = gs.tensor([[[1.0], [2.0], [3.0]]])
+    >>> F.conv1d(x, gs.ones(1, 2, 1)).tolist()
+    [[[3.0], [5.0]]]
+    """
+    return _conv(1, input, weight, bias, stride, padding, dilation, groups, relu)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """Convolution over images: y[n,p,q,k] = b[k] + sum_ijc x[n, p*s - pad + i*d, q*s - pad + j*d, c] w[k,i,j,c].
+
+    input: (N, H, W, in) or (H, W, in), channels last. weight: (out, kh, kw, in/groups); PyTorch's
+    (out, in/groups, kh, kw) is this with `permute(0, 2, 3, 1)`. bias: (out,) or None. stride, dilation:
+    an int or (h, w). padding: zeros around: an int, (h, w), ((top, bottom), (left, right)), 'valid' or
+    'same' (stride 1). groups: channels fall into groups that are convolved apart; groups = in = out is
+    depthwise. relu clamps y at zero in the same pass. Output: (N, P, Q, out) with
+    P = (H + padding - dilation * (kh - 1) - 1) // stride + 1 and Q alike.
+
+    ValueError: shapes that do not fit, a kernel larger than the padded input. TypeError: dtypes.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> x, w = gs.ones(1, 3, 3, 1), gs.ones(1, 3, 3, 1)
+    >>> F.conv2d(x, w, padding=1).numpy()[0, :, :, 0].tolist()
+    [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+    """
+    return _conv(2, input, weight, bias, stride, padding, dilation, groups, relu)
+
+
+def _conv_transpose(
+    nd: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> Tensor:
+    k = input._k
+    x, w = input.data, weight.data
+    b = None if bias is None else bias.data
+    y = k.conv_transpose(nd, x, w, b, stride, padding, output_padding, dilation, groups)
+    return apply(
+        ConvTransposeBackward, k, y, (input, weight, bias), (input, weight),
+        nd=nd, window=(stride, padding, output_padding, dilation, groups),
+        x_shape=x.shape, w_shape=w.shape,
+    )  # fmt: skip
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[Any] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Transposed convolution over sequences: y[n, t*stride - padding + i*dilation, c] += x[n,t,k] w[k,i,c].
+
+    The gradient of `conv1d` with respect to its input, as a layer. input: (N, T, in) or (T, in).
+    weight: (in, kernel, out/groups), channels last; PyTorch's (in, out/groups, kernel) is this with
+    `permute(0, 2, 1)`. bias: (out,) or None. Output: (N, L, out) with
+    L = (T - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1.
+
+    ValueError: shapes that do not fit, an output_padding that is not below stride or dilation.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.conv_transpose1d(gs.ones(1, 2, 1), gs.ones(1, 2, 1), stride=2).tolist()
+    [[[1.0], [1.0], [1.0], [1.0]]]
+    """
+    return _conv_transpose(
+        1, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[Any] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Transposed convolution over images: y[n, p*s - pad + i*d, q*s - pad + j*d, c] += x[n,p,q,k] w[k,i,j,c].
+
+    The gradient of `conv2d` with respect to its input, as a layer. input: (N, H, W, in) or (H, W, in).
+    weight: (in, kh, kw, out/groups), channels last; PyTorch's (in, out/groups, kh, kw) is this with
+    `permute(0, 2, 3, 1)`. bias: (out,) or None. Output: (N, P, Q, out) with
+    P = (H - 1) * stride - 2 * padding + dilation * (kh - 1) + output_padding + 1 and Q alike.
+
+    ValueError: shapes that do not fit, an output_padding that is not below stride or dilation.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.conv_transpose2d(gs.ones(1, 2, 2, 3), gs.ones(3, 2, 2, 5), stride=2).shape
+    (1, 4, 4, 5)
+    """
+    return _conv_transpose(
+        2, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
