@@ -14,13 +14,13 @@ from gradsmith import _cpu as k
 def naive(x, w, b, stride, pad, dilation, groups):
     """y of conv2d in float64, one output pixel and tap at a time. pad: ((top, bottom), (left, right))."""
     x = np.pad(x.astype(np.float64), ((0, 0), *pad, (0, 0)))
-    n, h, wd, c = x.shape
+    _, h, wd, _ = x.shape
     out, kh, kw, ci = w.shape
     sh, sw = stride
     dh, dw = dilation
     p = (h - dh * (kh - 1) - 1) // sh + 1
     q = (wd - dw * (kw - 1) - 1) // sw + 1
-    y = np.zeros((n, p, q, out))
+    y = np.zeros((len(x), p, q, out))
     co = out // groups
     for g in range(groups):
         for i in range(kh):
@@ -33,7 +33,7 @@ def naive(x, w, b, stride, pad, dilation, groups):
 
 def naive_grads(x, w, dy, stride, pad, dilation, groups):
     """dx, dw, db of conv2d in float64."""
-    (t, bo), (le, ri) = pad
+    (t, _), (le, _) = pad
     xp = np.pad(x.astype(np.float64), ((0, 0), *pad, (0, 0)))
     dxp, dw_ = np.zeros_like(xp), np.zeros(w.shape)
     out, kh, kw, ci = w.shape
@@ -147,7 +147,12 @@ def test_exact_on_integers(seed):
 
 def test_one_dimension_is_two_with_height_one():
     rng = np.random.default_rng(5)
-    for stride, pad, dilation, groups in ((1, 0, 1, 1), (2, 3, 1, 2), (3, 2, 2, 1), (1, "same", 2, 4)):
+    for stride, pad, dilation, groups in (
+        (1, 0, 1, 1),
+        (2, 3, 1, 2),
+        (3, 2, 2, 1),
+        (1, "same", 2, 4),
+    ):
         x = rng.standard_normal((3, 19, 8)).astype(np.float32)
         w = rng.standard_normal((12, 4, 8 // groups)).astype(np.float32)
         b = rng.standard_normal(12).astype(np.float32)
@@ -261,7 +266,12 @@ def test_gradcheck(relu):
     def t(*shape):
         return gs.tensor(rng.standard_normal(shape), requires_grad=True)
 
-    for stride, pad, dilation, groups in ((1, 1, 1, 1), (2, (1, 0), 1, 2), ((1, 2), 2, 2, 1), (1, 1, 1, 4)):
+    for stride, pad, dilation, groups in (
+        (1, 1, 1, 1),
+        (2, (1, 0), 1, 2),
+        ((1, 2), 2, 2, 1),
+        (1, 1, 1, 4),
+    ):
         assert gs.gradcheck(
             lambda x, w, b, a=(stride, pad, dilation, groups): F.conv2d(x, w, b, *a, relu=relu),
             (t(2, 5, 4, 4), t(4, 3, 2, 4 // groups), t(4)),
@@ -296,7 +306,9 @@ def test_gradients_that_nobody_wants_are_not_computed():
 
 def poisoned(a, rng):
     """A view equal to `a` inside a buffer of NaN, with strides that are not dense."""
-    big = np.full((a.shape[0] + 2, *(2 * s + 3 for s in a.shape[1:-1]), a.shape[-1] + 7), np.nan, a.dtype)
+    big = np.full(
+        (a.shape[0] + 2, *(2 * s + 3 for s in a.shape[1:-1]), a.shape[-1] + 7), np.nan, a.dtype
+    )
     inner = [slice(1, 1 + a.shape[0])]
     inner += [slice(2, 2 + 2 * s, 2) for s in a.shape[1:-1]]
     inner += [slice(3, 3 + a.shape[-1])]
@@ -376,13 +388,22 @@ def test_threads_give_the_same_bits():
 
 
 def test_empty_batch_and_unbatched():
-    x, w, b = np.ones((0, 6, 6, 3), np.float32), np.ones((4, 3, 3, 3), np.float32), np.ones(4, np.float32)
+    x, w, b = (
+        np.ones((0, 6, 6, 3), np.float32),
+        np.ones((4, 3, 3, 3), np.float32),
+        np.ones(4, np.float32),
+    )
     y = k.conv(2, x, w, b, 1, 1, 1, 1, False)
     assert y.shape == (0, 6, 6, 4)
     assert k.conv_backward_data(2, y, w, x.shape, 1, 1, 1, 1).shape == x.shape
     dw, db = k.conv_backward_weight(2, x, y, w.shape, 1, 1, 1, 1, True)
     assert not dw.any() and not db.any()
-    assert k.conv_transpose(2, x, np.ones((3, 2, 2, 5), np.float32), None, 2, 0, 0, 1, 1).shape == (0, 12, 12, 5)
+    assert k.conv_transpose(2, x, np.ones((3, 2, 2, 5), np.float32), None, 2, 0, 0, 1, 1).shape == (
+        0,
+        12,
+        12,
+        5,
+    )
     one = gs.tensor(np.random.default_rng(0).standard_normal((6, 6, 3)), requires_grad=True)
     f = gs.tensor(np.random.default_rng(1).standard_normal((4, 3, 3, 3)))
     y1 = F.conv2d(one, f, padding=1)
@@ -442,7 +463,9 @@ def test_bad_types():
     with pytest.raises(MemoryError):
         F.conv2d(gs.zeros(1, 1, 1, 1), gs.zeros(4, 1, 1, 1), padding=2**28)
     with pytest.raises(ValueError, match="not that of the output"):
-        k.conv_backward_data(2, np.zeros((1, 5, 5, 4), np.float32), w.numpy(), (1, 5, 5, 3), 1, 0, 1, 1)
+        k.conv_backward_data(
+            2, np.zeros((1, 5, 5, 4), np.float32), w.numpy(), (1, 5, 5, 3), 1, 0, 1, 1
+        )
 
 
 def test_layers():
@@ -464,7 +487,11 @@ def test_layers():
     t = nn.ConvTranspose2d(6, 8, 3, stride=2, padding=1)
     assert t.weight.shape == (6, 3, 3, 8)
     assert t(x).shape == (2, 17, 17, 8) and t(x, output_size=(18, 17)).shape == (2, 18, 17, 8)
-    assert nn.ConvTranspose1d(6, 8, 3, stride=3, output_padding=2)(gs.randn(2, 9, 6)).shape == (2, 29, 8)
+    assert nn.ConvTranspose1d(6, 8, 3, stride=3, output_padding=2)(gs.randn(2, 9, 6)).shape == (
+        2,
+        29,
+        8,
+    )
     for args, message in (
         ((0, 8, 3), "in_channels"),
         ((6, 8, 0), "kernel_size"),

@@ -35,3 +35,4 @@ from .activation import *
 from .summary import Summary, summary
 from .linear import *
 from .pool import *
+from .conv import *

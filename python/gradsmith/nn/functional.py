@@ -3,3 +3,4 @@ from ..ops.activation import *
 from ..ops.norm import *
 from ..ops.matmul import bilinear, linear
 from ..ops.pool import *
+from ..ops.conv import *

@@ -6,3 +6,4 @@ from .activation import *
 from .norm import *
 from .matmul import *
 from .pool import *
+from .conv import *

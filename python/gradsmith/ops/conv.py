@@ -14,7 +14,6 @@ __all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 class ConvBackward(Node):
     """dx = transposed convolution of dy; dw[k,i,j,c] = sum_p dy[p,k] x[p*s - pad + (i,j)*d, c]; db = sum_p dy."""
 
-    __slots__ = ("nd", "window", "x_shape", "w_shape", "relu")
     nd: int
     window: tuple
     x_shape: tuple
@@ -26,7 +25,7 @@ class ConvBackward(Node):
         needs = self.needs
         k = self.k
         if self.relu:
-            grad = k.relu_backward(grad, saved[2])
+            grad = k.activation_backward(k.ACTIVATIONS["relu"], grad, saved[2])
         dx = dw = db = None
         if needs[0]:
             dx = k.conv_backward_data(self.nd, grad, saved[1], self.x_shape, *self.window)
@@ -40,7 +39,6 @@ class ConvBackward(Node):
 class ConvTransposeBackward(Node):
     """dx = convolution of dy; dw as of that convolution with x and dy exchanged; db = sum of dy."""
 
-    __slots__ = ("nd", "window", "x_shape", "w_shape")
     nd: int
     window: tuple
     x_shape: tuple
