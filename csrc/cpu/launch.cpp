@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include <memory>
 #include <mutex>
 #include <new>
 
@@ -66,7 +67,10 @@ void slot_free(int slot) {
 }
 
 void launch(const Launch& call) {
-  void* pointers[kMaxBuffers];
+  // Kernels over lists of tensors (optimizers) bring more buffers than the stack should hold.
+  void* few[kMaxBuffers];
+  std::unique_ptr<void*[]> many(call.buffer_count > kMaxBuffers ? new void*[call.buffer_count] : nullptr);
+  void** pointers = many ? many.get() : few;
   for (int i = 0; i < call.buffer_count; ++i)
     pointers[i] =
         call.buffers[i].base ? (char*)call.buffers[i].base + call.buffers[i].offset : nullptr;

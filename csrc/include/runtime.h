@@ -43,7 +43,7 @@ struct Launch {
   Plan plan;
 };
 
-constexpr int kMaxBuffers = 64;
+constexpr int kMaxBuffers = 64;  // more are allowed, at the price of an allocation
 void launch(const Launch& call);
 
 // ---- team (threads.cpp)

@@ -1,0 +1,482 @@
+// Optimizer updates: every tensor of a parameter group in one launch.
+//
+// The tensors are cut into chunks of kChunk elements (32 KB of float32); one parallel loop runs over the
+// chunks of all of them, so many small tensors cost no more than one large one. A chunk reads parameter,
+// gradient and states once and writes parameter and states: the floor is memory, for Adam 28 bytes a
+// parameter (16 read, 12 written) at ~12 operations, a division and a square root, which hide under it.
+//
+// Scalars are computed in double by the caller and rounded to T once; the arithmetic is in T.
+#include "optimizer.h"
+
+#include <math.h>
+
+#include "simd/vec.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+constexpr int64_t kChunk = 8192;
+
+GS_INLINE int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+template <class P>
+GS_INLINE const int64_t* sizes_of(const P& p) {
+  return (const int64_t*)(&p + 1);
+}
+
+// Walks the chunks that belong to one member: chunk t of all tensors for t = tid, tid + nt, ...
+struct Walk {
+  const int64_t* sizes;
+  int64_t count, tensor, first, task;  // `first`: index of the first chunk of `tensor`
+
+  GS_MEMBER Walk(const int64_t* s, int64_t n, const Ctx* ctx) : sizes(s), count(n), tensor(0), first(0), task(ctx->tid) {}
+  // The tensor, offset and length of the next chunk; false at the end.
+  GS_MEMBER bool next(int nt, int64_t* offset, int64_t* n) {
+    while (tensor < count && task - first >= chunks_of(sizes[tensor])) first += chunks_of(sizes[tensor++]);
+    if (tensor == count) return false;
+    *offset = (task - first) * kChunk;
+    int64_t rest = sizes[tensor] - *offset;
+    *n = rest < kChunk ? rest : kChunk;
+    task += nt;
+    return true;
+  }
+};
+
+template <class P>
+void plan_of(const void* params, Plan* plan, double ns_per_element) {
+  const P& p = *(const P*)params;
+  const int64_t* sizes = sizes_of(p);
+  int64_t n = 0, chunks = 0;
+  for (int64_t i = 0; i < p.count; ++i) n += sizes[i], chunks += chunks_of(sizes[i]);
+  plan->tasks = chunks;
+  plan->work = (int64_t)((double)n * ns_per_element) + 5 * p.count;
+}
+
+// ---- the rules
+//
+// A rule holds its scalars as vectors; step(x) is given x[0] = p, x[1] = g, x[2...] = states and replaces
+// p and the states.
+
+// The scalars of a launch, rounded to T and spread over a vector.
+template <class T>
+struct Scalars {
+  using V = typename simd<T>::V;
+  const OptimizerParams& p;
+  const Ctx* ctx;
+  GS_MEMBER double number(int i) const { return ctx->read(p.scalars[i]); }
+  GS_MEMBER V operator[](int i) const { return set1((T)number(i)); }
+  GS_MEMBER V rule(int i) const { return (*this)[kRule + i]; }
+};
+
+// scalars: lr
+template <class T>
+struct Sgd {
+  static constexpr int kStates = 0;
+  using V = typename simd<T>::V;
+  V lr;
+  GS_MEMBER explicit Sgd(const Scalars<T>& s) : lr(s.rule(0)) {}
+  GS_MEMBER void step(V* x) const { x[0] = fnma(lr, x[1], x[0]); }
+};
+
+// scalars: lr, momentum (0 at the first step), 1 - dampening (1 at the first step), momentum with Nesterov, else 0
+// state: b = momentum b + (1 - dampening) g;  p -= lr b, or with Nesterov p -= lr (g + momentum b)
+template <class T>
+struct Momentum {
+  static constexpr int kStates = 1;
+  using V = typename simd<T>::V;
+  V lr, momentum, share, ahead;
+  bool nesterov;
+  GS_MEMBER explicit Momentum(const Scalars<T>& s)
+      : lr(s.rule(0)), momentum(s.rule(1)), share(s.rule(2)), ahead(s.rule(3)), nesterov(s.number(kRule + 3) != 0) {}
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(momentum, x[2], share * x[1]);
+    V d = nesterov ? fma(ahead, x[2], x[1]) : x[2];
+    x[0] = fnma(lr, d, x[0]);
+  }
+};
+
+// scalars: lr / (1 + (t - 1) lr_decay), eps.   s += g^2;  p -= lr g / (sqrt(s) + eps)
+template <class T>
+struct Adagrad {
+  static constexpr int kStates = 1;
+  using V = typename simd<T>::V;
+  V lr, eps;
+  GS_MEMBER explicit Adagrad(const Scalars<T>& s) : lr(s.rule(0)), eps(s.rule(1)) {}
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(x[1], x[1], x[2]);
+    x[0] = fnma(lr, x[1] / (sqrt(x[2]) + eps), x[0]);
+  }
+};
+
+// scalars: lr, alpha, 1 - alpha, eps, momentum.  states: v [, mean gradient] [, momentum buffer]
+// v = alpha v + (1 - alpha) g^2;  centered: a = alpha a + (1 - alpha) g, v - a^2 in place of v
+// p -= lr g / (sqrt(v) + eps);  momentum: b = momentum b + g / (sqrt(v) + eps), p -= lr b
+template <class T, bool centered, bool with_momentum>
+struct RmsProp {
+  static constexpr int kStates = 1 + centered + with_momentum;
+  using V = typename simd<T>::V;
+  V lr, alpha, rest, eps, momentum;
+  GS_MEMBER explicit RmsProp(const Scalars<T>& s)
+      : lr(s.rule(0)), alpha(s.rule(1)), rest(s.rule(2)), eps(s.rule(3)), momentum(s.rule(4)) {}
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(alpha, x[2], rest * x[1] * x[1]);
+    V v = x[2];
+    if constexpr (centered) {
+      x[3] = fma(rest, x[1] - x[3], x[3]);
+      v = max(V{}, v - x[3] * x[3]);  // rounding may leave less than nothing
+    }
+    V d = x[1] / (sqrt(v) + eps);
+    if constexpr (with_momentum) d = x[kStates + 1] = fma(momentum, x[kStates + 1], d);
+    x[0] = fnma(lr, d, x[0]);
+  }
+};
+
+// scalars: lr, rho, 1 - rho, eps.  states: v, u
+// v = rho v + (1 - rho) g^2;  d = sqrt(u + eps) / sqrt(v + eps) g;  u = rho u + (1 - rho) d^2;  p -= lr d
+template <class T>
+struct Adadelta {
+  static constexpr int kStates = 2;
+  using V = typename simd<T>::V;
+  V lr, rho, rest, eps;
+  GS_MEMBER explicit Adadelta(const Scalars<T>& s) : lr(s.rule(0)), rho(s.rule(1)), rest(s.rule(2)), eps(s.rule(3)) {}
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(rho, x[2], rest * x[1] * x[1]);
+    V d = sqrt(x[3] + eps) / sqrt(x[2] + eps) * x[1];
+    x[3] = fma(rho, x[3], rest * d * d);
+    x[0] = fnma(lr, d, x[0]);
+  }
+};
+
+// scalars: lr / (1 - beta1^t), beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 / sqrt(1 - beta2^t)
+// states: m, v [, largest v]
+// m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p -= lr' m / (sqrt(v) * c + eps)
+template <class T, bool amsgrad>
+struct Adam {
+  static constexpr int kStates = 2 + amsgrad;
+  using V = typename simd<T>::V;
+  V lr, beta1, rest1, beta2, rest2, eps, correction;
+  GS_MEMBER explicit Adam(const Scalars<T>& s)
+      : lr(s.rule(0)), beta1(s.rule(1)), rest1(s.rule(2)), beta2(s.rule(3)), rest2(s.rule(4)), eps(s.rule(5)),
+        correction(s.rule(6)) {}
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(rest1, x[1], beta1 * x[2]);
+    x[3] = fma(beta2, x[3], rest2 * x[1] * x[1]);
+    V v = x[3];
+    if constexpr (amsgrad) v = x[4] = max(x[4], v);
+    x[0] = fnma(lr, x[2] / fma(sqrt(v), correction, eps), x[0]);
+  }
+};
+
+// scalars: share of g, share of m, beta1, beta2, 1 - beta2, eps, 1 / (1 - beta2^t).  states: m, v
+// p -= (a g + b m) / (sqrt(v c) + eps), a = lr (1 - mu_t) / (1 - prod mu), b = lr mu_{t+1} / (1 - prod mu mu_{t+1})
+template <class T>
+struct NAdam {
+  static constexpr int kStates = 2;
+  using V = typename simd<T>::V;
+  V a, b, beta1, rest1, beta2, rest2, eps, correction;
+  GS_MEMBER explicit NAdam(const Scalars<T>& s)
+      : a(s.rule(0)), b(s.rule(1)), beta1(s.rule(2)), beta2(s.rule(3)), rest2(s.rule(4)), eps(s.rule(5)),
+        correction(s.rule(6)) {
+    rest1 = set1((T)(1.0 - s.number(kRule + 2)));
+  }
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(rest1, x[1], beta1 * x[2]);
+    x[3] = fma(beta2, x[3], rest2 * x[1] * x[1]);
+    x[0] = x[0] - fma(a, x[1], b * x[2]) / (sqrt(x[3] * correction) + eps);
+  }
+};
+
+// scalars: lr / (1 - beta1^t), beta1, 1 - beta1, beta2, eps.  states: m, u
+// u = max(beta2 u, |g| + eps);  p -= lr' m / u
+template <class T>
+struct Adamax {
+  static constexpr int kStates = 2;
+  using V = typename simd<T>::V;
+  V lr, beta1, rest1, beta2, eps;
+  GS_MEMBER explicit Adamax(const Scalars<T>& s)
+      : lr(s.rule(0)), beta1(s.rule(1)), rest1(s.rule(2)), beta2(s.rule(3)), eps(s.rule(4)) {}
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(rest1, x[1], beta1 * x[2]);
+    x[3] = max(beta2 * x[3], abs(x[1]) + eps);
+    x[0] = fnma(lr, x[2] / x[3], x[0]);
+  }
+};
+
+// scalars: lr', beta1, 1 - beta1, beta2, 1 - beta2, eps, rectified (0 or 1).  states: m, v
+// rectified: p -= lr' m / (sqrt(v) + eps), lr' = lr r_t sqrt(1 - beta2^t) / (1 - beta1^t)
+// otherwise: p -= lr' m, lr' = lr / (1 - beta1^t)
+template <class T>
+struct RAdam {
+  static constexpr int kStates = 2;
+  using V = typename simd<T>::V;
+  V lr, beta1, rest1, beta2, rest2, eps;
+  bool rectified;
+  GS_MEMBER explicit RAdam(const Scalars<T>& s)
+      : lr(s.rule(0)), beta1(s.rule(1)), rest1(s.rule(2)), beta2(s.rule(3)), rest2(s.rule(4)), eps(s.rule(5)),
+        rectified(s.number(kRule + 6) != 0) {}
+  GS_MEMBER void step(V* x) const {
+    x[2] = fma(rest1, x[1], beta1 * x[2]);
+    x[3] = fma(beta2, x[3], rest2 * x[1] * x[1]);
+    V d = rectified ? x[2] / (sqrt(x[3]) + eps) : x[2];
+    x[0] = fnma(lr, d, x[0]);
+  }
+};
+
+// scalars: eta, 1 - lambd eta, mu.  state: the average a.   p = p (1 - lambd eta) - eta g;  a += mu (p - a)
+template <class T>
+struct Asgd {
+  static constexpr int kStates = 1;
+  using V = typename simd<T>::V;
+  V eta, shrink, mu;
+  bool copy;
+  GS_MEMBER explicit Asgd(const Scalars<T>& s)
+      : eta(s.rule(0)), shrink(s.rule(1)), mu(s.rule(2)), copy(s.number(kRule + 2) == 1) {}
+  GS_MEMBER void step(V* x) const {
+    x[0] = fnma(eta, x[1], x[0] * shrink);
+    x[2] = copy ? x[0] : fma(mu, x[0] - x[2], x[2]);
+  }
+};
+
+// scalars: weight.  p is the average, g what is averaged:  p += weight (g - p)
+template <class T>
+struct Average {
+  static constexpr int kStates = 0;
+  using V = typename simd<T>::V;
+  V weight;
+  bool copy;
+  GS_MEMBER explicit Average(const Scalars<T>& s)
+      : weight(s.rule(0)), copy(s.number(kRule) == 1) {}
+  GS_MEMBER void step(V* x) const { x[0] = copy ? x[1] : fma(weight, x[1] - x[0], x[0]); }
+};
+
+// ---- the loop that all rules share
+// What is done to the gradient before the rule sees it.
+template <class T>
+struct Prepare {
+  using V = typename simd<T>::V;
+  V scale, clip, decay, l1, keep;
+  bool plain;
+
+  GS_MEMBER Prepare(const Scalars<T>& s, double factor)
+      : scale(set1((T)(s.number(kScale) * factor))), clip(s[kClip]), decay(s[kDecay]), l1(s[kL1]), keep(s[kKeep]) {
+    plain = s.number(kScale) * factor == 1 && s.number(kDecay) == 0 && s.number(kL1) == 0 && s.number(kKeep) == 1 &&
+            s.number(kClip) == INFINITY;
+  }
+  GS_MEMBER void apply(V* x) const {
+    if (plain) return;
+    V g = min(clip, max(-clip, x[1] * scale));  // in this order a NaN stays
+    g = fma(decay, x[0], g);
+    g = g + ((x[0] > V{} ? l1 : V{}) - (x[0] < V{} ? l1 : V{}));
+    x[1] = g;
+    x[0] = x[0] * keep;
+  }
+};
+
+// p, g and kStates states of (n,) each
+template <class T, class Rule>
+void update(const void* params, void* const* buf, const Ctx* ctx) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, S = Rule::kStates, B = S + 2;
+  const OptimizerParams& p = *(const OptimizerParams*)params;
+  const double* control = (const double*)buf[0];
+  if (control && p.skip_nonfinite && control[2] == 0) return;
+  Scalars<T> scalars{p, ctx};
+  const Prepare<T> prepare(scalars, control ? control[1] : 1.0);
+  const Rule rule(scalars);
+  Walk walk(sizes_of(p), p.count, ctx);
+  int64_t offset, n;
+  while (walk.next(ctx->nt, &offset, &n)) {
+    T* a[B];
+#pragma GCC unroll 8
+    for (int k = 0; k < B; ++k) a[k] = (T*)buf[1 + walk.tensor * B + k] + offset;
+    int64_t i = 0;
+    for (; i + N <= n; i += N) {
+      V x[B];
+#pragma GCC unroll 8
+      for (int k = 0; k < B; ++k) x[k] = load(a[k] + i);
+      prepare.apply(x);
+      rule.step(x);
+#pragma GCC unroll 8
+      for (int k = 0; k < B; ++k)
+        if (k != 1) store(a[k] + i, x[k]);
+    }
+    if (i < n) {
+      int rest = (int)(n - i);
+      V x[B];
+#pragma GCC unroll 8
+      for (int k = 0; k < B; ++k) x[k] = load_n(a[k] + i, rest);
+      prepare.apply(x);
+      rule.step(x);
+#pragma GCC unroll 8
+      for (int k = 0; k < B; ++k)
+        if (k != 1) store_n(a[k] + i, x[k], rest);
+    }
+  }
+}
+
+void update_plan(const void* params, Plan* plan) { plan_of<OptimizerParams>(params, plan, 0.8); }
+
+// ---- gradient norms and clipping
+//
+// Norms are summed in double, 16 logical lanes a chunk, folded 8, 4, 2, 1, and the chunks in order: squares of float32
+// are exact in double and cannot overflow, and the result is the same on every instruction set and team.
+
+typedef float hf __attribute__((vector_size(GS_VBYTES / 2), may_alias, aligned(4)));
+
+// simd<double>::N elements as doubles
+GS_INLINE vd load_double(const float* p) { return __builtin_convertvector(*(const hf*)p, vd); }
+GS_INLINE vd load_double(const double* p) { return load(p); }
+
+// p: the order; 0 stands for infinity.  x: (n,)
+template <class T, int order>
+double norm_chunk(const T* x, int64_t n) {
+  constexpr int N = simd<double>::N, W = 16 / N;
+  vd sum[W];
+#pragma GCC unroll 8
+  for (int w = 0; w < W; ++w) sum[w] = vd{};
+  auto take = [&](const T* q) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int w = 0; w < W; ++w) {
+      vd v = load_double(q + w * N);
+      if (order == 2)
+        sum[w] += v * v;
+      else if (order == 1)
+        sum[w] += abs(v);
+      else
+        sum[w] = (abs(v) > sum[w]) | (v != v) ? abs(v) : sum[w];  // a NaN stays
+    }
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) take(x + i);
+  if (i < n) {
+    T last[16] = {};
+    for (int64_t k = i; k < n; ++k) last[k - i] = x[k];
+    take(last);
+  }
+  double a[16];
+#pragma GCC unroll 8
+  for (int w = 0; w < W; ++w) store(a + w * N, sum[w]);
+  for (int h = 8; h > 0; h /= 2)
+    for (int k = 0; k < h; ++k) {
+      if (order == 0)
+        a[k] = a[k] != a[k] || a[k] > a[k + h] ? a[k] : a[k + h];
+      else
+        a[k] += a[k + h];
+    }
+  return a[0];
+}
+
+template <class T>
+double norm_any(const T* x, int64_t n, double p) {
+  double s = 0;
+  for (int64_t i = 0; i < n; ++i) s += pow(fabs((double)x[i]), p);
+  return s;
+}
+
+template <class T>
+void grad_norm(const void* params, void* const* buf, const Ctx* ctx) {
+  const GradNormParams& p = *(const GradNormParams*)params;
+  double* partial = (double*)ctx->scratch;
+  Walk walk(sizes_of(p), p.count, ctx);
+  int64_t offset, n;
+  for (int64_t t = ctx->tid; walk.next(ctx->nt, &offset, &n); t += ctx->nt) {
+    const T* x = (const T*)buf[1 + walk.tensor] + offset;
+    partial[t] = p.p == 2            ? norm_chunk<T, 2>(x, n)
+                 : p.p == 1          ? norm_chunk<T, 1>(x, n)
+                 : p.p == INFINITY ? norm_chunk<T, 0>(x, n)
+                                     : norm_any(x, n, p.p);
+  }
+  ctx->sync();
+  if (ctx->tid != 0) return;
+  int64_t chunks = 0;
+  for (int64_t i = 0; i < p.count; ++i) chunks += chunks_of(sizes_of(p)[i]);
+  double s = 0;
+  for (int64_t t = 0; t < chunks; ++t) {
+    if (p.p == INFINITY)
+      s = s != s || s > partial[t] ? s : partial[t];
+    else
+      s += partial[t];
+  }
+  double norm = p.p == 2 ? ::sqrt(s) : p.p == 1 || p.p == INFINITY ? s : pow(s, 1 / p.p);
+  double* control = (double*)buf[0];
+  double factor = ctx->read(p.max_norm) / (norm + 1e-6);
+  control[0] = norm;
+  control[1] = factor < 1 || factor != factor ? factor : 1;
+  control[2] = norm - norm == 0;
+  control[3] = 0;
+}
+
+void grad_norm_plan(const void* params, Plan* plan) {
+  plan_of<GradNormParams>(params, plan, 0.2);
+  plan->scratch = (size_t)plan->tasks * sizeof(double);
+}
+
+// g: (n,) each
+template <class T, bool clamp>
+void grad_scale(const void* params, void* const* buf, const Ctx* ctx) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const GradScaleParams& p = *(const GradScaleParams*)params;
+  V limit = set1((T)(clamp ? ctx->read(p.limit) : ((const double*)buf[0])[1]));
+  auto f = [&](V g) __attribute__((always_inline)) { return clamp ? min(limit, max(-limit, g)) : g * limit; };
+  if (!clamp && ((const double*)buf[0])[1] == 1) return;
+  Walk walk(sizes_of(p), p.count, ctx);
+  int64_t offset, n;
+  while (walk.next(ctx->nt, &offset, &n)) {
+    T* g = (T*)buf[1 + walk.tensor] + offset;
+    int64_t i = 0;
+    for (; i + N <= n; i += N) store(g + i, f(load(g + i)));
+    if (i < n) store_n(g + i, f(load_n(g + i, (int)(n - i))), (int)(n - i));
+  }
+}
+
+void grad_scale_plan(const void* params, Plan* plan) { plan_of<GradScaleParams>(params, plan, 0.3); }
+
+template <class T>
+using RmsPlain = RmsProp<T, false, false>;
+template <class T>
+using RmsCentered = RmsProp<T, true, false>;
+template <class T>
+using RmsMomentum = RmsProp<T, false, true>;
+template <class T>
+using RmsCenteredMomentum = RmsProp<T, true, true>;
+template <class T>
+using PlainAdam = Adam<T, false>;
+template <class T>
+using AmsGrad = Adam<T, true>;
+
+#define GS_UPDATE(name, Rule) \
+  {name, kF32, update<float, Rule<float>>, update_plan}, {name, kF64, update<double, Rule<double>>, update_plan}
+
+const KernelEntry entries[] = {
+    GS_UPDATE("sgd", Sgd),
+    GS_UPDATE("sgd_momentum", Momentum),
+    GS_UPDATE("adagrad", Adagrad),
+    GS_UPDATE("rmsprop", RmsPlain),
+    GS_UPDATE("rmsprop_centered", RmsCentered),
+    GS_UPDATE("rmsprop_momentum", RmsMomentum),
+    GS_UPDATE("rmsprop_centered_momentum", RmsCenteredMomentum),
+    GS_UPDATE("adadelta", Adadelta),
+    GS_UPDATE("adam", PlainAdam),
+    GS_UPDATE("adam_amsgrad", AmsGrad),
+    GS_UPDATE("nadam", NAdam),
+    GS_UPDATE("adamax", Adamax),
+    GS_UPDATE("radam", RAdam),
+    GS_UPDATE("asgd", Asgd),
+    GS_UPDATE("average", Average),
+    {"grad_norm", kF32, grad_norm<float>, grad_norm_plan},
+    {"grad_norm", kF64, grad_norm<double>, grad_norm_plan},
+    {"grad_scale", kF32, grad_scale<float, false>, grad_scale_plan},
+    {"grad_scale", kF64, grad_scale<double, false>, grad_scale_plan},
+    {"grad_clamp", kF32, grad_scale<float, true>, grad_scale_plan},
+    {"grad_clamp", kF64, grad_scale<double, true>, grad_scale_plan},
+};
+
+}  // namespace
+
+extern const KernelList optimizer_kernels;
+const KernelList optimizer_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs
