@@ -39,7 +39,8 @@ const Rule& find_rule(const std::string& name) {
 Array control_in(py::handle h, const char* op) {
   Array c = array_out(h, op, "control");
   if (c.dtype != kF64 || c.ndim != 1 || c.dim(0) != 4 || !c.contiguous)
-    value_error(op, "control must be a contiguous float64 array of shape (4,), got shape " + c.shape_text());
+    value_error(op, "control must be a contiguous float64 array of shape (4,), got shape " +
+                        c.shape_text());
   return c;
 }
 
@@ -52,7 +53,9 @@ struct Call {
   std::vector<std::pair<Array, Array>> back;  // dense copies to be written back to strided arrays
   static_assert(sizeof(P) % sizeof(int64_t) == 0, "");
 
-  explicit Call(int64_t count) : words(sizeof(P) / sizeof(int64_t) + (size_t)count) { params()->count = count; }
+  explicit Call(int64_t count) : words(sizeof(P) / sizeof(int64_t) + (size_t)count) {
+    params()->count = count;
+  }
   P* params() { return (P*)words.data(); }
   void size(int64_t i, int64_t n) { words[sizeof(P) / sizeof(int64_t) + (size_t)i] = n; }
   void add(const Array& a, Access access) {
@@ -67,14 +70,16 @@ struct Call {
     if (access & kWrite) back.emplace_back(c, a);
   }
   void launch(const Kernel& kernel, DType dtype) {
-    run_kernel(kernel, dtype, words.data(), words.size() * sizeof(int64_t), buffers.data(), (int)buffers.size());
+    run_kernel(kernel, dtype, words.data(), words.size() * sizeof(int64_t), buffers.data(),
+               (int)buffers.size());
     for (auto& b : back) copy_into(b.first, b.second);
   }
 };
 
 // A list of gradients of one dtype.
 template <class P>
-DType add_gradients(Call<P>& call, py::handle arrays, int64_t count, const char* op, Access access) {
+DType add_gradients(Call<P>& call, py::handle arrays, int64_t count, const char* op,
+                    Access access) {
   DType dtype = kF32;
   for (int64_t i = 0; i < count; ++i) {
     std::string name = "gradient " + std::to_string(i);
@@ -103,14 +108,16 @@ Scalar fixed(double v) { return Scalar{v, -1}; }
 void bind_optimizer(py::module_& m) {
   m.def(
       "optimizer_update",
-      [](const std::string& name, py::handle slots, py::handle values, py::handle arrays, py::handle control,
-         bool skip_nonfinite) {
+      [](const std::string& name, py::handle slots, py::handle values, py::handle arrays,
+         py::handle control, bool skip_nonfinite) {
         const char* op = name.c_str();
         const Rule& rule = find_rule(name);
         int64_t n = list_size(arrays, op), stride = rule.states + 2;
-        if (n % stride != 0) value_error(op, "needs " + std::to_string(stride) + " arrays for each parameter");
+        if (n % stride != 0)
+          value_error(op, "needs " + std::to_string(stride) + " arrays for each parameter");
         if (!PyTuple_Check(values.ptr()) || PyTuple_GET_SIZE(values.ptr()) > kOptimizerScalars)
-          type_error(op, "values must be a tuple of at most " + std::to_string((int)kOptimizerScalars) + " floats");
+          type_error(op, "values must be a tuple of at most " +
+                             std::to_string((int)kOptimizerScalars) + " floats");
         bool slotted = !slots.is_none();
         Py_ssize_t given = PyTuple_GET_SIZE(values.ptr());
         if (slotted && (!PyTuple_Check(slots.ptr()) || PyTuple_GET_SIZE(slots.ptr()) < given))
@@ -158,17 +165,20 @@ void bind_optimizer(py::module_& m) {
         }
         call.launch(rule.kernel, first.dtype);
       },
-      py::arg("rule"), py::arg("slots"), py::arg("values"), py::arg("arrays"), py::arg("control") = py::none(),
-      py::arg("skip_nonfinite") = false,
-      "One update of all parameters in `arrays`: parameter, gradient and states of the first, then of the second, "
-      "...\nvalues: the scalars (csrc/include/optimizer.h); written into `slots` where those are given.");
+      py::arg("rule"), py::arg("slots"), py::arg("values"), py::arg("arrays"),
+      py::arg("control") = py::none(), py::arg("skip_nonfinite") = false,
+      "One update of all parameters in `arrays`: parameter, gradient and states of the first, then "
+      "of the second, "
+      "...\nvalues: the scalars (csrc/include/optimizer.h); written into `slots` where those are "
+      "given.");
   m.def(
       "slots_write",
       [](py::handle slots, py::handle values) {
         if (!PyTuple_Check(slots.ptr()) || !PyTuple_Check(values.ptr()))
           type_error("slots_write", "slots and values must be tuples");
         Py_ssize_t n = PyTuple_GET_SIZE(values.ptr());
-        if (PyTuple_GET_SIZE(slots.ptr()) < n) value_error("slots_write", "fewer slots than values");
+        if (PyTuple_GET_SIZE(slots.ptr()) < n)
+          value_error("slots_write", "fewer slots than values");
         for (Py_ssize_t i = 0; i < n; ++i) {
           double v = PyFloat_AsDouble(PyTuple_GET_ITEM(values.ptr(), i));
           long slot = PyLong_AsLong(PyTuple_GET_ITEM(slots.ptr(), i));
@@ -177,7 +187,8 @@ void bind_optimizer(py::module_& m) {
           slot_table()[slot].f = v;
         }
       },
-      py::arg("slots"), py::arg("values"), "Writes values into slots: what a replayed step reads next.");
+      py::arg("slots"), py::arg("values"),
+      "Writes values into slots: what a replayed step reads next.");
   m.def(
       "grad_norm",
       [](py::handle control, py::handle arrays, double p, double max_norm, int slot) {
@@ -192,7 +203,8 @@ void bind_optimizer(py::module_& m) {
         DType dtype = add_gradients(call, arrays, n, "grad_norm", kRead);
         call.launch(grad_norm, dtype);
       },
-      py::arg("control"), py::arg("arrays"), py::arg("p") = 2.0, py::arg("max_norm") = HUGE_VAL, py::arg("slot") = -1,
+      py::arg("control"), py::arg("arrays"), py::arg("p") = 2.0, py::arg("max_norm") = HUGE_VAL,
+      py::arg("slot") = -1,
       "control = {norm, min(1, max_norm / (norm + 1e-6)), finite, 0} of all arrays together.");
   m.def(
       "grad_scale",

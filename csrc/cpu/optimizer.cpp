@@ -1,9 +1,10 @@
 // Optimizer updates: every tensor of a parameter group in one launch.
 //
-// The tensors are cut into chunks of kChunk elements (32 KB of float32); one parallel loop runs over the
-// chunks of all of them, so many small tensors cost no more than one large one. A chunk reads parameter,
-// gradient and states once and writes parameter and states: the floor is memory, for Adam 28 bytes a
-// parameter (16 read, 12 written) at ~12 operations, a division and a square root, which hide under it.
+// The tensors are cut into chunks of kChunk elements (32 KB of float32); one parallel loop runs
+// over the chunks of all of them, so many small tensors cost no more than one large one. A chunk
+// reads parameter, gradient and states once and writes parameter and states: the floor is memory,
+// for Adam 28 bytes a parameter (16 read, 12 written) at ~12 operations, a division and a square
+// root, which hide under it.
 //
 // Scalars are computed in double by the caller and rounded to T once; the arithmetic is in T.
 #include "optimizer.h"
@@ -30,10 +31,12 @@ struct Walk {
   const int64_t* sizes;
   int64_t count, tensor, first, task;  // `first`: index of the first chunk of `tensor`
 
-  GS_MEMBER Walk(const int64_t* s, int64_t n, const Ctx* ctx) : sizes(s), count(n), tensor(0), first(0), task(ctx->tid) {}
+  GS_MEMBER Walk(const int64_t* s, int64_t n, const Ctx* ctx)
+      : sizes(s), count(n), tensor(0), first(0), task(ctx->tid) {}
   // The tensor, offset and length of the next chunk; false at the end.
   GS_MEMBER bool next(int nt, int64_t* offset, int64_t* n) {
-    while (tensor < count && task - first >= chunks_of(sizes[tensor])) first += chunks_of(sizes[tensor++]);
+    while (tensor < count && task - first >= chunks_of(sizes[tensor]))
+      first += chunks_of(sizes[tensor++]);
     if (tensor == count) return false;
     *offset = (task - first) * kChunk;
     int64_t rest = sizes[tensor] - *offset;
@@ -55,8 +58,8 @@ void plan_of(const void* params, Plan* plan, double ns_per_element) {
 
 // ---- the rules
 //
-// A rule holds its scalars as vectors; step(x) is given x[0] = p, x[1] = g, x[2...] = states and replaces
-// p and the states.
+// A rule holds its scalars as vectors; step(x) is given x[0] = p, x[1] = g, x[2...] = states and
+// replaces p and the states.
 
 // The scalars of a launch, rounded to T and spread over a vector.
 template <class T>
@@ -79,8 +82,9 @@ struct Sgd {
   GS_MEMBER void step(V* x) const { x[0] = fnma(lr, x[1], x[0]); }
 };
 
-// scalars: lr, momentum (0 at the first step), 1 - dampening (1 at the first step), momentum with Nesterov, else 0
-// state: b = momentum b + (1 - dampening) g;  p -= lr b, or with Nesterov p -= lr (g + momentum b)
+// scalars: lr, momentum (0 at the first step), 1 - dampening (1 at the first step), momentum with
+// Nesterov, else 0 state: b = momentum b + (1 - dampening) g;  p -= lr b, or with Nesterov p -= lr
+// (g + momentum b)
 template <class T>
 struct Momentum {
   static constexpr int kStates = 1;
@@ -88,7 +92,11 @@ struct Momentum {
   V lr, momentum, share, ahead;
   bool nesterov;
   GS_MEMBER explicit Momentum(const Scalars<T>& s)
-      : lr(s.rule(0)), momentum(s.rule(1)), share(s.rule(2)), ahead(s.rule(3)), nesterov(s.number(kRule + 3) != 0) {}
+      : lr(s.rule(0)),
+        momentum(s.rule(1)),
+        share(s.rule(2)),
+        ahead(s.rule(3)),
+        nesterov(s.number(kRule + 3) != 0) {}
   GS_MEMBER void step(V* x) const {
     x[2] = fma(momentum, x[2], share * x[1]);
     V d = nesterov ? fma(ahead, x[2], x[1]) : x[2];
@@ -133,13 +141,15 @@ struct RmsProp {
 };
 
 // scalars: lr, rho, 1 - rho, eps.  states: v, u
-// v = rho v + (1 - rho) g^2;  d = sqrt(u + eps) / sqrt(v + eps) g;  u = rho u + (1 - rho) d^2;  p -= lr d
+// v = rho v + (1 - rho) g^2;  d = sqrt(u + eps) / sqrt(v + eps) g;  u = rho u + (1 - rho) d^2;  p
+// -= lr d
 template <class T>
 struct Adadelta {
   static constexpr int kStates = 2;
   using V = typename simd<T>::V;
   V lr, rho, rest, eps;
-  GS_MEMBER explicit Adadelta(const Scalars<T>& s) : lr(s.rule(0)), rho(s.rule(1)), rest(s.rule(2)), eps(s.rule(3)) {}
+  GS_MEMBER explicit Adadelta(const Scalars<T>& s)
+      : lr(s.rule(0)), rho(s.rule(1)), rest(s.rule(2)), eps(s.rule(3)) {}
   GS_MEMBER void step(V* x) const {
     x[2] = fma(rho, x[2], rest * x[1] * x[1]);
     V d = sqrt(x[3] + eps) / sqrt(x[2] + eps) * x[1];
@@ -157,7 +167,12 @@ struct Adam {
   using V = typename simd<T>::V;
   V lr, beta1, rest1, beta2, rest2, eps, correction;
   GS_MEMBER explicit Adam(const Scalars<T>& s)
-      : lr(s.rule(0)), beta1(s.rule(1)), rest1(s.rule(2)), beta2(s.rule(3)), rest2(s.rule(4)), eps(s.rule(5)),
+      : lr(s.rule(0)),
+        beta1(s.rule(1)),
+        rest1(s.rule(2)),
+        beta2(s.rule(3)),
+        rest2(s.rule(4)),
+        eps(s.rule(5)),
         correction(s.rule(6)) {}
   GS_MEMBER void step(V* x) const {
     x[2] = fma(rest1, x[1], beta1 * x[2]);
@@ -169,14 +184,20 @@ struct Adam {
 };
 
 // scalars: share of g, share of m, beta1, beta2, 1 - beta2, eps, 1 / (1 - beta2^t).  states: m, v
-// p -= (a g + b m) / (sqrt(v c) + eps), a = lr (1 - mu_t) / (1 - prod mu), b = lr mu_{t+1} / (1 - prod mu mu_{t+1})
+// p -= (a g + b m) / (sqrt(v c) + eps), a = lr (1 - mu_t) / (1 - prod mu), b = lr mu_{t+1} / (1 -
+// prod mu mu_{t+1})
 template <class T>
 struct NAdam {
   static constexpr int kStates = 2;
   using V = typename simd<T>::V;
   V a, b, beta1, rest1, beta2, rest2, eps, correction;
   GS_MEMBER explicit NAdam(const Scalars<T>& s)
-      : a(s.rule(0)), b(s.rule(1)), beta1(s.rule(2)), beta2(s.rule(3)), rest2(s.rule(4)), eps(s.rule(5)),
+      : a(s.rule(0)),
+        b(s.rule(1)),
+        beta1(s.rule(2)),
+        beta2(s.rule(3)),
+        rest2(s.rule(4)),
+        eps(s.rule(5)),
         correction(s.rule(6)) {
     rest1 = set1((T)(1.0 - s.number(kRule + 2)));
   }
@@ -213,7 +234,12 @@ struct RAdam {
   V lr, beta1, rest1, beta2, rest2, eps;
   bool rectified;
   GS_MEMBER explicit RAdam(const Scalars<T>& s)
-      : lr(s.rule(0)), beta1(s.rule(1)), rest1(s.rule(2)), beta2(s.rule(3)), rest2(s.rule(4)), eps(s.rule(5)),
+      : lr(s.rule(0)),
+        beta1(s.rule(1)),
+        rest1(s.rule(2)),
+        beta2(s.rule(3)),
+        rest2(s.rule(4)),
+        eps(s.rule(5)),
         rectified(s.number(kRule + 6) != 0) {}
   GS_MEMBER void step(V* x) const {
     x[2] = fma(rest1, x[1], beta1 * x[2]);
@@ -223,7 +249,8 @@ struct RAdam {
   }
 };
 
-// scalars: eta, 1 - lambd eta, mu.  state: the average a.   p = p (1 - lambd eta) - eta g;  a += mu (p - a)
+// scalars: eta, 1 - lambd eta, mu.  state: the average a.   p = p (1 - lambd eta) - eta g;  a += mu
+// (p - a)
 template <class T>
 struct Asgd {
   static constexpr int kStates = 1;
@@ -245,8 +272,7 @@ struct Average {
   using V = typename simd<T>::V;
   V weight;
   bool copy;
-  GS_MEMBER explicit Average(const Scalars<T>& s)
-      : weight(s.rule(0)), copy(s.number(kRule) == 1) {}
+  GS_MEMBER explicit Average(const Scalars<T>& s) : weight(s.rule(0)), copy(s.number(kRule) == 1) {}
   GS_MEMBER void step(V* x) const { x[0] = copy ? x[1] : fma(weight, x[1] - x[0], x[0]); }
 };
 
@@ -259,9 +285,13 @@ struct Prepare {
   bool plain;
 
   GS_MEMBER Prepare(const Scalars<T>& s, double factor)
-      : scale(set1((T)(s.number(kScale) * factor))), clip(s[kClip]), decay(s[kDecay]), l1(s[kL1]), keep(s[kKeep]) {
-    plain = s.number(kScale) * factor == 1 && s.number(kDecay) == 0 && s.number(kL1) == 0 && s.number(kKeep) == 1 &&
-            s.number(kClip) == INFINITY;
+      : scale(set1((T)(s.number(kScale) * factor))),
+        clip(s[kClip]),
+        decay(s[kDecay]),
+        l1(s[kL1]),
+        keep(s[kKeep]) {
+    plain = s.number(kScale) * factor == 1 && s.number(kDecay) == 0 && s.number(kL1) == 0 &&
+            s.number(kKeep) == 1 && s.number(kClip) == INFINITY;
   }
   GS_MEMBER void apply(V* x) const {
     if (plain) return;
@@ -319,8 +349,9 @@ void update_plan(const void* params, Plan* plan) { plan_of<OptimizerParams>(para
 
 // ---- gradient norms and clipping
 //
-// Norms are summed in double, 16 logical lanes a chunk, folded 8, 4, 2, 1, and the chunks in order: squares of float32
-// are exact in double and cannot overflow, and the result is the same on every instruction set and team.
+// Norms are summed in double, 16 logical lanes a chunk, folded 8, 4, 2, 1, and the chunks in order:
+// squares of float32 are exact in double and cannot overflow, and the result is the same on every
+// instruction set and team.
 
 typedef float hf __attribute__((vector_size(GS_VBYTES / 2), may_alias, aligned(4)));
 
@@ -382,10 +413,10 @@ void grad_norm(const void* params, void* const* buf, const Ctx* ctx) {
   int64_t offset, n;
   for (int64_t t = ctx->tid; walk.next(ctx->nt, &offset, &n); t += ctx->nt) {
     const T* x = (const T*)buf[1 + walk.tensor] + offset;
-    partial[t] = p.p == 2            ? norm_chunk<T, 2>(x, n)
-                 : p.p == 1          ? norm_chunk<T, 1>(x, n)
+    partial[t] = p.p == 2          ? norm_chunk<T, 2>(x, n)
+                 : p.p == 1        ? norm_chunk<T, 1>(x, n)
                  : p.p == INFINITY ? norm_chunk<T, 0>(x, n)
-                                     : norm_any(x, n, p.p);
+                                   : norm_any(x, n, p.p);
   }
   ctx->sync();
   if (ctx->tid != 0) return;
@@ -419,7 +450,9 @@ void grad_scale(const void* params, void* const* buf, const Ctx* ctx) {
   constexpr int N = simd<T>::N;
   const GradScaleParams& p = *(const GradScaleParams*)params;
   V limit = set1((T)(clamp ? ctx->read(p.limit) : ((const double*)buf[0])[1]));
-  auto f = [&](V g) __attribute__((always_inline)) { return clamp ? min(limit, max(-limit, g)) : g * limit; };
+  auto f = [&](V g) __attribute__((always_inline)) {
+    return clamp ? min(limit, max(-limit, g)) : g * limit;
+  };
   if (!clamp && ((const double*)buf[0])[1] == 1) return;
   Walk walk(sizes_of(p), p.count, ctx);
   int64_t offset, n;
@@ -431,7 +464,9 @@ void grad_scale(const void* params, void* const* buf, const Ctx* ctx) {
   }
 }
 
-void grad_scale_plan(const void* params, Plan* plan) { plan_of<GradScaleParams>(params, plan, 0.3); }
+void grad_scale_plan(const void* params, Plan* plan) {
+  plan_of<GradScaleParams>(params, plan, 0.3);
+}
 
 template <class T>
 using RmsPlain = RmsProp<T, false, false>;
@@ -446,8 +481,10 @@ using PlainAdam = Adam<T, false>;
 template <class T>
 using AmsGrad = Adam<T, true>;
 
-#define GS_UPDATE(name, Rule) \
-  {name, kF32, update<float, Rule<float>>, update_plan}, {name, kF64, update<double, Rule<double>>, update_plan}
+#define GS_UPDATE(name, Rule)                              \
+  {name, kF32, update<float, Rule<float>>, update_plan}, { \
+    name, kF64, update<double, Rule<double>>, update_plan  \
+  }
 
 const KernelEntry entries[] = {
     GS_UPDATE("sgd", Sgd),

@@ -4,9 +4,9 @@
 
 namespace gs {
 
-// Scalars of an update, all of them slots: a schedule, a step count or a clip may change each between
-// two replays. The first five mean the same for every rule; the others are named beside each rule in
-// cpu/optimizer.cpp and computed in double by python/gradsmith/optim.
+// Scalars of an update, all of them slots: a schedule, a step count or a clip may change each
+// between two replays. The first five mean the same for every rule; the others are named beside
+// each rule in cpu/optimizer.cpp and computed in double by python/gradsmith/optim.
 enum OptimizerScalar : int32_t {
   kScale,  // the gradient is multiplied by it: -1 to maximise
   kClip,   // and then clamped to [-clip, clip]
@@ -35,7 +35,8 @@ struct GradNormParams {
 };
 
 // grad_scale: g *= factor of control. grad_clamp: g = min(max(g, -limit), limit).
-// buffers: control (in, absent for grad_clamp), then each tensor (in/out). Followed by int64_t sizes[count].
+// buffers: control (in, absent for grad_clamp), then each tensor (in/out). Followed by int64_t
+// sizes[count].
 struct GradScaleParams {
   int64_t count;
   Scalar limit;
