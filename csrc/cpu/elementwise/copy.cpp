@@ -81,7 +81,40 @@ void copy_plan(const void* params, Plan* plan) {
   plan->work = n / 4;
 }
 
+// out (n)
+template <class T>
+void fill(const void* params, void* const* buf, const Ctx* ctx) {
+  const FillParams& p = *(const FillParams*)params;
+  T value = (T)0.5 != (T)0 ? (T)p.start : (T)p.istart, *out = (T*)buf[0];
+  for (int64_t b = ctx->tid * kRun; b < p.n; b += ctx->nt * kRun) {
+    int64_t e = b + kRun < p.n ? b + kRun : p.n;
+    for (int64_t i = b; i < e; ++i) out[i] = value;
+  }
+}
+
+template <class T>
+void arange(const void* params, void* const* buf, const Ctx* ctx) {
+  const FillParams& p = *(const FillParams*)params;
+  T* out = (T*)buf[0];
+  for (int64_t b = ctx->tid * kRun; b < p.n; b += ctx->nt * kRun) {
+    int64_t e = b + kRun < p.n ? b + kRun : p.n;
+    for (int64_t i = b; i < e; ++i)
+      out[i] = (T)0.5 != (T)0 ? (T)(p.start + (double)i * p.step) : (T)(p.istart + i * p.istep);
+  }
+}
+
+void fill_plan(const void* params, Plan* plan) {
+  const FillParams& p = *(const FillParams*)params;
+  plan->tasks = (p.n + kRun - 1) / kRun;
+  plan->work = p.n / 8;
+}
+
 const KernelEntry entries[] = {
+    {"fill", kF32, fill<float>, fill_plan},       {"fill", kF64, fill<double>, fill_plan},
+    {"fill", kI32, fill<int32_t>, fill_plan},     {"fill", kI64, fill<int64_t>, fill_plan},
+    {"fill", kU8, fill<uint8_t>, fill_plan},      {"fill", kBool, fill<uint8_t>, fill_plan},
+    {"arange", kF32, arange<float>, fill_plan},   {"arange", kF64, arange<double>, fill_plan},
+    {"arange", kI32, arange<int32_t>, fill_plan}, {"arange", kI64, arange<int64_t>, fill_plan},
     {"copy", kF32, copy<float>, copy_plan},   {"copy", kF64, copy<double>, copy_plan},
     {"copy", kI32, copy<int32_t>, copy_plan}, {"copy", kI64, copy<int64_t>, copy_plan},
     {"copy", kU8, copy<uint8_t>, copy_plan},  {"copy", kBool, copy<bool>, copy_plan},
@@ -89,8 +122,8 @@ const KernelEntry entries[] = {
 
 }  // namespace
 
-extern const KernelList elementwise_kernels;
-const KernelList elementwise_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+extern const KernelList elementwise_copy_kernels;
+const KernelList elementwise_copy_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
 
 }  // namespace GS_ISA
 }  // namespace gs

@@ -29,7 +29,7 @@ GS_INLINE void spread_row(U* dst, const U* src, int64_t stride, int64_t n) {
   if (stride == 1)
     for (int64_t i = 0; i < n; ++i) dst[i] = src[i];
   else if (stride == 0)
-    for (int64_t i = 0, x = 0; i < n; ++i, (void)x) dst[i] = *src;
+    for (int64_t i = 0; i < n; ++i) dst[i] = *src;
   else
     for (int64_t i = 0; i < n; ++i) dst[i] = src[i * stride];
 }
