@@ -206,7 +206,8 @@ py::tuple arg(const Kernel& kernel, py::handle x, py::handle axis, bool keepdims
   Array index = make_output(a, reduced, keepdims, kI64), value;
   if (values) value = make_output(a, reduced, keepdims, a.dtype);
   if (a.size > 0) run(kernel, a.dtype, p, {in(a), gs::out(value), gs::out(index)});
-  return values ? py::make_tuple(result(value), result(index)) : py::make_tuple(result(index));
+  if (values) return py::make_tuple(result(value), result(index));
+  return py::make_tuple(result(index));
 }
 
 }  // namespace

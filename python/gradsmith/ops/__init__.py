@@ -7,3 +7,5 @@ from .norm import *
 from .matmul import *
 from .pool import *
 from .conv import *
+from .elementwise import *
+from .reduce import *

@@ -1,0 +1,573 @@
+"""Reductions over any axes. Sums have a fixed order: the same bits with any number of threads.
+
+dim: None (all axes), an axis or a tuple of axes; keepdim keeps them with size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..core.autograd import Node, _mode, apply
+from ..core.tensor import Tensor, as_tensor, wrap
+from . import elementwise as _ew
+
+__all__ = [
+    "all", "amax", "amin", "any", "argmax", "argmin", "count_nonzero", "cumsum", "logsumexp", "max", "mean",
+    "min", "norm", "prod", "std", "sum", "sum_to", "var", "var_mean",
+]  # fmt: skip
+
+Axes = int | Sequence[int] | None
+
+
+class MinMax(NamedTuple):
+    """What max and min along one axis return."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def _input(x: Any, op: str) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ndarray):
+        return as_tensor(x)
+    raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
+
+
+def _kept(shape: tuple, dim: Axes) -> tuple:
+    """The shape with the reduced axes kept as 1."""
+    if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
+        return (1,) * len(shape)
+    n = len(shape)
+    axes = {d % n for d in ((dim,) if not isinstance(dim, (tuple, list)) else dim)} if n else set()
+    return tuple([1 if i in axes else s for i, s in enumerate(shape)])
+
+
+def _count(shape: tuple, kept: tuple) -> int:
+    n = 1
+    for s, t in zip(shape, kept):
+        if t == 1:
+            n *= s
+    return n
+
+
+class _Reduce(Node):
+    __slots__ = ("kept", "shape")
+    shape: tuple
+    kept: tuple
+
+
+class SumBackward(_Reduce):
+    """dx = dy, broadcast."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.expand(grad.reshape(self.kept), self.shape),)
+
+
+class MeanBackward(_Reduce):
+    """dx = dy / n, broadcast."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        k = self.k
+        n = _count(self.shape, self.kept)
+        g = k.mul(grad, 1.0 / n) if n else grad
+        return (k.expand(g.reshape(self.kept), self.shape),)
+
+
+def sum(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Sum over the axes `dim`; integers and bools give int64; 0 for no elements.
+
+    Order is fixed by the shape; error at most eps (4 + log2 n) sum |x|.
+
+    >>> import gradsmith as gs
+    >>> gs.sum(gs.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=0).tolist()
+    [4.0, 6.0]
+    """
+    x = input if isinstance(input, Tensor) else _input(input, "sum")
+    k = x._k
+    out = k.sum(x.data, dim, keepdim)
+    if x._rg and _mode.enabled:
+        shape = x.data.shape
+        return apply(SumBackward, k, out, (x,), shape=shape, kept=_kept(shape, dim))
+    return wrap(out, k)
+
+
+def mean(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Mean over the axes `dim` of a float tensor; NaN for no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.mean(gs.tensor([1.0, 3.0])).item()
+    2.0
+    """
+    x = input if isinstance(input, Tensor) else _input(input, "mean")
+    k = x._k
+    out = k.mean(x.data, dim, keepdim)
+    if x._rg and _mode.enabled:
+        shape = x.data.shape
+        return apply(MeanBackward, k, out, (x,), shape=shape, kept=_kept(shape, dim))
+    return wrap(out, k)
+
+
+class ProdBackward(_Reduce):
+    """dx_i = dy prod_{j != i} x_j; exact also where elements are 0."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        x, y = self.saved
+        k = self.k
+        axes = tuple(i for i, (s, t) in enumerate(zip(self.shape, self.kept)) if t == 1 and s != 1)
+        g = grad.reshape(self.kept)
+        zero = k.eq(x, 0.0)
+        zeros = k.sum(zero, axes, True) if axes else k.cast(zero, "int64")
+        filled = k.where(zero, 1.0, x)
+        others = k.prod(filled, axes, True) if axes else filled  # the product of what is not 0
+        plain = k.mul(g, k.div(others, filled))
+        only = k.mul(k.cast(zero, x.dtype.name), k.mul(g, others))
+        result = k.where(k.eq(zeros, 0), plain, k.where(k.eq(zeros, 1), only, 0.0))
+        return (result,)
+
+
+def prod(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Product over the axes `dim`; integers and bools give int64; 1 for no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.prod(gs.tensor([2.0, 3.0])).item()
+    6.0
+    """
+    x = _input(input, "prod")
+    k = x._k
+    shape = x.data.shape
+    out = k.prod(x.data, dim, keepdim)
+    if not x._rg:
+        return wrap(out, k)
+    return apply(ProdBackward, k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim))
+
+
+class ExtremeBackward(_Reduce):
+    """The gradient is shared equally among the elements that attain the extreme."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        x, y = self.saved
+        k = self.k
+        axes = tuple(i for i, (s, t) in enumerate(zip(self.shape, self.kept)) if t == 1 and s != 1)
+        y = y.reshape(self.kept)
+        g = grad.reshape(self.kept)
+        ties = k.eq(x, y)
+        if axes:
+            g = k.div(g, k.cast(k.sum(ties, axes, True), x.dtype.name))
+        return (k.where(ties, g, 0.0),)
+
+
+def amax(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Largest value over the axes `dim`, NaN if there is one; ties share the gradient equally.
+
+    Raises ValueError when there are no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.amax(gs.tensor([1.0, 3.0, 2.0])).item()
+    3.0
+    """
+    x = _input(input, "amax")
+    return _extreme(x, x._k.amax(x.data, dim, keepdim), dim)
+
+
+def amin(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Smallest value over the axes `dim`, NaN if there is one; ties share the gradient equally.
+
+    Raises ValueError when there are no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.amin(gs.tensor([1.0, 3.0, 2.0])).item()
+    1.0
+    """
+    x = _input(input, "amin")
+    return _extreme(x, x._k.amin(x.data, dim, keepdim), dim)
+
+
+def _extreme(x: Tensor, out: np.ndarray, dim: Axes) -> Tensor:
+    if not x._rg:
+        return wrap(out, x._k)
+    shape = x.data.shape
+    return apply(ExtremeBackward, x._k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim))
+
+
+class SelectBackward(Node):
+    """The gradient goes to the element that was chosen along the axis."""
+
+    __slots__ = ("dim", "keepdim", "shape")
+    shape: tuple
+    dim: int
+    keepdim: bool
+
+    def backward(self, grad: Any, _: Any = None) -> tuple:
+        index = self.saved[0]
+        if grad is None:
+            return (None,)
+        k = self.k
+        if self.shape == ():
+            return (grad,)
+        d = self.dim % len(self.shape)
+        if not self.keepdim:
+            grad = np.expand_dims(grad, d)
+            index = np.expand_dims(index, d)
+        out = k.full(self.shape, 0.0, grad.dtype.name)
+        k.scatter_add_(out, d, index, grad)
+        return (out,)
+
+
+def _along(name: str, input: Any, dim: int, keepdim: bool) -> MinMax:
+    x = _input(input, name)
+    k = x._k
+    values, indices = getattr(k, name + "_along")(x.data, dim, keepdim)
+    v, i = apply(
+        SelectBackward,
+        k,
+        (values, indices),
+        (x,),
+        (indices,),
+        shape=x.data.shape,
+        dim=dim,
+        keepdim=keepdim,
+    )
+    return MinMax(v, i)
+
+
+def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The largest element (dim None), (values, indices) along an axis, or maximum with another Tensor.
+
+    The first of equal elements is taken; NaN is larger than all. Raises ValueError for no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.max(gs.tensor([[1.0, 3.0], [5.0, 2.0]]), dim=1).values.tolist()
+    [3.0, 5.0]
+    """
+    if isinstance(dim, Tensor):
+        return _ew.maximum(input, dim)
+    return amax(input) if dim is None else _along("max", input, dim, keepdim)
+
+
+def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The smallest element (dim None), (values, indices) along an axis, or minimum with another Tensor.
+
+    The first of equal elements is taken; NaN is smaller than all. Raises ValueError for no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.min(gs.tensor([[1.0, 3.0], [5.0, 2.0]]), dim=1).values.tolist()
+    [1.0, 2.0]
+    """
+    if isinstance(dim, Tensor):
+        return _ew.minimum(input, dim)
+    return amin(input) if dim is None else _along("min", input, dim, keepdim)
+
+
+def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Index (int64) of the largest element, of the flattened tensor for dim None; the first of equal ones.
+
+    A NaN counts as larger than all. Raises ValueError when there are no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.argmax(gs.tensor([1.0, 3.0, 2.0])).item()
+    1
+    """
+    x = _input(input, "argmax")
+    return wrap(x._k.argmax(x.data, dim, keepdim), x._k)
+
+
+def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Index (int64) of the smallest element, of the flattened tensor for dim None; the first of equal ones.
+
+    >>> import gradsmith as gs
+    >>> gs.argmin(gs.tensor([1.0, 3.0, 2.0])).item()
+    0
+    """
+    x = _input(input, "argmin")
+    return wrap(x._k.argmin(x.data, dim, keepdim), x._k)
+
+
+class VarBackward(_Reduce):
+    """y = var: dx = dy 2 (x - mean) / (n - correction); the root: dx = dy (x - mean) / (y (n - correction))."""
+
+    __slots__ = ("correction", "root")
+    correction: float
+    root: bool
+
+    def backward(self, grad: Any, grad_mean: Any = None) -> tuple:
+        saved = self.saved
+        x, mean = saved[0], saved[1]
+        k = self.k
+        n = _count(self.shape, self.kept)
+        m = n - self.correction
+        dx = None
+        if grad is not None:
+            g = grad.reshape(self.kept)
+            if self.root:
+                g = k.div(g, saved[2].reshape(self.kept))
+            g = k.mul(g, (1.0 if self.root else 2.0) / m if m > 0 else float("nan"))
+            dx = k.mul_diff(g, x, mean)
+        if grad_mean is not None:
+            g = k.mul(grad_mean.reshape(self.kept), 1.0 / n)
+            dx = k.expand(g, self.shape) if dx is None else k.add(dx, g)
+        return (dx,)
+
+
+def _var(input: Any, dim: Axes, correction: float, keepdim: bool, root: bool, op: str) -> Tensor:
+    x = _input(input, op)
+    k = x._k
+    shape = x.data.shape
+    out, mean = k.var(x.data, dim, float(correction), keepdim, root)
+    if not x._rg:
+        return wrap(out, k)
+    return apply(
+        VarBackward,
+        k,
+        out,
+        (x,),
+        (x, mean),
+        root,
+        shape=shape,
+        kept=_kept(shape, dim),
+        correction=correction,
+        root=root,
+    )
+
+
+def var(input: Any, dim: Axes = None, *, correction: float = 1, keepdim: bool = False) -> Tensor:
+    """Variance sum (x - mean)^2 / (n - correction) over the axes `dim`, in two passes.
+
+    >>> import gradsmith as gs
+    >>> gs.var(gs.tensor([1.0, 2.0, 3.0])).item()
+    1.0
+    """
+    return _var(input, dim, correction, keepdim, False, "var")
+
+
+def std(input: Any, dim: Axes = None, *, correction: float = 1, keepdim: bool = False) -> Tensor:
+    """Standard deviation, the root of `var`.
+
+    >>> import gradsmith as gs
+    >>> gs.std(gs.tensor([1.0, 2.0, 3.0])).item()
+    1.0
+    """
+    return _var(input, dim, correction, keepdim, True, "std")
+
+
+def var_mean(
+    input: Any, dim: Axes = None, *, correction: float = 1, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(variance, mean) over the axes `dim`.
+
+    >>> import gradsmith as gs
+    >>> [t.item() for t in gs.var_mean(gs.tensor([1.0, 2.0, 3.0]))]
+    [1.0, 2.0]
+    """
+    x = _input(input, "var_mean")
+    k = x._k
+    shape = x.data.shape
+    out, mean = k.var(x.data, dim, float(correction), keepdim, False)
+    v, m = apply(
+        VarBackward,
+        k,
+        (out, mean if keepdim else mean.reshape(out.shape)),
+        (x,),
+        (x, mean),
+        shape=shape,
+        kept=_kept(shape, dim),
+        correction=correction,
+        root=False,
+    )
+    return v, m
+
+
+class NormBackward(_Reduce):
+    """y = (sum |x|^p)^(1/p): dx = dy sign(x) (|x| / y)^(p - 1), 0 where y = 0."""
+
+    __slots__ = ("p",)
+    p: float
+
+    def backward(self, grad: Any) -> tuple:
+        x, y = self.saved
+        k = self.k
+        y = y.reshape(self.kept)
+        g = grad.reshape(self.kept)
+        if self.p == 2:
+            return (k.mul(x, k.where(k.eq(y, 0.0), 0.0, k.div(g, y))),)
+        if self.p == 1:
+            return (k.mul(g, k.sign(x)),)
+        ratio = k.where(k.eq(y, 0.0), 0.0, k.div(k.abs(x), y))
+        return (k.mul(k.mul(g, k.sign(x)), k.pow(ratio, self.p - 1)),)
+
+
+def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Vector norm (sum |x|^p)^(1/p) over the axes `dim`; p a number, "fro", inf or -inf.
+
+    >>> import gradsmith as gs
+    >>> gs.norm(gs.tensor([3.0, 4.0])).item()
+    5.0
+    """
+    x = _input(input, "norm")
+    k = x._k
+    if p in ("fro", None):
+        p = 2
+    if isinstance(p, str):
+        raise ValueError(f"norm: p must be a number or 'fro', got {p!r}")
+    if p == float("inf"):
+        return amax(_ew.abs(x), dim, keepdim)
+    if p == float("-inf"):
+        return amin(_ew.abs(x), dim, keepdim)
+    if p == 0:
+        return wrap(k.sum(k.cast(k.ne(x.data, 0), x.data.dtype.name), dim, keepdim), k)
+    if p == 2:
+        out = k.norm2(x.data, dim, keepdim)
+    elif p == 1:
+        out = k.sum_abs(x.data, dim, keepdim)
+    else:
+        out = k.pow(k.sum(k.pow(k.abs(x.data), float(p)), dim, keepdim), 1.0 / p)
+    if not x._rg:
+        return wrap(out, k)
+    shape = x.data.shape
+    return apply(
+        NormBackward, k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim), p=float(p)
+    )
+
+
+class LogSumExpBackward(_Reduce):
+    """dx = dy exp(x - y)."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        x, y = self.saved
+        k = self.k
+        y = y.reshape(self.kept)
+        y = k.where(k.isfinite(y), y, 0.0)
+        return (k.mul(k.exp(k.sub(x, y)), grad.reshape(self.kept)),)
+
+
+def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """log(sum(exp(x))) over the axes `dim`, without overflow; -inf for no elements.
+
+    >>> import gradsmith as gs
+    >>> gs.logsumexp(gs.tensor([1000.0, 1000.0])).item() > 1000
+    True
+    """
+    x = _input(input, "logsumexp")
+    k = x._k
+    shape = x.data.shape
+    if x.data.size:
+        center = k.amax(x.data, dim, True)
+        center = k.where(k.isfinite(center), center, 0.0)
+    else:
+        center = k.full(
+            tuple(1 if s == 1 else 0 for s in _kept(shape, dim)), 0.0, x.data.dtype.name
+        )
+        return wrap(k.full(np.sum(x.data, _axes(dim), keepdims=keepdim).shape, -np.inf,
+                           x.data.dtype.name), k)  # fmt: skip
+    out = k.logsumexp(x.data, center, dim, keepdim)
+    if not x._rg:
+        return wrap(out, k)
+    return apply(LogSumExpBackward, k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim))
+
+
+def _axes(dim: Axes) -> Any:
+    return tuple(dim) if isinstance(dim, list) else dim
+
+
+def _truth(x: Tensor) -> np.ndarray:
+    return x.data if x.data.dtype == np.bool_ else x._k.ne(x.data, 0)
+
+
+def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Whether some element is not 0, over the axes `dim`.
+
+    >>> import gradsmith as gs
+    >>> gs.any(gs.tensor([False, True])).item()
+    True
+    """
+    x = _input(input, "any")
+    return wrap(x._k.any_(_truth(x), dim, keepdim, False), x._k)
+
+
+def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """Whether every element is not 0, over the axes `dim`.
+
+    >>> import gradsmith as gs
+    >>> gs.all(gs.tensor([False, True])).item()
+    False
+    """
+    x = _input(input, "all")
+    return wrap(x._k.any_(_truth(x), dim, keepdim, True), x._k)
+
+
+def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
+    """How many elements are not 0 (int64), over the axes `dim`.
+
+    >>> import gradsmith as gs
+    >>> gs.count_nonzero(gs.tensor([0.0, 2.0, 3.0])).item()
+    2
+    """
+    x = _input(input, "count_nonzero")
+    return wrap(x._k.sum(_truth(x), dim, False), x._k)
+
+
+class CumsumBackward(Node):
+    """dx = cumsum of dy from the end."""
+
+    __slots__ = ("dim",)
+    dim: int
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.cumsum(grad, self.dim, True),)
+
+
+def cumsum(input: Any, dim: int) -> Tensor:
+    """Running sum along one axis, in order; integers and bools give int64.
+
+    >>> import gradsmith as gs
+    >>> gs.cumsum(gs.tensor([1.0, 2.0, 3.0]), 0).tolist()
+    [1.0, 3.0, 6.0]
+    """
+    x = _input(input, "cumsum")
+    return apply(CumsumBackward, x._k, x._k.cumsum(x.data, dim), (x,), dim=dim)
+
+
+class SumToBackward(Node):
+    """dx = dy, broadcast."""
+
+    __slots__ = ("shape",)
+    shape: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.expand(grad, self.shape),)
+
+
+def sum_to(input: Any, shape: tuple) -> Tensor:
+    """Sums to a shape that broadcasts to the input's: the inverse of expand, in one pass.
+
+    >>> import gradsmith as gs
+    >>> gs.sum_to(gs.ones(4, 3), (3,)).tolist()
+    [4.0, 4.0, 4.0]
+    """
+    x = _input(input, "sum_to")
+    out = x._k.sum_to(x.data, tuple(shape))
+    if out is x.data:
+        return x
+    return apply(SumToBackward, x._k, out, (x,), shape=x.data.shape)
+
+
+def _attach() -> None:
+    for name in __all__:
+        if name not in ("sum_to", "var_mean"):
+            Tensor._method(name, globals()[name])
+
+
+_attach()
