@@ -36,3 +36,4 @@ from .summary import Summary, summary
 from .linear import *
 from .pool import *
 from .conv import *
+from .softmax import *

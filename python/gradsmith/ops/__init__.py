@@ -9,3 +9,4 @@ from .pool import *
 from .conv import *
 from .elementwise import *
 from .reduce import *
+from .softmax import *

@@ -43,7 +43,6 @@ _SELU_SCALE = 1.0507009873554804934193349852946
 class ActivationBackward(Node):
     """dx = dy * f'(.), from the saved input or output."""
 
-    __slots__ = ("args", "op")
     op: int
     args: tuple
 
@@ -330,7 +329,6 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 class RReLUBackward(Node):
     """dx = dy where s > 0, else slope * dy; the slopes are drawn again."""
 
-    __slots__ = ("args",)
     args: tuple
 
     def backward(self, grad: Any) -> tuple:  # type: ignore[override]
@@ -378,8 +376,6 @@ def rrelu(
 
 class PReLUBackward(Node):
     """dx = dy where x > 0, else weight * dy; dweight = sum of x * dy where x <= 0, by channel."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:  # type: ignore[override]
         x, w = self.saved

@@ -1,0 +1,504 @@
+// Softmax, log-softmax and softmax cross-entropy, forward and backward.
+//
+// A row stays in the first or second level of cache over its sweeps: maximum; exp and sum; scaling.
+// Floor: one read and one write an element (three streams backward), and one exp: 6 to 8 cycles a
+// vector. Cross-entropy writes the gradient of the logits in the same pass: dlogits = (sum q) p -
+// q, where q are the weighted, smoothed targets; so loss and gradient cost one read and one write
+// of the logits. Tasks are groups of rows cut by shape; sums over a row run in 16 logical lanes and
+// blocks of 1024, sums over rows in order of the groups.
+#include "softmax.h"
+
+#include "simd/vmath.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+constexpr int64_t kTask = 16384;  // elements of one task
+constexpr int64_t kBlock = 1024;  // elements that one level of a sum takes
+
+GS_INLINE int64_t rows_per_task(int64_t rows, int64_t n) {
+  int64_t g = kTask / (n > 0 ? n : 1);
+  g = g < 1 ? 1 : g;
+  int64_t least = (rows + 4095) / 4096;  // at most 4096 tasks: their partial results stay few
+  return g > least ? g : least;
+}
+
+template <class T>
+GS_INLINE typename simd<T>::I first_lanes(int n) {
+  return iota<T>() < set1((typename simd<T>::S)n);
+}
+
+// The first n lanes from p, the others `fill`
+template <class T>
+GS_INLINE typename simd<T>::V load_or(const T* p, int n, T fill) {
+  return first_lanes<T>(n) ? load_n(p, n) : set1(fill);
+}
+
+template <class T>
+GS_INLINE T row_max(const T* x, int64_t n) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const T low = -(T)__builtin_inf();
+  V m0 = set1(low), m1 = m0, m2 = m0, m3 = m0;
+  int64_t i = 0;
+  for (; i + 4 * N <= n; i += 4 * N) {
+    m0 = max(m0, load(x + i));
+    m1 = max(m1, load(x + i + N));
+    m2 = max(m2, load(x + i + 2 * N));
+    m3 = max(m3, load(x + i + 3 * N));
+  }
+  for (; i + N <= n; i += N) m0 = max(m0, load(x + i));
+  if (i < n) m1 = max(m1, load_or(x + i, (int)(n - i), low));
+  return hmax(max(max(m0, m1), max(m2, m3)));
+}
+
+// Sum over i < n of f(i, count): f gives the vector of elements i .. i + count - 1, zero past
+// count.
+template <class T, class F>
+GS_INLINE T row_sum(int64_t n, F f) {
+  constexpr int N = simd<T>::N;
+  constexpr int W = Sum16<T>::W;
+  Sum16<T> total;
+  total.clear();
+  for (int64_t b = 0; b < n; b += kBlock) {
+    int64_t e = b + kBlock < n ? b + kBlock : n, i = b;
+    Sum16<T> s;
+    s.clear();
+    for (; i + 16 <= e; i += 16) {
+#pragma GCC unroll 8
+      for (int j = 0; j < W; ++j) s.v[j] += f(i + j * N, N);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < W; ++j) {
+      int64_t left = e - i - j * N;
+      if (left > 0) s.v[j] += f(i + j * N, left < N ? (int)left : N);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < W; ++j) total.v[j] += s.v[j];
+  }
+  return total.total();
+}
+
+// f(i, count) for every vector of a row
+template <class T, class F>
+GS_INLINE void row_each(int64_t n, F f) {
+  constexpr int N = simd<T>::N;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) f(i, N);
+  if (i < n) f(i, (int)(n - i));
+}
+
+template <class T>
+GS_INLINE typename simd<T>::V get(const T* p, int n) {
+  return n == simd<T>::N ? load(p) : load_n(p, n);
+}
+template <class T>
+GS_INLINE void put(T* p, typename simd<T>::V v, int n) {
+  if (n == simd<T>::N)
+    store(p, v);
+  else
+    store_n(p, v, n);
+}
+template <class T>
+GS_INLINE typename simd<T>::V keep(typename simd<T>::V v, int n) {
+  return n == simd<T>::N ? v : (first_lanes<T>(n) ? v : typename simd<T>::V{});
+}
+
+// e[i] = exp(x[i] - m), returns their sum; e may be absent
+template <class T, bool kStore>
+GS_INLINE T exp_row(const T* x, T* e, T m, int64_t n) {
+  return row_sum<T>(
+      n, [=](int64_t i, int k) __attribute__((always_inline)) {
+        auto v = keep<T>(exp(get(x + i, k) - m), k);
+        if (kStore) put(e + i, v, k);
+        return v;
+      });
+}
+
+template <class T>
+void softmax_row(const T* x, T* y, int64_t n, bool log) {
+  T m = row_max(x, n);
+  if (log) {
+    T s = exp_row<T, false>(x, nullptr, m, n);
+    T l = sizeof(T) == 4 ? (T)::logf((float)s) : (T)::log((double)s);
+    row_each<T>(
+        n, [=](int64_t i, int k)
+               __attribute__((always_inline)) { put(y + i, (get(x + i, k) - m) - l, k); });
+  } else {
+    T r = 1 / exp_row<T, true>(x, y, m, n);
+    row_each<T>(
+        n, [=](int64_t i, int k)
+               __attribute__((always_inline)) { put(y + i, get(y + i, k) * r, k); });
+  }
+}
+
+template <class T>
+void softmax_row_backward(const T* dy, const T* y, T* dx, int64_t n, bool log) {
+  if (log) {
+    T s = row_sum<T>(
+        n, [=](int64_t i, int k) __attribute__((always_inline)) { return get(dy + i, k); });
+    row_each<T>(
+        n, [=](int64_t i, int k) __attribute__((always_inline)) {
+          put(dx + i, get(dy + i, k) - exp(get(y + i, k)) * s, k);
+        });
+  } else {
+    T s = row_sum<T>(
+        n, [=](int64_t i, int k)
+               __attribute__((always_inline)) { return get(dy + i, k) * get(y + i, k); });
+    row_each<T>(
+        n, [=](int64_t i, int k) __attribute__((always_inline)) {
+          put(dx + i, get(y + i, k) * (get(dy + i, k) - s), k);
+        });
+  }
+}
+
+// ---- along an axis that is not the last: 16 neighbouring columns at a time, lane by lane
+
+// Columns j .. j + 15 (count of them) of (n, inner); one vector each of W
+template <class T>
+struct Columns {
+  using V = typename simd<T>::V;
+  static constexpr int N = simd<T>::N, W = 16 / N;
+  int64_t n, inner;
+  int count;
+
+  GS_MEMBER int lanes(int j) const {
+    int k = count - j * N;
+    return k < 0 ? 0 : (k < N ? k : N);
+  }
+  GS_MEMBER V at(const T* p, int64_t i, int j) const {
+    return count == 16 ? load(p + i * inner + j * N) : load_n(p + i * inner + j * N, lanes(j));
+  }
+  GS_MEMBER void set(T* p, int64_t i, int j, V v) const {
+    if (count == 16)
+      store(p + i * inner + j * N, v);
+    else
+      store_n(p + i * inner + j * N, v, lanes(j));
+  }
+  // total[j] = sum over i of f(i, j), in blocks
+  template <class F>
+  GS_MEMBER void sum(V* total, F f) const {
+#pragma GCC unroll 8
+    for (int j = 0; j < W; ++j) total[j] = V{};
+    for (int64_t b = 0; b < n; b += 64) {
+      int64_t e = b + 64 < n ? b + 64 : n;
+      V s[W];
+#pragma GCC unroll 8
+      for (int j = 0; j < W; ++j) s[j] = V{};
+      for (int64_t i = b; i < e; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < W; ++j) s[j] += f(i, j);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < W; ++j) total[j] += s[j];
+    }
+  }
+};
+
+template <class T>
+void softmax_columns(const T* x, T* y, const Columns<T>& c, bool log) {
+  using V = typename simd<T>::V;
+  constexpr int W = Columns<T>::W;
+  V m[W], s[W];
+#pragma GCC unroll 8
+  for (int j = 0; j < W; ++j) m[j] = set1(-(T)__builtin_inf());
+  for (int64_t i = 0; i < c.n; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < W; ++j) m[j] = max(m[j], c.at(x, i, j));
+  }
+  c.sum(
+      s, [&](int64_t i, int j) __attribute__((always_inline)) {
+        V e = exp(c.at(x, i, j) - m[j]);
+        if (!log) c.set(y, i, j, e);
+        return e;
+      });
+#pragma GCC unroll 8
+  for (int j = 0; j < W; ++j) s[j] = log ? GS_ISA::log(s[j]) : 1 / s[j];
+  for (int64_t i = 0; i < c.n; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < W; ++j)
+      c.set(y, i, j, log ? (c.at(x, i, j) - m[j]) - s[j] : c.at(y, i, j) * s[j]);
+  }
+}
+
+template <class T>
+void softmax_columns_backward(const T* dy, const T* y, T* dx, const Columns<T>& c, bool log) {
+  using V = typename simd<T>::V;
+  constexpr int W = Columns<T>::W;
+  V s[W];
+  c.sum(
+      s, [&](int64_t i, int j) __attribute__((always_inline)) {
+        V g = c.at(dy, i, j);
+        return log ? g : g * c.at(y, i, j);
+      });
+  for (int64_t i = 0; i < c.n; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < W; ++j) {
+      V g = c.at(dy, i, j), v = c.at(y, i, j);
+      c.set(dx, i, j, log ? g - exp(v) * s[j] : v * (g - s[j]));
+    }
+  }
+}
+
+// f(first row, rows) for inner == 1; f(outer index, first column, columns) otherwise
+template <class R, class C>
+GS_INLINE void softmax_tasks(const SoftmaxParams& p, const Ctx* ctx, R rows, C columns) {
+  if (p.inner == 1) {
+    int64_t group = rows_per_task(p.outer, p.n), tasks = (p.outer + group - 1) / group;
+    for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+      int64_t e = (t + 1) * group < p.outer ? (t + 1) * group : p.outer;
+      for (int64_t r = t * group; r < e; ++r) rows(r);
+    }
+    return;
+  }
+  int64_t per = (p.inner + 15) / 16, tasks = p.outer * per;
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t o = t / per, j = t % per * 16;
+    columns(o, j, (int)(p.inner - j < 16 ? p.inner - j : 16));
+  }
+}
+
+template <class T>
+void softmax(const void* params, void* const* buf, const Ctx* ctx) {
+  const SoftmaxParams& p = *(const SoftmaxParams*)params;
+  const T* x = (const T*)buf[0];
+  T* y = (T*)buf[1];
+  softmax_tasks(
+      p, ctx, [&](int64_t r) { softmax_row(x + r * p.n, y + r * p.n, p.n, p.log); },
+      [&](int64_t o, int64_t j, int k) {
+        int64_t at = o * p.n * p.inner + j;
+        softmax_columns(x + at, y + at, Columns<T>{p.n, p.inner, k}, p.log);
+      });
+}
+
+template <class T>
+void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
+  const SoftmaxParams& p = *(const SoftmaxParams*)params;
+  const T *dy = (const T*)buf[0], *y = (const T*)buf[1];
+  T* dx = (T*)buf[2];
+  softmax_tasks(
+      p, ctx,
+      [&](int64_t r) { softmax_row_backward(dy + r * p.n, y + r * p.n, dx + r * p.n, p.n, p.log); },
+      [&](int64_t o, int64_t j, int k) {
+        int64_t at = o * p.n * p.inner + j;
+        softmax_columns_backward(dy + at, y + at, dx + at, Columns<T>{p.n, p.inner, k}, p.log);
+      });
+}
+
+template <class T>
+void softmax_plan(const void* params, Plan* plan) {
+  const SoftmaxParams& p = *(const SoftmaxParams*)params;
+  int64_t group = rows_per_task(p.outer, p.n);
+  plan->tasks = p.inner == 1 ? (p.outer + group - 1) / group : p.outer * ((p.inner + 15) / 16);
+  plan->work = p.outer * p.n * p.inner * (sizeof(T) == 8 ? 8 : 1) / 2 + p.outer * 20;
+}
+
+// ---- cross-entropy
+
+struct Target {
+  const void* p;
+  DType dtype;
+  GS_MEMBER int64_t at(int64_t r) const {
+    return dtype == kI32 ? (int64_t)((const int32_t*)p)[r] : ((const int64_t*)p)[r];
+  }
+};
+
+template <class T>
+struct Loss {
+  const CrossEntropyParams& p;
+  const T* weight;
+  T smooth;       // label smoothing / classes
+  T keep_target;  // 1 - label smoothing
+  T weights;      // sum of the class weights
+  T scale;        // of dlogits: 1, or 1 / denominator of the mean
+
+  // Row with class t: returns the loss; d (classes) when wanted
+  GS_MEMBER T by_index(const T* x, int64_t t, T* d) const {
+    int64_t C = p.classes;
+    if (t == p.ignore_index) {
+      if (d)
+        row_each<T>(
+            C, [=](int64_t i, int k)
+                   __attribute__((always_inline)) { put(d + i, typename simd<T>::V{}, k); });
+      return 0;
+    }
+    if (t < 0 || t >= C) {
+      if (d)
+        row_each<T>(
+            C, [=](int64_t i, int k)
+                   __attribute__((always_inline)) { put(d + i, set1((T)__builtin_nan("")), k); });
+      return (T)__builtin_nan("");
+    }
+    T m = row_max(x, C);
+    T s = d ? exp_row<T, true>(x, d, m, C) : exp_row<T, false>(x, nullptr, m, C);
+    T lse = sizeof(T) == 4 ? (T)::logf((float)s) : (T)::log((double)s);
+    T q = (weight ? weight[t] : (T)1) * keep_target;
+    T loss = q * (lse - (x[t] - m));
+    if (smooth == 0) {
+      if (d) {
+        T r = q * scale / s;
+        row_each<T>(
+            C, [=](int64_t i, int k)
+                   __attribute__((always_inline)) { put(d + i, get(d + i, k) * r, k); });
+        d[t] -= q * scale;
+      }
+      return loss;
+    }
+    // smoothing adds smooth * weight[c] to every q[c]
+    const T* w = weight;
+    T dot = row_sum<T>(
+        C, [=](int64_t i, int k) __attribute__((always_inline)) {
+          auto v = keep<T>(get(x + i, k) - m, k);
+          return w ? get(w + i, k) * v : v;
+        });
+    loss += smooth * (weights * lse - dot);
+    if (d) {
+      T r = (q + smooth * weights) * scale / s, u = smooth * scale;
+      row_each<T>(
+          C, [=](int64_t i, int k) __attribute__((always_inline)) {
+            auto v = get(d + i, k) * r;
+            put(d + i, w ? v - u * get(w + i, k) : v - u, k);
+          });
+      d[t] -= q * scale;
+    }
+    return loss;
+  }
+
+  // Row with probabilities q0 (classes)
+  GS_MEMBER T by_probability(const T* x, const T* q0, T* d) const {
+    using V = typename simd<T>::V;
+    int64_t C = p.classes;
+    const T *w = weight, a = keep_target, b = smooth;
+    auto q = [=](int64_t i, int k) __attribute__((always_inline)) {
+      V v = keep<T>(fma(get(q0 + i, k), set1(a), set1(b)), k);
+      return w ? v * get(w + i, k) : v;
+    };
+    T m = row_max(x, C);
+    T s = d ? exp_row<T, true>(x, d, m, C) : exp_row<T, false>(x, nullptr, m, C);
+    T lse = sizeof(T) == 4 ? (T)::logf((float)s) : (T)::log((double)s);
+    T mass = row_sum<T>(C, q);
+    // a class of probability zero adds nothing, even where its logit is -inf
+    T dot = row_sum<T>(
+        C, [=](int64_t i, int k) __attribute__((always_inline)) {
+          V v = q(i, k);
+          return v == 0 ? V{} : v * (get(x + i, k) - m - lse);
+        });
+    if (d) {
+      T r = mass * scale / s, u = scale;
+      row_each<T>(
+          C, [=](int64_t i, int k) __attribute__((always_inline)) {
+            put(d + i, get(d + i, k) * r - u * q(i, k), k);
+          });
+    }
+    return -dot;
+  }
+};
+
+template <class T>
+void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
+  const CrossEntropyParams& p = *(const CrossEntropyParams*)params;
+  const T* x = (const T*)buf[0];
+  const Target target{buf[1], p.target};
+  const T* weight = (const T*)buf[2];
+  T *loss = (T*)buf[3], *d = (T*)buf[4];
+  double *counts = (double*)ctx->scratch, *losses;
+  bool indices = p.target == kI32 || p.target == kI64;
+  int64_t C = p.classes, group = rows_per_task(p.rows, C), tasks = (p.rows + group - 1) / group;
+  losses = counts + tasks;
+  Loss<T> f{p, weight, (T)(p.smoothing / (double)(C ? C : 1)), (T)(1 - p.smoothing), (T)C, (T)1};
+  if (weight && p.smoothing != 0)
+    f.weights = row_sum<T>(
+        C, [=](int64_t i, int k) __attribute__((always_inline)) { return get(weight + i, k); });
+  double denominator = 1;
+  if (p.reduction == kReduceMean) {
+    denominator = (double)p.rows;
+    if (indices) {
+      for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+        int64_t e = (t + 1) * group < p.rows ? (t + 1) * group : p.rows;
+        double n = 0;
+        for (int64_t r = t * group; r < e; ++r) {
+          int64_t c = target.at(r);
+          if (c != p.ignore_index) n += weight && c >= 0 && c < C ? (double)weight[c] : 1.0;
+        }
+        counts[t] = n;
+      }
+      ctx->sync();
+      denominator = 0;
+      for (int64_t t = 0; t < tasks; ++t) denominator += counts[t];
+    }
+    f.scale = (T)(1 / denominator);
+  }
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t e = (t + 1) * group < p.rows ? (t + 1) * group : p.rows;
+    double sum = 0;
+    for (int64_t r = t * group; r < e; ++r) {
+      T* dr = d ? d + r * C : nullptr;
+      T l = indices ? f.by_index(x + r * C, target.at(r), dr)
+                    : f.by_probability(x + r * C, (const T*)target.p + r * C, dr);
+      if (p.reduction == kReduceNone) loss[r] = l;
+      sum += (double)l;
+    }
+    losses[t] = sum;
+  }
+  if (p.reduction == kReduceNone) return;
+  ctx->sync();
+  if (ctx->tid == 0) {
+    double sum = 0;
+    for (int64_t t = 0; t < tasks; ++t) sum += losses[t];
+    loss[0] = (T)(sum / denominator);
+  }
+}
+
+template <class T>
+void cross_entropy_plan(const void* params, Plan* plan) {
+  const CrossEntropyParams& p = *(const CrossEntropyParams*)params;
+  int64_t group = rows_per_task(p.rows, p.classes);
+  plan->tasks = (p.rows + group - 1) / group;
+  plan->work = p.rows * p.classes * (sizeof(T) == 8 ? 8 : 1) / 2 + p.rows * 30;
+  plan->scratch = (size_t)(2 * plan->tasks + 1) * sizeof(double);
+}
+
+template <class T>
+void scale_rows(const void* params, void* const* buf, const Ctx* ctx) {
+  const ScaleRowsParams& p = *(const ScaleRowsParams*)params;
+  const T *x = (const T*)buf[0], *g = (const T*)buf[1];
+  T* out = (T*)buf[2];
+  int64_t group = rows_per_task(p.rows, p.n), tasks = (p.rows + group - 1) / group;
+  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    int64_t e = (t + 1) * group < p.rows ? (t + 1) * group : p.rows;
+    for (int64_t r = t * group; r < e; ++r) {
+      T f = g[p.one ? 0 : r];
+      const T* xr = x + r * p.n;
+      T* o = out + r * p.n;
+      row_each<T>(
+          p.n, [=](int64_t i, int k)
+                   __attribute__((always_inline)) { put(o + i, get(xr + i, k) * f, k); });
+    }
+  }
+}
+
+template <class T>
+void scale_rows_plan(const void* params, Plan* plan) {
+  const ScaleRowsParams& p = *(const ScaleRowsParams*)params;
+  int64_t group = rows_per_task(p.rows, p.n);
+  plan->tasks = (p.rows + group - 1) / group;
+  plan->work = p.rows * p.n / 8 * (int64_t)sizeof(T) / 4;
+}
+
+#define GS_BOTH(name, f, plan) \
+  {name, kF32, f<float>, plan<float>}, { name, kF64, f<double>, plan<double> }
+const KernelEntry entries[] = {
+    GS_BOTH("softmax", softmax, softmax_plan),
+    GS_BOTH("softmax_backward", softmax_backward, softmax_plan),
+    GS_BOTH("cross_entropy", cross_entropy, cross_entropy_plan),
+    GS_BOTH("scale_rows", scale_rows, scale_rows_plan),
+};
+
+}  // namespace
+
+extern const KernelList softmax_kernels;
+const KernelList softmax_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs

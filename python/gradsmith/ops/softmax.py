@@ -1,0 +1,140 @@
+"""Softmax, log-softmax and the softmax cross-entropy, whose gradient is made in the forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.autograd import Node, apply, is_grad_enabled
+from ..core.tensor import Tensor, as_tensor
+
+__all__ = ["cross_entropy", "log_softmax", "softmax", "softmin"]
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+class SoftmaxBackward(Node):
+    """dx = y (dy - sum(dy y)), or for the logarithm dy - exp(y) sum(dy); sums along dim."""
+
+    dim: int
+    log: bool
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        return (self.k.softmax_backward(grad, self.saved[0], self.dim, self.log),)
+
+
+def _softmax(input: Tensor, dim: int, dtype: Any, log: bool) -> Tensor:
+    if not isinstance(input, Tensor):
+        input = as_tensor(input)
+    if dtype is not None:
+        input = input.to(dtype=dtype)
+    k = input._k
+    y = k.softmax(input.data, dim, log)
+    return apply(SoftmaxBackward, k, y, (input,), save_output=True, dim=dim, log=log)
+
+
+def softmax(input: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
+    """y_i = exp(x_i) / sum_j exp(x_j) along `dim`, stable for inputs of any size.
+
+    input: any shape, float. dtype: converted to it first. A slice of only -inf, or with +inf or NaN,
+    gives NaN. IndexError when dim is out of range.
+
+    >>> import gradsmith as gs
+    >>> gs.softmax(gs.tensor([0.0, 0.0])).tolist()
+    [0.5, 0.5]
+    """
+    return _softmax(input, dim, dtype, False)
+
+
+def log_softmax(input: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
+    """y_i = x_i - log(sum_j exp(x_j)) along `dim`, stable for inputs of any size.
+
+    input: any shape, float. dtype: converted to it first. IndexError when dim is out of range.
+
+    >>> import gradsmith as gs
+    >>> round(gs.log_softmax(gs.tensor([0.0, 0.0]))[0].item(), 4)
+    -0.6931
+    """
+    return _softmax(input, dim, dtype, True)
+
+
+def softmin(input: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
+    """`softmax` of -x.
+
+    >>> import gradsmith as gs
+    >>> gs.softmin(gs.tensor([0.0, 0.0])).tolist()
+    [0.5, 0.5]
+    """
+    return _softmax(-input, dim, dtype, False)
+
+
+class CrossEntropyBackward(Node):
+    """dx = dlogits times the incoming gradient: dlogits was made in the forward pass."""
+
+    fresh = False  # the saved array itself is handed on when the incoming gradient is one
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        (d,) = self.saved
+        if grad.ndim == 0 and grad.item() == 1.0:
+            return d, None
+        return self.k.scale_rows(d, grad), None
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Softmax cross-entropy of logits: loss = -sum_c q_c log softmax(x)_c, q the targets.
+
+    input: (..., C) logits, classes on the LAST axis (PyTorch: axis 1). target: class indices (...), int32
+    or int64, then q_c = weight_t [c = t]; or probabilities (..., C), then q_c = weight_c target_c.
+    label_smoothing s: q = (1 - s) q + s / C weight. weight: (C,). ignore_index: rows that count nothing.
+    reduction: "none" gives (...); "sum" one value; "mean" the sum divided by the weights of the targets
+    that count (for probabilities: by the number of rows), NaN when none does.
+    The gradient is made in the same pass as the loss. Targets get no gradient.
+
+    IndexError: a class index outside 0 .. C - 1. ValueError: shapes, reduction or smoothing. TypeError: dtypes.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> round(F.cross_entropy(gs.tensor([[0.0, 0.0]]), gs.tensor([1])).item(), 4)
+    0.6931
+    """
+    if not isinstance(input, Tensor):
+        input = as_tensor(input)
+    if not isinstance(target, Tensor):
+        target = as_tensor(target)
+    code = _REDUCTIONS.get(reduction)
+    if code is None:
+        raise ValueError(
+            f"cross_entropy: reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
+        )
+    grad = is_grad_enabled()
+    if target._rg and grad:
+        raise ValueError(
+            "cross_entropy: target requires a gradient, which is not computed. Pass target.detach(), or write "
+            "the loss with log_softmax"
+        )
+    if weight is not None:
+        if not isinstance(weight, Tensor):
+            weight = as_tensor(weight)
+        if weight._rg and grad:
+            raise ValueError(
+                "cross_entropy: weight requires a gradient, which is not computed. Pass weight.detach()"
+            )
+    k = input._k
+    loss, d = k.cross_entropy(
+        input.data, target.data, None if weight is None else weight.data, ignore_index, code,
+        label_smoothing, input._rg and grad,
+    )  # fmt: skip
+    return apply(CrossEntropyBackward, k, loss, (input, None), (d,))
+
+
+def _attach() -> None:
+    for fn in (softmax, log_softmax):
+        Tensor._method(fn.__name__, fn)
+
+
+_attach()
