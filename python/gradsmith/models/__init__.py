@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,18 @@ from .lenet import LeNet, lenet
 from .mlp import MLP, mlp
 from .resnet import BasicBlock, ResNet, resnet18
 
-__all__ = ["MLP", "BasicBlock", "LeNet", "ResNet", "get", "lenet", "mlp", "names", "resnet18"]
+__all__ = [
+    "MLP",
+    "BasicBlock",
+    "LeNet",
+    "ResNet",
+    "get",
+    "lenet",
+    "load",
+    "mlp",
+    "names",
+    "resnet18",
+]
 
 _MODELS: dict[str, Callable[..., Module]] = {"lenet": lenet, "mlp": mlp, "resnet18": resnet18}
 
@@ -32,3 +44,28 @@ def get(name: str, *args: Any, **kwargs: Any) -> Module:
     if name not in _MODELS:
         raise ValueError(f"models: {name!r} is unknown; there are: {', '.join(names())}.")
     return _MODELS[name](*args, **kwargs)
+
+
+def load(path: str | os.PathLike[str]) -> Module:
+    """The trained model of a run of ``gradsmith train``, in evaluation mode.
+
+    ``path``: the run's folder, its ``model.safetensors`` or its ``last.safetensors``. The model has
+    an attribute ``config`` with ``mean`` and ``std`` (its inputs are ``(x - mean) / std`` per
+    channel) and ``classes``. Raises ValueError for other files; for weights alone use
+    ``model.load_state_dict(gs.load(path))``.
+    """
+    from ..interop.safetensors import load as read
+
+    file = os.fspath(path)
+    if os.path.isdir(file):
+        names = [os.path.join(file, n + ".safetensors") for n in ("model", "last")]
+        file = next((n for n in names if os.path.exists(n)), names[0])
+    state = read(file)
+    config = state.get("config", {}) if isinstance(state, dict) else {}
+    if "arguments" not in config or "model" not in state:
+        raise ValueError(f"models.load: {file} was not written by gradsmith train.")
+    positional, named = config["arguments"]
+    model = get(config["model"], *positional, **named)
+    model.load_state_dict(state["model"])
+    model.config = config
+    return model.eval()

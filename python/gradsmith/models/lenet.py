@@ -54,7 +54,7 @@ def lenet(
     >>> gs.models.lenet(image_size=8).fc1.weight.shape
     (128, 256)
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 4:
         raise ValueError(f"lenet: image_size {image_size} must be at least 4 in both directions.")
     return LeNet(in_channels, num_classes, (size[0], size[1]), dropout)
