@@ -119,9 +119,7 @@ def _train(args: argparse.Namespace) -> int:
     optimizer = _optimizer(settings, model)
     updates = settings["epochs"] * len(loader)
     scheduler = _scheduler(settings, optimizer, updates)
-    loss = functools.partial(
-        functional.cross_entropy, label_smoothing=settings["label_smoothing"]
-    )
+    loss = functools.partial(functional.cross_entropy, label_smoothing=settings["label_smoothing"])
     is_file = out.endswith(".safetensors")
     callbacks = [Checkpoint(out, best=False), StopOnNaN()]
     if not is_file:
