@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..core.tensor import Parameter, Tensor, resolve_dtype
-from ..ops import norm as ops
+from ..ops.norm import batch_norm, group_norm, instance_norm  # `ops.norm` is also a function
 from .module import Module
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d"]
@@ -89,7 +89,7 @@ class _BatchNorm(_Affine):
             )
         p = self._parameters
         b = self._buffers
-        return ops.batch_norm(
+        return batch_norm(
             input,
             b["running_mean"],
             b["running_var"],
@@ -179,7 +179,7 @@ class GroupNorm(_Affine):
                 f"C = {self.num_channels} channels in the last axis"
             )
         p = self._parameters
-        return ops.group_norm(input, self.num_groups, p["weight"], p["bias"], self.eps)
+        return group_norm(input, self.num_groups, p["weight"], p["bias"], self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
@@ -214,7 +214,7 @@ class _InstanceNorm(_Affine):
                 f"C = {self.num_features} channels in the last axis"
             )
         p = self._parameters
-        return ops.instance_norm(input, None, None, p["weight"], p["bias"], eps=self.eps)
+        return instance_norm(input, None, None, p["weight"], p["bias"], eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
