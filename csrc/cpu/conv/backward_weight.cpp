@@ -41,50 +41,39 @@ struct Line {
   int64_t count;
 };
 
-// c[m * ldc + v] (+)= sum over lines and pixels a[m] * b[v]; a and b step by sa and sb.
+// c[m * ldc + v] (+)= sum over lines and pixels a[off[m]] * b[v]; a and b step by sa and sb.
 // rows <= MR of them exist; the last vector has `tail` lanes.
 template <class T, int MR, int NV>
 __attribute__((noinline)) void outer(const Line<T>* lines, int64_t count, int64_t sa, int64_t sb,
-                                     T* c, int64_t ldc, int rows, int tail, bool add) {
+                                     const int64_t* offsets, T* c, int64_t ldc, int rows, int tail,
+                                     bool add) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   V acc[MR][NV];
   int64_t off[MR];  // rows that do not exist repeat the first
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
-    off[m] = m < rows ? m : 0;
+    off[m] = offsets[m < rows ? m : 0];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[m][v] = V{};
   }
-  if (rows == MR && tail == N) {
-    for (int64_t i = 0; i < count; ++i) {
-      const T *a = lines[i].a, *b = lines[i].b;
-      for (int64_t n = lines[i].count; n > 0; --n, a += sa, b += sb) {
-        V x[NV];
+  bool whole = tail == N;
+  for (int64_t i = 0; i < count; ++i) {
+    const T *a = lines[i].a, *b = lines[i].b;
+    for (int64_t n = lines[i].count; n > 0; --n, a += sa, b += sb) {
+      V x[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) x[v] = load(b + v * N);
+      for (int v = 0; v < NV - 1; ++v) x[v] = load(b + v * N);
+#if GS_VBYTES >= 32
+      x[NV - 1] = load_n(b + (NV - 1) * N, tail);  // a masked load costs no more
+#else
+      x[NV - 1] = whole ? load(b + (NV - 1) * N) : load_n(b + (NV - 1) * N, tail);
+#endif
 #pragma GCC unroll 16
-        for (int m = 0; m < MR; ++m) {
-          V s = set1(a[m]);
+      for (int m = 0; m < MR; ++m) {
+        V s = set1(a[off[m]]);
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, x[v], acc[m][v]);
-        }
-      }
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      const T *a = lines[i].a, *b = lines[i].b;
-      for (int64_t n = lines[i].count; n > 0; --n, a += sa, b += sb) {
-        V x[NV];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV - 1; ++v) x[v] = load(b + v * N);
-        x[NV - 1] = load_n(b + (NV - 1) * N, tail);
-#pragma GCC unroll 16
-        for (int m = 0; m < MR; ++m) {
-          V s = set1(a[off[m]]);
-#pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, x[v], acc[m][v]);
-        }
+        for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, x[v], acc[m][v]);
       }
     }
   }
@@ -94,67 +83,66 @@ __attribute__((noinline)) void outer(const Line<T>* lines, int64_t count, int64_
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       T* d = c + m * ldc + v * N;
-      int lanes = v < NV - 1 ? N : tail;
-      if (lanes == N)
+      if (v < NV - 1 || whole)
         store(d, add ? load(d) + acc[m][v] : acc[m][v]);
       else
-        store_n(d, add ? load_n(d, lanes) + acc[m][v] : acc[m][v], lanes);
+        store_n(d, add ? load_n(d, tail) + acc[m][v] : acc[m][v], tail);
     }
   }
 }
 
-// All broadcast values [0, rows) against one vector tile.
-template <class T, int NV, int M0, int M1, int M2>
-GS_INLINE void tiles(Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc,
-                     int64_t rows, int tail, bool add) {
-  for (int64_t m = 0; m < rows;) {
-    int64_t left = rows - m;
-    // a remainder that two smaller tiles fit is given to them
-    int mr = left >= M0 ? M0 : left > M1 ? M0 : left > M2 ? M1 : M2;
-    if (left > M0 && left < M0 + M2 && left <= 2 * M1) mr = M1;
-    int n = (int)min64(mr, left);
-    T* d = c + m * ldc;
-    if (mr == M0)
-      outer<T, M0, NV>(lines, count, sa, sb, d, ldc, n, tail, add);
-    else if (mr == M1)
-      outer<T, M1, NV>(lines, count, sa, sb, d, ldc, n, tail, add);
-    else
-      outer<T, M2, NV>(lines, count, sa, sb, d, ldc, n, tail, add);
-    m += n;
-    for (int64_t i = 0; i < count; ++i) lines[i].a += n;
-  }
-}
-
+// All broadcast values [0, rows) against one vector tile, in tiles of nearly equal height.
 template <class T>
-void tiles_of(int nv, Line<T>* lines, int64_t count, int64_t sa, int64_t sb, T* c, int64_t ldc,
-              int64_t rows, int tail, bool add) {
-  switch (nv) {
+void tiles(int nv, const Line<T>* lines, int64_t count, int64_t sa, int64_t sb, const int64_t* off,
+           T* c, int64_t ldc, int64_t rows, int tail, bool add) {
 #if GS_CONV_WIDE
-    case 4:
-      tiles<T, 4, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add);
-      break;
-    case 3:
-      tiles<T, 3, 8, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add);
-      break;
-    case 2:
-      tiles<T, 2, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add);
-      break;
+  int64_t most = nv == 4 ? 6 : nv == 3 ? 8 : 12;
 #else
-    case 2:
-      tiles<T, 2, 6, 4, 2>(lines, count, sa, sb, c, ldc, rows, tail, add);
-      break;
+  int64_t most = nv == 2 ? 6 : 12;
 #endif
-    default:
-      tiles<T, 1, 12, 8, 4>(lines, count, sa, sb, c, ldc, rows, tail, add);
+  int64_t n = ceil_div(rows, most);
+  for (int64_t t = 0; t < n; ++t) {
+    int64_t m = t * rows / n;
+    int height = (int)((t + 1) * rows / n - m);
+    T* d = c + m * ldc;
+    const int64_t* o = off + m;
+#define GS_TILE(NV, MR) outer<T, MR, NV>(lines, count, sa, sb, o, d, ldc, height, tail, add)
+    switch (nv) {
+#if GS_CONV_WIDE
+      case 4:
+        height > 5   ? GS_TILE(4, 6)
+        : height > 4 ? GS_TILE(4, 5)
+        : height > 2 ? GS_TILE(4, 4)
+                     : GS_TILE(4, 2);
+        break;
+      case 3:
+        height > 6 ? GS_TILE(3, 8) : height > 4 ? GS_TILE(3, 6) : GS_TILE(3, 4);
+        break;
+      case 2:
+        height > 10  ? GS_TILE(2, 12)
+        : height > 9 ? GS_TILE(2, 10)
+        : height > 8 ? GS_TILE(2, 9)
+        : height > 6 ? GS_TILE(2, 8)
+        : height > 4 ? GS_TILE(2, 6)
+                     : GS_TILE(2, 4);
+        break;
+#else
+      case 2:
+        height > 5 ? GS_TILE(2, 6) : height > 4 ? GS_TILE(2, 5) : GS_TILE(2, 4);
+        break;
+#endif
+      default:
+        height > 8 ? GS_TILE(1, 12) : height > 4 ? GS_TILE(1, 8) : GS_TILE(1, 4);
+    }
+#undef GS_TILE
   }
 }
 
 struct Job {
   int64_t groups, ci, co, taps;
   bool channels_form, padded, along_images;
-  int64_t top, left, hp, wp;      // of the copy, or of x
-  int64_t ld, row, image, group;  // strides of x as read
-  int64_t units_h, units_w, run;  // kernel rows x columns that are walked, values each has
+  int64_t top, left, hp, wp;                         // of the copy, or of x
+  int64_t ld, row, image, group;                     // strides of x as read
   int64_t wide, vectors, panels, rows, row_blocks;   // vector side, broadcast side
   int64_t reduce_ld;                                 // of dw as accumulated
   int64_t segment, segments, outer, blocks, slices;  // lines, and blocks of kBlock pixels
@@ -177,8 +165,7 @@ Job make_job(const ConvParams& p) {
   int64_t low_h = min64(0, h.first()), high_h = max64(p.in_h - 1, h.last());
   int64_t low_w = min64(0, w.first()), high_w = max64(p.in_w - 1, w.last());
   bool border = low_h < 0 || low_w < 0 || high_h >= p.in_h || high_w >= p.in_w;
-  bool fold = p.dilation_w == 1 && p.kernel_w > 1;
-  j.padded = j.channels_form && (border || (fold && p.groups > 1));
+  j.padded = j.channels_form && border;
   j.hp = p.in_h;
   j.wp = p.in_w;
   if (j.padded) {
@@ -191,19 +178,14 @@ Job make_job(const ConvParams& p) {
   j.row = j.wp * j.ld;
   j.image = j.hp * j.row;
   j.group = j.padded ? p.n * j.image : j.ci;
-  fold = fold && j.channels_form;
-  j.units_h = p.kernel_h;
-  j.units_w = fold ? 1 : p.kernel_w;
-  j.run = fold ? p.kernel_w * j.ci : j.ci;
-
   j.wide = j.channels_form ? j.co : j.ci;
   j.vectors = ceil_div(j.wide, N);
   j.panels = ceil_div(j.vectors, kMaxVectors);
-  j.rows = j.channels_form ? j.run : j.co;
+  j.rows = j.channels_form ? j.taps * j.ci : j.co;
   j.row_blocks = ceil_div(j.rows, kBroadcast);
   j.reduce_ld = j.channels_form ? j.vectors * N : j.taps * j.ci;
 
-  j.along_images = p.n > p.out_w;
+  j.along_images = p.n > p.out_w && p.out_w < 8;
   int64_t length = j.along_images ? p.n : p.out_w;
   j.segments = ceil_div(length, kBlock);
   j.segment = ceil_div(length, j.segments);
@@ -333,6 +315,13 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t r0 = rb * j.rows / j.row_blocks, r1 = (rb + 1) * j.rows / j.row_blocks;
     T* part = parts + slice * (int64_t)j.part;
     T* part_bias = bias_parts + slice * (int64_t)j.part_bias;
+    int64_t off[kBroadcast];
+    for (int64_t r = r0; r < r1; ++r) {
+      int64_t tap = r / j.ci;
+      off[r - r0] = j.channels_form ? tap / p.kernel_w * p.dilation_h * j.row +
+                                          tap % p.kernel_w * p.dilation_w * j.ld + r % j.ci
+                                    : r - r0;
+    }
     bool bias = p.has_bias && (j.channels_form ? rb == 0 : b == 0);
     int64_t first = slice * j.blocks / j.slices, last = (slice + 1) * j.blocks / j.slices;
     const T *xg = x + g * j.group, *dyg = dy + g * j.co;
@@ -346,23 +335,23 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
         else
           bias_block(p, j, l0, l1, dy, part_bias, g * j.co + r0, g * j.co + r1, add);
       }
-      for (int64_t i = 0; i < j.units_h; ++i)
-        for (int64_t k = 0; k < j.units_w; ++k) {
-          int64_t unit = i * j.units_w + k;
-          if (j.channels_form) {
-            int64_t count = lines_of(p, j, l0, l1, i, k, xg + r0, dyg + v0 * N, lines);
-            T* c = part + (g * j.taps * j.ci + unit * j.run + r0) * j.reduce_ld + v0 * N;
-            tiles_of(nv, lines, count, step_x, step_y, c, j.reduce_ld, r1 - r0, tail, add);
-          } else {
-            int64_t count = lines_of(p, j, l0, l1, i, k, xg + v0 * N, dyg + r0, lines);
-            for (int64_t l = 0; l < count; ++l) {
-              const T* a = lines[l].a;
-              lines[l].a = lines[l].b;
-              lines[l].b = a;
-            }
-            T* c = part + (g * j.co + r0) * j.reduce_ld + unit * j.ci + v0 * N;
-            tiles_of(nv, lines, count, step_y, step_x, c, j.reduce_ld, r1 - r0, tail, add);
+      if (j.channels_form) {
+        // all taps lie inside the copy
+        int64_t count = lines_of(p, j, l0, l1, 0, 0, xg, dyg + v0 * N, lines);
+        T* c = part + (g * j.taps * j.ci + r0) * j.reduce_ld + v0 * N;
+        tiles(nv, lines, count, step_x, step_y, off, c, j.reduce_ld, r1 - r0, tail, add);
+        continue;
+      }
+      for (int64_t i = 0; i < p.kernel_h; ++i)
+        for (int64_t k = 0; k < p.kernel_w; ++k) {
+          int64_t count = lines_of(p, j, l0, l1, i, k, xg + v0 * N, dyg + r0, lines);
+          for (int64_t l = 0; l < count; ++l) {
+            const T* a = lines[l].a;
+            lines[l].a = lines[l].b;
+            lines[l].b = a;
           }
+          T* c = part + (g * j.co + r0) * j.reduce_ld + (i * p.kernel_w + k) * j.ci + v0 * N;
+          tiles(nv, lines, count, step_y, step_x, off, c, j.reduce_ld, r1 - r0, tail, add);
         }
     }
   }

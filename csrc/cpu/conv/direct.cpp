@@ -37,18 +37,40 @@ constexpr int kMaxRuns = 64;
 
 template <class T>
 struct TileArgs {
-  const T* const* table;  // runs x (1 + MR): the weights of the run, then the input of each pixel
-  int64_t runs, length;
-  T** out;            // MR output pixels
-  const T* bias;      // of the panel, or nullptr
-  int rows;           // pixels to store
-  int tail;           // lanes of the last vector that exist
-  bool load, finish;  // continue sums that lie in out; apply bias and activation
+  const T* const* x;  // MR pixels: the input of the first tap
+  const T* w;         // the weights of the first tap
+  // taps as rows x cols runs of `length` values, with the steps of x and w between rows and columns
+  int64_t rows, cols, length, x_row, x_col, w_row, w_col;
+  const uintptr_t* table;  // otherwise: rows x (1 + MR) addresses, the run's weights and its inputs
+  T** out;                 // MR output pixels
+  const T* bias;           // of the panel, or nullptr
+  int pixels;              // to store
+  int tail;                // lanes of the last vector that exist
+  bool load;               // continue sums that lie in out
   bool relu;
 };
 
-// out[m][v] = (load ? out : 0) + sum_run sum_l table[run][1 + m][l] * table[run][0][l][v]
+// acc[m][v] += sum_l x[m][l] * w[l][v]
 template <class T, int MR, int NV>
+GS_INLINE void multiply(typename simd<T>::V (&acc)[MR][NV], const T* const (&x)[MR], const T* w,
+                        int64_t length) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  for (int64_t l = 0; l < length; ++l, w += NV * N) {
+    V b[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) b[v] = load(w + v * N);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      V s = set1(x[m][l]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, b[v], acc[m][v]);
+    }
+  }
+}
+
+// out[m][v] = (load ? out : bias) + sum over runs; Table: pixels differ in the taps that lie inside
+template <class T, int MR, int NV, bool Table>
 __attribute__((noinline)) void tile(const TileArgs<T>& a) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
@@ -60,6 +82,13 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
       for (int v = 0; v < NV; ++v)
         acc[m][v] = v < NV - 1 ? load(a.out[m] + v * N) : load_n(a.out[m] + v * N, a.tail);
     }
+  } else if (a.bias) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      V b = v < NV - 1 ? load(a.bias + v * N) : load_n(a.bias + v * N, a.tail);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) acc[m][v] = b;
+    }
   } else {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -67,44 +96,33 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
       for (int v = 0; v < NV; ++v) acc[m][v] = V{};
     }
   }
-  const T* const* table = a.table;
-  for (int64_t r = 0; r < a.runs; ++r, table += 1 + MR) {
-    const T* w = table[0];
-    const T* x[MR];
+  const T* x[MR];
+  if (Table) {
+    const uintptr_t* table = a.table;
+    for (int64_t r = 0; r < a.rows; ++r, table += 1 + MR) {
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) x[m] = table[1 + m];
-    for (int64_t l = 0; l < a.length; ++l, w += NV * N) {
-      V b[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) b[v] = load(w + v * N);
-#pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) {
-        V s = set1(x[m][l]);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, b[v], acc[m][v]);
-      }
+      for (int m = 0; m < MR; ++m) x[m] = (const T*)table[1 + m];
+      multiply<T, MR, NV>(acc, x, (const T*)table[0], a.length);
     }
+  } else {
+    for (int64_t r = 0; r < a.rows; ++r)
+      for (int64_t c = 0; c < a.cols; ++c) {
+        int64_t off = r * a.x_row + c * a.x_col;
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) x[m] = a.x[m] + off;
+        multiply<T, MR, NV>(acc, x, a.w + r * a.w_row + c * a.w_col, a.length);
+      }
   }
-  if (a.finish) {
-    if (a.bias) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        V b = v < NV - 1 ? load(a.bias + v * N) : load_n(a.bias + v * N, a.tail);
+  if (a.relu) {
 #pragma GCC unroll 16
-        for (int m = 0; m < MR; ++m) acc[m][v] += b;
-      }
-    }
-    if (a.relu) {
-#pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[m][v] = max(V{}, acc[m][v]);
-      }
+      for (int v = 0; v < NV; ++v) acc[m][v] = max(V{}, acc[m][v]);
     }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
-    if (m >= a.rows) break;
+    if (m >= a.pixels) break;
 #pragma GCC unroll 4
     for (int v = 0; v < NV - 1; ++v) store(a.out[m] + v * N, acc[m][v]);
     if (a.tail == N)
@@ -264,15 +282,17 @@ struct Block {
 };
 
 // Where the pixels of a task lie. Pixels are counted image block by image block, in it by position,
-// in it by image; blocks of one image give the usual order.
-template <class T>
+// in it by image; blocks of one image give the usual order. They are handed out in spans: along the
+// images of one position, or along a row.
 struct Walk {
   const Job& j;
   const Axis &h, &w;
-  int64_t block;  // images of a block
+  int64_t block;                      // images of a block
+  int64_t q_lo, q_hi;                 // columns that have every tap inside
+  int64_t step_in, step_out, step_w;  // from pixel to pixel of a span
   int64_t n0, count, ni, p, q;
-  int64_t at_h, at_w, in;          // input row, column and offset of tap 0
-  int64_t out;                     // output offset
+  int64_t left;                    // pixels of the span from here on
+  int64_t at_h, at_w, in, out;     // input row and column of tap 0, offsets of input and output
   int64_t lo_h, hi_h, lo_w, hi_w;  // taps that lie inside
 
   GS_MEMBER void place() {
@@ -282,10 +302,20 @@ struct Walk {
     in = image * j.image + at_h * j.row + at_w * j.ld;
     out =
         ((image * j.out_h + h.out0 + p * h.out_step) * j.out_w + w.out0 + q * w.out_step) * j.cout;
+    left = block == 1 ? w.out - q : count - ni;
     valid_taps(h, at_h, &lo_h, &hi_h);
-    valid_taps(w, at_w, &lo_w, &hi_w);
+    if (block > 1) valid_taps(w, at_w, &lo_w, &hi_w);
   }
   GS_MEMBER void seek(int64_t pixel) {
+    bool rows = block == 1;
+    step_in = rows ? w.step * j.ld : j.image;
+    step_out = rows ? w.out_step * j.cout : j.out_h * j.out_w * j.cout;
+    step_w = rows ? w.step : 0;
+    q_lo = w.off0 < 0 ? ceil_div(-w.off0, w.step) : 0;
+    int64_t room = w.in - 1 - w.off0 - (w.taps - 1) * w.off_step;
+    q_hi = room < 0 ? 0 : room / w.step + 1;
+    lo_w = 0;
+    hi_w = w.taps;
     int64_t per = block * h.out * w.out;
     n0 = pixel / per;
     pixel -= n0 * per;
@@ -295,22 +325,21 @@ struct Walk {
     p = pixel / count / w.out;
     place();
   }
-  GS_MEMBER void next() {
-    if (++ni < count) {
-      in += j.image;
-      out += j.out_h * j.out_w * j.cout;
+  // Takes n <= left pixels.
+  GS_MEMBER void advance(int64_t n) {
+    left -= n;
+    if (left > 0) {
+      in += n * step_in;
+      out += n * step_out;
+      at_w += n * step_w;
+      if (block == 1)
+        q += n;
+      else
+        ni += n;
       return;
     }
     ni = 0;
-    if (++q < w.out && block == 1) {
-      in += w.step * j.ld;
-      out += w.out_step * j.cout;
-      at_w += w.step;
-      if (lo_w == 0 && hi_w == w.taps && at_w + (w.taps - 1) * w.off_step < w.in) return;
-      valid_taps(w, at_w, &lo_w, &hi_w);
-      return;
-    }
-    if (q == w.out) {
+    if (block == 1 || ++q == w.out) {
       q = 0;
       if (++p == h.out) {
         p = 0;
@@ -329,71 +358,100 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
            const T* wp, const T* zeros, const T* bias, T* y, int64_t m0, int64_t m1, int tail,
            bool relu) {
   constexpr int N = simd<T>::N;
-  const T* table[kMaxRuns * (1 + MR)];
+  uintptr_t table[kMaxRuns * (1 + MR)];
   T* out[MR];
-  int64_t in[MR];
-  int32_t at_h[MR], at_w[MR];
-  TileArgs<T> args{table, 0, 0, out, bias, MR, tail, b.load, b.finish, relu};
-  Walk<T> walk{j, h, w, images, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-  walk.seek(m0);
-  bool fold = w.off_step == 1 && j.ld == j.ci && b.c1 - b.c0 == j.ci;
+  const T* in[MR];
+  int64_t at_h[MR], at_w[MR];
   int64_t channels = b.c1 - b.c0;
+  // the taps of a kernel row are one run where their pixels touch
+  bool fold = w.off_step == 1 && j.ld == j.ci && channels == j.ci;
+  bool inside = h.first() >= 0 && h.last() < h.in && w.first() >= 0 && w.last() < w.in;
+  TileArgs<T> a{};
+  a.x = in;
+  a.table = table;
+  a.out = out;
+  a.bias = b.load ? nullptr : bias;
+  a.tail = tail;
+  a.load = b.load;
+  a.relu = relu && b.finish;
+  a.x_row = h.off_step * j.row;
+  a.x_col = w.off_step * j.ld;
+  a.w_row = w.taps * j.ci * NV * N;
+  a.w_col = j.ci * NV * N;
+  Walk walk{j, h, w, images, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  walk.seek(m0);
   for (int64_t m = m0; m < m1; m += MR) {
-    int rows = (int)min64(MR, m1 - m);
+    int pixels = (int)min64(MR, m1 - m), n = 0;
     bool uniform = true;
     int64_t lo_h = walk.lo_h, hi_h = walk.hi_h, lo_w = walk.lo_w, hi_w = walk.hi_w;
-    for (int i = 0; i < MR; ++i) {
-      in[i] = walk.in;
-      out[i] = y + walk.out;
-      at_h[i] = (int32_t)walk.at_h;
-      at_w[i] = (int32_t)walk.at_w;
-      uniform &= walk.lo_h == lo_h && walk.hi_h == hi_h && walk.lo_w == lo_w && walk.hi_w == hi_w;
-      if (i < rows - 1 || (i == rows - 1 && m + MR < m1)) walk.next();
+    for (;;) {
+      int take = (int)min64(walk.left, pixels - n);
+      const T* px = x + walk.in + b.c0;
+      T* po = y + walk.out;
+      int64_t si = walk.step_in, so = walk.step_out;
+      for (int i = 0; i < take; ++i) {
+        in[n + i] = px + i * si;
+        out[n + i] = po + i * so;
+      }
+      if (!inside) {
+        for (int i = 0; i < take; ++i) {
+          at_h[n + i] = walk.at_h;
+          at_w[n + i] = walk.at_w + i * walk.step_w;
+        }
+        uniform &= walk.lo_h == lo_h && walk.hi_h == hi_h && walk.lo_w == lo_w && walk.hi_w == hi_w;
+        if (images == 1) uniform &= walk.q >= walk.q_lo && walk.q + take <= walk.q_hi;
+      }
+      n += take;
+      if (n < pixels || m + MR < m1) walk.advance(take);
+      if (n == pixels) break;
     }
-    args.rows = rows;
-    const T** t = table;
-    int64_t runs = 0;
+    for (; n < MR; ++n) {  // pixels that do not exist repeat the last
+      in[n] = in[n - 1];
+      out[n] = out[n - 1];
+      at_h[n] = at_h[n - 1];
+      at_w[n] = at_w[n - 1];
+    }
+    a.pixels = pixels;
     if (uniform) {
       int64_t i0 = max64(lo_h, b.i0), i1 = min64(hi_h, b.i1);
       int64_t j0 = max64(lo_w, b.j0), j1 = min64(hi_w, b.j1);
-      args.length = fold ? max64(j1 - j0, 0) * channels : channels;
-      int64_t jn = fold ? (j1 > j0 ? j0 + 1 : j0) : j1;
-      for (int64_t i = i0; i < i1; ++i)
-        for (int64_t k = j0; k < jn; ++k) {
-          const T* base = x + b.c0;
-          int64_t off = i * h.off_step * j.row + k * w.off_step * j.ld;
-          *t++ = wp + ((i * w.taps + k) * j.ci + b.c0) * NV * N;
-          for (int m2 = 0; m2 < MR; ++m2) *t++ = base + (in[m2] + off);
-          ++runs;
+      a.rows = max64(i1 - i0, 0);
+      a.cols = max64(j1 - j0, 0);
+      a.length = channels;
+      if (fold && a.cols > 0) {
+        a.length *= a.cols;
+        a.cols = 1;
+      }
+      int64_t off = i0 * a.x_row + j0 * a.x_col;
+      for (int i = 0; i < MR; ++i) in[i] += off;
+      a.w = wp + ((i0 * w.taps + j0) * j.ci + b.c0) * NV * N;
+      tile<T, MR, NV, false>(a);
+      continue;
+    }
+    uintptr_t* t = table;
+    for (int64_t i = b.i0; i < b.i1; ++i) {
+      int64_t row_ok[MR], any_row = 0;
+      for (int k = 0; k < MR; ++k) {
+        row_ok[k] = -(int64_t)((uint64_t)(at_h[k] + i * h.off_step) < (uint64_t)h.in);
+        any_row |= row_ok[k];
+      }
+      if (!any_row) continue;
+      for (int64_t c = b.j0; c < b.j1; ++c) {
+        int64_t any = 0, off = (i * a.x_row + c * a.x_col) * (int64_t)sizeof(T);
+        for (int k = 0; k < MR; ++k) {
+          int64_t ok =
+              row_ok[k] & -(int64_t)((uint64_t)(at_w[k] + c * w.off_step) < (uint64_t)w.in);
+          t[1 + k] = (uintptr_t)((((int64_t)in[k] + off) & ok) | ((int64_t)zeros & ~ok));
+          any |= ok;
         }
-    } else {
-      args.length = channels;
-      for (int64_t i = b.i0; i < b.i1; ++i) {
-        bool row_ok[MR], any_row = false;
-        for (int m2 = 0; m2 < MR; ++m2) {
-          row_ok[m2] = (uint32_t)(at_h[m2] + (int32_t)(i * h.off_step)) < (uint32_t)h.in;
-          any_row |= row_ok[m2];
-        }
-        if (!any_row) continue;
-        for (int64_t k = b.j0; k < b.j1; ++k) {
-          bool any = false;
-          const T* base = x + b.c0;
-          int64_t off = i * h.off_step * j.row + k * w.off_step * j.ld;
-          for (int m2 = 0; m2 < MR; ++m2) {
-            bool ok =
-                row_ok[m2] & ((uint32_t)(at_w[m2] + (int32_t)(k * w.off_step)) < (uint32_t)w.in);
-            t[1 + m2] = ok ? base + (in[m2] + off) : zeros;
-            any |= ok;
-          }
-          if (!any) continue;
-          t[0] = wp + ((i * w.taps + k) * j.ci + b.c0) * NV * N;
-          t += 1 + MR;
-          ++runs;
-        }
+        if (!any) continue;
+        t[0] = (uintptr_t)(wp + ((i * w.taps + c) * j.ci + b.c0) * NV * N);
+        t += 1 + MR;
       }
     }
-    args.runs = runs;
-    tile<T, MR, NV>(args);
+    a.rows = (t - table) / (1 + MR);
+    a.length = channels;
+    tile<T, MR, NV, true>(a);
   }
 }
 
