@@ -200,8 +200,8 @@ def _record(
     node.seq = next(_sequence)
     if saved:
         _save(node, saved)
-    if attrs:
-        node.__dict__.update(attrs)
+    for name, value in attrs.items():
+        setattr(node, name, value)
     return node
 
 
@@ -262,8 +262,8 @@ def apply(
     node.seq = next(_sequence)
     if saved:
         _save(node, saved)
-    if attrs:
-        node.__dict__.update(attrs)
+    for name, value in attrs.items():
+        setattr(node, name, value)
     if type(out) is tuple:
         node.outputs = len(out)
         results = []
