@@ -37,3 +37,4 @@ from .linear import *
 from .pool import *
 from .conv import *
 from .softmax import *
+from .loss import *

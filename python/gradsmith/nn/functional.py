@@ -5,3 +5,4 @@ from ..ops.softmax import *
 from ..ops.matmul import bilinear, linear
 from ..ops.pool import *
 from ..ops.conv import *
+from ..ops.loss import *

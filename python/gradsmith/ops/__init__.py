@@ -10,3 +10,4 @@ from .conv import *
 from .elementwise import *
 from .reduce import *
 from .softmax import *
+from .loss import *

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import lr_scheduler
 from .adam import Adam, Adamax, AdamW, NAdam, RAdam
 from .adaptive import Adadelta, Adagrad, RMSprop
+from .averaging import EMA, AveragedModel, update_bn
 from .clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from .optimizer import Optimizer
 from .sgd import ASGD, SGD
@@ -34,12 +35,14 @@ def get(name: str | type[Optimizer]) -> type[Optimizer]:
 
 __all__ = [
     "ASGD",
+    "EMA",
     "SGD",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "AveragedModel",
     "NAdam",
     "Optimizer",
     "RAdam",
@@ -49,4 +52,5 @@ __all__ = [
     "get",
     "get_total_norm",
     "lr_scheduler",
+    "update_bn",
 ]

@@ -1,0 +1,411 @@
+// Losses: elementwise ones over two arrays of one shape, and the negative log likelihood.
+//
+// Forward reads input and target once (8 bytes an element) and sums in one pass; backward reads
+// them again and writes the wanted gradients (12 bytes an element for one of them). The floor is
+// memory for the polynomial losses; those with exp and log take 10 to 40 cycles a vector.
+//
+// Sums: the losses are computed in T and added in double in 16 logical lanes a chunk of kChunk
+// elements, the lanes folded 8, 4, 2, 1, the chunks added in order: the same on every team and, but
+// for fused multiply-adds, instruction set.
+#include "loss.h"
+
+#include <string.h>
+
+#include "simd/vec.h"
+#include "simd/vmath.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+constexpr int64_t kChunk = 8192;
+
+// ---- the losses: value(x, t), its derivatives dx(x, t) and dt(x, t); all without the weight
+
+// (x - t)^2
+template <class T>
+struct Mse {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = false;
+  static constexpr double kForward = 0.1, kBackward = 0.2;  // nanoseconds an element
+  GS_MEMBER explicit Mse(const LossParams&) {}
+  GS_MEMBER V value(V x, V t, V) const { return (x - t) * (x - t); }
+  GS_MEMBER V dx(V x, V t, V) const { return (x - t) + (x - t); }
+  GS_MEMBER V dt(V x, V t, V w) const { return -dx(x, t, w); }
+};
+
+// 1, 0 or -1; NaN for NaN
+template <class V>
+GS_INLINE V sign(V x) {
+  V one = V{} + 1;
+  return x > V{} ? one : (x < V{} ? -one : x);
+}
+
+// |x - t|
+template <class T>
+struct L1 {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = false;
+  static constexpr double kForward = 0.1, kBackward = 0.2;
+  GS_MEMBER explicit L1(const LossParams&) {}
+  GS_MEMBER V value(V x, V t, V) const { return abs(x - t); }
+  GS_MEMBER V dx(V x, V t, V) const { return sign(x - t); }
+  GS_MEMBER V dt(V x, V t, V w) const { return -dx(x, t, w); }
+};
+
+// d^2 / (2 beta) for |d| < beta, else |d| - beta / 2
+template <class T>
+struct SmoothL1 {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = false;
+  static constexpr double kForward = 0.12, kBackward = 0.2;
+  V beta, half;
+  GS_MEMBER explicit SmoothL1(const LossParams& p)
+      : beta(set1((T)p.option)), half(set1((T)(0.5 * p.option))) {}
+  GS_MEMBER V value(V x, V t, V) const {
+    V d = abs(x - t);
+    return d < beta ? (d * d * (T)0.5) / beta : d - half;
+  }
+  GS_MEMBER V dx(V x, V t, V) const {
+    V d = x - t;
+    return abs(d) < beta ? d / beta : sign(d);
+  }
+  GS_MEMBER V dt(V x, V t, V w) const { return -dx(x, t, w); }
+};
+
+// d^2 / 2 for |d| <= delta, else delta (|d| - delta / 2)
+template <class T>
+struct Huber {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = false;
+  static constexpr double kForward = 0.12, kBackward = 0.2;
+  V delta, half;
+  GS_MEMBER explicit Huber(const LossParams& p)
+      : delta(set1((T)p.option)), half(set1((T)(0.5 * p.option))) {}
+  GS_MEMBER V value(V x, V t, V) const {
+    V d = abs(x - t);
+    return d <= delta ? d * d * (T)0.5 : delta * (d - half);
+  }
+  GS_MEMBER V dx(V x, V t, V) const { return min(delta, max(-delta, x - t)); }
+  GS_MEMBER V dt(V x, V t, V w) const { return -dx(x, t, w); }
+};
+
+// -(t log x + (1 - t) log(1 - x)), logarithms no less than -100
+template <class T>
+struct Bce {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = true;
+  static constexpr double kForward = 1.0, kBackward = 0.5;
+  GS_MEMBER explicit Bce(const LossParams&) {}
+  static GS_MEMBER V least(V x) { return max(set1((T)-100), x); }
+  GS_MEMBER V value(V x, V t, V) const { return (t - 1) * least(log1p(-x)) - t * least(log(x)); }
+  GS_MEMBER V dx(V x, V t, V) const { return (x - t) / max((1 - x) * x, set1((T)1e-12)); }
+  GS_MEMBER V dt(V x, V, V) const { return least(log1p(-x)) - least(log(x)); }
+};
+
+// -(q t log s(x) + (1 - t) log(1 - s(x))) for s the logistic function and q the weight of positives
+template <class T>
+struct BceLogits {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = false;
+  static constexpr double kForward = 1.0, kBackward = 0.8;
+  GS_MEMBER explicit BceLogits(const LossParams&) {}
+  // log(1 + exp(-x))
+  static GS_MEMBER V minus(V x) { return log1p01(exp(-abs(x))) + max(-x, V{}); }
+  GS_MEMBER V value(V x, V t, V q) const { return (1 - t) * x + (1 + (q - 1) * t) * minus(x); }
+  GS_MEMBER V dx(V x, V t, V q) const { return (1 - t) - (1 + (q - 1) * t) * sigmoid(-x); }
+  GS_MEMBER V dt(V x, V, V q) const { return (q - 1) * minus(x) - x; }
+};
+
+// t (log t - x), zero where t is; with `flag` the target is log t: exp(t) (t - x)
+template <class T>
+struct Kl {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = false;
+  static constexpr double kForward = 0.6, kBackward = 0.6;
+  bool logarithm;
+  GS_MEMBER explicit Kl(const LossParams& p) : logarithm(p.flag != 0) {}
+  GS_MEMBER V value(V x, V t, V) const {
+    if (logarithm) return exp(t) * (t - x);
+    return (t == V{} ? V{} : t * log(t)) - t * x;
+  }
+  GS_MEMBER V dx(V, V t, V) const { return logarithm ? -exp(t) : -t; }
+  GS_MEMBER V dt(V x, V t, V) const {
+    if (logarithm) return exp(t) * (t - x + 1);
+    return t == V{} ? V{} : log(t) + 1 - x;
+  }
+};
+
+// x - t log(x + eps); with `flag` the input is log x: exp(x) - t x
+template <class T>
+struct Poisson {
+  using V = typename simd<T>::V;
+  static constexpr bool kDomain = false;
+  static constexpr double kForward = 0.6, kBackward = 0.6;
+  V eps;
+  bool logarithm;
+  GS_MEMBER explicit Poisson(const LossParams& p)
+      : eps(set1((T)p.option)), logarithm(p.flag != 0) {}
+  GS_MEMBER V value(V x, V t, V) const { return logarithm ? exp(x) - t * x : x - t * log(x + eps); }
+  GS_MEMBER V dx(V x, V t, V) const { return logarithm ? exp(x) - t : 1 - t / (x + eps); }
+  GS_MEMBER V dt(V x, V, V) const { return logarithm ? -x : -log(x + eps); }
+};
+
+// ---- the loops
+typedef float hf __attribute__((vector_size(GS_VBYTES / 2), may_alias, aligned(4)));
+
+GS_INLINE vd to_double(const float* p) { return __builtin_convertvector(*(const hf*)p, vd); }
+GS_INLINE vd to_double(const double* p) { return load(p); }
+
+GS_INLINE int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+// x, t, weight, pos_weight: (n,);  out: (n,) or (1,)
+template <class T, class Op>
+void forward(const void* params, void* const* buf, const Ctx* ctx) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, W = 16 / N, D = simd<double>::N, WD = 16 / D;
+  const LossParams& p = *(const LossParams*)params;
+  const T* in[4] = {(const T*)buf[0], (const T*)buf[1], (const T*)buf[2], (const T*)buf[3]};
+  T* out = (T*)buf[4];
+  double* partial = (double*)ctx->scratch;
+  int64_t chunks = chunks_of(p.n);
+  double* outside = partial + chunks;
+  const Op op(p);
+  const V one = set1((T)1);
+  for (int64_t c = ctx->tid; c < chunks; c += ctx->nt) {
+    int64_t begin = c * kChunk, end = begin + kChunk < p.n ? begin + kChunk : p.n;
+    vd sum[WD];
+#pragma GCC unroll 8
+    for (int w = 0; w < WD; ++w) sum[w] = vd{};
+    V bad = V{};
+    // the losses of 16 elements
+    auto group = [&](const T* const* a, T* r) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int w = 0; w < W; ++w) {
+        V x = load(a[0] + w * N), t = load(a[1] + w * N);
+        V q = a[3] ? load(a[3] + w * N) : one;
+        V v = op.value(x, t, q);
+        if (a[2]) v = v * load(a[2] + w * N);
+        if constexpr (Op::kDomain) bad = (x >= V{}) & (x <= one) ? bad : one;
+        store(r + w * N, v);
+      }
+    };
+    auto add = [&](const T* r) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int w = 0; w < WD; ++w) sum[w] += to_double(r + w * D);
+    };
+    int64_t i = begin;
+    for (; i + 16 <= end; i += 16) {
+      const T* a[4] = {in[0] + i, in[1] + i, in[2] ? in[2] + i : nullptr,
+                       in[3] ? in[3] + i : nullptr};
+      if (p.reduce) {
+        T r[16];
+        group(a, r);
+        add(r);
+      } else {
+        group(a, out + i);
+      }
+    }
+    if (i < end) {
+      int rest = (int)(end - i);
+      T pad[4][16] = {}, r[16];
+      const T* a[4];
+      for (int k = 0; k < 4; ++k) {
+        a[k] = in[k] ? pad[k] : nullptr;
+        for (int j = 0; j < rest && in[k]; ++j) pad[k][j] = in[k][i + j];
+      }
+      group(a, r);
+      for (int j = rest; j < 16; ++j) r[j] = 0;
+      if (p.reduce)
+        add(r);
+      else
+        memcpy(out + i, r, (size_t)rest * sizeof(T));
+    }
+    if constexpr (Op::kDomain) outside[c] = (double)hmax(bad);
+    double lanes[16];
+#pragma GCC unroll 8
+    for (int w = 0; w < WD; ++w) store(lanes + w * D, sum[w]);
+    for (int h = 8; h > 0; h /= 2)
+      for (int k = 0; k < h; ++k) lanes[k] += lanes[k + h];
+    partial[c] = lanes[0];
+  }
+  ctx->sync();
+  if (ctx->tid != 0) return;
+  double total = 0, any = 0;
+  for (int64_t c = 0; c < chunks; ++c) total += partial[c];
+  if (p.reduce) out[0] = (T)(total * p.scale);
+  if constexpr (Op::kDomain) {
+    for (int64_t c = 0; c < chunks; ++c) any = outside[c] > any ? outside[c] : any;
+    if (buf[5]) *(double*)buf[5] = any;
+  }
+}
+
+template <class Op>
+void forward_plan(const void* params, Plan* plan) {
+  const LossParams& p = *(const LossParams*)params;
+  plan->tasks = chunks_of(p.n);
+  plan->work = (int64_t)((double)p.n * Op::kForward);
+  plan->scratch = (size_t)(2 * plan->tasks + 1) * sizeof(double);
+}
+
+// x, t, weight, pos_weight, dx, dt: (n,);  grad: (n,) or (1,)
+template <class T, class Op>
+void backward(const void* params, void* const* buf, const Ctx* ctx) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const LossParams& p = *(const LossParams*)params;
+  const T *x = (const T*)buf[0], *t = (const T*)buf[1], *weight = (const T*)buf[2];
+  const T *pos = (const T*)buf[3], *grad = (const T*)buf[4];
+  T *dx = (T*)buf[5], *dt = (T*)buf[6];
+  const Op op(p);
+  const V one = set1((T)1), all = p.reduce ? set1((T)((double)grad[0] * p.scale)) : one;
+  auto some = [&](const T* a, int64_t i, int n) __attribute__((always_inline)) {
+    return n == N ? load(a + i) : load_n(a + i, n);
+  };
+  int64_t chunks = chunks_of(p.n);
+  for (int64_t c = ctx->tid; c < chunks; c += ctx->nt) {
+    int64_t end = (c + 1) * kChunk < p.n ? (c + 1) * kChunk : p.n;
+    auto at = [&](int64_t i, int n) __attribute__((always_inline)) {
+      V xv = some(x, i, n), tv = some(t, i, n), q = pos ? some(pos, i, n) : one;
+      V g = p.reduce ? all : some(grad, i, n);
+      if (weight) g = g * some(weight, i, n);
+      if (dx) {
+        V v = op.dx(xv, tv, q) * g;
+        n == N ? store(dx + i, v) : store_n(dx + i, v, n);
+      }
+      if (dt) {
+        V v = op.dt(xv, tv, q) * g;
+        n == N ? store(dt + i, v) : store_n(dt + i, v, n);
+      }
+    };
+    int64_t i = c * kChunk;
+    for (; i + N <= end; i += N) at(i, N);
+    if (i < end) at(i, (int)(end - i));
+  }
+}
+
+template <class Op>
+void backward_plan(const void* params, Plan* plan) {
+  const LossParams& p = *(const LossParams*)params;
+  plan->tasks = chunks_of(p.n);
+  plan->work = (int64_t)((double)p.n * Op::kBackward);
+}
+
+// ---- negative log likelihood: -weight[t] x[t] a row. A gather: one line of memory a row forward;
+// backward writes dx.
+GS_INLINE int64_t rows_of(const NllParams& p) {
+  int64_t r = kChunk / (p.classes > 0 ? p.classes : 1);
+  return r < 16 ? 16 : r;
+}
+GS_INLINE int64_t target_at(const NllParams& p, const void* target, int64_t r) {
+  return p.target == kI32 ? ((const int32_t*)target)[r] : ((const int64_t*)target)[r];
+}
+
+// x: (rows, classes), target: (rows,), weight: (classes,), out: (rows,) or (1,), total: (2,)
+template <class T>
+void nll_forward(const void* params, void* const* buf, const Ctx* ctx) {
+  const NllParams& p = *(const NllParams*)params;
+  const T *x = (const T*)buf[0], *weight = (const T*)buf[2];
+  T* out = (T*)buf[3];
+  double* total = (double*)buf[4];
+  int64_t step = rows_of(p), tasks = (p.rows + step - 1) / step;
+  double* partial = (double*)ctx->scratch;  // {loss, weight, first bad row} a task
+  for (int64_t c = ctx->tid; c < tasks; c += ctx->nt) {
+    int64_t end = (c + 1) * step < p.rows ? (c + 1) * step : p.rows, bad = -1;
+    double loss = 0, sum = 0;
+    for (int64_t r = c * step; r < end; ++r) {
+      int64_t k = target_at(p, buf[1], r);
+      T v = 0;
+      if (k == p.ignore_index) {
+      } else if (k < 0 || k >= p.classes) {
+        if (bad < 0) bad = r;
+      } else {
+        T w = weight ? weight[k] : (T)1;
+        v = -w * x[r * p.classes + k];
+        loss += (double)v;
+        sum += (double)w;
+      }
+      if (!p.reduce) out[r] = v;
+    }
+    partial[3 * c] = loss;
+    partial[3 * c + 1] = sum;
+    partial[3 * c + 2] = (double)bad;
+  }
+  ctx->sync();
+  if (ctx->tid != 0) return;
+  double loss = 0, sum = 0, bad = -1;
+  for (int64_t c = 0; c < tasks; ++c) {
+    loss += partial[3 * c];
+    sum += partial[3 * c + 1];
+    if (bad < 0) bad = partial[3 * c + 2];
+  }
+  if (p.reduce) out[0] = (T)(p.reduce == 2 ? loss / sum : loss);
+  total[0] = sum;
+  total[1] = bad;
+}
+
+void nll_forward_plan(const void* params, Plan* plan) {
+  const NllParams& p = *(const NllParams*)params;
+  int64_t step = rows_of(p);
+  plan->tasks = (p.rows + step - 1) / step;
+  plan->work = p.rows * 3;
+  plan->scratch = (size_t)(3 * plan->tasks + 1) * sizeof(double);
+}
+
+// target: (rows,), weight: (classes,), grad: (rows,) or (1,), total: (2,), dx: (rows, classes)
+template <class T>
+void nll_backward(const void* params, void* const* buf, const Ctx* ctx) {
+  const NllParams& p = *(const NllParams*)params;
+  const T *weight = (const T*)buf[1], *grad = (const T*)buf[2];
+  const double* total = (const double*)buf[3];
+  T* dx = (T*)buf[4];
+  int64_t step = rows_of(p), tasks = (p.rows + step - 1) / step;
+  double all = p.reduce ? (double)grad[0] / (p.reduce == 2 ? total[0] : 1.0) : 0;
+  for (int64_t c = ctx->tid; c < tasks; c += ctx->nt) {
+    int64_t begin = c * step, end = begin + step < p.rows ? begin + step : p.rows;
+    memset(dx + begin * p.classes, 0, (size_t)((end - begin) * p.classes) * sizeof(T));
+    for (int64_t r = begin; r < end; ++r) {
+      int64_t k = target_at(p, buf[0], r);
+      if (k == p.ignore_index || k < 0 || k >= p.classes) continue;
+      T w = weight ? weight[k] : (T)1;
+      dx[r * p.classes + k] = -w * (p.reduce ? (T)all : grad[r]);
+    }
+  }
+}
+
+void nll_backward_plan(const void* params, Plan* plan) {
+  const NllParams& p = *(const NllParams*)params;
+  int64_t step = rows_of(p);
+  plan->tasks = (p.rows + step - 1) / step;
+  plan->work = p.rows * p.classes / 8 + p.rows * 2;
+}
+
+#define GS_LOSS(name, Op)                                                                    \
+  {name "_loss_forward", kF32, forward<float, Op<float>>, forward_plan<Op<float>>},          \
+      {name "_loss_forward", kF64, forward<double, Op<double>>, forward_plan<Op<double>>},   \
+      {name "_loss_backward", kF32, backward<float, Op<float>>, backward_plan<Op<float>>}, { \
+    name "_loss_backward", kF64, backward<double, Op<double>>, backward_plan<Op<double>>     \
+  }
+
+const KernelEntry entries[] = {
+    GS_LOSS("mse", Mse),
+    GS_LOSS("l1", L1),
+    GS_LOSS("smooth_l1", SmoothL1),
+    GS_LOSS("huber", Huber),
+    GS_LOSS("bce", Bce),
+    GS_LOSS("bce_logits", BceLogits),
+    GS_LOSS("kl", Kl),
+    GS_LOSS("poisson", Poisson),
+    {"nll_loss_forward", kF32, nll_forward<float>, nll_forward_plan},
+    {"nll_loss_forward", kF64, nll_forward<double>, nll_forward_plan},
+    {"nll_loss_backward", kF32, nll_backward<float>, nll_backward_plan},
+    {"nll_loss_backward", kF64, nll_backward<double>, nll_backward_plan},
+};
+
+}  // namespace
+
+extern const KernelList loss_kernels;
+const KernelList loss_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs

@@ -1,0 +1,126 @@
+"""The same network from the same weights on the same batches: PyTorch's loss, step by step."""
+
+import numpy as np
+import pytest
+
+import gradsmith as gs
+import gradsmith.nn as nn
+import gradsmith.nn.functional as F
+from gradsmith import optim
+
+torch = pytest.importorskip("torch")
+
+OPTIMIZERS = [
+    ("SGD", {"lr": 0.05}),
+    ("SGD", {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3}),
+    ("SGD", {"lr": 0.02, "momentum": 0.9, "nesterov": True}),
+    ("ASGD", {"lr": 0.05}),
+    ("Adagrad", {"lr": 0.01}),
+    ("RMSprop", {"lr": 1e-3}),
+    ("RMSprop", {"lr": 3e-4, "momentum": 0.9, "centered": True}),
+    ("Adadelta", {"lr": 1.0}),
+    ("Adam", {"lr": 1e-3}),
+    ("Adam", {"lr": 1e-3, "amsgrad": True, "weight_decay": 1e-2}),
+    ("AdamW", {"lr": 1e-3, "weight_decay": 0.1}),
+    ("NAdam", {"lr": 1e-3}),
+    ("Adamax", {"lr": 2e-3}),
+    ("RAdam", {"lr": 1e-3}),
+]
+IDS = [f"{name}-{i}" for i, (name, _) in enumerate(OPTIMIZERS)]
+
+
+def mlp():
+    ours = nn.Sequential(
+        nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 10)
+    )
+    t = torch.nn
+    theirs = t.Sequential(t.Linear(64, 48), t.ReLU(), t.Linear(48, 32), t.Tanh(), t.Linear(32, 10))
+    return ours, theirs, (8, 8)
+
+
+def lenet():
+    ours = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 3 * 3, 10),
+    )
+    t = torch.nn
+    theirs = t.Sequential(
+        t.Conv2d(1, 8, 3, padding=1),
+        t.BatchNorm2d(8),
+        t.ReLU(),
+        t.MaxPool2d(2),
+        t.Conv2d(8, 16, 3, padding=1),
+        t.BatchNorm2d(16),
+        t.ReLU(),
+        t.AvgPool2d(2),
+        t.Flatten(),
+        t.Linear(16 * 3 * 3, 10),
+    )
+    return ours, theirs, (12, 12)
+
+
+def copy_weights(ours, theirs):
+    """PyTorch's weights in our layout: channels last, and so are the columns after Flatten."""
+    mine = dict(ours.named_parameters())
+    for name, w in theirs.named_parameters():
+        a = w.detach().numpy()
+        if a.ndim == 4:
+            a = a.transpose(0, 2, 3, 1)
+        elif a.ndim == 2 and a.shape[1] == 144:
+            a = a.reshape(10, 16, 3, 3).transpose(0, 2, 3, 1).reshape(10, 144)
+        mine[name].data[...] = a
+
+
+def batches(shape, steps, seed=0):
+    """Images of ten smooth classes with noise: learnable, not separable at once."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal((10, *shape))
+    for _ in range(steps):
+        y = rng.integers(0, 10, 32)
+        yield (0.5 * means[y] + rng.standard_normal((32, *shape))).astype(np.float32), y
+
+
+def follow(make, name, options, steps):
+    torch.manual_seed(1)
+    ours, theirs, shape = make()
+    copy_weights(ours, theirs)
+    a = getattr(optim, name)(ours.parameters(), **options)
+    b = getattr(torch.optim, name)(theirs.parameters(), **options)
+    first = last = None
+    for t, (x, y) in enumerate(batches(shape, steps)):
+        flat = make is mlp
+        xa = gs.tensor(x.reshape(32, -1) if flat else x[..., None])
+        xb = torch.tensor(x.reshape(32, -1) if flat else x[:, None])
+        a.zero_grad()
+        b.zero_grad()
+        la = F.cross_entropy(ours(xa), gs.tensor(y))
+        lb = torch.nn.functional.cross_entropy(theirs(xb), torch.tensor(y))
+        la.backward()
+        lb.backward()
+        assert la.item() == pytest.approx(lb.item(), rel=1e-3, abs=1e-6), f"step {t}"
+        a.step()
+        b.step()
+        first, last = first or la.item(), la.item()
+    return first, last
+
+
+@pytest.mark.parametrize("name,options", OPTIMIZERS, ids=IDS)
+@pytest.mark.parametrize("make", [mlp, lenet])
+def test_follows_for_20_steps(make, name, options):
+    follow(make, name, options, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name,options", OPTIMIZERS, ids=IDS)
+@pytest.mark.parametrize("make", [mlp, lenet])
+def test_follows_for_200_steps(make, name, options):
+    first, last = follow(make, name, options, 200)
+    assert last < first  # it learned
