@@ -38,14 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", help="folder with IDX files (MNIST family) or CIFAR-10 binaries")
     add("--model", choices=["mlp", "lenet", "resnet18"], help="default: lenet")
-    add("--epochs", type=int, metavar="N", help="default: 20 on digits, 10 otherwise")
+    add("--epochs", type=int, metavar="N", help="default: 30 on digits, 10 otherwise")
     add("--batch-size", type=int, metavar="N", help="default: 32 below 10,000 images, else 64")
     add("--lr", type=float, metavar="X", help="highest learning rate (default: by optimizer)")
     add("--optimizer", metavar="NAME", help="a class of gs.optim: AdamW (default), SGD, Adam, ...")
     add("--weight-decay", type=float, metavar="X", help="default: 0.01 for AdamW, 5e-4 for SGD")
     add("--schedule", choices=["onecycle", "cosine", "constant"], help="default: onecycle")
     add("--label-smoothing", type=float, metavar="X", help="default: 0.05")
-    add("--dropout", type=float, metavar="P", help="default: 0.25 (mlp, lenet)")
+    add(
+        "--dropout",
+        type=float,
+        metavar="P",
+        help="default: 0.1 below 10,000 images, else 0.25 (mlp, lenet)",
+    )
     add("--seed", type=int, metavar="N", help="default: 0")
     add(
         "--augment",
@@ -198,6 +203,12 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
             raise Refused(f"--{option} is {given[name]}; it must be at least {least}")
     if given["lr"] is not None and not 0 < given["lr"] < float("inf"):
         raise Refused(f"--lr is {given['lr']}; it must be more than 0")
+    for name in ("dropout", "label_smoothing"):
+        if given[name] is not None and not 0 <= given[name] < 1:
+            option = name.replace("_", "-")
+            raise Refused(f"--{option} is {given[name]}; it must be at least 0 and below 1")
+    if given["weight_decay"] is not None and not 0 <= given["weight_decay"] < float("inf"):
+        raise Refused(f"--weight-decay is {given['weight_decay']}; it must be 0 or more")
     name = given["optimizer"] or "AdamW"
     known = {n.lower(): n for n in optim.__all__ if hasattr(getattr(optim, n), "step")}
     known.pop("optimizer", None)
@@ -210,7 +221,6 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         ("model", "lenet"),
         ("schedule", "onecycle"),
         ("label_smoothing", 0.05),
-        ("dropout", 0.25),
         ("seed", 0),
         ("lr", _LR.get(name.lower(), 3e-3)),
         ("weight_decay", {"adamw": 0.01, "sgd": 5e-4}.get(name.lower(), 0.0)),
@@ -224,9 +234,11 @@ def _fill(settings: dict[str, Any], images: int) -> None:
     """The defaults that depend on the data."""
     digits = settings["data"] is None
     if settings["epochs"] is None:
-        settings["epochs"] = 20 if digits else 10
+        settings["epochs"] = 30 if digits else 10
     if settings["batch_size"] is None:
         settings["batch_size"] = 32 if images < 10_000 else 64
+    if settings["dropout"] is None:
+        settings["dropout"] = 0.1 if images < 10_000 else 0.25
     if settings["augment"] in (None, "auto"):
         settings["augment"] = "rotate" if digits else "none"
 
