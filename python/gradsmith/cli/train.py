@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", metavar="NAME", help="a class of gs.optim: AdamW (default), SGD, Adam, ...")
     add("--weight-decay", type=float, metavar="X", help="default: 0.01 for AdamW, 5e-4 for SGD")
     add("--schedule", choices=["onecycle", "cosine", "constant"], help="default: onecycle")
-    add("--label-smoothing", type=float, metavar="X", help="default: 0.05")
+    add("--label-smoothing", type=float, metavar="X", help="default: 0.1")
     add(
         "--dropout",
         type=float,
@@ -220,7 +220,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     for key, default in (
         ("model", "lenet"),
         ("schedule", "onecycle"),
-        ("label_smoothing", 0.05),
+        ("label_smoothing", 0.1),
         ("seed", 0),
         ("lr", _LR.get(name.lower(), 3e-3)),
         ("weight_decay", {"adamw": 0.01, "sgd": 5e-4}.get(name.lower(), 0.0)),
