@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 # One line a family: from .<family> import * ; each file lists its names in __all__.
+from .dropout import *
 from .norm import *
 from .activation import *
 from .summary import Summary, summary

@@ -1,4 +1,5 @@
 """Functions on Tensors, under PyTorch's names. One line a family: each file in ops/ lists its names."""
+from ..ops.dropout import *
 from ..ops.activation import *
 from ..ops.norm import *
 from ..ops.softmax import *
