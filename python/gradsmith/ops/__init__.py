@@ -3,6 +3,7 @@
 One line a family, so that `gs.<op>` finds what ops/<family>.py lists in __all__.
 """
 from .dropout import *
+
 from .activation import *
 from .norm import *
 from .matmul import *
@@ -12,3 +13,4 @@ from .elementwise import *
 from .reduce import *
 from .softmax import *
 from .loss import *
+from .shape import *

@@ -51,15 +51,12 @@ def _input(x: Any, op: str) -> Tensor:
 class _Binary(Node):
     """saved: what the gradient needs of a and b (Tensors or numbers; None where it is not needed)."""
 
-    __slots__ = ("a_shape", "b_shape")
     a_shape: tuple
     b_shape: tuple
 
 
 class AddBackward(_Binary):
     """da = dy, db = dy, summed to the operands' shapes."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         n = self.needs
@@ -73,8 +70,6 @@ class AddBackward(_Binary):
 class SubBackward(_Binary):
     """da = dy, db = -dy."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         n = self.needs
         k = self.k
@@ -86,8 +81,6 @@ class SubBackward(_Binary):
 
 class MulBackward(_Binary):
     """da = dy b, db = dy a."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
@@ -102,8 +95,6 @@ class MulBackward(_Binary):
 class DivBackward(_Binary):
     """y = a / b: da = dy / b, db = -dy y / b."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
         n = self.needs
@@ -116,8 +107,6 @@ class DivBackward(_Binary):
 
 class PowBackward(_Binary):
     """y = a^b: da = dy b a^(b - 1), db = dy y ln a."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
@@ -142,8 +131,6 @@ class PowBackward(_Binary):
 class MaximumBackward(_Binary):
     """The gradient goes to the larger operand; each gets half where they are equal."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
         n = self.needs
@@ -156,8 +143,6 @@ class MaximumBackward(_Binary):
 
 class MinimumBackward(_Binary):
     """The gradient goes to the smaller operand; each gets half where they are equal."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
@@ -172,8 +157,6 @@ class MinimumBackward(_Binary):
 class RemainderBackward(_Binary):
     """y = a - floor(a / b) b: da = dy, db = -dy floor(a / b)."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
         n = self.needs
@@ -186,8 +169,6 @@ class RemainderBackward(_Binary):
 
 class FloorDivideBackward(_Binary):
     """Piecewise constant: zeros."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         n, k, name = self.needs, self.k, grad.dtype.name
@@ -401,8 +382,6 @@ def pow(input: Any, exponent: Any) -> Tensor:
 class NegBackward(Node):
     """dx = -dy."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         return (self.k.neg(grad),)
 
@@ -410,7 +389,6 @@ class NegBackward(Node):
 class _OfSaved(Node):
     """dx = kernel(dy, saved), saved being x or y."""
 
-    __slots__ = ()
     kernel = ""
 
     def backward(self, grad: Any) -> tuple:
@@ -420,8 +398,6 @@ class _OfSaved(Node):
 class ZeroBackward(Node):
     """Piecewise constant: zeros."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         return (self.k.full(grad.shape, 0.0, grad.dtype.name),)
 
@@ -429,14 +405,12 @@ class ZeroBackward(Node):
 class SquareBackward(Node):
     """dx = 2 dy x."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         return (self.k.mul_scaled(grad, self.saved[0], 2.0),)
 
 
 def _rule(name: str, kernel: str, doc: str) -> type:
-    return type(name, (_OfSaved,), {"__slots__": (), "kernel": kernel, "__doc__": doc})
+    return type(name, (_OfSaved,), {"kernel": kernel, "__doc__": doc})
 
 
 AbsBackward = _rule("AbsBackward", "abs_backward", "dx = dy sign(x).")
@@ -454,8 +428,6 @@ TanBackward = _rule("TanBackward", "tan_backward", "dx = dy (1 + y^2).")
 
 class Log2Backward(Node):
     """dx = dy / (x ln 2)."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         return (self.k.div(self.k.mul(grad, 1.0 / math.log(2.0)), self.saved[0]),)
@@ -547,7 +519,6 @@ def log10(input: Any) -> Tensor:
 class ClampBackward(Node):
     """dx = dy where min <= x <= max, else 0."""
 
-    __slots__ = ("high", "low")
     low: Any
     high: Any
 
@@ -576,7 +547,6 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
 class WhereBackward(Node):
     """da = dy where cond, db = dy where not cond."""
 
-    __slots__ = ("a_shape", "b_shape")
     a_shape: tuple
     b_shape: tuple
 
@@ -636,7 +606,6 @@ def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
 class LerpBackward(Node):
     """y = a + w (b - a): da = dy (1 - w), db = dy w, dw = dy (b - a)."""
 
-    __slots__ = ("shapes",)
     shapes: tuple
 
     def backward(self, grad: Any) -> tuple:

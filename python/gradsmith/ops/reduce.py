@@ -55,7 +55,6 @@ def _count(shape: tuple, kept: tuple) -> int:
 
 
 class _Reduce(Node):
-    __slots__ = ("kept", "shape")
     shape: tuple
     kept: tuple
 
@@ -63,16 +62,12 @@ class _Reduce(Node):
 class SumBackward(_Reduce):
     """dx = dy, broadcast."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
         return (self.k.expand(grad.reshape(self.kept), self.shape),)
 
 
 class MeanBackward(_Reduce):
     """dx = dy / n, broadcast."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         k = self.k
@@ -118,10 +113,8 @@ def mean(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
 class ProdBackward(_Reduce):
     """dx_i = dy prod_{j != i} x_j; exact also where elements are 0."""
 
-    __slots__ = ()
-
     def backward(self, grad: Any) -> tuple:
-        x, y = self.saved
+        (x,) = self.saved
         k = self.k
         axes = tuple(i for i, (s, t) in enumerate(zip(self.shape, self.kept)) if t == 1 and s != 1)
         g = grad.reshape(self.kept)
@@ -148,13 +141,11 @@ def prod(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     out = k.prod(x.data, dim, keepdim)
     if not x._rg:
         return wrap(out, k)
-    return apply(ProdBackward, k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim))
+    return apply(ProdBackward, k, out, (x,), (x,), shape=shape, kept=_kept(shape, dim))
 
 
 class ExtremeBackward(_Reduce):
     """The gradient is shared equally among the elements that attain the extreme."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
@@ -204,7 +195,6 @@ def _extreme(x: Tensor, out: np.ndarray, dim: Axes) -> Tensor:
 class SelectBackward(Node):
     """The gradient goes to the element that was chosen along the axis."""
 
-    __slots__ = ("dim", "keepdim", "shape")
     shape: tuple
     dim: int
     keepdim: bool
@@ -297,7 +287,6 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
 class VarBackward(_Reduce):
     """y = var: dx = dy 2 (x - mean) / (n - correction); the root: dx = dy (x - mean) / (y (n - correction))."""
 
-    __slots__ = ("correction", "root")
     correction: float
     root: bool
 
@@ -391,7 +380,6 @@ def var_mean(
 class NormBackward(_Reduce):
     """y = (sum |x|^p)^(1/p): dx = dy sign(x) (|x| / y)^(p - 1), 0 where y = 0."""
 
-    __slots__ = ("p",)
     p: float
 
     def backward(self, grad: Any) -> tuple:
@@ -442,8 +430,6 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
 
 class LogSumExpBackward(_Reduce):
     """dx = dy exp(x - y)."""
-
-    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
@@ -522,7 +508,6 @@ def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
 class CumsumBackward(Node):
     """dx = cumsum of dy from the end."""
 
-    __slots__ = ("dim",)
     dim: int
 
     def backward(self, grad: Any) -> tuple:
@@ -543,7 +528,6 @@ def cumsum(input: Any, dim: int) -> Tensor:
 class SumToBackward(Node):
     """dx = dy, broadcast."""
 
-    __slots__ = ("shape",)
     shape: tuple
 
     def backward(self, grad: Any) -> tuple:

@@ -1,0 +1,1244 @@
+"""Shapes, joining, splitting and indexing. What can share memory is a view, as in NumPy.
+
+Views know the tensor that they look at: changing either in place after a gradient was recorded through
+them is an error at backward, never a wrong gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.autograd import Node, _mode, apply, apply_, apply_view
+from ..core.tensor import Tensor, as_tensor, wrap
+
+__all__ = [
+    "broadcast_to", "cat", "chunk", "concat", "concatenate", "diagonal", "expand", "flatten", "flip", "gather",
+    "index_add", "index_select", "masked_select", "moveaxis", "movedim", "narrow", "one_hot", "pad", "permute",
+    "ravel", "repeat_interleave", "reshape", "roll", "scatter", "scatter_add", "select", "split", "squeeze",
+    "stack", "swapaxes", "take_along_dim", "tile", "transpose", "tril", "triu", "unbind", "unflatten",
+    "unsqueeze",
+]  # fmt: skip
+
+
+def _input(x: Any, op: str) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ndarray):
+        return as_tensor(x)
+    raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
+
+
+def _axis(dim: Any, ndim: int, op: str) -> int:
+    """dim in 0 .. ndim - 1; IndexError outside."""
+    n = max(ndim, 1)
+    d = dim.__index__()
+    if not -n <= d < n:
+        raise IndexError(f"{op}: dim {d} is out of range for {ndim} dimensions")
+    return d % n
+
+
+def _ints(sizes: tuple, op: str) -> tuple[int, ...]:
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = tuple(sizes[0])
+    try:
+        return tuple([s.__index__() for s in sizes])
+    except AttributeError:
+        raise TypeError(f"{op}: expected integers, got {sizes!r}") from None
+
+
+def _is_view(a: np.ndarray, of: np.ndarray) -> bool:
+    return np.may_share_memory(a, of)
+
+
+# ---- views
+class ReshapeBackward(Node):
+    """dx = dy in the shape of x."""
+
+    shape: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.contiguous(grad).reshape(self.shape),)
+
+
+def _reshaped(x: Tensor, shape: tuple, op: str) -> Tensor:
+    data = x.data
+    copied = not data.flags.c_contiguous
+    source = x._k.contiguous(data) if copied else data
+    try:
+        out = source.reshape(shape)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{op}: a tensor of shape {data.shape} ({data.size} elements) does not fit into shape {shape}"
+        ) from None
+    if copied:
+        return apply(ReshapeBackward, x._k, out, (x,), shape=data.shape)
+    return apply_view(ReshapeBackward, x, out, shape=data.shape)
+
+
+def reshape(input: Any, *shape: Any) -> Tensor:
+    """The elements in row-major order in a new shape; one size may be -1. A view when memory allows it.
+
+    >>> import gradsmith as gs
+    >>> gs.reshape(gs.zeros(2, 6), (3, -1)).shape
+    (3, 4)
+    """
+    return _reshaped(_input(input, "reshape"), _ints(shape, "reshape"), "reshape")
+
+
+def _view(self: Tensor, *shape: Any) -> Tensor:
+    """As reshape, but never a copy: ValueError when the memory order does not allow it."""
+    if len(shape) == 1 and not isinstance(shape[0], (int, tuple, list, np.integer)):
+        return self.to(dtype=shape[0])
+    sizes = _ints(shape, "view")
+    if self.data.flags.c_contiguous:
+        return _reshaped(self, sizes, "view")
+    try:
+        out = self.data.reshape(sizes)
+    except ValueError:
+        return _reshaped(self, sizes, "view")
+    if not _is_view(out, self.data):
+        raise ValueError(
+            f"view: the memory of a tensor of shape {self.data.shape} is not in order for shape {sizes}; "
+            "use reshape()"
+        )
+    return apply_view(ReshapeBackward, self, out, shape=self.data.shape)
+
+
+def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Axes start_dim .. end_dim merged into one.
+
+    >>> import gradsmith as gs
+    >>> gs.flatten(gs.zeros(2, 3, 4), 1).shape
+    (2, 12)
+    """
+    x = _input(input, "flatten")
+    shape = x.data.shape
+    n = len(shape)
+    if n == 0:
+        return _reshaped(x, (1,), "flatten")
+    a, b = _axis(start_dim, n, "flatten"), _axis(end_dim, n, "flatten")
+    if a > b:
+        raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
+    merged = 1
+    for s in shape[a : b + 1]:
+        merged *= s
+    return _reshaped(x, (*shape[:a], merged, *shape[b + 1 :]), "flatten")
+
+
+def ravel(input: Any) -> Tensor:
+    """All elements in one axis.
+
+    >>> import gradsmith as gs
+    >>> gs.ravel(gs.zeros(2, 3)).shape
+    (6,)
+    """
+    x = _input(input, "ravel")
+    return _reshaped(x, (x.data.size,), "ravel")
+
+
+def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Tensor:
+    """One axis split into several; one size may be -1.
+
+    >>> import gradsmith as gs
+    >>> gs.unflatten(gs.zeros(2, 12), 1, (3, -1)).shape
+    (2, 3, 4)
+    """
+    x = _input(input, "unflatten")
+    d = _axis(dim, x.data.ndim, "unflatten")
+    parts = [int(s) for s in sizes]
+    size = x.data.shape[d]
+    if parts.count(-1) == 1:
+        known = 1
+        for s in parts:
+            known *= 1 if s == -1 else s
+        if known > 0 and size % known == 0:
+            parts[parts.index(-1)] = size // known
+    product = 1
+    for s in parts:
+        product *= s
+    if product != size or min(parts, default=0) < 0:
+        raise ValueError(
+            f"unflatten: sizes {tuple(sizes)} do not multiply to {size}, axis {d}'s size"
+        )
+    shape = x.data.shape
+    return _reshaped(x, (*shape[:d], *parts, *shape[d + 1 :]), "unflatten")
+
+
+class PermuteBackward(Node):
+    """dx = dy with the axes back in place."""
+
+    inverse: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        return (grad.transpose(self.inverse),)
+
+
+def permute(input: Any, *dims: Any) -> Tensor:
+    """The axes in another order, as a view.
+
+    >>> import gradsmith as gs
+    >>> gs.permute(gs.zeros(2, 3, 4), (2, 0, 1)).shape
+    (4, 2, 3)
+    """
+    x = _input(input, "permute")
+    n = x.data.ndim
+    order = tuple([_axis(d, n, "permute") for d in _ints(dims, "permute")])
+    if sorted(order) != list(range(n)):
+        raise ValueError(f"permute: dims {order} must name each of the {n} axes once")
+    inverse = tuple([order.index(i) for i in range(n)])
+    return apply_view(PermuteBackward, x, x.data.transpose(order), inverse=inverse)
+
+
+def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
+    """Two axes exchanged, as a view.
+
+    >>> import gradsmith as gs
+    >>> gs.transpose(gs.zeros(2, 3), 0, 1).shape
+    (3, 2)
+    """
+    x = _input(input, "transpose")
+    n = x.data.ndim
+    if n == 0:
+        return x
+    order = list(range(n))
+    a, b = _axis(dim0, n, "transpose"), _axis(dim1, n, "transpose")
+    order[a], order[b] = b, a
+    dims = tuple(order)
+    return apply_view(PermuteBackward, x, x.data.transpose(dims), inverse=dims)
+
+
+swapaxes = transpose
+
+
+def movedim(input: Any, source: Any, destination: Any) -> Tensor:
+    """Axes moved to other places, the rest keeping their order, as a view.
+
+    >>> import gradsmith as gs
+    >>> gs.movedim(gs.zeros(2, 3, 4), 0, -1).shape
+    (3, 4, 2)
+    """
+    x = _input(input, "movedim")
+    n = x.data.ndim
+    src = [_axis(d, n, "movedim") for d in _ints((source,), "movedim")]
+    dst = [_axis(d, n, "movedim") for d in _ints((destination,), "movedim")]
+    if len(src) != len(dst) or len(set(src)) != len(src) or len(set(dst)) != len(dst):
+        raise ValueError("movedim: source and destination must be equally many different axes")
+    order = [d for d in range(n) if d not in src]
+    for d, s in sorted(zip(dst, src)):
+        order.insert(d, s)
+    return permute(x, order)
+
+
+moveaxis = movedim
+
+
+def squeeze(input: Any, dim: Any = None) -> Tensor:
+    """Without axes of size 1: all of them, or those in `dim` that have size 1.
+
+    >>> import gradsmith as gs
+    >>> gs.squeeze(gs.zeros(1, 3, 1), 0).shape
+    (3, 1)
+    """
+    x = _input(input, "squeeze")
+    shape = x.data.shape
+    n = len(shape)
+    if dim is None:
+        out = tuple([s for s in shape if s != 1])
+    else:
+        dims = {_axis(d, n, "squeeze") for d in _ints((dim,), "squeeze")}
+        out = tuple([s for i, s in enumerate(shape) if not (i in dims and s == 1)])
+    if len(out) == n:
+        return x
+    return apply_view(ReshapeBackward, x, x.data.reshape(out), shape=shape)
+
+
+def unsqueeze(input: Any, dim: int) -> Tensor:
+    """A new axis of size 1 at `dim`.
+
+    >>> import gradsmith as gs
+    >>> gs.unsqueeze(gs.zeros(3), 0).shape
+    (1, 3)
+    """
+    x = _input(input, "unsqueeze")
+    d = _axis(dim, x.data.ndim + 1, "unsqueeze")
+    return apply_view(ReshapeBackward, x, np.expand_dims(x.data, d), shape=x.data.shape)
+
+
+class ExpandBackward(Node):
+    """dx = dy summed to the shape of x."""
+
+    shape: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.sum_to(grad, self.shape),)
+
+
+def expand(input: Any, *sizes: Any) -> Tensor:
+    """A view of a larger shape in which axes of size 1 repeat; -1 keeps a size.
+
+    Raises ValueError when the shape does not broadcast.
+
+    >>> import gradsmith as gs
+    >>> gs.expand(gs.zeros(3, 1), (3, 4)).shape
+    (3, 4)
+    """
+    x = _input(input, "expand")
+    shape = list(_ints(sizes, "expand"))
+    lead = len(shape) - x.data.ndim
+    for i, s in enumerate(shape):
+        if s == -1:
+            if i < lead:
+                raise ValueError("expand: -1 is not allowed for a new leading axis")
+            shape[i] = x.data.shape[i - lead]
+    return apply_view(ExpandBackward, x, x._k.expand(x.data, tuple(shape)), shape=x.data.shape)
+
+
+def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
+    """As expand.
+
+    >>> import gradsmith as gs
+    >>> gs.broadcast_to(gs.zeros(3), (2, 3)).shape
+    (2, 3)
+    """
+    return expand(input, *size)
+
+
+class FlipBackward(Node):
+    """dx = dy flipped back."""
+
+    index: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        return (grad[self.index],)
+
+
+def flip(input: Any, *dims: Any) -> Tensor:
+    """The order along the axes `dims` reversed, as a view.
+
+    >>> import gradsmith as gs
+    >>> gs.flip(gs.tensor([1.0, 2.0]), 0).tolist()
+    [2.0, 1.0]
+    """
+    x = _input(input, "flip")
+    n = x.data.ndim
+    axes = {_axis(d, n, "flip") for d in _ints(dims, "flip")}
+    index = tuple([slice(None, None, -1 if i in axes else 1) for i in range(n)])
+    return apply_view(FlipBackward, x, x.data[index], index=index)
+
+
+class DiagonalBackward(Node):
+    """dx is 0 but for the diagonal."""
+
+    shape: tuple
+    args: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        out = self.k.full(self.shape, 0.0, grad.dtype.name)
+        view = np.diagonal(out, *self.args)
+        view.flags.writeable = True
+        self.k.copy_(view, grad)
+        return (out,)
+
+
+def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The diagonal of two axes, as the last axis of a view.
+
+    >>> import gradsmith as gs
+    >>> gs.diagonal(gs.eye(3)).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    x = _input(input, "diagonal")
+    n = x.data.ndim
+    args = (offset, _axis(dim1, n, "diagonal"), _axis(dim2, n, "diagonal"))
+    if n < 2 or args[1] == args[2]:
+        raise ValueError(f"diagonal: two different axes are needed, input has shape {x.data.shape}")
+    return apply_view(
+        DiagonalBackward, x, np.diagonal(x.data, *args), shape=x.data.shape, args=args
+    )
+
+
+# ---- indexing
+class SliceBackward(Node):
+    """dx is 0 but for the part that was taken."""
+
+    shape: tuple
+    index: Any
+
+    def backward(self, grad: Any) -> tuple:
+        out = self.k.full(self.shape, 0.0, grad.dtype.name)
+        self.k.copy_(out[self.index], grad)
+        return (out,)
+
+
+class TakeBackward(Node):
+    """dx = dy added up at the indices, in their order."""
+
+    shape: tuple
+    flat: tuple  # the shape in which the indexed axes are one
+    axis: int
+
+    def backward(self, grad: Any) -> tuple:
+        (index,) = self.saved
+        k = self.k
+        out = k.full(self.flat, 0.0, grad.dtype.name)
+        k.take_add_(out, index, self.axis, grad)
+        return (out.reshape(self.shape),)
+
+
+_BASIC = (int, slice, type(None), type(Ellipsis), np.integer)
+
+
+def _index_parts(index: Any) -> tuple:
+    """The index as a tuple, with Tensors and lists made arrays."""
+    items = index if isinstance(index, tuple) else (index,)
+    parts = []
+    for i in items:
+        if isinstance(i, (bool, np.bool_)):
+            parts.append(np.asarray(i))
+        elif isinstance(i, _BASIC):
+            parts.append(i)
+        else:
+            a = i.data if isinstance(i, Tensor) else np.asarray(i)
+            if a.size == 0 and not isinstance(i, (Tensor, np.ndarray)):
+                a = a.astype(np.int64)
+            if a.dtype.kind not in "iub":
+                raise IndexError(
+                    f"index: tensors used as indices must be integer or bool, got {a.dtype}"
+                )
+            if a.dtype == np.uint8:
+                raise IndexError("index: uint8 is ambiguous as an index; use .bool() or .long()")
+            parts.append(a)
+    return tuple(parts)
+
+
+def _basic_view(data: np.ndarray, parts: tuple) -> np.ndarray:
+    if Ellipsis not in parts:
+        parts = (*parts, Ellipsis)  # so that a single element is a 0-d view, not a scalar
+    return data[parts]
+
+
+def _is_basic(parts: tuple) -> bool:
+    return all(isinstance(p, _BASIC) for p in parts)
+
+
+def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarray | None]:
+    """(index, flat shape, axis, None): the indexed axes merged into one, or, where slices and arrays mix,
+    linear indices into all elements."""
+    shape = x.data.shape
+    items: list[Any] = []
+    for p in parts:  # bool masks become integers
+        if isinstance(p, np.ndarray) and p.dtype == np.bool_:
+            at = sum(1 for q in items if q is not None)
+            if p.ndim == 0 or Ellipsis in [q for q in items if not isinstance(q, np.ndarray)]:
+                items = []
+                break
+            if p.shape != shape[at : at + p.ndim]:
+                raise IndexError(
+                    f"index: a bool mask of shape {p.shape} does not match the axes {shape[at : at + p.ndim]}"
+                )
+            items.extend(p.nonzero())
+        else:
+            items.append(p)
+    arrays = [isinstance(p, (np.ndarray, int, np.integer)) for p in items]
+    full = [isinstance(p, slice) and p == slice(None) for p in items]
+    if items and len(items) <= len(shape) and all(a or f for a, f in zip(arrays, full)):
+        first = arrays.index(True)
+        last = len(arrays) - 1 - arrays[::-1].index(True)
+        if all(arrays[first : last + 1]):  # one run of arrays
+            dims = shape[first : last + 1]
+            wrapped = []
+            for p, size in zip(items[first : last + 1], dims):
+                a = np.asarray(p, np.int64)
+                if a.size and (a.min() < -size or a.max() >= size):
+                    bad = int(a.min()) if a.min() < -size else int(a.max())
+                    raise IndexError(f"index {bad} is out of range for an axis of size {size}")
+                wrapped.append(np.where(a < 0, a + size, a))
+            try:
+                linear = np.broadcast_arrays(*wrapped)
+            except ValueError:
+                raise IndexError(
+                    f"index: arrays of shapes {[w.shape for w in wrapped]} do not broadcast"
+                ) from None
+            total = linear[0]
+            for a, size in zip(linear[1:], dims[1:]):
+                total = total * size + a
+            merged = 1
+            for s in dims:
+                merged *= s
+            flat = (*shape[:first], merged, *shape[last + 1 :])
+            return np.ascontiguousarray(total), flat, first, None
+    # any mixture: let NumPy index the positions
+    positions = np.arange(x.data.size).reshape(shape)[parts]
+    return np.ascontiguousarray(positions), (x.data.size,), 0, None
+
+
+def _getitem(self: Tensor, index: Any) -> Tensor:
+    """x[index]: integers, slices, None and ... give views; integer and bool tensors give copies."""
+    parts = _index_parts(index)
+    if _is_basic(parts):
+        try:
+            view = _basic_view(self.data, parts)
+        except IndexError as e:
+            raise IndexError(f"index of a tensor of shape {self.data.shape}: {e}") from None
+        return apply_view(SliceBackward, self, view, shape=self.data.shape, index=parts)
+    k = self._k
+    where, flat, axis, _ = _advanced(self, parts)
+    out = k.take(k.contiguous(self.data).reshape(flat), where, axis)
+    return apply(
+        TakeBackward, k, out, (self,), (where,), shape=self.data.shape, flat=flat, axis=axis
+    )
+
+
+class SetItemBackward(Node):
+    """dx = dy with 0 where values were written; dvalue = dy there."""
+
+    index: tuple
+    value_shape: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        k = self.k
+        dx = dv = None
+        if self.needs[0]:
+            dx = k.copy(grad)
+            if _is_basic(self.index):
+                k.fill_(_basic_view(dx, self.index), 0.0)
+            else:
+                dx[self.index] = 0
+        if self.needs[1]:
+            part = _basic_view(grad, self.index) if _is_basic(self.index) else grad[self.index]
+            lead = part.ndim - len(self.value_shape)
+            if lead < 0:
+                dv = k.contiguous(part).reshape(self.value_shape)
+            else:
+                dv = k.sum_to(part, self.value_shape)
+        return dx, dv
+
+
+def _setitem(self: Tensor, index: Any, value: Any) -> None:
+    """x[index] = value, in place; value broadcasts."""
+    parts = _index_parts(index)
+    k, data = self._k, self.data
+    source = value if isinstance(value, Tensor) else None
+    if source is not None and source.data.dtype != data.dtype:
+        source = value = source.to(dtype=data.dtype)
+    if _is_basic(parts):
+        try:
+            view = _basic_view(data, parts)
+        except IndexError as e:
+            raise IndexError(f"index of a tensor of shape {data.shape}: {e}") from None
+        if isinstance(value, (int, float, np.number, np.bool_)):
+
+            def write() -> None:
+                k.fill_(view, value)
+        else:
+            array = source.data if source is not None else np.asarray(value, data.dtype)
+            while array.ndim > view.ndim and array.shape[0] == 1:
+                array = array[0]
+            filled = k.expand(array, view.shape)  # checks the shape before anything is written
+            if np.may_share_memory(filled, data):
+                filled = k.copy(filled)
+
+            def write() -> None:
+                k.copy_(view, filled)
+    else:
+        if not data.flags.writeable:
+            raise ValueError("index assignment: the tensor is read-only; clone() it first")
+        array = source.data if source is not None else np.asarray(value, data.dtype)
+        spot = np.empty(data.shape, np.bool_)[parts].shape
+        try:
+            np.broadcast_to(array, spot)
+        except ValueError:
+            raise ValueError(
+                f"index assignment: a value of shape {array.shape} does not broadcast to {spot}"
+            ) from None
+
+        def write() -> None:
+            data[parts] = array
+
+    apply_(
+        SetItemBackward,
+        self,
+        write,
+        (self, source),
+        name="index assignment",
+        index=parts,
+        value_shape=() if source is None else source.data.shape,
+    )
+
+
+def select(input: Any, dim: int, index: int) -> Tensor:
+    """The slice at `index` along one axis, without that axis, as a view.
+
+    >>> import gradsmith as gs
+    >>> gs.select(gs.zeros(2, 3), 1, 0).shape
+    (2,)
+    """
+    x = _input(input, "select")
+    d = _axis(dim, x.data.ndim, "select")
+    return x[(*(slice(None),) * d, index)]
+
+
+def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
+    """`length` slices from `start` along one axis, as a view.
+
+    >>> import gradsmith as gs
+    >>> gs.narrow(gs.zeros(5, 3), 0, 1, 2).shape
+    (2, 3)
+    """
+    x = _input(input, "narrow")
+    d = _axis(dim, x.data.ndim, "narrow")
+    size = x.data.shape[d]
+    begin = start + size if start < 0 else start
+    if begin < 0 or length < 0 or begin + length > size:
+        raise IndexError(f"narrow: {length} slices from {start} exceed axis {d} of size {size}")
+    return x[(*(slice(None),) * d, slice(begin, begin + length))]
+
+
+class SplitBackward(Node):
+    """dx = the gradients of the parts side by side, 0 for parts that were not used."""
+
+    shapes: tuple
+    dim: int
+    squeezed: bool
+
+    def backward(self, *grads: Any) -> tuple:
+        k = self.k
+        name = next(g for g in grads if g is not None).dtype.name
+        parts = [
+            k.full(s, 0.0, name)
+            if g is None
+            else (np.expand_dims(g, self.dim) if self.squeezed else g)
+            for g, s in zip(grads, self.shapes)
+        ]
+        return (k.cat(parts, self.dim),)
+
+
+def _parts(x: Tensor, sizes: Sequence[int], d: int, squeezed: bool) -> tuple:
+    views = []
+    shapes = []
+    at = 0
+    lead = (slice(None),) * d
+    for s in sizes:
+        v = x.data[(*lead, slice(at, at + s))]
+        shapes.append(v.shape)
+        views.append(x.data[(*lead, at, ...)] if squeezed else v)
+        at += s
+    if not views:
+        return ()
+    outs = apply(
+        SplitBackward, x._k, tuple(views), (x,), shapes=tuple(shapes), dim=d, squeezed=squeezed
+    )
+    for t in outs:
+        t._ver = x._ver
+        t._at = x._ver[0]
+        t._view = True
+    return outs
+
+
+def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple:
+    """Views of equal size (the last may be smaller), or of the given sizes, along one axis.
+
+    >>> import gradsmith as gs
+    >>> [t.shape for t in gs.split(gs.zeros(5), 2)]
+    [(2,), (2,), (1,)]
+    """
+    x = _input(input, "split")
+    d = _axis(dim, x.data.ndim, "split")
+    if x.data.ndim == 0:
+        raise ValueError("split: a 0-d tensor cannot be split")
+    size = x.data.shape[d]
+    if isinstance(split_size_or_sections, (int, np.integer)):
+        step = int(split_size_or_sections)
+        if step < 1:
+            raise ValueError(f"split: split_size must be at least 1, got {step}")
+        sizes = [min(step, size - i) for i in range(0, size, step)] or [0]
+    else:
+        sizes = [int(s) for s in split_size_or_sections]
+        if sum(sizes) != size or min(sizes, default=0) < 0:
+            raise ValueError(
+                f"split: sections {sizes} do not add up to {size}, the size of axis {d}"
+            )
+    return _parts(x, sizes, d, False)
+
+
+def chunk(input: Any, chunks: int, dim: int = 0) -> tuple:
+    """At most `chunks` views of equal size (the last may be smaller) along one axis.
+
+    >>> import gradsmith as gs
+    >>> [t.shape for t in gs.chunk(gs.zeros(5), 2)]
+    [(3,), (2,)]
+    """
+    x = _input(input, "chunk")
+    if chunks < 1:
+        raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
+    d = _axis(dim, x.data.ndim, "chunk")
+    size = x.data.shape[d] if x.data.ndim else 0
+    return split(x, max(1, -(-size // chunks)), d)
+
+
+def unbind(input: Any, dim: int = 0) -> tuple:
+    """The slices along one axis, as views.
+
+    >>> import gradsmith as gs
+    >>> len(gs.unbind(gs.zeros(3, 2)))
+    3
+    """
+    x = _input(input, "unbind")
+    if x.data.ndim == 0:
+        raise ValueError("unbind: a 0-d tensor has no axis")
+    d = _axis(dim, x.data.ndim, "unbind")
+    return _parts(x, [1] * x.data.shape[d], d, True)
+
+
+# ---- joining
+class CatBackward(Node):
+    """Each input gets its part of dy."""
+
+    sizes: tuple
+    dim: int
+
+    def backward(self, grad: Any) -> tuple:
+        lead = (slice(None),) * self.dim
+        at = 0
+        results = []
+        for need, s in zip(self.needs, self.sizes):
+            results.append(grad[(*lead, slice(at, at + s))] if need else None)
+            at += s
+        return tuple(results)
+
+
+def _tensors(tensors: Any, op: str) -> tuple[Tensor, ...]:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, (tuple, list)):
+        raise TypeError(f"{op}: expected a tuple or list of Tensors, got {type(tensors).__name__}")
+    if not tensors:
+        raise ValueError(f"{op}: at least one tensor is needed")
+    return tuple([_input(t, op) for t in tensors])
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors joined along an axis they have; the other sizes and the dtypes must be equal.
+
+    >>> import gradsmith as gs
+    >>> gs.cat([gs.zeros(2, 3), gs.ones(1, 3)]).shape
+    (3, 3)
+    """
+    xs = _tensors(tensors, "cat")
+    k = xs[0]._k
+    out = k.cat([t.data for t in xs], dim)
+    d = _axis(dim, out.ndim, "cat")
+    return apply(CatBackward, k, out, xs, sizes=tuple([t.data.shape[d] for t in xs]), dim=d)
+
+
+concat = concatenate = cat
+
+
+class StackBackward(Node):
+    """Each input gets its slice of dy."""
+
+    dim: int
+
+    def backward(self, grad: Any) -> tuple:
+        lead = (slice(None),) * self.dim
+        return tuple([grad[(*lead, i, ...)] if n else None for i, n in enumerate(self.needs)])
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors of one shape joined along a new axis.
+
+    >>> import gradsmith as gs
+    >>> gs.stack([gs.zeros(3), gs.ones(3)], dim=1).shape
+    (3, 2)
+    """
+    xs = _tensors(tensors, "stack")
+    k = xs[0]._k
+    shape = xs[0].data.shape
+    for t in xs:
+        if t.data.shape != shape:
+            raise ValueError(f"stack: shapes {shape} and {t.data.shape} differ; they must be equal")
+    d = _axis(dim, len(shape) + 1, "stack")
+    out = k.cat([np.expand_dims(t.data, d) for t in xs], d)
+    return apply(StackBackward, k, out, xs, dim=d)
+
+
+# ---- repeating and padding
+class RepeatBackward(Node):
+    """dx = dy summed over the repetitions."""
+
+    shape: tuple
+    long: tuple
+    axes: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        k = self.k
+        g = k.contiguous(grad).reshape(self.long)
+        return (k.sum(g, self.axes, False).reshape(self.shape),)
+
+
+def _repeat(self: Tensor, *sizes: Any) -> Tensor:
+    """The tensor repeated sizes[i] times along axis i (new axes come first), as a copy."""
+    return tile(self, sizes) if len(_ints(sizes, "repeat")) >= self.data.ndim else _too_few(self)
+
+
+def _too_few(x: Tensor) -> Tensor:
+    raise ValueError(f"repeat: a count for each of the {x.data.ndim} axes is needed")
+
+
+def tile(input: Any, *dims: Any) -> Tensor:
+    """The tensor repeated dims[i] times along axis i, aligned to the last axes, as a copy.
+
+    >>> import gradsmith as gs
+    >>> gs.tile(gs.tensor([1.0, 2.0]), (2,)).tolist()
+    [1.0, 2.0, 1.0, 2.0]
+    """
+    x = _input(input, "tile")
+    counts = _ints(dims, "tile") if not (len(dims) == 1 and isinstance(dims[0], tuple)
+                                         and len(dims[0]) == 1) else _ints(dims[0], "tile")  # fmt: skip
+    if min(counts, default=1) < 0:
+        raise ValueError(f"tile: negative count in {counts}")
+    shape = x.data.shape
+    n = max(len(shape), len(counts))
+    counts = (1,) * (n - len(counts)) + counts
+    full = (1,) * (n - len(shape)) + shape
+    k = x._k
+    if n == 0:
+        return x.clone()
+    split_shape: list[int] = []
+    long: list[int] = []
+    kept: list[int] = []  # axes of the repetitions
+    for c, s in zip(counts, full):
+        if c != 1:
+            kept.append(len(long))
+            split_shape += [1, s]
+            long += [c, s]
+        else:
+            split_shape.append(s)
+            long.append(s)
+    if len(long) > 8:
+        out = x
+        for i, c in enumerate(counts):  # too many axes for one pass
+            if c != 1:
+                base = out if out.ndim == n else reshape(out, full)
+                out = cat([base] * c, i) if c else narrow(base, i, 0, 0).clone()
+        return out
+    source = k.contiguous(x.data).reshape(split_shape)
+    out = k.copy(k.expand(source, tuple(long))).reshape(tuple(c * s for c, s in zip(counts, full)))
+    if not kept:
+        return apply(ReshapeBackward, k, out, (x,), shape=shape)
+    return apply(RepeatBackward, k, out, (x,), shape=shape, long=tuple(long), axes=tuple(kept))
+
+
+def repeat_interleave(input: Any, repeats: int, dim: int | None = None) -> Tensor:
+    """Each slice along one axis repeated `repeats` times in place (of the flattened tensor for dim None).
+
+    >>> import gradsmith as gs
+    >>> gs.repeat_interleave(gs.tensor([1.0, 2.0]), 2).tolist()
+    [1.0, 1.0, 2.0, 2.0]
+    """
+    x = _input(input, "repeat_interleave")
+    if dim is None:
+        x, dim = ravel(x), 0
+    d = _axis(dim, x.data.ndim, "repeat_interleave")
+    if repeats < 0:
+        raise ValueError(f"repeat_interleave: repeats must not be negative, got {repeats}")
+    shape = x.data.shape
+    wide = expand(unsqueeze(x, d + 1), (*shape[: d + 1], repeats, *shape[d + 1 :]))
+    return reshape(wide, (*shape[:d], shape[d] * repeats, *shape[d + 1 :]))
+
+
+class RollBackward(Node):
+    """dx = dy rolled back."""
+
+    shifts: tuple
+    dims: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        return (_rolled(self.k, grad, tuple([-s for s in self.shifts]), self.dims),)
+
+
+def _rolled(k: Any, a: np.ndarray, shifts: tuple, dims: tuple) -> np.ndarray:
+    for s, d in zip(shifts, dims):
+        n = a.shape[d]
+        cut = (-s) % n if n else 0
+        lead = (slice(None),) * d
+        a = k.cat([a[(*lead, slice(cut, None))], a[(*lead, slice(0, cut))]], d)
+    return a
+
+
+def roll(input: Any, shifts: Any, dims: Any = None) -> Tensor:
+    """Elements shifted along axes, what leaves at one end entering at the other.
+
+    >>> import gradsmith as gs
+    >>> gs.roll(gs.tensor([1.0, 2.0, 3.0]), 1).tolist()
+    [3.0, 1.0, 2.0]
+    """
+    x = _input(input, "roll")
+    s = _ints((shifts,), "roll")
+    if dims is None:
+        if len(s) != 1:
+            raise ValueError("roll: several shifts need as many dims")
+        return reshape(roll(ravel(x), s[0], 0), x.data.shape)
+    d = tuple([_axis(i, x.data.ndim, "roll") for i in _ints((dims,), "roll")])
+    if len(s) != len(d):
+        raise ValueError(f"roll: {len(s)} shifts for {len(d)} dims; they must be equally many")
+    if not d:
+        return x
+    return apply(RollBackward, x._k, _rolled(x._k, x.data, s, d), (x,), shifts=s, dims=d)
+
+
+class PadBackward(Node):
+    """dx = the part of dy inside the border."""
+
+    shape: tuple
+    inside: tuple
+    cropped: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        k = self.k
+        g = grad[self.inside]
+        if g.shape == self.shape:
+            return (g,)
+        out = k.full(self.shape, 0.0, grad.dtype.name)
+        k.copy_(out[self.cropped], g)
+        return (out,)
+
+
+def _pad_index(n: int, before: int, after: int, mode: str) -> np.ndarray:
+    i = np.arange(-before, n + after)
+    if mode == "replicate":
+        return np.clip(i, 0, n - 1)
+    if mode == "circular":
+        return i % n
+    i = np.abs(i)
+    return np.where(i >= n, 2 * (n - 1) - i, i)
+
+
+def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """Borders added to the last axes.
+
+    pad: (before, after) of the last axis, then of the one before it, and so on; for images (N, H, W, C)
+    that is (0, 0, left, right, top, bottom). Negative numbers crop (mode "constant"). mode: "constant",
+    "reflect" (the edge is not repeated), "replicate" or "circular".
+    Raises ValueError when a border is larger than the mode allows.
+
+    >>> import gradsmith as gs
+    >>> gs.pad(gs.tensor([1.0, 2.0]), (1, 2)).tolist()
+    [0.0, 1.0, 2.0, 0.0, 0.0]
+    """
+    x = _input(input, "pad")
+    widths = [int(p) for p in pad]
+    n = x.data.ndim
+    if len(widths) % 2 or len(widths) // 2 > n:
+        raise ValueError(
+            f"pad: {len(widths)} numbers for {n} axes; two for each of the last axes are needed"
+        )
+    borders = [(0, 0)] * n
+    for i in range(len(widths) // 2):
+        borders[n - 1 - i] = (widths[2 * i], widths[2 * i + 1])
+    shape = x.data.shape
+    k = x._k
+    if mode == "constant":
+        out_shape = tuple([s + a + b for s, (a, b) in zip(shape, borders)])
+        cropped = tuple([slice(max(0, -a), s - max(0, -b)) for s, (a, b) in zip(shape, borders)])
+        if min(out_shape, default=1) < 0 or any(c.start > c.stop for c in cropped):
+            raise ValueError(f"pad: padding {tuple(widths)} crops more than the shape {shape} has")
+        inside = tuple([slice(max(0, a), o - max(0, b)) for o, (a, b) in zip(out_shape, borders)])
+        out = k.full(out_shape, value, x.data.dtype.name)
+        k.copy_(out[inside], x.data[cropped])
+        return apply(PadBackward, k, out, (x,), shape=shape, inside=inside, cropped=cropped)
+    if mode not in ("reflect", "replicate", "circular"):
+        raise ValueError(
+            f"pad: mode must be 'constant', 'reflect', 'replicate' or 'circular', got {mode!r}"
+        )
+    result = x
+    for d, (a, b) in enumerate(borders):
+        if a == 0 and b == 0:
+            continue
+        s = shape[d]
+        limit = {"reflect": s - 1, "circular": s}.get(mode)
+        if a < 0 or b < 0 or s == 0 or (limit is not None and max(a, b) > limit):
+            raise ValueError(
+                f"pad: border {(a, b)} of axis {d} with {s} elements is outside what mode {mode!r} allows"
+            )
+        result = index_select(result, d, wrap(_pad_index(s, a, b, mode), k))
+    return result if result is not x else x.clone()
+
+
+# ---- elements by index
+def _index_array(index: Any, op: str) -> np.ndarray:
+    a = index.data if isinstance(index, Tensor) else np.asarray(index)
+    if a.dtype.kind not in "iu" or a.dtype == np.uint8:
+        raise TypeError(f"{op}: index has dtype {a.dtype}; int64 or int32 is needed")
+    return a
+
+
+def index_select(input: Any, dim: int, index: Any) -> Tensor:
+    """The slices at `index` (1-d, int64 or int32) along one axis.
+
+    Raises IndexError for an index out of range. The gradient adds up in the order of the index.
+
+    >>> import gradsmith as gs
+    >>> gs.index_select(gs.tensor([[1.0], [2.0]]), 0, gs.tensor([1, 1])).tolist()
+    [[2.0], [2.0]]
+    """
+    x = _input(input, "index_select")
+    i = _index_array(index, "index_select")
+    if i.ndim > 1:
+        raise ValueError(f"index_select: index must have one axis, has shape {i.shape}")
+    i = i.reshape(-1)
+    d = _axis(dim, x.data.ndim, "index_select")
+    out = x._k.take(x.data, i, d)
+    shape = x.data.shape
+    return apply(TakeBackward, x._k, out, (x,), (i,), shape=shape, flat=shape, axis=d)
+
+
+def masked_select(input: Any, mask: Any) -> Tensor:
+    """The elements where the bool mask is true, in row-major order.
+
+    >>> import gradsmith as gs
+    >>> gs.masked_select(gs.tensor([1.0, 2.0]), gs.tensor([False, True])).tolist()
+    [2.0]
+    """
+    x, m = _input(input, "masked_select"), _input(mask, "masked_select")
+    if m.data.dtype != np.bool_:
+        raise TypeError(f"masked_select: mask has dtype {m.data.dtype}; bool is needed")
+    shape = np.broadcast_shapes(x.data.shape, m.data.shape)
+    return expand(x, shape)[wrap(x._k.expand(m.data, shape), x._k)]
+
+
+class GatherBackward(Node):
+    """dx = dy added up at the indices."""
+
+    shape: tuple
+    dim: int
+
+    def backward(self, grad: Any) -> tuple:
+        (index,) = self.saved
+        k = self.k
+        out = k.full(self.shape, 0.0, grad.dtype.name)
+        k.scatter_add_(out, self.dim, index, grad)
+        return (out,)
+
+
+def gather(input: Any, dim: int, index: Any) -> Tensor:
+    """out[i][j] = input[index[i][j]][j] for dim 0, and so on; index has as many axes as input.
+
+    >>> import gradsmith as gs
+    >>> gs.gather(gs.tensor([[1.0, 2.0]]), 1, gs.tensor([[1, 0]])).tolist()
+    [[2.0, 1.0]]
+    """
+    x = _input(input, "gather")
+    i = _index_array(index, "gather")
+    out = x._k.gather(x.data, dim, i)
+    return apply(GatherBackward, x._k, out, (x,), (i,), shape=x.data.shape, dim=dim)
+
+
+def take_along_dim(input: Any, indices: Any, dim: int) -> Tensor:
+    """As gather, with the other axes broadcast.
+
+    >>> import gradsmith as gs
+    >>> gs.take_along_dim(gs.tensor([[3.0, 1.0]]), gs.tensor([[1]]), 1).tolist()
+    [[1.0]]
+    """
+    x = _input(input, "take_along_dim")
+    i = _index_array(indices, "take_along_dim")
+    d = _axis(dim, x.data.ndim, "take_along_dim")
+    if i.ndim != x.data.ndim:
+        raise ValueError(f"take_along_dim: input has shape {x.data.shape} and indices {i.shape}")
+    both = [(1, 1) if j == d else (a, b) for j, (a, b) in enumerate(zip(x.data.shape, i.shape))]
+    common = [np.broadcast_shapes((a,), (b,))[0] for a, b in both]
+    xs = tuple([x.data.shape[d] if j == d else s for j, s in enumerate(common)])
+    ns = tuple([i.shape[d] if j == d else s for j, s in enumerate(common)])
+    return gather(expand(x, xs), d, wrap(x._k.contiguous(x._k.expand(i, ns)), x._k))
+
+
+class ScatterAddBackward(Node):
+    """dinput = dy, dsrc = dy at the indices."""
+
+    dim: int
+    src_shape: tuple
+
+    def backward(self, grad: Any) -> tuple:
+        (index,) = self.saved
+        k = self.k
+        ds = None
+        if self.needs[1]:
+            ds = k.gather(grad, self.dim, index)
+            if ds.shape != self.src_shape:
+                full = k.full(self.src_shape, 0.0, grad.dtype.name)
+                k.copy_(full[tuple([slice(0, s) for s in ds.shape])], ds)
+                ds = full
+        return (grad if self.needs[0] else None, ds)
+
+
+def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
+    """A copy of input with src[i][j] added at [index[i][j]][j] for dim 0, and so on, in a fixed order.
+
+    >>> import gradsmith as gs
+    >>> gs.scatter_add(gs.zeros(2), 0, gs.tensor([1, 1]), gs.tensor([1.0, 2.0])).tolist()
+    [0.0, 3.0]
+    """
+    x, s = _input(input, "scatter_add"), _input(src, "scatter_add")
+    i = _index_array(index, "scatter_add")
+    out = x._k.copy(x.data)
+    x._k.scatter_add_(out, dim, i, s.data)
+    return apply(ScatterAddBackward, x._k, out, (x, s), (i,), dim=dim, src_shape=s.data.shape)
+
+
+def scatter(input: Any, dim: int, index: Any, src: Any) -> Tensor:
+    """A copy of input with src (a Tensor without gradient, or a number) written at the indices.
+
+    >>> import gradsmith as gs
+    >>> gs.scatter(gs.zeros(3), 0, gs.tensor([1]), 5.0).tolist()
+    [0.0, 5.0, 0.0]
+    """
+    x = _input(input, "scatter")
+    i = _index_array(index, "scatter")
+    k = x._k
+    if isinstance(src, Tensor):
+        if _mode.enabled and (x._rg or src._rg):
+            raise RuntimeError(
+                "scatter: with gradients only a number can be written; use scatter_add or where"
+            )
+        values = src.data
+    else:
+        values = k.expand(k.full((), src, x.data.dtype.name), i.shape)
+    out = k.copy(x.data)
+    k.scatter_(out, dim, i, values)
+    return apply(ScatterBackward, k, out, (x,), (i,), dim=dim)
+
+
+class ScatterBackward(Node):
+    """dinput = dy, 0 where a number was written."""
+
+    dim: int
+
+    def backward(self, grad: Any) -> tuple:
+        (index,) = self.saved
+        k = self.k
+        out = k.copy(grad)
+        zero = k.expand(k.full((), 0.0, grad.dtype.name), index.shape)
+        k.scatter_(out, self.dim, index, zero)
+        return (out,)
+
+
+class IndexAddBackward(Node):
+    """dinput = dy, dsource = alpha dy at the indices."""
+
+    dim: int
+    alpha: float
+
+    def backward(self, grad: Any) -> tuple:
+        (index,) = self.saved
+        k = self.k
+        ds = None
+        if self.needs[1]:
+            ds = k.take(grad, index, self.dim)
+            if self.alpha != 1:
+                ds = k.mul(ds, self.alpha)
+        return (grad if self.needs[0] else None, ds)
+
+
+def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Tensor:
+    """A copy of input with alpha * source[i] added to slice index[i] along one axis, in the order of i.
+
+    >>> import gradsmith as gs
+    >>> gs.index_add(gs.zeros(2), 0, gs.tensor([1, 1]), gs.tensor([1.0, 2.0])).tolist()
+    [0.0, 3.0]
+    """
+    x, s = _input(input, "index_add"), _input(source, "index_add")
+    i = _index_array(index, "index_add").reshape(-1)
+    d = _axis(dim, x.data.ndim, "index_add")
+    k = x._k
+    out = k.copy(x.data)
+    k.take_add_(out, i, d, s.data if alpha == 1 else k.mul(s.data, alpha))
+    return apply(IndexAddBackward, k, out, (x, s), (i,), dim=d, alpha=alpha)
+
+
+# ---- triangles, one-hot
+class TriangleBackward(Node):
+    """dx = the same triangle of dy."""
+
+    diagonal: int
+    upper: bool
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.triangle(grad, self.diagonal, self.upper),)
+
+
+def tril(input: Any, diagonal: int = 0) -> Tensor:
+    """The lower triangle of the last two axes, 0 above the diagonal.
+
+    >>> import gradsmith as gs
+    >>> gs.tril(gs.ones(2, 2)).tolist()
+    [[1.0, 0.0], [1.0, 1.0]]
+    """
+    x = _input(input, "tril")
+    out = x._k.triangle(x.data, diagonal, False)
+    return apply(TriangleBackward, x._k, out, (x,), diagonal=diagonal, upper=False)
+
+
+def triu(input: Any, diagonal: int = 0) -> Tensor:
+    """The upper triangle of the last two axes, 0 below the diagonal.
+
+    >>> import gradsmith as gs
+    >>> gs.triu(gs.ones(2, 2)).tolist()
+    [[1.0, 1.0], [0.0, 1.0]]
+    """
+    x = _input(input, "triu")
+    out = x._k.triangle(x.data, diagonal, True)
+    return apply(TriangleBackward, x._k, out, (x,), diagonal=diagonal, upper=True)
+
+
+def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
+    """int64 rows that are 1 at the class: (...) -> (..., num_classes); -1: the largest class + 1.
+
+    Raises IndexError for a class out of range.
+
+    >>> import gradsmith as gs
+    >>> gs.one_hot(gs.tensor([0, 2])).tolist()
+    [[1, 0, 0], [0, 0, 1]]
+    """
+    x = _input(tensor, "one_hot")
+    i = _index_array(x, "one_hot")
+    if num_classes == -1:
+        if i.size == 0:
+            raise ValueError("one_hot: num_classes is needed for an empty tensor")
+        num_classes = int(x._k.amax(i)) + 1
+    return wrap(x._k.one_hot(i, num_classes), x._k)
+
+
+def _t(self: Tensor) -> Tensor:
+    """The axes reversed, as a view."""
+    n = self.data.ndim
+    order = tuple(range(n))[::-1]
+    return apply_view(PermuteBackward, self, self.data.transpose(order), inverse=order)
+
+
+def _mt(self: Tensor) -> Tensor:
+    """The last two axes exchanged, as a view."""
+    return transpose(self, -1, -2)
+
+
+def _attach() -> None:
+    m = Tensor._method
+    skip = {"broadcast_to", "cat", "concat", "concatenate", "stack", "one_hot", "pad"}
+    for name in __all__:
+        if name not in skip:
+            m(name, globals()[name])
+    m("broadcast_to", broadcast_to)
+    m("view", _view)
+    m("view_as", lambda self, other: _view(self, other.shape))
+    m("reshape_as", lambda self, other: reshape(self, other.shape))
+    m("expand_as", lambda self, other: expand(self, other.shape))
+    m("repeat", _repeat)
+    m("t", _t)
+    m("T", property(_t))  # type: ignore[arg-type]
+    m("mT", property(_mt))  # type: ignore[arg-type]
+    m("__getitem__", _getitem)
+    m("__setitem__", _setitem)
+
+
+_attach()
