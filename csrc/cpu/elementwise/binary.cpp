@@ -90,7 +90,7 @@ struct Remainder {
       T r = each_mod(a, b);
       return r != 0 && ((r < 0) != (b < 0)) ? r + b : r;
     }
-    if (b == 0 || b == (T)-1) return 0;
+    if (b == 0 || ((T)-1 < 0 && b == (T)-1)) return 0;
     T r = int_mod(a, b);
     return r != 0 && ((r < 0) != (b < 0)) ? (T)(r + b) : r;
   }

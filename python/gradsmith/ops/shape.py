@@ -369,7 +369,7 @@ class SliceBackward(Node):
 
     def backward(self, grad: Any) -> tuple:
         out = self.k.full(self.shape, 0.0, grad.dtype.name)
-        self.k.copy_(out[self.index], grad)
+        self.k.copy_(_basic_view(out, self.index), grad)
         return (out,)
 
 
@@ -945,6 +945,8 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
         if min(out_shape, default=1) < 0 or any(c.start > c.stop for c in cropped):
             raise ValueError(f"pad: padding {tuple(widths)} crops more than the shape {shape} has")
         inside = tuple([slice(max(0, a), o - max(0, b)) for o, (a, b) in zip(out_shape, borders)])
+        if x.data.dtype.kind != "f" and value == int(value):
+            value = int(value)
         out = k.full(out_shape, value, x.data.dtype.name)
         k.copy_(out[inside], x.data[cropped])
         return apply(PadBackward, k, out, (x,), shape=shape, inside=inside, cropped=cropped)
