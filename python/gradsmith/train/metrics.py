@@ -135,8 +135,11 @@ def _largest(scores: np.ndarray) -> np.ndarray:
     if scores.shape[-1] == 0:
         raise ValueError(f"metric: scores of shape {scores.shape} have no classes.")
     best = scores.argmax(axis=-1)
-    top = np.take_along_axis(scores, best[..., None], axis=-1)[..., 0]  # argmax stops at a NaN
-    return np.where(np.isnan(top), -1, best)
+    # A NaN anywhere makes the sum NaN (so does inf - inf, which the closer look then clears).
+    if np.isnan(scores.sum()):
+        bad = np.isnan(scores).any(axis=-1)
+        return np.where(bad, -1, best)
+    return best
 
 
 def _whole(owner: str, name: str, x: np.ndarray) -> np.ndarray:
