@@ -8,6 +8,7 @@ namespace gs {
 namespace {
 
 const Kernel channel_norm("channel_norm"), channel_norm_backward("channel_norm_backward");
+const Kernel row_norm("row_norm"), row_norm_backward("row_norm_backward");
 
 // An optional vector with one value a channel, in x's dtype.
 Array per_channel(py::handle h, const Array& x, int64_t channels, const char* op,
@@ -166,6 +167,72 @@ py::tuple channel_backward(py::handle gh, py::handle xh, py::handle sh, py::hand
                         need_db ? result(db) : none, need_dres ? result(dres) : none);
 }
 
+// An optional array of x's last `dims` axes
+Array per_row(py::handle h, const Array& x, int dims, const char* op, const char* name) {
+  Array a = array_optional(h, op, name);
+  if (!a.present()) return a;
+  check_same_dtype(a, name, x, "input", op);
+  bool fits = a.ndim == dims;
+  for (int i = 0; fits && i < dims; ++i) fits = a.shape[i] == x.shape[x.ndim - dims + i];
+  if (!fits)
+    value_error(op, std::string(name) + " has shape " + a.shape_text() +
+                        "; it must be that of the last " + std::to_string(dims) +
+                        " axes of the input " + x.shape_text());
+  return dense(a);
+}
+
+RowNormParams rows_of(const Array& x, int dims, bool rms, const char* op) {
+  if (dims < 1 || dims > x.ndim)
+    value_error(
+        op, "normalized_shape has " + std::to_string(dims) + " axes, the input " + x.shape_text());
+  RowNormParams p{};
+  p.cols = 1;
+  for (int i = x.ndim - dims; i < x.ndim; ++i) p.cols *= x.shape[i];
+  if (p.cols == 0)
+    value_error(op, "input has shape " + x.shape_text() + ": nothing to normalise over");
+  p.rows = x.size / p.cols;
+  p.rms = rms;
+  return p;
+}
+
+py::tuple layer_norm(py::handle xh, int dims, py::handle wh, py::handle bh, double eps, bool rms) {
+  const char* op = rms ? "rms_norm" : "layer_norm";
+  Array x = array_in(xh, op, "input");
+  check_float(x, op, "input");
+  RowNormParams p = rows_of(x, dims, rms, op);
+  if (!(eps >= 0)) value_error(op, "eps must be 0 or more, got " + std::to_string(eps));
+  p.eps = eps;
+  Array w = per_row(wh, x, dims, op, "weight"), b = per_row(bh, x, dims, op, "bias");
+  x = dense(x);
+  Array y = array_like(x), stats = array_new(kF64, {p.rows, 2});
+  if (x.size) run(row_norm, x.dtype, p, {in(x), in(w), in(b), out(y), out(stats)});
+  return py::make_tuple(result(y), result(stats));
+}
+
+py::tuple row_backward(py::handle gh, py::handle xh, py::handle sh, py::handle wh, int dims,
+                       bool rms, bool need_dx, bool need_dw, bool need_db) {
+  const char* op = "row_norm_backward";
+  Array dy = array_in(gh, op, "grad"), x = array_in(xh, op, "input"),
+        stats = array_dense(sh, op, "stats");
+  check_float(x, op, "input");
+  check_same_dtype(dy, "grad", x, "input", op);
+  check_same_shape(dy, "grad", x, "input", op);
+  RowNormParams p = rows_of(x, dims, rms, op);
+  if (stats.dtype != kF64 || stats.size != 2 * p.rows)
+    value_error(op, "stats must be the array that the forward pass returned");
+  Array w = per_row(wh, x, dims, op, "weight"), dx, dw, db;
+  dy = dense(dy);
+  x = dense(x);
+  const int64_t* tail = x.shape + x.ndim - dims;
+  if (need_dx) dx = array_like(x);
+  if (need_dw) dw = array_new(x.dtype, dims, tail);
+  if (need_db) db = array_new(x.dtype, dims, tail);
+  run(row_norm_backward, x.dtype, p, {in(dy), in(x), in(stats), in(w), out(dx), out(dw), out(db)});
+  py::object none = py::none();
+  return py::make_tuple(need_dx ? result(dx) : none, need_dw ? result(dw) : none,
+                        need_db ? result(db) : none);
+}
+
 }  // namespace
 
 void bind_norm(py::module_& m) {
@@ -182,6 +249,11 @@ void bind_norm(py::module_& m) {
         py::arg("weight"), py::arg("bias"), py::arg("y"), py::arg("training"), py::arg("relu"),
         py::arg("need_dx"), py::arg("need_dw"), py::arg("need_db"), py::arg("need_dres"),
         "(dx, dweight, dbias, dresidual) of batch, group and instance norm.");
+  m.def("layer_norm", &layer_norm, py::arg("x"), py::arg("dims"), py::arg("weight"),
+        py::arg("bias"), py::arg("eps"), py::arg("rms"), "(y, stats) over the last `dims` axes.");
+  m.def("row_norm_backward", &row_backward, py::arg("grad"), py::arg("x"), py::arg("stats"),
+        py::arg("weight"), py::arg("dims"), py::arg("rms"), py::arg("need_dx"), py::arg("need_dw"),
+        py::arg("need_db"), "(dx, dweight, dbias) of layer and RMS norm.");
 }
 
 }  // namespace gs

@@ -39,3 +39,4 @@ from .pool import *
 from .conv import *
 from .softmax import *
 from .loss import *
+from .embedding import *

@@ -7,3 +7,4 @@ from ..ops.matmul import bilinear, linear
 from ..ops.pool import *
 from ..ops.conv import *
 from ..ops.loss import *
+from ..ops.embedding import *

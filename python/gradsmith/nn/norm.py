@@ -10,7 +10,15 @@ from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops.norm import batch_norm, group_norm, instance_norm  # `ops.norm` is also a function
 from .module import Module
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "LayerNorm",
+    "RMSNorm",
+]
 
 
 def _float(dtype: Any, layer: str) -> np.dtype:
@@ -24,6 +32,13 @@ def _size(n: Any, layer: str, name: str) -> int:
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"{layer}: {name} must be a positive integer, got {n!r}")
     return int(n)
+
+
+def _shape(shape: Any, layer: str) -> tuple[int, ...]:
+    dims = shape if isinstance(shape, (tuple, list)) else (shape,)
+    if not dims:
+        raise ValueError(f"{layer}: normalized_shape must have at least one axis")
+    return tuple(_size(n, layer, "normalized_shape") for n in dims)
 
 
 class _Affine(Module):
@@ -244,3 +259,76 @@ class InstanceNorm2d(_InstanceNorm):
 
     _rank = 4
     _layout = "(N, H, W, C)"
+
+
+class LayerNorm(_Affine):
+    """Layer normalisation over the trailing axes: y = (x - mean) / sqrt(var + eps) * weight + bias.
+
+    normalized_shape: an integer or a tuple of those axes, the shape of weight (ones) and bias (zeros).
+    elementwise_affine False: neither; bias False: no bias. Ba, Kiros and Hinton, 2016.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> nn.LayerNorm(8)(gs.randn(2, 5, 8)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        self.normalized_shape = _shape(normalized_shape, "LayerNorm")
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        self._make(self.normalized_shape, elementwise_affine, elementwise_affine and bias, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        p = self._parameters
+        return ops.layer_norm(input, self.normalized_shape, p["weight"], p["bias"], self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        )
+
+
+class RMSNorm(_Affine):
+    """Root mean square normalisation over the trailing axes: y = x / sqrt(mean(x^2) + eps) * weight.
+
+    Arguments as in LayerNorm; eps None is the smallest step of the dtype at 1. Zhang and Sennrich, 2019.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> nn.RMSNorm(8)(gs.randn(2, 5, 8)).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        self.normalized_shape = _shape(normalized_shape, "RMSNorm")
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        self._make(self.normalized_shape, elementwise_affine, False, dtype)
+        del self._parameters["bias"]
+
+    def reset_parameters(self) -> None:
+        """weight to one."""
+        if self.weight is not None:
+            self.weight.copy_(np.ones(self.weight.shape, self.weight.dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.rms_norm(input, self.normalized_shape, self._parameters["weight"], self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        )

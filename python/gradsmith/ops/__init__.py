@@ -14,3 +14,4 @@ from .reduce import *
 from .softmax import *
 from .loss import *
 from .shape import *
+from .embedding import *

@@ -7,7 +7,7 @@ from typing import Any
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor
 
-__all__ = ["batch_norm", "group_norm", "instance_norm"]
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 
 def _array(t: Tensor | None) -> Any:
@@ -145,4 +145,75 @@ def group_norm(
     return apply(
         BatchNormBackward, k, y, (input, weight, bias, None),
         (input, weight, None, stats, None), training=True, relu=False,
+    )  # fmt: skip
+
+
+class LayerNormBackward(Node):
+    """dx = rstd * (dy w - mean(dy w) - xhat * mean(dy w xhat)), each row by itself (RMS: without the first mean)."""
+
+    dims: int
+    rms: bool
+
+    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+        x, weight, stats = self.saved
+        return self.k.row_norm_backward(grad, x, stats, weight, self.dims, self.rms, *self.needs)
+
+
+def _trailing(input: Tensor, normalized_shape: Any, op: str) -> int:
+    if isinstance(normalized_shape, int):
+        normalized_shape = (normalized_shape,)
+    shape = tuple(normalized_shape)
+    n = len(shape)
+    if n == 0 or input.shape[-n:] != shape:
+        raise ValueError(
+            f"{op}: input has shape {input.shape}; its last {n} axes must be normalized_shape = {shape}"
+        )
+    return n
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer normalisation: y = (x - mean) / sqrt(var + eps) * weight + bias over the trailing axes.
+
+    normalized_shape: those axes, an integer or a tuple; weight and bias have that shape or are None.
+    ValueError: shapes that do not fit. Ba, Kiros and Hinton, Layer Normalization, 2016.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.layer_norm(gs.tensor([[1.0, 3.0]]), 2, eps=0.0).tolist()
+    [[-1.0, 1.0]]
+    """
+    k = input._k
+    dims = _trailing(input, normalized_shape, "layer_norm")
+    y, stats = k.layer_norm(input.data, dims, _array(weight), _array(bias), eps, False)
+    return apply(
+        LayerNormBackward, k, y, (input, weight, bias),
+        (input, weight, stats), dims=dims, rms=False,
+    )  # fmt: skip
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Root mean square normalisation: y = x / sqrt(mean(x^2) + eps) * weight over the trailing axes.
+
+    Arguments as in layer_norm; eps None is the smallest step of the dtype at 1 (1.2e-7 in float32).
+    Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.rms_norm(gs.tensor([[1.0, -1.0]]), 2, eps=0.0).tolist()
+    [[1.0, -1.0]]
+    """
+    k = input._k
+    dims = _trailing(input, normalized_shape, "rms_norm")
+    if eps is None:
+        eps = 2.0**-23 if input.dtype.itemsize == 4 else 2.0**-52
+    y, stats = k.layer_norm(input.data, dims, _array(weight), None, eps, True)
+    return apply(
+        LayerNormBackward, k, y, (input, weight, None),
+        (input, weight, stats), dims=dims, rms=True,
     )  # fmt: skip

@@ -1,0 +1,311 @@
+// Layer norm and RMS norm: x is (rows, cols), every row by its own mean and variance (RMS: mean
+// square).
+//
+// Forward: a row is read once from memory; mean, then sums of x - c and (x - c)^2 with c the
+// rounded mean (so the variance is exact even when mean / std is large), then y, the last two from
+// the first-level cache. Backward: sums of dy g and dy g xhat, then dx, and in the same pass dgamma
+// and dbeta of a chunk of rows, four rows at a time; chunks are added in order at the end.
+//
+// Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows.
+// Sums run in 64 logical lanes over blocks of 4096 columns, blocks are added in double: the same
+// bits on every instruction set with FMA, and an error that does not grow with cols.
+#include <string.h>
+
+#include "norm.h"
+#include "simd/vec.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+constexpr int64_t kBlock = 4096;
+
+GS_INLINE int64_t chunk_rows(int64_t cols) { return cols <= 64 ? 256 : cols <= 256 ? 128 : 64; }
+GS_INLINE int64_t chunks_of(const RowNormParams& p) {
+  int64_t c = chunk_rows(p.cols);
+  return (p.rows + c - 1) / c;
+}
+
+template <class T>
+struct Row {
+  using V = typename simd<T>::V;
+  static constexpr int N = simd<T>::N;
+  static constexpr int L = 64 / N;  // vectors of 64 lanes
+  typedef T V8 __attribute__((vector_size(8 * sizeof(T))));
+  typedef T V4 __attribute__((vector_size(4 * sizeof(T))));
+
+  // The sum of 64 lanes: halves folded 32, 16, ..., 1.
+  static GS_MEMBER T fold(V (&v)[L]) {
+#pragma GCC unroll 6
+    for (int h = L / 2; h > 0; h /= 2)
+#pragma GCC unroll 16
+      for (int i = 0; i < h; ++i) v[i] += v[i + h];
+    T a[N];
+    memcpy(a, &v[0], sizeof a);
+    if (N == 16) {
+      V8 lo, hi;
+      memcpy(&lo, a, sizeof lo);
+      memcpy(&hi, a + N / 2, sizeof hi);
+      lo += hi;
+      memcpy(a, &lo, sizeof lo);
+    }
+    if (N >= 8) {
+      V4 lo, hi;
+      memcpy(&lo, a, sizeof lo);
+      memcpy(&hi, a + 4, sizeof hi);
+      lo += hi;
+      memcpy(a, &lo, sizeof lo);
+    }
+    if (N >= 4) return (a[0] + a[2]) + (a[1] + a[3]);
+    return a[0] + a[1];
+  }
+
+  // Sum over the columns of f(j, n): a vector for columns j .. j + n, lanes past n zero.
+  template <class F>
+  static GS_MEMBER double sum(int64_t cols, F f) {
+    double total = 0;
+    for (int64_t b = 0; b < cols; b += kBlock) {
+      int64_t e = b + kBlock < cols ? b + kBlock : cols, j = b;
+      V acc[L];
+#pragma GCC unroll 32
+      for (int i = 0; i < L; ++i) acc[i] = V{};
+      for (; j + 64 <= e; j += 64)
+#pragma GCC unroll 32
+        for (int i = 0; i < L; ++i) acc[i] += f(j + i * N, N);
+#pragma GCC unroll 32
+      for (int i = 0; i < L; ++i) {
+        int64_t n = e - j - i * N;
+        if (n >= N)
+          acc[i] += f(j + i * N, N);
+        else if (n > 0)
+          acc[i] += f(j + i * N, (int)n);
+      }
+      total += (double)fold(acc);
+    }
+    return total;
+  }
+  static GS_MEMBER V get(const T* p, int n) { return n == N ? load(p) : load_n(p, n); }
+  static GS_MEMBER void put(T* p, V v, int n) {
+    if (n == N)
+      store(p, v);
+    else
+      store_n(p, v, n);
+  }
+  // lanes from n on set to zero
+  static GS_MEMBER V keep(V v, int n) {
+    return n == N ? v : (iota<T>() < set1((typename simd<T>::S)n) ? v : V{});
+  }
+
+  struct Stat {
+    T c, rs, off;  // xhat = (x - c) * rs + off
+  };
+  static GS_MEMBER Stat make(double mean, double rstd) {
+    Stat s;
+    s.c = (T)mean;
+    s.rs = (T)rstd;
+    s.off = (T)(-(mean - (double)s.c) * rstd);
+    return s;
+  }
+
+  template <bool RMS>
+  static GS_MEMBER Stat row_stat(const T* x, int64_t cols, double eps, double* stats) {
+    double mean = 0, var;
+    if (RMS) {
+      var = sum(cols,
+                [=](int64_t j, int n) {
+                  V v = get(x + j, n);
+                  return v * v;
+                }) /
+            (double)cols;
+    } else {
+      mean = sum(cols, [=](int64_t j, int n) { return get(x + j, n); }) / (double)cols;
+      V c = set1((T)mean);
+      double d =
+          sum(cols, [=](int64_t j, int n) { return keep(get(x + j, n) - c, n); }) / (double)cols;
+      var = sum(cols,
+                [=](int64_t j, int n) {
+                  V v = keep(get(x + j, n) - c, n);
+                  return v * v;
+                }) /
+                (double)cols -
+            d * d;
+      mean = (double)(T)mean + d;
+    }
+    if (var < 0) var = 0;
+    stats[0] = mean;
+    stats[1] = 1.0 / __builtin_sqrt(var + eps);
+    return make(stats[0], stats[1]);
+  }
+
+  template <bool RMS, bool G, bool B>
+  static void forward_rows(const RowNormParams& p, int64_t r0, int64_t r1, const T* x,
+                           const T* gamma, const T* beta, T* y, double* stats) {
+    for (int64_t r = r0; r < r1; ++r) {
+      const T* in = x + r * p.cols;
+      T* out = y + r * p.cols;
+      Stat s = row_stat<RMS>(in, p.cols, p.eps, stats + 2 * r);
+      V c = set1(s.c), rs = set1(s.rs), off = set1(s.off);
+      auto step = [=](int64_t j, int n) {
+        V v = RMS ? get(in + j, n) * rs : fma(get(in + j, n) - c, rs, off);
+        if (G && B)
+          v = fma(v, get(gamma + j, n), get(beta + j, n));
+        else if (G)
+          v *= get(gamma + j, n);
+        else if (B)
+          v += get(beta + j, n);
+        put(out + j, v, n);
+      };
+      int64_t j = 0;
+      for (; j + N <= p.cols; j += N) step(j, N);
+      if (j < p.cols) step(j, (int)(p.cols - j));
+    }
+  }
+  template <bool RMS>
+  static void forward_any(const RowNormParams& p, void* const* buf, const Ctx* ctx) {
+    const T *x = (const T*)buf[0], *gamma = (const T*)buf[1], *beta = (const T*)buf[2];
+    T* y = (T*)buf[3];
+    double* stats = (double*)buf[4];
+    int64_t per = p.cols < 512 ? 16384 / p.cols : 16;
+    if (per * 4 > p.rows) per = p.rows / 4 ? p.rows / 4 : 1;
+    int64_t tasks = (p.rows + per - 1) / per;
+    for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+      int64_t a = t * per, b = a + per < p.rows ? a + per : p.rows;
+      if (gamma)
+        beta ? forward_rows<RMS, true, true>(p, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, true, false>(p, a, b, x, gamma, beta, y, stats);
+      else
+        beta ? forward_rows<RMS, false, true>(p, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, false, false>(p, a, b, x, gamma, beta, y, stats);
+    }
+  }
+  static void forward(const void* params, void* const* buf, const Ctx* ctx) {
+    const RowNormParams& p = *(const RowNormParams*)params;
+    p.rms ? forward_any<true>(p, buf, ctx) : forward_any<false>(p, buf, ctx);
+  }
+
+  // ---- backward
+  struct Grad {
+    V c, rs, off, m1, m2;  // dx = rs * (dy g - m1 - xhat m2)
+  };
+  template <bool RMS>
+  static GS_MEMBER V xhat(V x, const Grad& s) {
+    return RMS ? x * s.rs : fma(x - s.c, s.rs, s.off);
+  }
+  // R rows from x, dy (ld = cols): dx and sums of dgamma, dbeta
+  template <bool RMS, bool G, int R>
+  static GS_MEMBER void backward_rows(int64_t cols, const T* dy, const T* x, const double* stats,
+                                      const T* gamma, T* dx, T* pg, T* pb) {
+    Grad s[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      Stat st = make(stats[2 * r], stats[2 * r + 1]);
+      s[r].c = set1(st.c);
+      s[r].rs = set1(st.rs);
+      s[r].off = set1(st.off);
+      s[r].m1 = s[r].m2 = V{};
+      if (!dx) continue;
+      const T *g = dy + r * cols, *in = x + r * cols;
+      Grad q = s[r];
+      auto dyg = [=](int64_t j, int n) {
+        return G ? get(g + j, n) * get(gamma + j, n) : get(g + j, n);
+      };
+      if (!RMS) s[r].m1 = set1((T)(sum(cols, dyg) / (double)cols));
+      s[r].m2 = set1((
+          T)(sum(cols, [=](int64_t j, int n) { return dyg(j, n) * xhat<RMS>(get(in + j, n), q); }) /
+             (double)cols));
+    }
+    auto step = [&](int64_t j, int n) {
+      V g = G ? get(gamma + j, n) : V{}, a[R], b[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        b[r] = get(dy + r * cols + j, n);
+        V h = xhat<RMS>(get(x + r * cols + j, n), s[r]);
+        a[r] = b[r] * h;
+        if (dx) {
+          V v = G ? b[r] * g : b[r];
+          v = RMS ? v : v - s[r].m1;
+          put(dx + r * cols + j, fnma(h, s[r].m2, v) * s[r].rs, n);
+        }
+      }
+      if (pg)
+        put(pg + j, get(pg + j, n) + (R == 4 ? (a[0] + a[R / 4]) + (a[R / 2] + a[R - 1]) : a[0]),
+            n);
+      if (pb)
+        put(pb + j, get(pb + j, n) + (R == 4 ? (b[0] + b[R / 4]) + (b[R / 2] + b[R - 1]) : b[0]),
+            n);
+    };
+    int64_t j = 0;
+    for (; j + N <= cols; j += N) step(j, N);
+    if (j < cols) step(j, (int)(cols - j));
+  }
+  template <bool RMS, bool G>
+  static void backward_any(const RowNormParams& p, void* const* buf, const Ctx* ctx) {
+    const T *dy = (const T*)buf[0], *x = (const T*)buf[1], *gamma = (const T*)buf[3];
+    const double* stats = (const double*)buf[2];
+    T *dx = (T*)buf[4], *dgamma = (T*)buf[5], *dbeta = (T*)buf[6];
+    T* part = (T*)ctx->scratch;  // (chunks, 2, cols)
+    int64_t cols = p.cols, per = chunk_rows(cols), chunks = chunks_of(p);
+    for (int64_t t = ctx->tid; t < chunks; t += ctx->nt) {
+      int64_t r = t * per, e = r + per < p.rows ? r + per : p.rows;
+      T *pg = dgamma ? part + t * 2 * cols : nullptr,
+        *pb = dbeta ? part + t * 2 * cols + cols : nullptr;
+      if (pg) memset(pg, 0, (size_t)cols * sizeof(T));
+      if (pb) memset(pb, 0, (size_t)cols * sizeof(T));
+      for (; r + 4 <= e; r += 4)
+        backward_rows<RMS, G, 4>(cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
+                                 dx ? dx + r * cols : dx, pg, pb);
+      for (; r < e; ++r)
+        backward_rows<RMS, G, 1>(cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
+                                 dx ? dx + r * cols : dx, pg, pb);
+    }
+    if (!dgamma && !dbeta) return;
+    ctx->sync();
+    for (int64_t t = ctx->tid; t < (cols + 63) / 64; t += ctx->nt)
+      for (int k = 0; k < 2; ++k) {
+        T* out = k ? dbeta : dgamma;
+        if (!out) continue;
+        int64_t j0 = t * 64, m = cols - j0 < 64 ? cols - j0 : 64;
+        double total[64];
+        for (int64_t j = 0; j < m; ++j) total[j] = 0;
+        for (int64_t c = 0; c < chunks; ++c) {
+          const T* from = part + (c * 2 + k) * cols + j0;
+          for (int64_t j = 0; j < m; ++j) total[j] += (double)from[j];
+        }
+        for (int64_t j = 0; j < m; ++j) out[j0 + j] = (T)total[j];
+      }
+  }
+  static void backward(const void* params, void* const* buf, const Ctx* ctx) {
+    const RowNormParams& p = *(const RowNormParams*)params;
+    if (p.rms)
+      buf[3] ? backward_any<true, true>(p, buf, ctx) : backward_any<true, false>(p, buf, ctx);
+    else
+      buf[3] ? backward_any<false, true>(p, buf, ctx) : backward_any<false, false>(p, buf, ctx);
+  }
+};
+
+void forward_plan(const void* params, Plan* plan) {
+  const RowNormParams& p = *(const RowNormParams*)params;
+  plan->tasks = p.rows;
+  plan->work = (int64_t)((double)p.rows * (20 + 0.2 * (double)p.cols));
+}
+void backward_plan(const void* params, Plan* plan) {
+  const RowNormParams& p = *(const RowNormParams*)params;
+  plan->tasks = chunks_of(p);
+  plan->work = (int64_t)((double)p.rows * (30 + 0.4 * (double)p.cols));
+  plan->scratch = (size_t)(chunks_of(p) * 2 * p.cols) * sizeof(double);
+}
+
+const KernelEntry entries[] = {
+    {"row_norm", kF32, Row<float>::forward, forward_plan},
+    {"row_norm", kF64, Row<double>::forward, forward_plan},
+    {"row_norm_backward", kF32, Row<float>::backward, backward_plan},
+    {"row_norm_backward", kF64, Row<double>::backward, backward_plan},
+};
+
+}  // namespace
+
+extern const KernelList norm_row_kernels;
+const KernelList norm_row_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs

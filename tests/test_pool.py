@@ -1,0 +1,389 @@
+"""Pooling against plain loops in float64, central differences and PyTorch."""
+
+import numpy as np
+import pytest
+
+import gradsmith as gs
+import gradsmith.nn as nn
+import gradsmith.nn.functional as F
+
+RNG = np.random.default_rng(4711)
+CHANNELS = [1, 2, 3, 7, 8, 16, 17, 64, 65]
+
+
+def reseed(seed):
+    RNG.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
+
+# ---- references: one window at a time
+def out_size(n, k, s, p, d, ceil):
+    rest = n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)
+    out = rest // s + 1
+    if ceil and (out - 1) * s >= n + p:
+        out -= 1
+    return out
+
+
+def windows(n, k, s, p, d, ceil):
+    """For every window: the indices inside, and its length in the padded axis (dilation 1)."""
+    r = []
+    for o in range(out_size(n, k, s, p, d, ceil)):
+        b = o * s - p
+        r.append(([t for t in range(b, b + k * d, d) if 0 <= t < n], min(b + k, n + p) - b))
+    return r
+
+
+def adaptive_windows(n, out):
+    return [
+        (list(range(i * n // out, -(-(i + 1) * n // out))), -(-(i + 1) * n // out) - i * n // out)
+        for i in range(out)
+    ]
+
+
+def max_reference(x, rows, cols, g):
+    n, _, _, c = x.shape
+    y = np.full((n, len(rows), len(cols), c), -np.inf)
+    dx = np.zeros(x.shape)
+    for i, (hs, _) in enumerate(rows):
+        for j, (ws, _) in enumerate(cols):
+            if not hs or not ws:
+                continue
+            taps = x[:, hs][:, :, ws].reshape(n, len(hs) * len(ws), c).astype(np.float64)
+            at = taps.argmax(1)  # the first maximum, the first NaN
+            nan = np.isnan(taps)
+            last_nan = taps.shape[1] - 1 - nan[:, ::-1].argmax(1)
+            at = np.where(nan.any(1), last_nan, at)
+            y[:, i, j] = np.take_along_axis(taps, at[:, None], 1)[:, 0]
+            a, b = np.array(hs)[at // len(ws)], np.array(ws)[at % len(ws)]
+            np.add.at(dx, (np.arange(n)[:, None], a, b, np.arange(c)), g[:, i, j])
+    return y, dx
+
+
+def avg_reference(x, rows, cols, g, include_pad=True, divisor=None):
+    y = np.zeros((x.shape[0], len(rows), len(cols), x.shape[3]))
+    dx = np.zeros(x.shape)
+    for i, (hs, hn) in enumerate(rows):
+        for j, (ws, wn) in enumerate(cols):
+            d = divisor or (hn * wn if include_pad else len(hs) * len(ws))
+            y[:, i, j] = x[:, hs][:, :, ws].sum((1, 2), dtype=np.float64) / d
+            for a in hs:
+                for b in ws:
+                    dx[:, a, b] += g[:, i, j].astype(np.float64) / d
+    return y, dx
+
+
+def check(fn, x, args, reference, rest, exact):
+    X = gs.tensor(x, requires_grad=True)
+    y = fn(X, *args)
+    g = RNG.standard_normal(y.shape).astype(x.dtype)
+    ry, rdx = reference(x, *rest[:2], g, *rest[2:])
+    y.backward(gs.tensor(g))
+    tol = 1e-5 if x.dtype == np.float32 else 1e-13
+    assert y.shape == ry.shape and y.dtype == x.dtype
+    if exact:
+        assert np.array_equal(y.detach().numpy(), ry, equal_nan=True)
+    else:
+        assert np.allclose(y.detach().numpy(), ry, rtol=tol, atol=tol)
+    assert np.allclose(X.grad.numpy(), rdx, rtol=tol, atol=tol)
+    assert np.array_equal(fn(gs.tensor(x), *args).numpy(), y.detach().numpy(), equal_nan=True)
+
+
+def draw():
+    dtype = RNG.choice([np.float32, np.float64])
+    c, h, w = int(RNG.choice(CHANNELS)), int(RNG.integers(1, 12)), int(RNG.integers(1, 12))
+    x = RNG.standard_normal((int(RNG.integers(1, 3)), h, w, c)).astype(dtype)
+    if RNG.random() < 0.4:
+        x = np.round(x)  # ties
+    return x
+
+
+def draw_window(dilate):
+    k = (int(RNG.integers(1, 6)), int(RNG.integers(1, 6)))
+    if RNG.random() < 0.4:
+        k = (2, 2) if RNG.random() < 0.5 else (3, 3)
+    s = k if RNG.random() < 0.4 else (int(RNG.integers(1, 4)), int(RNG.integers(1, 4)))
+    p = tuple(int(RNG.integers(0, v // 2 + 1)) for v in k)
+    d = (
+        (int(RNG.integers(1, 3)), int(RNG.integers(1, 3)))
+        if dilate and RNG.random() < 0.4
+        else (1, 1)
+    )
+    return k, s, p, d, bool(RNG.random() < 0.3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_max_pool2d(seed):
+    reseed(seed)
+    done = 0
+    while done < 25:
+        x, (k, s, p, d, ceil) = draw(), draw_window(True)
+        if RNG.random() < 0.2:
+            x[RNG.random(x.shape) < 0.2] = RNG.choice([-np.inf, np.nan, np.inf])
+        if min(out_size(x.shape[1 + i], k[i], s[i], p[i], d[i], ceil) for i in (0, 1)) < 1:
+            with pytest.raises(ValueError, match="larger than the input"):
+                F.max_pool2d(gs.tensor(x), k, s, p, d, ceil)
+            continue
+        rows, cols = (windows(x.shape[1 + i], k[i], s[i], p[i], d[i], ceil) for i in (0, 1))
+        check(
+            F.max_pool2d,
+            x,
+            (
+                k,
+                s,
+                p,
+                d,
+                ceil,
+            ),
+            max_reference,
+            (
+                rows,
+                cols,
+            ),
+            True,
+        )
+        done += 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_avg_pool2d(seed):
+    reseed(100 + seed)
+    done = 0
+    while done < 25:
+        x, (k, s, p, _, ceil) = draw(), draw_window(False)
+        pad, div = bool(RNG.random() < 0.5), None if RNG.random() < 0.7 else 3
+        if min(out_size(x.shape[1 + i], k[i], s[i], p[i], 1, ceil) for i in (0, 1)) < 1:
+            with pytest.raises(ValueError, match="larger than the input"):
+                F.avg_pool2d(gs.tensor(x), k, s, p, ceil, pad, div)
+            continue
+        rows, cols = (windows(x.shape[1 + i], k[i], s[i], p[i], 1, ceil) for i in (0, 1))
+        check(
+            F.avg_pool2d,
+            x,
+            (
+                k,
+                s,
+                p,
+                ceil,
+                pad,
+                div,
+            ),
+            avg_reference,
+            (
+                rows,
+                cols,
+                pad,
+                div,
+            ),
+            False,
+        )
+        done += 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_adaptive(seed):
+    reseed(200 + seed)
+    for _ in range(20):
+        x, out = draw(), (int(RNG.integers(1, 14)), int(RNG.integers(1, 14)))
+        rows, cols = (adaptive_windows(x.shape[1 + i], out[i]) for i in (0, 1))
+        check(
+            F.adaptive_max_pool2d,
+            x,
+            (out,),
+            max_reference,
+            (
+                rows,
+                cols,
+            ),
+            True,
+        )
+        check(
+            F.adaptive_avg_pool2d,
+            x,
+            (out,),
+            avg_reference,
+            (
+                rows,
+                cols,
+            ),
+            False,
+        )
+
+
+def test_one_dimension():
+    for c in CHANNELS:
+        x = RNG.standard_normal((2, 13, c))
+        cases = (
+            (F.max_pool1d(gs.tensor(x), 3, 2, 1), max_reference, windows(13, 3, 2, 1, 1, False)),
+            (
+                F.avg_pool1d(gs.tensor(x), 3, 2, 1, True, True),
+                avg_reference,
+                windows(13, 3, 2, 1, 1, True),
+            ),
+            (F.adaptive_max_pool1d(gs.tensor(x), 5), max_reference, adaptive_windows(13, 5)),
+            (F.adaptive_avg_pool1d(gs.tensor(x), 5), avg_reference, adaptive_windows(13, 5)),
+        )
+        for y, reference, cols in cases:
+            ref = reference(x[:, None], [([0], 1)], cols, np.zeros((2, 1, len(cols), c)))[0][:, 0]
+            assert np.allclose(y.numpy(), ref, rtol=1e-13)
+
+
+def test_large_windows():
+    # more than 255 taps: a wider index; global pooling
+    for dtype, c in ((np.float32, 3), (np.float32, 70), (np.float64, 20)):
+        x = RNG.standard_normal((2, 20, 23, c)).astype(dtype)
+        rows, cols = windows(20, 17, 2, 3, 1, False), windows(23, 17, 3, 1, 1, False)
+        check(
+            F.max_pool2d,
+            x,
+            (
+                17,
+                (2, 3),
+                (3, 1),
+            ),
+            max_reference,
+            (
+                rows,
+                cols,
+            ),
+            True,
+        )
+        one = [(list(range(20)), 20)], [(list(range(23)), 23)]
+        check(F.adaptive_max_pool2d, x, (1,), max_reference, (*one,), True)
+        check(F.adaptive_avg_pool2d, x, (1,), avg_reference, (*one,), False)
+    x = (RNG.standard_normal((1, 200, 200, 4)) + 100).astype(np.float32)
+    mean = F.adaptive_avg_pool2d(gs.tensor(x), 1).numpy().reshape(4)
+    assert np.allclose(mean, x.mean((0, 1, 2), dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("c", [1, 5, 17])
+def test_gradcheck(c):
+    x = gs.tensor(RNG.permutation(2 * 5 * 6 * c).reshape(2, 5, 6, c) * 0.01, requires_grad=True)
+    for fn in (
+        lambda t: F.max_pool2d(t, 2),
+        lambda t: F.max_pool2d(t, 3, 2, 1),
+        lambda t: F.max_pool2d(t, 2, 1, 0, 2),
+        lambda t: F.avg_pool2d(t, 2),
+        lambda t: F.avg_pool2d(t, 3, 2, 1, True, False),
+        lambda t: F.adaptive_avg_pool2d(t, (2, 4)),
+        lambda t: F.adaptive_max_pool2d(t, (3, 2)),
+    ):
+        assert gs.gradcheck(fn, (x,))
+
+
+def test_same_bits_on_any_number_of_threads():
+    before = gs.get_num_threads()
+    for c in (3, 48):
+        x = RNG.standard_normal((16, 64, 64, c)).astype(np.float32)
+        for fn in (
+            lambda t: F.max_pool2d(t, 2),
+            lambda t: F.max_pool2d(t, 3, 2, 1),
+            lambda t: F.avg_pool2d(t, 3, 2, 1),
+            lambda t: F.adaptive_avg_pool2d(t, 5),
+        ):
+            results = []
+            try:
+                for n in (1, 2, 3):
+                    gs.set_num_threads(n)
+                    X = gs.tensor(x, requires_grad=True)
+                    y = fn(X)
+                    y.backward(
+                        gs.tensor(np.cos(np.arange(y.size)).astype(np.float32).reshape(y.shape))
+                    )
+                    results.append((y.detach().numpy(), X.grad.numpy()))
+            finally:
+                gs.set_num_threads(before)
+            for a, b in results[1:]:
+                assert np.array_equal(a, results[0][0]) and np.array_equal(b, results[0][1])
+
+
+def test_strided_input():
+    x = RNG.standard_normal((4, 9, 10, 6)).astype(np.float32)
+    for view in (x[:, ::-1], x[..., ::2], x.transpose(0, 2, 1, 3)):
+        a = F.max_pool2d(gs.tensor(view), 3, 2, 1).numpy()
+        assert np.array_equal(
+            a, F.max_pool2d(gs.tensor(np.ascontiguousarray(view)), 3, 2, 1).numpy()
+        )
+
+
+def test_layers():
+    x = gs.tensor(RNG.standard_normal((2, 9, 8, 5)).astype(np.float32))
+    pairs = (
+        (nn.MaxPool2d(2), F.max_pool2d(x, 2)),
+        (nn.MaxPool2d(3, 2, 1, ceil_mode=True), F.max_pool2d(x, 3, 2, 1, ceil_mode=True)),
+        (nn.AvgPool2d(3, 2, 1, count_include_pad=False), F.avg_pool2d(x, 3, 2, 1, False, False)),
+        (nn.AdaptiveAvgPool2d((2, None)), F.adaptive_avg_pool2d(x, (2, 8))),
+        (nn.AdaptiveMaxPool2d(3), F.adaptive_max_pool2d(x, (3, 3))),
+    )
+    for layer, y in pairs:
+        assert np.array_equal(layer(x).numpy(), y.numpy())
+        assert layer.state_dict() == {} and "size" in repr(layer)
+    s = gs.tensor(RNG.standard_normal((2, 9, 5)).astype(np.float32))
+    assert nn.MaxPool1d(2)(s).shape == (2, 4, 5) and nn.AvgPool1d(2)(s).shape == (2, 4, 5)
+    assert nn.AdaptiveAvgPool1d(3)(s).shape == nn.AdaptiveMaxPool1d(3)(s).shape == (2, 3, 5)
+    assert F.max_pool2d(gs.zeros(0, 4, 4, 3), 2).shape == (0, 2, 2, 3)
+
+
+def test_bad_input():
+    x = gs.zeros(2, 4, 4, 3)
+    with pytest.raises(
+        ValueError, match=r"max_pool2d: the window is larger than the input.*\(2, 4, 4, 3\)"
+    ):
+        F.max_pool2d(x, 5)
+    with pytest.raises(ValueError, match="larger than the input"):
+        F.avg_pool2d(x, 5)
+    with pytest.raises(ValueError, match="half of the window"):
+        F.max_pool2d(x, 2, padding=2)
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match="positive"):
+            F.max_pool2d(x, bad)
+        with pytest.raises(ValueError, match="positive"):
+            F.max_pool2d(x, 2, bad)
+        with pytest.raises(ValueError, match="positive"):
+            F.adaptive_avg_pool2d(x, bad)
+    with pytest.raises(ValueError, match="divisor"):
+        F.avg_pool2d(x, 2, divisor_override=0)
+    with pytest.raises(ValueError, match="kernel_size"):
+        F.max_pool2d(x, (2, 2, 2))
+    with pytest.raises(TypeError, match="integers"):
+        F.max_pool2d(x, (2.5, 2))
+    with pytest.raises(ValueError, match=r"\(N, H, W, C\)"):
+        F.max_pool2d(gs.zeros(4, 4, 3), 2)
+    with pytest.raises(ValueError, match=r"\(N, T, C\)"):
+        F.avg_pool1d(x, 2)
+    with pytest.raises(ValueError, match="must not be 0"):
+        F.max_pool2d(gs.zeros(2, 4, 4, 0), 2)
+    with pytest.raises(TypeError):
+        F.max_pool2d(gs.tensor(np.zeros((1, 4, 4, 1), np.int32)), 2)
+    with pytest.raises(ValueError):
+        F.max_pool2d(x, 10**18)
+
+
+def test_against_torch():
+    torch = pytest.importorskip("torch")
+    tf = torch.nn.functional
+    for _ in range(150):
+        x, (k, s, p, d, ceil) = draw(), draw_window(True)
+        if any(b != 1 and a % b for a, b in zip(p, d)):
+            continue  # PyTorch writes outside its memory for windows without a tap in the image
+        pad, out = bool(RNG.random() < 0.5), (int(RNG.integers(1, 9)), int(RNG.integers(1, 9)))
+        for ours, theirs, args in (
+            (F.max_pool2d, tf.max_pool2d, (k, s, p, d, ceil)),
+            (F.avg_pool2d, tf.avg_pool2d, (k, s, p, ceil, pad)),
+            (F.adaptive_avg_pool2d, tf.adaptive_avg_pool2d, (out,)),
+            (F.adaptive_max_pool2d, tf.adaptive_max_pool2d, (out,)),
+        ):
+            X = gs.tensor(x, requires_grad=True)
+            T = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+            try:
+                t = theirs(T, *args)
+            except RuntimeError:
+                with pytest.raises(ValueError):
+                    ours(X, *args)
+                continue
+            y = ours(X, *args)
+            g = RNG.standard_normal(y.shape).astype(x.dtype)
+            y.backward(gs.tensor(g))
+            t.backward(torch.tensor(np.moveaxis(g, -1, 1).copy()))
+            for a, b in ((y.detach(), t.detach()), (X.grad, T.grad)):
+                tol = 1e-5 if x.dtype == np.float32 else 1e-13
+                assert np.allclose(a.numpy(), np.moveaxis(b.numpy(), 1, -1), rtol=tol, atol=tol)
