@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..core.tensor import Parameter, Tensor, resolve_dtype
-from ..ops.norm import batch_norm, group_norm, instance_norm  # `ops.norm` is also a function
+from ..ops.norm import (  # `ops.norm` is also a function
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
 from .module import Module
 
 __all__ = [
@@ -288,7 +294,7 @@ class LayerNorm(_Affine):
 
     def forward(self, input: Tensor) -> Tensor:
         p = self._parameters
-        return ops.layer_norm(input, self.normalized_shape, p["weight"], p["bias"], self.eps)
+        return layer_norm(input, self.normalized_shape, p["weight"], p["bias"], self.eps)
 
     def extra_repr(self) -> str:
         return (
@@ -326,7 +332,7 @@ class RMSNorm(_Affine):
             self.weight.copy_(np.ones(self.weight.shape, self.weight.dtype))
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.rms_norm(input, self.normalized_shape, self._parameters["weight"], self.eps)
+        return rms_norm(input, self.normalized_shape, self._parameters["weight"], self.eps)
 
     def extra_repr(self) -> str:
         return (
