@@ -332,27 +332,44 @@ def raise_interrupt(_):
     raise KeyboardInterrupt
 
 
+class Stream:
+    """Batches without a length, the same in every epoch."""
+
+    def __iter__(self):
+        return ((X[i : i + 10], Y[i : i + 10]) for i in range(0, 50, 10))
+
+
+@pytest.mark.parametrize(
+    "data", [(X, Y), list(Stream()), Stream()], ids=["arrays", "list", "stream"]
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("action", [interrupt, raise_interrupt])
-@pytest.mark.parametrize("step", [3, 5, 7])
-def test_ctrl_c_saves_and_resumes_exactly(action, step, tmp_path):
+def test_ctrl_c_saves_and_resumes_exactly(action, accumulate, data, tmp_path):
+    updates = 5 if accumulate == 1 else 3  # in an epoch of 5 batches
+
     def run(*callbacks, resume=None):
         trainer = make(net(dropout=0.2), callbacks=[Checkpoint(tmp_path), *callbacks])
-        history = fit(trainer, (X, Y), (X, Y), epochs=3, batch_size=10, resume=resume)
+        history = fit(
+            trainer, data, (X, Y), epochs=3, batch_size=10, accumulate=accumulate, resume=resume
+        )
         return trainer, history
 
     whole, _ = run()
     usual = signal.getsignal(signal.SIGINT)
-    cut, history = run(stop_at(step, action))
-    assert signal.getsignal(signal.SIGINT) is usual
-    assert cut.stop_reason == "interrupted" and cut.step == step
-    # The signal lets a finished epoch finish; the exception leaves at once. Both lose nothing.
-    assert len(history) == (step // 5 if action is interrupt else (step - 1) // 5)
-    again, history = run(resume=tmp_path)
-    assert again.step == whole.step == 15
-    assert equal(weights(again.model), weights(whole.model))
-    for a, b in zip(history, whole.history):
-        for key in ("epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy", "lr"):
-            assert a[key] == b[key]
+    for step in (updates - 1, updates, updates + 2):  # the last of an epoch among them
+        cut, history = run(stop_at(step, action))
+        assert signal.getsignal(signal.SIGINT) is usual
+        assert cut.stop_reason == "interrupted" and cut.step == step
+        # The signal lets an epoch finish that is known to be through; the exception does not.
+        if action is interrupt and not isinstance(data, Stream):
+            assert len(history) == step // updates
+        again, history = run(resume=tmp_path)
+        assert again.step == whole.step == 3 * updates
+        assert equal(weights(again.model), weights(whole.model))
+        for a, b in zip(history, whole.history):
+            for key in ("epoch", "step", "loss", "accuracy", "val_loss", "val_accuracy", "lr"):
+                assert a[key] == b[key]
+        assert len(history) == 3
 
 
 def test_ctrl_c_inside_the_forward_pass_resumes_exactly(tmp_path):
@@ -417,6 +434,32 @@ def test_an_error_leaves_the_checkpoint_alone_and_restores_the_best(tmp_path):
         fit(trainer, epochs=3, batch_size=20)
     assert trainer.failed and equal(weights(trainer.model), watch.saved)
     assert gs.load(tmp_path / "last.safetensors")["trainer"]["step"] == 3
+
+
+def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    trainer = make(callbacks=[Checkpoint(tmp_path)])
+    fit(trainer)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        fit(trainer)
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+    monkeypatch.undo()
+    again = make(callbacks=[Checkpoint(tmp_path)])
+    fit(again, epochs=1, resume=True)
+    assert again.epoch == 1
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer = make(callbacks=[Checkpoint(tmp_path / "file" / "run")])
+    with pytest.raises(OSError, match="file"):
+        fit(trainer)
+    assert trainer.step == 0
 
 
 @pytest.mark.parametrize("ending", ["epochs", "patience", "interrupt", "time"])
