@@ -33,7 +33,7 @@ class ElementwiseLossBackward(Node):
     reduce: bool
     scale: float
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         x, t, weight, pos_weight = self.saved
         needs = self.needs
         return self.k.loss_backward(
@@ -48,7 +48,7 @@ class NllLossBackward(Node):
     ignore_index: int
     reduce: int
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         x, t, weight, total = self.saved
         return (
             self.k.nll_loss_backward(grad, x, t, weight, total, self.ignore_index, self.reduce),
@@ -89,8 +89,8 @@ def _loss(
         scale = 1.0 / n if n else float("nan")
     else:
         scale = 1.0
-    for name, w in (("weight", weight), ("pos_weight", pos_weight)):
-        if w is not None and _tensor(kind, name, w).requires_grad:
+    for name, given in (("weight", weight), ("pos_weight", pos_weight)):
+        if given is not None and _tensor(kind, name, given).requires_grad:
             raise ValueError(f"{kind}: {name} has no gradient here; pass {name}.detach()")
     k = x._k
     w = None if weight is None else weight.data

@@ -59,7 +59,8 @@ class AveragedModel(Module):
 
     def update_parameters(self, model: Module) -> None:
         """Takes the parameters of `model` into the average. ValueError when its names or shapes differ."""
-        mine, theirs = dict(self.module.named_parameters()), dict(model.named_parameters())
+        mine: dict[str, Tensor] = dict(self.module.named_parameters())
+        theirs: dict[str, Tensor] = dict(model.named_parameters())
         own, other = dict(self.module.named_buffers()), dict(model.named_buffers())
         for a, b, what in ((mine, theirs, "parameters"), (own, other, "buffers")):
             if a.keys() != b.keys():
@@ -80,9 +81,9 @@ class AveragedModel(Module):
                 own[name]._k.copy_(own[name].data, other[name].data)
                 own[name]._ver[0] += 1
         sets: dict[int, list[np.ndarray]] = {}
-        for a, b in pairs:
-            sets.setdefault(a.dtype.num, []).extend((a.data, b.data))
-            a._ver[0] += 1
+        for average, current in pairs:
+            sets.setdefault(average.dtype.num, []).extend((average.data, current.data))
+            average._ver[0] += 1
         values = (1.0, INF, 0.0, 0.0, 1.0, self.share(n))
         for arrays in sets.values():
             pairs[0][0]._k.optimizer_update("average", None, values, arrays)

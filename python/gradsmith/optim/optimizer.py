@@ -309,7 +309,7 @@ class Optimizer:
                         undo.append((own, {n: own[n] for n in numbers}))
                     own.update(numbers)
                     flat.append(p.data)
-                    flat.append(p._grad.data)  # type: ignore[union-attr]
+                    flat.append(p._grad.data)
                     for a in arrays:
                         flat.append(own[a].data)
                 params[0]._k.optimizer_update(
