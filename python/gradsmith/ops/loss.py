@@ -68,6 +68,12 @@ def _reduction(op: str, reduction: str, more: tuple[str, ...] = ()) -> str:
     return reduction
 
 
+def _constant(op: str, name: str, w: Any) -> Any:
+    if _tensor(op, name, w).requires_grad:
+        raise ValueError(f"{op}: {name} has no gradient here; pass {name}.detach()")
+    return w.data
+
+
 def _loss(
     kind: str,
     input: Tensor,
@@ -78,24 +84,21 @@ def _loss(
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    x = _tensor(kind, "input", input)
+    x = input if isinstance(input, Tensor) else _tensor(kind, "input", input)
     t = target if isinstance(target, Tensor) else as_tensor(target, like=x)
-    reduce = reduction != "none"
+    data, k = x.data, x._k
+    reduce, scale = reduction != "none", 1.0
     if reduction == "mean":
-        n = x.data.size
-        scale = 1.0 / n if n else float("nan")
+        scale = 1.0 / data.size if data.size else float("nan")
     elif reduction == "batchmean":
-        n = x.data.shape[0] if x.data.ndim else 1
+        n = data.shape[0] if data.ndim else 1
         scale = 1.0 / n if n else float("nan")
-    else:
-        scale = 1.0
-    for name, given in (("weight", weight), ("pos_weight", pos_weight)):
-        if given is not None and _tensor(kind, name, given).requires_grad:
-            raise ValueError(f"{kind}: {name} has no gradient here; pass {name}.detach()")
-    k = x._k
-    w = None if weight is None else weight.data
-    q = None if pos_weight is None else pos_weight.data
-    out = k.loss_forward(kind, x.data, t.data, w, q, option, flag, reduce, scale)
+    w = q = None
+    if weight is not None:
+        w = _constant(kind, "weight", weight)
+    if pos_weight is not None:
+        q = _constant(kind, "pos_weight", pos_weight)
+    out = k.loss_forward(kind, data, t.data, w, q, option, flag, reduce, scale)
     return apply(
         ElementwiseLossBackward, k, out, (x, t), (x, t, w, q),
         kind=kind, option=option, flag=flag, reduce=reduce, scale=scale,
@@ -271,11 +274,9 @@ def nll_loss(
     op = "nll_loss"
     x = _tensor(op, "input", input)
     t = target if isinstance(target, Tensor) else as_tensor(target)
-    if weight is not None and _tensor(op, "weight", weight).requires_grad:
-        raise ValueError(f"{op}: weight has no gradient here; pass weight.detach()")
     reduce = {"none": 0, "sum": 1, "mean": 2}[_reduction(op, reduction)]
     k = x._k
-    w = None if weight is None else weight.data
+    w = None if weight is None else _constant(op, "weight", weight)
     ignore = int(ignore_index)
     out, total = k.nll_loss_forward(x.data, t.data, w, ignore, reduce)
     return apply(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,16 @@ def _free(ids: tuple[int, ...]) -> None:
         _cpu.slot_free(i)
 
 
+class _Row:
+    """A parameter at a step: its array, its state, the state's arrays."""
+
+    __slots__ = ("data", "dtype", "own", "p", "shape", "states")
+
+    def __init__(self, p: Tensor, data: np.ndarray, own: dict[str, Any], states: list[np.ndarray]):
+        self.p, self.data, self.own, self.states = p, data, own, states
+        self.shape, self.dtype = data.shape, data.dtype
+
+
 class Optimizer:
     """Base class of the optimizers.
 
@@ -137,6 +147,7 @@ class Optimizer:
         self.state: dict[Tensor, dict[str, Any]] = {}
         self.skipped = 0
         self._slots: dict[tuple[int, int], Slots] = {}
+        self._rows: dict[int, tuple[list[_Row], tuple[str, tuple[str, ...]]]] = {}
         self._clip_slot = Slots(1)
         self._control = np.zeros(4)
         self.max_grad_norm = max_grad_norm
@@ -286,85 +297,103 @@ class Optimizer:
 
             with enable_grad():
                 loss = closure()
-        work = [list(self._sets(group)) for group in self.param_groups]
+        # Everything is looked at before anything is changed.
+        work = [self._sets(index, group) for index, group in enumerate(self.param_groups)]
         control = self._norm()
         skip = self.skip_nonfinite and control is not None
-        undo = []
+        undo: list[tuple[dict[str, Any], dict[str, float]]] = []
         for index, sets in enumerate(work):
-            group = self.param_groups[index]
             if not sets:
                 continue
-            name, arrays = self.kernel(group)
+            group = self.param_groups[index]
+            name, _ = self.kernel(group)
             common = self._common(group)
-            for at, (numbers, params) in enumerate(sets):
+            for at, rows in enumerate(sets):
                 slots = self._slots.get((index, at))
-                values = (*common, *self.scalars(group, numbers))
                 if slots is None:
                     slots = self._slots[index, at] = Slots(12)
-                state = self.state
-                flat = []
-                for p in params:
-                    own = state[p]
-                    if skip:
-                        undo.append((own, {n: own[n] for n in numbers}))
-                    own.update(numbers)
-                    flat.append(p.data)
-                    flat.append(p._grad.data)
-                    for a in arrays:
-                        flat.append(own[a].data)
-                params[0]._k.optimizer_update(
+                own = rows[0].own
+                before = {n: own[n] for n in self.numbers}
+                numbers = dict(before)
+                values = (*common, *self.scalars(group, numbers))
+                flat: list[np.ndarray] = []
+                for row in rows:
+                    flat.append(row.data)
+                    flat.append(row.p._grad.data)
+                    flat += row.states
+                rows[0].p._k.optimizer_update(
                     name, slots.ids, values, flat, control, self.skip_nonfinite
                 )
-                for p in params:
-                    p._ver[0] += 1
+                for row in rows:
+                    row.own.update(numbers)
+                    row.p._ver[0] += 1
+                if skip:
+                    undo += [(row.own, before) for row in rows]
         if skip and self._control[2] == 0:
             for own, numbers in undo:
                 own.update(numbers)
             self.skipped += 1
         return loss
 
-    def _sets(self, group: dict[str, Any]) -> Iterator[tuple[dict[str, float], list[Tensor]]]:
+    def _sets(self, index: int, group: dict[str, Any]) -> list[list[_Row]]:
         """The parameters that have a gradient, in sets of equal numbers (step counts) and dtype."""
-        found: dict[Any, tuple[dict[str, float], list[Tensor]]] = {}
-        names = self.numbers
-        state = self.state
-        arrays: tuple[str, ...] | None = None
-        for i, p in enumerate(group["params"]):
-            g = p._grad
-            if g is None:
+        params = group["params"]
+        cached = self._rows.get(index)
+        if cached is not None:  # as at the last step, all in one set?
+            rows, kernel = cached
+            held = len(rows) == len(params) and self.state.get(rows[0].p) is rows[0].own
+            if held and kernel == self.kernel(group):
+                for row, p in zip(rows, params):
+                    g = p._grad
+                    if row.p is not p or row.data is not p.data or g is None:
+                        break
+                    if g.data.shape != row.shape or g.data.dtype is not row.dtype:
+                        break
+                else:
+                    return [rows]
+            del self._rows[index]
+        kernel = self.kernel(group)
+        found: dict[Any, list[_Row]] = {}
+        for i, p in enumerate(params):
+            if p._grad is None:
                 continue
-            data = p.data
-            if g.data.shape != data.shape or g.data.dtype != data.dtype:
+            row = self._row(i, p, group, kernel[1])
+            key = (row.dtype.num, *[row.own[n] for n in self.numbers])
+            found.setdefault(key, []).append(row)
+        sets = list(found.values())
+        if len(sets) == 1 and len(sets[0]) == len(params):
+            self._rows[index] = (sets[0], kernel)
+        return sets
+
+    def _row(self, i: int, p: Tensor, group: dict[str, Any], arrays: tuple[str, ...]) -> _Row:
+        """Checks parameter i of the group and makes its state where it has none."""
+        owner, data = type(self).__name__, p.data
+        g = p._grad.data
+        if g.shape != data.shape or g.dtype != data.dtype:
+            raise ValueError(
+                f"{owner}: parameter {i} has shape {data.shape} and dtype {data.dtype}, its gradient "
+                f"{g.shape} and {g.dtype}."
+            )
+        if not data.flags.writeable:
+            raise ValueError(
+                f"{owner}: parameter {i} of shape {data.shape} is read-only and cannot be updated in "
+                "place. Build it from a copy of the array."
+            )
+        own = self.state.get(p)
+        if own is None:
+            own = self.state[p] = dict(self.numbers)
+        states = []
+        for name in arrays:
+            a = own.get(name)
+            if a is None:
+                a = own[name] = wrap(self.new_array(group, name, p), p._k)
+            elif a.data.shape != data.shape or a.data.dtype != data.dtype:
                 raise ValueError(
-                    f"{type(self).__name__}: parameter {i} has shape {data.shape} and dtype "
-                    f"{data.dtype}, its gradient {g.data.shape} and {g.data.dtype}."
+                    f"{owner}: parameter {i} is now {data.shape} {data.dtype}, its state {name} is "
+                    f"{a.data.shape} {a.data.dtype}. Build the optimizer after model.to(...)."
                 )
-            if not data.flags.writeable:
-                raise ValueError(
-                    f"{type(self).__name__}: parameter {i} of shape {data.shape} is read-only and "
-                    "cannot be updated in place. Build it from a copy of the array."
-                )
-            own = state.get(p)
-            if own is None:
-                own = state[p] = dict(names)
-            if arrays is None:
-                _, arrays = self.kernel(group)
-            for name in arrays:
-                a = own.get(name)
-                if a is None:
-                    own[name] = wrap(self.new_array(group, name, p), p._k)
-                elif a.data.shape != data.shape or a.data.dtype != data.dtype:
-                    raise ValueError(
-                        f"{type(self).__name__}: parameter {i} is now {data.shape} {data.dtype}, its "
-                        f"state {name} is {a.data.shape} {a.data.dtype}. Build the optimizer after "
-                        "model.to(...)."
-                    )
-            key = (data.dtype.num, *[own[n] for n in names])
-            entry = found.get(key)
-            if entry is None:
-                entry = found[key] = ({n: own[n] for n in names}, [])
-            entry[1].append(p)
-        yield from found.values()
+            states.append(a.data)
+        return _Row(p, data, own, states)
 
     def _common(self, group: dict[str, Any]) -> tuple[float, float, float, float, float]:
         decay = float(group.get("weight_decay", 0.0))
@@ -445,6 +474,7 @@ class Optimizer:
             fresh_state[by_number[n]] = self._take(by_number[n], slots, f"parameter {n}")
         self.param_groups[:] = fresh_groups
         self.state = fresh_state
+        self._rows.clear()
 
     def _take(self, p: Tensor, slots: dict[str, Any], where: str) -> dict[str, Any]:
         own: dict[str, Any] = dict(self.numbers)
@@ -500,6 +530,7 @@ class Optimizer:
                 )
             slots.setdefault(name, {})[slot] = value
         self.state = {params[n]: self._take(params[n], s, n) for n, s in slots.items()}
+        self._rows.clear()
 
     def __repr__(self) -> str:
         lines = [type(self).__name__ + " ("]
