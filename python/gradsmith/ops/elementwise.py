@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.autograd import Node, _mode, apply, apply_
+from ..core.autograd import Node, _edge, _mode, _save, _sequence, apply, apply_
 from ..core.tensor import Tensor, as_tensor, wrap
 
 __all__ = [
@@ -178,6 +178,44 @@ class FloorDivideBackward(_Binary):
         )
 
 
+_new = object.__new__
+
+
+def _pair(cls: type, k: Any, out: Any, a: Tensor, b: Tensor, saved: tuple) -> Tensor:
+    """`apply` for two Tensors of which one needs a gradient: the path of every x + y, kept short."""
+    node: Any = _new(cls)
+    need_a, need_b = a._rg, b._rg
+    node.k = k
+    node.needs = (need_a, need_b)
+    node.edges = (_edge(a) if need_a else None, _edge(b) if need_b else None)
+    node.seq = next(_sequence)
+    node.a_shape = a.data.shape
+    node.b_shape = b.data.shape
+    if saved:
+        _save(node, saved)
+    t = wrap(out, k)
+    t._rg = True
+    t._node = node
+    t._idx = 0
+    return t
+
+
+class PlusNumberBackward(Node):
+    """y = x + c: dx = dy."""
+
+    def backward(self, grad: Any) -> tuple:
+        return (grad,)
+
+
+class TimesNumberBackward(Node):
+    """y = c x: dx = c dy."""
+
+    number: float
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.mul(grad, self.number),)
+
+
 def _general(
     name: str, node: type | None, keep: str, a: Any, b: Any, kernel: str | None = None
 ) -> Tensor:
@@ -227,18 +265,18 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     """
     if alpha != 1:
         return add(input, mul(other, alpha))
-    if isinstance(input, Tensor) and isinstance(other, Tensor):
-        out = input._k.add(input.data, other.data)
-        if _mode.enabled and (input._rg or other._rg):
-            return apply(
-                AddBackward,
-                input._k,
-                out,
-                (input, other),
-                a_shape=input.data.shape,
-                b_shape=other.data.shape,
-            )
-        return wrap(out, input._k)
+    if isinstance(input, Tensor):
+        k = input._k
+        if isinstance(other, Tensor):
+            out = k.add(input.data, other.data)
+            if (input._rg or other._rg) and _mode.enabled:
+                return _pair(AddBackward, k, out, input, other, ())
+            return wrap(out, k)
+        if isinstance(other, (float, int)):
+            out = k.add(input.data, other)
+            if input._rg and _mode.enabled:
+                return apply(PlusNumberBackward, k, out, (input,))
+            return wrap(out, k)
     return _general("add", AddBackward, "", input, other)
 
 
@@ -249,7 +287,21 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     >>> gs.sub(gs.tensor([1.0, 2.0]), 1).tolist()
     [0.0, 1.0]
     """
-    return _general("sub", SubBackward, "", input, other if alpha == 1 else mul(other, alpha))
+    if alpha != 1:
+        return sub(input, mul(other, alpha))
+    if isinstance(input, Tensor):
+        k = input._k
+        if isinstance(other, Tensor):
+            out = k.sub(input.data, other.data)
+            if (input._rg or other._rg) and _mode.enabled:
+                return _pair(SubBackward, k, out, input, other, ())
+            return wrap(out, k)
+        if isinstance(other, (float, int)):
+            out = k.sub(input.data, other)
+            if input._rg and _mode.enabled:
+                return apply(PlusNumberBackward, k, out, (input,))
+            return wrap(out, k)
+    return _general("sub", SubBackward, "", input, other)
 
 
 def mul(input: Any, other: Any) -> Tensor:
@@ -259,30 +311,19 @@ def mul(input: Any, other: Any) -> Tensor:
     >>> gs.mul(gs.tensor([1.0, 2.0]), 3).tolist()
     [3.0, 6.0]
     """
-    if isinstance(input, Tensor) and isinstance(other, Tensor):
-        out = input._k.mul(input.data, other.data)
-        if _mode.enabled:
-            if input._rg:
-                return apply(
-                    MulBackward,
-                    input._k,
-                    out,
-                    (input, other),
-                    (input if other._rg else None, other),
-                    a_shape=input.data.shape,
-                    b_shape=other.data.shape,
-                )
-            if other._rg:
-                return apply(
-                    MulBackward,
-                    input._k,
-                    out,
-                    (input, other),
-                    (input, None),
-                    a_shape=input.data.shape,
-                    b_shape=other.data.shape,
-                )
-        return wrap(out, input._k)
+    if isinstance(input, Tensor):
+        k = input._k
+        if isinstance(other, Tensor):
+            out = k.mul(input.data, other.data)
+            if (input._rg or other._rg) and _mode.enabled:
+                saved = (input if other._rg else None, other if input._rg else None)
+                return _pair(MulBackward, k, out, input, other, saved)
+            return wrap(out, k)
+        if isinstance(other, (float, int)):
+            out = k.mul(input.data, other)
+            if input._rg and _mode.enabled:
+                return apply(TimesNumberBackward, k, out, (input,), number=other)
+            return wrap(out, k)
     return _general("mul", MulBackward, "x", input, other)
 
 
@@ -294,6 +335,13 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     [0.25, 0.5]
     """
     if rounding_mode is None:
+        if isinstance(input, Tensor) and isinstance(other, Tensor):
+            k = input._k
+            out = k.div(input.data, other.data)
+            if (input._rg or other._rg) and _mode.enabled:
+                saved = (input if other._rg else None, other)
+                return _pair(DivBackward, k, out, input, other, saved)
+            return wrap(out, k)
         need_b = isinstance(other, Tensor) and other._rg
         return _general("div", DivBackward, "ab" if need_b else "x", input, other)
     if rounding_mode == "floor":
@@ -925,8 +973,10 @@ def _reflected(fn: Callable) -> Callable:
 def _operator(fn: Callable) -> Callable:
     """Gives NotImplemented for operands of foreign types, so that Python can try the other side."""
 
+    known = (Tensor, *_NUMBERS, np.ndarray, list, tuple)
+
     def method(self: Tensor, other: Any) -> Any:
-        if isinstance(other, (Tensor, *_NUMBERS, np.ndarray, list, tuple)):
+        if isinstance(other, known):
             return fn(self, other)
         return NotImplemented
 

@@ -85,7 +85,16 @@ def reshape(input: Any, *shape: Any) -> Tensor:
     >>> gs.reshape(gs.zeros(2, 6), (3, -1)).shape
     (3, 4)
     """
-    return _reshaped(_input(input, "reshape"), _ints(shape, "reshape"), "reshape")
+    x = input if isinstance(input, Tensor) else _input(input, "reshape")
+    data = x.data
+    if data.flags.c_contiguous:
+        try:
+            out = data.reshape(*shape)
+        except (ValueError, TypeError):
+            pass  # _reshaped says what is wrong
+        else:
+            return apply_view(ReshapeBackward, x, out, shape=data.shape)
+    return _reshaped(x, _ints(shape, "reshape"), "reshape")
 
 
 def _view(self: Tensor, *shape: Any) -> Tensor:
@@ -477,12 +486,14 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
 
 def _getitem(self: Tensor, index: Any) -> Tensor:
     """x[index]: integers, slices, None and ... give views; integer and bool tensors give copies."""
-    parts = _index_parts(index)
-    if _is_basic(parts):
+    kind = type(index)
+    parts = (index,) if kind is int or kind is slice else _index_parts(index)
+    if kind is int or kind is slice or _is_basic(parts):
+        data = self.data
         try:
-            view = _basic_view(self.data, parts)
+            view = data[index] if kind is slice else _basic_view(data, parts)
         except IndexError as e:
-            raise IndexError(f"index of a tensor of shape {self.data.shape}: {e}") from None
+            raise IndexError(f"index of a tensor of shape {data.shape}: {e}") from None
         return apply_view(SliceBackward, self, view, shape=self.data.shape, index=parts)
     k = self._k
     where, flat, axis, _ = _advanced(self, parts)
@@ -1214,9 +1225,14 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
 
 def _t(self: Tensor) -> Tensor:
     """The axes reversed, as a view."""
-    n = self.data.ndim
-    order = tuple(range(n))[::-1]
-    return apply_view(PermuteBackward, self, self.data.transpose(order), inverse=order)
+    return apply_view(ReversedBackward, self, self.data.T)
+
+
+class ReversedBackward(Node):
+    """dx = dy with the axes reversed again."""
+
+    def backward(self, grad: Any) -> tuple:
+        return (grad.T,)
 
 
 def _mt(self: Tensor) -> Tensor:
