@@ -126,7 +126,7 @@ class Function:
         with no_grad():
             outs = cls.forward(ctx, *args, **kwargs)
         single = isinstance(outs, Tensor)
-        results = (outs,) if single else tuple(outs)
+        results = tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)
         for r in results:
             if not isinstance(r, Tensor):
                 raise TypeError(
