@@ -339,8 +339,10 @@ def load(path: str | os.PathLike[str], with_metadata: bool = False) -> Any:
 
 
 def _widen(array: np.ndarray, kind: str) -> np.ndarray:
-    if kind == "BF16":  # the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
+    if kind == "BF16":
+        from .. import _cpu
+
+        return _cpu.bfloat16_to_float32(array.astype(np.uint16))  # aligned and in native byte order
     return array.astype(np.float32) if kind == "F16" else array
 
 
