@@ -7,7 +7,8 @@ namespace gs {
 
 namespace {
 
-const Kernel matmul_kernel("matmul"), dot_kernel("matmul_dot"), vec_kernel("matmul_vec"), colsum_kernel("colsum");
+const Kernel matmul_kernel("matmul"), dot_kernel("matmul_dot"), vec_kernel("matmul_vec"),
+    colsum_kernel("colsum");
 
 // An operand as a stack of matrices.
 struct Operand {
@@ -59,15 +60,18 @@ bool overlaps(const Array& x, const Array& y) {
   return xl <= yh && yl <= xh;
 }
 
-// Runs the kernel that fits. a (m, k), b (k, n), c (m, n); p holds everything but the strides' swap.
-void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, const Array& bias, const Array& c) {
+// Runs the kernel that fits. a (m, k), b (k, n), c (m, n); p holds everything but the strides'
+// swap.
+void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, const Array& bias,
+                const Array& c) {
   const Machine& m = machine();
   p.l1 = m.l1d;
   p.l2 = m.l2;
   p.l3 = m.l3;
   p.members = get_num_threads();
   // one batch dimension whose matrices of A follow each other against one B: a taller matrix
-  if (p.batch_ndim == 1 && p.b_bs[0] == 0 && (p.m == 1 || (p.a_bs[0] == p.m * p.a_rs && p.c_bs[0] == p.m * p.c_rs))) {
+  if (p.batch_ndim == 1 && p.b_bs[0] == 0 &&
+      (p.m == 1 || (p.a_bs[0] == p.m * p.a_rs && p.c_bs[0] == p.m * p.c_rs))) {
     if (p.m == 1) {
       p.a_rs = p.a_bs[0];
       p.c_rs = p.c_bs[0];
@@ -91,6 +95,11 @@ void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, co
       swap = true;
     } else if (unit(p.n, p.b_cs) && (p.m <= 2 || (p.m <= kVecRows && matrix > m.l2))) {
       kernel = &vec_kernel;
+    } else if (p.n > 1 && p.m > 1) {
+      // The transposed problem: A^T B^T reads both in place, A B^T then transposes only A, the
+      // smaller, and A^T B walks the larger of the two by rows.
+      bool a_rows = unit(p.m, p.a_rs) && !rows_along_k, b_rows = unit(p.n, p.b_cs);
+      swap = b_rows ? a_rows && p.n < p.m : (rows_along_k ? p.m < p.n : a_rows);
     }
   }
   if (!swap) {
@@ -111,8 +120,8 @@ struct Names {
   const char *op, *a, *b;
 };
 
-py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bias_h, bool ta, bool tb, int act,
-                   double alpha, py::handle out_h, bool accumulate) {
+py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bias_h, bool ta,
+                   bool tb, int act, double alpha, py::handle out_h, bool accumulate) {
   const char* op = nm.op;
   Array ax = array_in(ah, op, nm.a), bx = array_in(bh, op, nm.b);
   Array bias = array_optional(bias_h, op, "bias");
@@ -120,21 +129,24 @@ py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bia
   check_same_dtype(ax, nm.a, bx, nm.b, op);
   DType dtype = ax.dtype;
   if (ax.ndim == 0 || bx.ndim == 0)
-    value_error(op, std::string(nm.a) + " has shape " + ax.shape_text() + " and " + nm.b + " has shape " +
-                        bx.shape_text() + "; both need at least 1 dimension");
-  if (act < 0 || act >= kActCount) value_error(op, "unknown activation code " + std::to_string(act));
+    value_error(op, std::string(nm.a) + " has shape " + ax.shape_text() + " and " + nm.b +
+                        " has shape " + bx.shape_text() + "; both need at least 1 dimension");
+  if (act < 0 || act >= kActCount)
+    value_error(op, "unknown activation code " + std::to_string(act));
   Operand a = operand(std::move(ax), ta, true), b = operand(std::move(bx), tb, false);
   if (a.cols != b.rows) {
-    std::string want = std::string(nm.a) + " has shape " + a.x.shape_text() + (ta ? " (transposed)" : "") + " and " +
-                       nm.b + " has shape " + b.x.shape_text() + (tb ? " (transposed)" : "");
-    value_error(op, want + "; the axes that are summed over have " + std::to_string(a.cols) + " and " +
-                        std::to_string(b.rows) + " elements and must agree");
+    std::string want = std::string(nm.a) + " has shape " + a.x.shape_text() +
+                       (ta ? " (transposed)" : "") + " and " + nm.b + " has shape " +
+                       b.x.shape_text() + (tb ? " (transposed)" : "");
+    value_error(op, want + "; the axes that are summed over have " + std::to_string(a.cols) +
+                        " and " + std::to_string(b.rows) + " elements and must agree");
   }
   MatmulParams p{};
   p.m = a.rows;
   p.n = b.cols;
   p.k = a.cols;
-  // shape of the result: batch dimensions broadcast, then rows and columns that are not from vectors
+  // shape of the result: batch dimensions broadcast, then rows and columns that are not from
+  // vectors
   int64_t shape[kMaxDims];
   int batch_ndim = a.batch_ndim > b.batch_ndim ? a.batch_ndim : b.batch_ndim, ndim = batch_ndim;
   if (batch_ndim > kMaxBatchDims) value_error(op, "at most 6 batch dimensions are supported");
@@ -143,8 +155,8 @@ py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bia
     int ai = i - (batch_ndim - a.batch_ndim), bi = i - (batch_ndim - b.batch_ndim);
     int64_t an = ai >= 0 ? a.x.shape[ai] : 1, bn = bi >= 0 ? b.x.shape[bi] : 1;
     if (an != bn && an != 1 && bn != 1)
-      value_error(op, std::string("the batch dimensions of ") + nm.a + " " + a.x.shape_text() + " and " + nm.b + " " +
-                          b.x.shape_text() + " do not broadcast");
+      value_error(op, std::string("the batch dimensions of ") + nm.a + " " + a.x.shape_text() +
+                          " and " + nm.b + " " + b.x.shape_text() + " do not broadcast");
     shape[i] = batch_shape[i] = an == 1 ? bn : an;
   }
   if (a.x.ndim > 1) shape[ndim++] = p.m;
@@ -218,9 +230,11 @@ py::object linear(py::handle x, py::handle weight, py::handle bias, int act) {
   check_float(a, "linear", "input");
   check_ndim(w, 2, "linear", "weight", "(out, in)");
   if (a.ndim == 0 || a.shape[a.ndim - 1] != w.shape[1])
-    value_error("linear", "input has shape " + a.shape_text() + "; its last axis must be " + std::to_string(w.shape[1]) +
-                              " (weight is " + w.shape_text() + "). Check the layer before it");
-  return product({"linear", "input", "weight"}, x, weight, bias, false, true, act, 1.0, py::none(), false);
+    value_error("linear", "input has shape " + a.shape_text() + "; its last axis must be " +
+                              std::to_string(w.shape[1]) + " (weight is " + w.shape_text() +
+                              "). Check the layer before it");
+  return product({"linear", "input", "weight"}, x, weight, bias, false, true, act, 1.0, py::none(),
+                 false);
 }
 
 py::object colsum(py::handle x, py::handle out_h) {
@@ -245,7 +259,8 @@ py::object colsum(py::handle x, py::handle out_h) {
     c = array_out(out_h, "colsum", "out");
     check_same_dtype(a, "x", c, "out", "colsum");
     if (c.ndim != 1 || c.shape[0] != cols || !unit(cols, c.strides[0]))
-      value_error("colsum", "out has shape " + c.shape_text() + "; expected a contiguous (" + std::to_string(cols) + ",)");
+      value_error("colsum", "out has shape " + c.shape_text() + "; expected a contiguous (" +
+                                std::to_string(cols) + ",)");
     if (overlaps(c, a)) value_error("colsum", "out shares memory with x; pass another array");
   } else {
     c = array_new(a.dtype, {cols});
@@ -264,19 +279,21 @@ void bind_matmul(py::module_& m) {
       [](py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha) {
         return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, py::none(), false);
       },
-      py::arg("a"), py::arg("b"), py::arg("bias") = py::none(), py::arg("ta") = false, py::arg("tb") = false,
-      py::arg("act") = 0, py::arg("alpha") = 1.0,
+      py::arg("a"), py::arg("b"), py::arg("bias") = py::none(), py::arg("ta") = false,
+      py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0,
       "act(alpha * a @ b + bias); ta, tb swap the last two axes first. act: 0 none, 1 relu.");
   m.def(
       "matmul_out",
-      [](py::handle out, py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha,
-         bool accumulate) {
+      [](py::handle out, py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act,
+         double alpha, bool accumulate) {
         return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, out, accumulate);
       },
-      py::arg("out"), py::arg("a"), py::arg("b"), py::arg("bias") = py::none(), py::arg("ta") = false,
-      py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0, py::arg("accumulate") = false,
+      py::arg("out"), py::arg("a"), py::arg("b"), py::arg("bias") = py::none(),
+      py::arg("ta") = false, py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0,
+      py::arg("accumulate") = false,
       "As matmul, into out; accumulate adds what out holds before the activation.");
-  m.def("linear", &linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("act") = 0,
+  m.def("linear", &linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(),
+        py::arg("act") = 0,
         "act(input @ weight^T + bias); input (..., in), weight (out, in), bias (out,).");
   m.def("colsum", &colsum, py::arg("x"), py::arg("out") = py::none(),
         "Sum over all axes but the last; added to out when given.");

@@ -11,17 +11,17 @@ constexpr int kMaxBatchDims = 6;
 enum MatmulAct : int32_t { kActNone, kActRelu, kActCount };
 
 // c[b] = act(alpha * a[b] @ b[b] + bias + (accumulate ? c[b] : 0)) for every batch index b.
-// a[b] is (m, k), b[b] is (k, n), c[b] is (m, n), bias is (n,). Strides in elements; any sign, 0 too.
-// buffers: a, b, bias or null, c.
+// a[b] is (m, k), b[b] is (k, n), c[b] is (m, n), bias is (n,). Strides in elements; any sign, 0
+// too. buffers: a, b, bias or null, c.
 //
 // Which kernel takes which strides:
-//   matmul      a any; b with b_cs == 1 or b_rs == 1; c_cs == 1
+//   matmul      a any; b with b_cs == 1 or b_rs == 1; c with c_cs == 1, or c_rs == 1 and bias a row
 //   matmul_dot  a_cs == 1, b_rs == 1; c any: few rows or columns, both operands contiguous along k
 //   matmul_vec  b_cs == 1, c_cs == 1, m <= kVecRows: a vector or a few times a matrix, read once
 struct MatmulParams {
   int64_t m, n, k;
   int64_t a_rs, a_cs, b_rs, b_cs, c_rs, c_cs;
-  int64_t bias_rs, bias_cs;  // (0, 1): one a column
+  int64_t bias_rs, bias_cs;  // (0, 1): one a column; (1, 0): one a row, for a transposed problem
   int64_t batch;             // product of batch_shape
   int32_t batch_ndim;
   int32_t accumulate;
@@ -34,8 +34,8 @@ struct MatmulParams {
 
 constexpr int kVecRows = 8;
 
-// colsum: out[j] = sum over i of x[i, j] (+ out[j] when accumulate). buffers: x (rows, cols; unit column
-// stride), out (cols,).
+// colsum: out[j] = sum over i of x[i, j] (+ out[j] when accumulate). buffers: x (rows, cols; unit
+// column stride), out (cols,).
 struct ColsumParams {
   int64_t rows, cols, row_stride;
   int32_t accumulate;

@@ -1,22 +1,26 @@
 // matmul: C = act(alpha * A B + bias + C) for matrices, batched; A (m, k), B (k, n), C (m, n).
 //
-// Floor: 2 m n k operations at two FMAs a cycle; bytes only matter when m or n is small (see vector.cpp).
+// Floor: 2 m n k operations at two FMAs a cycle; bytes only matter when m or n is small (see
+// vector.cpp).
 //
-// A member of the team owns one rectangle of C (a cell), so nothing is shared and no barrier is needed.
-// Inside a cell, outermost first:
-//   columns by `ncb`, k by `kc`: this block of B is packed into panels that stay in half of the second
-//     cache. Packing is free where rows of B are contiguous: the first tile on a panel stores what it
-//     reads. Where columns are contiguous (B transposed), 16 x 16 blocks are transposed into the panel.
-//   rows by `mgroup`: this group of A stays in a quarter of the second cache. Rows of A are read where
+// A member of the team owns one rectangle of C (a cell), so nothing is shared and no barrier is
+// needed. Inside a cell, outermost first:
+//   columns by `ncb`, k by `kc`: this block of B is packed into panels that stay in half of the
+//   second
+//     cache. Packing is free where rows of B are contiguous: the first tile on a panel stores what
+//     it reads. Where columns are contiguous (B transposed), 16 x 16 blocks are transposed into the
+//     panel.
+//   rows by `mgroup`: this group of A stays in a quarter of the second cache. Rows of A are read
+//   where
 //     they lie; transposed A is packed into slivers when its stride would make lines collide.
-//   panels of up to 4 vectors, tiles of rows (tile.h). While tiles run, the next panel or the next rows
+//   panels of up to 4 vectors, tiles of rows (tile.h). While tiles run, the next panel or the next
+//   rows
 //     are prefetched line by line from inside the loop, so that memory and arithmetic overlap.
 //
 // The bits of the result depend on m, n, k alone: an element is the sum, in ascending order, of its
-// blocks of kc products (a chain of FMAs each); kc is a function of k. Products with few elements and a
-// long k are cut into slices along k, again by shape alone, and added in order.
+// blocks of kc products (a chain of FMAs each); kc is a function of k. Products with few elements
+// and a long k are cut into slices along k, again by shape alone, and added in order.
 #include "matmul.h"
-
 #include "matmul/pack.h"
 #include "matmul/tile.h"
 #include "simd/vec.h"
@@ -25,7 +29,9 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kDepth = 512;  // products summed before an element is written
+constexpr int64_t kDepth = 512;        // products summed before an element is written
+constexpr int64_t kShallow = 128;      // the same where a panel of B is to stay in the first cache
+constexpr int64_t kShallowRows = 256;  // ... because so few rows use it that packing shows
 
 GS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GS_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -40,41 +46,48 @@ struct Blocking {
   int64_t ncb;     // columns packed at a time
   int64_t mgroup;  // rows of A kept close
   int64_t slices;  // parts of k computed apart, 1 mostly
+  int nv, height;  // widest panel in vectors, rows of its tile
   BMode b_mode;
   bool pack_a;
-  bool fetch;          // operands come from beyond the second cache
+  bool turned;               // C has unit row stride: tiles are transposed on their way out
+  bool fetch;                // operands come from beyond the second cache
   int64_t b_bytes, a_bytes;  // scratch of one member
 };
 
 template <class T>
 Blocking blocking(const MatmulParams& p) {
-  constexpr int N = simd<T>::N, W = kTileNV * N;
+  constexpr int N = simd<T>::N;
   constexpr int64_t size = sizeof(T);
   Blocking s;
-  int64_t blocks = most(1, ceil_div(p.k, kDepth));
-  s.kc = ceil_div(p.k, blocks);
-  int64_t nv = least(kTileNV, ceil_div(p.n, N)), height = kTileRows[nv > 0 ? nv : 1];
-  s.slices = 1;
-  if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth) s.slices = least(16, p.k / (8 * kDepth));
-  s.ncb = most(W, p.l2 / 3 / (most(s.kc, 64) * size) / W * W);
-  s.mgroup = most(4, p.l2 / 3 / (most(s.kc, 64) * size) / height) * height;
   bool row_b = p.b_cs == 1 || p.n == 1;
+  bool shallow = row_b && p.m <= kShallowRows;
+  int64_t blocks = most(1, ceil_div(p.k, shallow ? kShallow : kDepth));
+  s.kc = most(1, ceil_div(p.k, blocks));
+  s.slices = 1;
+  if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
+    s.slices = least(16, p.k / (8 * kDepth));
+  s.turned = p.c_cs != 1;
+  s.pack_a = p.a_cs != 1 && p.a_rs == 1 && !shallow && p.m * p.k * size > 128 * 1024 && p.n > 4 * N;
+  // 32 registers: 6 x 4; 8 x 3 where slivers of A are packed (8 floats are half a line); 14 x 2
+  // where tiles are transposed when stored, so that a row of C gets most of a line at once
+  s.nv = kTileNV;
+  if (kTileNV == 4 && (s.turned || s.pack_a)) s.nv = s.turned ? 2 : 3;
+  s.nv = (int)most(1, least(s.nv, ceil_div(p.n, N)));
+  s.height = kTileRows[s.nv];
+  int64_t W = s.nv * N, depth = most(s.kc, 64) * size;
+  s.ncb = most(1, p.l2 / 2 / depth / W) * W;
+  s.mgroup = most(4, p.l2 / 8 / depth / s.height) * s.height;
+  if (shallow) s.ncb = W;
   if (!row_b)
     s.b_mode = kPackTransposed;
   else
-    s.b_mode = p.m <= 4 * height || p.k * p.n * size <= 32 * 1024 ? kDirect : kPackRows;
-  s.pack_a = p.a_cs != 1 && p.a_rs == 1 && p.m * p.k * size > 128 * 1024 && p.n > W;
+    s.b_mode = p.m <= 4 * s.height || p.k * p.n * size <= 32 * 1024 ? kDirect : kPackRows;
   s.fetch = (p.m * p.k + p.k * p.n) * size > p.l2 / 2;
   s.b_bytes = round_up(least(s.ncb, round_up(p.n, W)) * s.kc * size + 64, 4096);
   if (s.b_mode == kDirect) s.b_bytes = kTileMasks ? 0 : round_up(W * s.kc * size, 4096);
-  s.a_bytes = s.pack_a ? round_up(least(s.mgroup, round_up(p.m, height)) * s.kc * size + 64, 4096) : 0;
+  s.a_bytes =
+      s.pack_a ? round_up(least(s.mgroup, round_up(p.m, s.height)) * s.kc * size + 64, 4096) : 0;
   return s;
-}
-
-// Vectors of the next panel when `left` are left of a row; 5 go as 3 + 2, not 4 + 1.
-GS_INLINE int panel_vectors(int64_t left) {
-  if (kTileNV == 4 && left == 5) return 3;
-  return left < kTileNV ? (int)left : kTileNV;
 }
 
 // One rectangle (m, n) of C over k, by one member.
@@ -93,7 +106,7 @@ struct Cell {
   int act;
 };
 
-// What the tile does when it stores, element by element: for tiles that went through a buffer.
+// What a tile does when it stores, element by element: for tiles that went through a buffer.
 template <class T>
 void finish(const TileArgs<T>& g, const T* from, int64_t width, int rows, int cols, int flags) {
   for (int i = 0; i < rows; ++i)
@@ -107,39 +120,109 @@ void finish(const TileArgs<T>& g, const T* from, int64_t width, int rows, int co
     }
 }
 
+// The same, transposed: element (i, j) of the tile goes to c[j * ldc + i]; bias is one a row i.
 template <class T>
-void run_tile(TileArgs<T>& g, int nv, int rows, int cols, bool packing) {
+void finish_turned(const TileArgs<T>& g, const T* from, int64_t width, int rows, int cols,
+                   int flags) {
+  using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
-  typename TileTable<T>::Fn fn = packing ? TileTable<T>::packing(nv) : TileTable<T>::get(nv, rows);
+  V alpha = set1(g.alpha);
+  for (int i = 0; i < rows; i += N) {
+    int r = rows - i < N ? rows - i : N;
+    V bias = flags & kTileBias ? load_n(g.bias + i, r) : V{};
+    for (int j = 0; j < cols; j += N) {
+      V v[N];
+      int n = cols - j < N ? cols - j : N;
+      load_transposed(from + i * width + j, width, v);  // rows past the tile are never stored
+      T* c = g.c + j * g.ldc + i;
+      for (int q = 0; q < n; ++q, c += g.ldc) {
+        V x = v[q];
+        if (flags & kTileScale) x *= alpha;
+        if (flags & kTileAdd) x += load_n(c, r);
+        if (flags & kTileBias) x += bias;
+        if (flags & kTileRelu) x = max(V{}, x);
+        store_n(c, x, r);
+      }
+    }
+  }
+}
+
+// Runs the tile of `rows` x nv vectors that g describes, `cols` columns of it stored.
+template <class T>
+void run_tile(TileArgs<T>& g, int nv, int rows, int cols, bool packing, bool turned) {
+  constexpr int N = simd<T>::N;
+  TileFn<T> fn = packing ? Tiles<T>::packing[nv] : Tiles<T>::plain[nv][rows];
   g.last = cols - (nv - 1) * N;
-  if (kTileMasks || g.last == N) {
+  if (!turned && (kTileMasks || g.last == N)) {
     fn(g);
     return;
   }
-  alignas(64) T buffer[kTileMaxRows * kTileNV * N];
+  // room for whole blocks of N rows: the transposition reads them, whatever they hold
+  alignas(64) T buffer[(kTileMaxRows + 2 + N) * kTileNV * N];
   T* c = g.c;
   int64_t ldc = g.ldc;
   int32_t flags = g.flags;
+  if (turned && (flags & kTilePrefetch))
+    for (int j = 0; j < cols; ++j) __builtin_prefetch(c + j * ldc, 1);
   g.c = buffer;
   g.ldc = nv * N;
   g.flags = 0;
+  if (kTileMasks && g.last != N)
+    for (int i = 0; i < rows; ++i) store(buffer + i * nv * N + (nv - 1) * N, zero<T>());
+  if (turned)
+    for (int64_t i = rows * nv * N; i < round_up(rows, N) * nv * N; i += N)
+      store(buffer + i, zero<T>());
   fn(g);
   g.c = c;
   g.ldc = ldc;
   g.flags = flags;
-  finish(g, buffer, nv * N, rows, cols, flags);
+  if (turned)
+    finish_turned(g, buffer, nv * N, rows, cols, flags);
+  else
+    finish(g, buffer, nv * N, rows, cols, flags);
 }
+
+// Memory that is wanted soon: rows of `count` lines, `jump` bytes apart.
+struct Lines {
+  const char* p;  // of the row that is next
+  int64_t left, jump;
+  int32_t count, col;
+
+  GS_MEMBER void set(const void* start, int64_t rows, int64_t jump_bytes, int64_t row_bytes) {
+    p = (const char*)((uintptr_t)start & ~(uintptr_t)63);
+    count = (int32_t)((row_bytes + 126) / 64);
+    left = rows * count;
+    jump = jump_bytes;
+    col = 0;
+  }
+  // Gives up to `room` of them to a tile.
+  GS_MEMBER bool take(Fetch* f, int64_t room) {
+    if (left <= 0) return false;
+    int64_t n = left < room ? left : room;
+    f->at = p + col * 64;
+    f->total = n;
+    f->left = count - col;
+    f->count = count;
+    f->wrap = jump - (count - 1) * (int64_t)64;
+    uint32_t to = (uint32_t)(col + n), full = to / (uint32_t)count;
+    p += full * jump;
+    col = (int32_t)(to - full * (uint32_t)count);
+    left -= n;
+    return true;
+  }
+};
 
 template <class T>
 void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
   constexpr int N = simd<T>::N;
-  constexpr int64_t line = 64 / (int64_t)sizeof(T);
+  constexpr int64_t size = sizeof(T);
   T* b_pack = (T*)scratch;
   T* a_pack = (T*)(scratch + s.b_bytes);
-  int64_t vectors = ceil_div(x.n, N);
-  int height = kTileRows[least(kTileNV, vectors)], tallest = height;
+  // the shape of the tile was chosen for the whole of C: a narrow cell takes narrower panels
+  const int height = s.height;
   TileArgs<T> g;
   g.alpha = x.alpha;
+  g.ldc = x.ldc;
   for (int64_t jc = 0; jc < x.n; jc += s.ncb) {
     int64_t nc = least(s.ncb, x.n - jc), nvec = ceil_div(nc, N);
     for (int64_t pc = 0; pc == 0 || pc < x.k; pc += s.kc) {
@@ -152,10 +235,26 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
       for (int64_t mg = 0; mg < x.m; mg += s.mgroup) {
         int64_t rows = least(s.mgroup, x.m - mg);
         const T* a = x.a + mg * x.ars + pc * x.acs;
+        // soon: rows of A of the next group; at the end of a block those of the next block and its
+        // first panel
+        Lines next_a = {}, next_b = {}, next_pack = {};
+        if (s.fetch) {
+          const T* na = a + rows * x.ars;
+          int64_t nrows = least(s.mgroup, x.m - mg - rows), nk = kc;
+          if (nrows <= 0) {
+            int64_t np = last_block ? 0 : pc + kc;
+            na = x.a + np * x.acs;
+            nk = least(s.kc, x.k - np);
+            nrows = last_block && jc + nc >= x.n ? 0 : least(s.mgroup, x.m);
+          }
+          if (x.acs == 1)
+            next_a.set(na, nrows, x.ars * size, nk * size);
+          else if (x.ars == 1)
+            next_a.set(na, nrows > 0 ? nk : 0, x.acs * size, nrows * size);
+        }
         if (s.pack_a) pack_slivers(a, x.acs, rows, kc, height, a_pack);
-        int64_t number = 0;  // of the tile in this group
         for (int64_t v = 0; v < nvec;) {
-          int nv = panel_vectors(nvec - v);
+          int nv = panel_vectors(s.nv, nvec - v);
           int width = nv * N, cols = (int)least(width, nc - v * N);
           const T* b = x.b + pc * x.brs + (jc + v * N) * x.bcs;
           T* panel = s.b_mode == kDirect ? b_pack : b_pack + v * N * kc;
@@ -168,21 +267,44 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               pack_rows(b, x.brs, kc, cols, width, panel);
               packed = true;
             } else if (s.b_mode == kPackRows) {
-              if (height == tallest && kTileRows[nv] == height && rows >= height) {
-                packing = true;
-              } else {
+              packing = kTileRows[nv] == height && rows >= height;
+              if (!packing) {
                 pack_rows(b, x.brs, kc, cols, width, panel);
                 packed = true;
               }
             }
           }
-          const T* next = v + nv < nvec ? b + width * x.bcs : nullptr;
-          for (int64_t i = 0; i < rows; ++number) {
-            int64_t in_sliver = i % height, sliver_rows = least(height, rows - (i - in_sliver));
-            int r = rows - i >= height ? height : tile_rows((int)least(kTileNV, vectors), rows - i);
-            if (s.pack_a && in_sliver + r > sliver_rows) r = (int)(sliver_rows - in_sliver);
+          if (s.fetch) {
+            const T* nb = nullptr;
+            int64_t nk = kc, ncols = least(s.nv * N, nc - v * N - width);
+            if (mg == 0 && ncols > 0) {
+              nb = b + width * x.bcs;
+              if (s.b_mode == kPackRows) next_pack.set(panel + width * kc, 1, 0, kc * ncols * size);
+            } else if (mg + rows >= x.m && v + nv >= nvec) {
+              int64_t np = last_block ? 0 : pc + kc, nj = last_block ? jc + nc : jc;
+              nk = least(s.kc, x.k - np);
+              ncols = least(s.nv * N, x.n - nj);
+              if (ncols > 0) nb = x.b + np * x.brs + nj * x.bcs;
+            }
+            if (nb && s.b_mode == kPackTransposed)
+              next_b.set(nb, ncols, x.bcs * size, nk * size);
+            else if (nb)
+              next_b.set(nb, nk, x.brs * size, ncols * size);
+          }
+          g.b = packed ? panel : b;
+          g.brs = packed ? width : x.brs;
+          g.pack = panel;
+          g.k = kc;
+          g.flags = flags;
+          int64_t sliver = 0, sliver_rows = 0;
+          for (int64_t i = 0; i < rows;) {
+            int r = tile_rows(height, rows - i);
             if (s.pack_a) {
-              g.a = a_pack + (i - in_sliver) * kc + in_sliver;
+              if (i >= sliver + sliver_rows) {
+                sliver = i;
+                sliver_rows = least(height, rows - i);
+              }
+              g.a = a_pack + sliver * kc + (i - sliver);
               g.ars = 1;
               g.acs = sliver_rows;
             } else {
@@ -190,43 +312,21 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               g.ars = x.ars;
               g.acs = x.acs;
             }
-            g.b = packed ? panel : b;
-            g.brs = packed ? width : x.brs;
-            g.pack = panel;
-            g.c = x.c + (mg + i) * x.ldc + jc + v * N;
-            g.ldc = x.ldc;
-            g.bias = x.bias ? x.bias + jc + v * N : nullptr;
-            g.k = kc;
-            g.flags = flags;
-            g.fetch = g.a;
-            g.fetch_step = 0;
-            if (s.fetch) {
-              int64_t t = i / height;
-              if (mg == 0 && next && s.b_mode != kPackTransposed) {
-                if (t < 4) {
-                  g.fetch = next + t * line;
-                  g.fetch_step = x.brs;
-                }
-              } else if (mg == 0 && next) {
-                if (t < width) {
-                  g.fetch = next + t * x.bcs;
-                  g.fetch_step = x.brs;
-                }
-              } else if (mg + rows < x.m) {
-                // rows of the next group; columns of it where A is transposed
-                if (!s.pack_a && number < s.mgroup && mg + rows + number < x.m) {
-                  g.fetch = a + (rows + number) * x.ars;
-                  g.fetch_step = x.acs;
-                } else if (s.pack_a && number * line < s.mgroup) {
-                  g.fetch = a + rows + number * line;
-                  g.fetch_step = x.acs;
-                }
-              }
+            if (s.turned) {
+              g.c = x.c + (jc + v * N) * x.ldc + mg + i;
+              g.bias = x.bias ? x.bias + mg + i : nullptr;
+            } else {
+              g.c = x.c + (mg + i) * x.ldc + jc + v * N;
+              g.bias = x.bias ? x.bias + jc + v * N : nullptr;
             }
-            run_tile(g, nv, r, cols, packing && i == 0);
-            if (packing && i == 0) {
-              packed = true;
+            if (!next_b.take(&g.fetch, kc) && !next_pack.take(&g.fetch, kc) &&
+                !next_a.take(&g.fetch, kc))
+              g.fetch.total = 0;
+            run_tile(g, nv, r, cols, packing, s.turned);
+            if (packing) {
               packing = false;
+              g.b = panel;
+              g.brs = width;
             }
             i += r;
           }
@@ -242,14 +342,16 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
 template <class T>
 void grid(const MatmulParams& p, const Blocking& s, int nt, int64_t* gr, int64_t* gc) {
   constexpr int N = simd<T>::N;
-  int64_t height = kTileRows[least(kTileNV, ceil_div(p.n, N))];
   int64_t best = -1;
   for (int64_t r = 1; r <= nt; ++r) {
     int64_t c = nt / r;
-    int64_t rows = round_up(ceil_div(p.m, r), least(height, 2)), cols = round_up(ceil_div(p.n, c), N);
+    int64_t rows = round_up(ceil_div(p.m, r), 2), cols = round_up(ceil_div(p.n, c), N);
     // in 1/16 of the time of an FMA on N lanes: arithmetic, packing of A and of B
     int64_t cost = 16 * rows * cols + (s.pack_a ? 8 : 2) * rows * N +
-                   (s.b_mode == kPackTransposed ? 8 : s.b_mode == kPackRows ? 3 : 1) * cols * N;
+                   (s.b_mode == kPackTransposed ? 8
+                    : s.b_mode == kPackRows     ? 3
+                                                : 1) *
+                       cols * N;
     if (r * c > 0 && (best < 0 || cost < best)) {
       best = cost;
       *gr = r;
@@ -272,7 +374,8 @@ template <class T>
 void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole, const Ctx* ctx) {
   int64_t elements = p.m * p.n, member_bytes = s.b_bytes + s.a_bytes;
   T* partial = (T*)ctx->scratch;
-  char* mine = ctx->scratch + round_up(s.slices * elements * (int64_t)sizeof(T), 4096) + ctx->tid * member_bytes;
+  char* mine = ctx->scratch + round_up(s.slices * elements * (int64_t)sizeof(T), 4096) +
+               ctx->tid * member_bytes;
   int64_t depth = round_up(ceil_div(p.k, s.slices), 16);
   for (int64_t t = ctx->tid; t < s.slices; t += ctx->nt) {
     Cell<T> x = whole;
@@ -280,7 +383,7 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     x.b += t * depth * x.brs;
     x.k = most(0, least(depth, p.k - t * depth));
     x.c = partial + t * elements;
-    x.ldc = p.n;
+    x.ldc = s.turned ? p.m : p.n;
     x.bias = nullptr;
     x.alpha = 1;
     x.add = false;
@@ -288,10 +391,11 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     run_cell(x, s, mine);
   }
   ctx->sync();
-  for (int64_t i = ctx->tid; i < p.m; i += ctx->nt)
-    for (int64_t j = 0; j < p.n; ++j) {
-      T v = partial[i * p.n + j];
-      for (int64_t t = 1; t < s.slices; ++t) v += partial[t * elements + i * p.n + j];
+  int64_t outer = s.turned ? p.n : p.m, inner = elements / outer;
+  for (int64_t i = ctx->tid; i < outer; i += ctx->nt)
+    for (int64_t j = 0; j < inner; ++j) {
+      T v = partial[i * inner + j];
+      for (int64_t t = 1; t < s.slices; ++t) v += partial[t * elements + i * inner + j];
       v *= whole.alpha;
       if (whole.add) v += whole.c[i * whole.ldc + j];
       if (whole.bias) v += whole.bias[j];
@@ -313,7 +417,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   x.acs = p.a_cs;
   x.brs = p.b_rs;
   x.bcs = p.b_cs;
-  x.ldc = p.c_rs;
+  x.ldc = s.turned ? p.c_cs : p.c_rs;
   x.alpha = (T)p.alpha;
   x.add = p.accumulate != 0;
   x.act = p.act;
@@ -329,9 +433,9 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   int64_t gr = 1, gc = 1;
   bool whole = p.batch % ctx->nt == 0 || p.batch >= 4 * ctx->nt;
   if (!whole) grid<T>(p, s, ctx->nt, &gr, &gc);
-  int64_t cells = gr * gc, height = kTileRows[least(kTileNV, ceil_div(p.n, simd<T>::N))];
+  int64_t cells = gr * gc;
   int64_t rows = ceil_div(p.m, gr), cols = round_up(ceil_div(p.n, gc), simd<T>::N);
-  if (rows > 2 * height) rows = round_up(rows, 2);
+  if (rows > 2 * s.height) rows = round_up(rows, 2);
   for (int64_t t = whole ? ctx->tid : 0; t < p.batch; t += whole ? ctx->nt : 1) {
     const T* a = (const T*)buf[0] + batch_offset(p, p.a_bs, t);
     const T* b = (const T*)buf[1] + batch_offset(p, p.b_bs, t);
@@ -343,8 +447,8 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     if (x.m <= 0 || x.n <= 0) continue;
     x.a = a + i * rows * x.ars;
     x.b = b + j * cols * x.bcs;
-    x.bias = buf[2] ? (const T*)buf[2] + j * cols : nullptr;
-    x.c = c + i * rows * x.ldc + j * cols;
+    x.bias = buf[2] ? (const T*)buf[2] + (s.turned ? i * rows : j * cols) : nullptr;
+    x.c = c + i * rows * p.c_rs + j * cols * p.c_cs;
     run_cell(x, s, mine);
   }
 }
@@ -359,7 +463,8 @@ void gemm_plan(const void* params, Plan* plan) {
   plan->tasks = most(1, least(tiles, p.members));
   plan->work = p.batch * 2 * p.m * p.n * most(p.k, 1) / rate;
   plan->scratch = (size_t)(plan->tasks * (s.b_bytes + s.a_bytes));
-  if (s.slices > 1) plan->scratch += (size_t)round_up(s.slices * p.m * p.n * (int64_t)sizeof(T), 4096);
+  if (s.slices > 1)
+    plan->scratch += (size_t)round_up(s.slices * p.m * p.n * (int64_t)sizeof(T), 4096);
 }
 
 const KernelEntry entries[] = {

@@ -45,8 +45,8 @@ GS_INLINE void transpose(typename simd<T>::V* v) {
 }
 
 #if defined(__AVX512F__)
-// 16 rows of 16 floats, transposed: quarters of four rows are gathered by loads with insertion, so that
-// only the two rounds inside quarters use the one port that shuffles.
+// 16 rows of 16 floats, transposed: quarters of four rows are gathered by loads with insertion, so
+// that only the two rounds inside quarters use the one port that shuffles.
 GS_INLINE void load_transposed(const float* p, int64_t ld, vf* v) {
   __m512 q[16];
 #pragma GCC unroll 16
@@ -59,8 +59,10 @@ GS_INLINE void load_transposed(const float* p, int64_t ld, vf* v) {
   }
 #pragma GCC unroll 4
   for (int g = 0; g < 4; ++g) {
-    __m512 a = _mm512_unpacklo_ps(q[4 * g], q[4 * g + 1]), b = _mm512_unpackhi_ps(q[4 * g], q[4 * g + 1]);
-    __m512 c = _mm512_unpacklo_ps(q[4 * g + 2], q[4 * g + 3]), d = _mm512_unpackhi_ps(q[4 * g + 2], q[4 * g + 3]);
+    __m512 a = _mm512_unpacklo_ps(q[4 * g], q[4 * g + 1]),
+           b = _mm512_unpackhi_ps(q[4 * g], q[4 * g + 1]);
+    __m512 c = _mm512_unpacklo_ps(q[4 * g + 2], q[4 * g + 3]),
+           d = _mm512_unpackhi_ps(q[4 * g + 2], q[4 * g + 3]);
     v[4 * g] = (vf)_mm512_shuffle_ps(a, c, 0x44);
     v[4 * g + 1] = (vf)_mm512_shuffle_ps(a, c, 0xee);
     v[4 * g + 2] = (vf)_mm512_shuffle_ps(b, d, 0x44);
@@ -83,8 +85,8 @@ GS_INLINE void load_transposed(const double* p, int64_t ld, vd* v) {
 // to[k * width + j] = from[j * ld + k] for k < depth, j < cols; zero for cols <= j < width.
 // width is a multiple of N.
 template <class T>
-__attribute__((noinline)) void pack_transposed(const T* from, int64_t ld, int64_t depth, int cols, int width,
-                                               T* to) {
+__attribute__((noinline)) void pack_transposed(const T* from, int64_t ld, int64_t depth, int cols,
+                                               int width, T* to) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   for (int j = 0; j < width; j += N) {
@@ -108,7 +110,8 @@ __attribute__((noinline)) void pack_transposed(const T* from, int64_t ld, int64_
 
 // to[k * width + j] = from[k * ld + j] for j < cols, zero for cols <= j < width.
 template <class T>
-__attribute__((noinline)) void pack_rows(const T* from, int64_t ld, int64_t depth, int cols, int width, T* to) {
+__attribute__((noinline)) void pack_rows(const T* from, int64_t ld, int64_t depth, int cols,
+                                         int width, T* to) {
   constexpr int N = simd<T>::N;
   for (int64_t k = 0; k < depth; ++k, from += ld, to += width)
     for (int j = 0; j < width; j += N) {
@@ -117,20 +120,37 @@ __attribute__((noinline)) void pack_rows(const T* from, int64_t ld, int64_t dept
     }
 }
 
-// Slivers of A: sliver s holds rows s * height .. of a, element (i, k) at to[s * height * depth + k * h + i] with
-// h = min(height, rows left). a: (rows, depth) with row stride 1 and column stride ld.
 template <class T>
-__attribute__((noinline)) void pack_slivers(const T* a, int64_t ld, int64_t rows, int64_t depth, int height, T* to) {
+GS_INLINE void copy8(const T* from, T* to) {
+  typedef T v8 __attribute__((vector_size(8 * sizeof(T)), may_alias, aligned(sizeof(T))));
+  *(v8*)to = *(const v8*)from;
+}
+
+// Slivers of A: sliver s holds rows s * height .. of a, element (i, k) at to[s * height * depth + k
+// * h + i] with h = min(height, rows left). a: (rows, depth) with row stride 1 and column stride
+// ld.
+template <class T>
+__attribute__((noinline)) void pack_slivers(const T* a, int64_t ld, int64_t rows, int64_t depth,
+                                            int height, T* to) {
   constexpr int N = simd<T>::N;
-  for (int64_t s = 0; s < rows; s += height) {
-    int h = rows - s < height ? (int)(rows - s) : height;
-    T* q = to + s * depth;
-    const T* p = a + s;
-    for (int64_t k = 0; k < depth; ++k, q += h, p += ld)
-      for (int i = 0; i < h; i += N) {
-        int n = h - i < N ? h - i : N;
-        store_n(q + i, load_n(p + i, n), n);
-      }
+  constexpr int64_t depth_step = 16;  // rows of a read together: one page of each
+  for (int64_t k0 = 0; k0 < depth; k0 += depth_step) {
+    int64_t k1 = k0 + depth_step < depth ? k0 + depth_step : depth;
+    for (int64_t s = 0; s < rows; s += height) {
+      int h = rows - s < height ? (int)(rows - s) : height;
+      T* q = to + s * depth + k0 * h;
+      const T* p = a + k0 * ld + s;
+      if (h == 8 && sizeof(T) == 4)  // the usual height: whole halves, no masks
+        for (int64_t k = k0; k < k1; ++k, q += 8, p += ld) copy8(p, q);
+      else if (h <= N)
+        for (int64_t k = k0; k < k1; ++k, q += h, p += ld) store_n(q, load_n(p, h), h);
+      else
+        for (int64_t k = k0; k < k1; ++k, q += h, p += ld)
+          for (int i = 0; i < h; i += N) {
+            int n = h - i < N ? h - i : N;
+            store_n(q + i, load_n(p + i, n), n);
+          }
+    }
   }
 }
 

@@ -1,10 +1,10 @@
 // Register tiles: C (MR rows, NV vectors) = sum over k of column a(:, k) times row b(k, :).
 //
-// The one inner loop of every matrix product here: load NV vectors of a row of B, multiply them by MR
-// broadcast elements of A, keep MR x NV accumulators in registers. A is read where it lies through two
-// strides, so A and its transpose need no packing; B is read by rows, either where they lie or from a
-// packed panel. An element is a chain of fused multiply-adds in ascending k whatever the tile, so
-// tiles and threads can be chosen freely without changing a bit of the result.
+// The one inner loop of every matrix product here: load NV vectors of a row of B, multiply them by
+// MR broadcast elements of A, keep MR x NV accumulators in registers. A is read where it lies
+// through two strides, so A and its transpose need no packing; B is read by rows, either where they
+// lie or from a packed panel. An element is a chain of fused multiply-adds in ascending k whatever
+// the tile, so tiles and threads can be chosen freely without changing a bit of the result.
 //
 // Sizes: 64-byte vectors 6 x 4, 8 x 3, 14 x 2, 14 x 1 of 32 registers; 32-byte vectors 6 x 2 of 16.
 // A step of the 6 x 4 tile is 24 FMAs (12 cycles) and 11 loads.
@@ -42,11 +42,11 @@ enum TileFlag : int32_t {
   kTilePrefetch = 16  // c is not in the first caches: ask for it before the loop
 };
 
-// What happens to the accumulators before they are stored.
-template <class T>
-struct TileEnd {
-  T alpha;
-  int32_t flags;
+// Lines to bring into the second cache while a tile runs, one a step: `total` of them from `at` on,
+// a row of them holds `count`; when the `left` lines of this row are done, `at` moves on by `wrap`.
+struct Fetch {
+  const char* at;
+  int64_t total, left, count, wrap;
 };
 
 template <class T>
@@ -57,12 +57,11 @@ struct TileArgs {
   int64_t brs;
   T* c;  // row i at c + i * ldc
   int64_t ldc;
-  const T* bias;   // of the first column
-  const T* fetch;  // line k at fetch + k * fetch_step is brought into the second cache
-  int64_t fetch_step;
-  T* pack;      // PACK: row k of B is also written to pack + k * NV * N
+  const T* bias;  // of the first column
+  Fetch fetch;
+  T* pack;  // PACK: row k of B is also written to pack + k * NV * N
   int64_t k;
-  int last;     // valid lanes of the last vector, 1 .. N; below N only where kTileMasks
+  int last;  // valid lanes of the last vector, 1 .. N; below N only where kTileMasks
   T alpha;
   int32_t flags;
 };
@@ -75,9 +74,7 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   const T* __restrict b = g.b;
   T* __restrict c = g.c;
   T* __restrict pack = g.pack;
-  const char* fetch = (const char*)g.fetch;
   int64_t ars = g.ars, acs = g.acs, brs = g.brs, ldc = g.ldc;
-  int64_t fetch_step = g.fetch_step * (int64_t)sizeof(T);
   int last = kTileMasks ? g.last : N, flags = g.flags;
   if (flags & kTilePrefetch) {
 #pragma GCC unroll 64
@@ -91,10 +88,8 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
-  for (int64_t k = g.k; k > 0; --k) {
+  auto step = [&]() __attribute__((always_inline)) {
     V bv[NV];
-    __builtin_prefetch(fetch, 0, 2);
-    fetch += fetch_step;
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j)
       bv[j] = kTileMasks && j == NV - 1 ? load_n(b + j * N, last) : load(b + j * N);
@@ -111,7 +106,20 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
       for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, bv[j], acc[i][j]);
     }
     a += acs;
+  };
+  int64_t k = g.k;
+  if (g.fetch.total > 0) {
+    const char* at = g.fetch.at;
+    int64_t left = g.fetch.left, rest = k > g.fetch.total ? k - g.fetch.total : 0;
+    for (; k > rest; --k) {
+      __builtin_prefetch(at, 0, 2);
+      --left;
+      at += left ? 64 : g.fetch.wrap;
+      left = left ? left : g.fetch.count;
+      step();
+    }
   }
+  for (; k > 0; --k) step();
   if (flags & kTileScale) {
     V alpha = set1(g.alpha);
 #pragma GCC unroll 64
@@ -156,46 +164,50 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   }
 }
 
-// Tiles by vectors and rows; a missing entry is filled by a smaller tile, see tile_rows().
 template <class T>
-struct TileTable {
-  typedef void (*Fn)(const TileArgs<T>&);
-  static GS_MEMBER Fn get(int nv, int rows) {
-#define GS_ROW(NV, MR) \
-  case MR: return kTileNV >= NV && kTileRows[NV] >= MR ? tile < T, kTileNV >= NV && kTileRows[NV] >= MR ? MR : 1, kTileNV >= NV ? NV : 1, false > : nullptr;
-#define GS_ROWS(NV)                                                                       \
-  switch (rows) {                                                                         \
-    GS_ROW(NV, 1) GS_ROW(NV, 2) GS_ROW(NV, 3) GS_ROW(NV, 4) GS_ROW(NV, 5) GS_ROW(NV, 6)   \
-    GS_ROW(NV, 7) GS_ROW(NV, 8) GS_ROW(NV, 14)                                            \
-    default: return nullptr;                                                              \
+using TileFn = void (*)(const TileArgs<T>&);
+
+// The tile of MR rows and NV vectors where the registers hold one, else nothing.
+template <class T, int MR, int NV, bool PACK>
+constexpr TileFn<T> tile_or_none() {
+  if constexpr (NV <= kTileNV && MR <= kTileRows[NV < 5 ? NV : 0])
+    return tile<T, MR, NV, PACK>;
+  else
+    return nullptr;
+}
+
+// Tiles by vectors and rows, see tile_rows() for which are used.
+template <class T>
+struct Tiles {
+#define GS_TILES(NV)                                                                        \
+  {                                                                                         \
+    nullptr, tile_or_none<T, 1, NV, false>(), tile_or_none<T, 2, NV, false>(),              \
+        tile_or_none<T, 3, NV, false>(), tile_or_none<T, 4, NV, false>(),                   \
+        tile_or_none<T, 5, NV, false>(), tile_or_none<T, 6, NV, false>(),                   \
+        tile_or_none<T, 7, NV, false>(), tile_or_none<T, 8, NV, false>(), nullptr, nullptr, \
+        nullptr, nullptr, nullptr, tile_or_none<T, 14, NV, false>()                         \
   }
-    switch (nv) {
-      case 1: GS_ROWS(1)
-      case 2: GS_ROWS(2)
-      case 3: GS_ROWS(3)
-      case 4: GS_ROWS(4)
-      default: return nullptr;
-    }
-#undef GS_ROWS
-#undef GS_ROW
-  }
+  static constexpr TileFn<T> plain[5][15] = {
+      {}, GS_TILES(1), GS_TILES(2), GS_TILES(3), GS_TILES(4)};
+#undef GS_TILES
   // The full-height tile that also packs the rows of B it reads.
-  static GS_MEMBER Fn packing(int nv) {
-    switch (nv) {
-      case 1: return tile<T, kTileRows[1], 1, true>;
-      case 2: return tile<T, kTileRows[2], 2, true>;
-      case 3: return kTileNV >= 3 ? tile<T, kTileNV >= 3 ? kTileRows[3] : 1, kTileNV >= 3 ? 3 : 1, true> : nullptr;
-      case 4: return kTileNV >= 4 ? tile<T, kTileNV >= 4 ? kTileRows[4] : 1, kTileNV >= 4 ? 4 : 1, true> : nullptr;
-      default: return nullptr;
-    }
-  }
+  static constexpr TileFn<T> packing[5] = {
+      nullptr, tile_or_none<T, kTileRows[1], 1, true>(), tile_or_none<T, kTileRows[2], 2, true>(),
+      tile_or_none<T, kTileNV >= 3 ? kTileRows[3] : 99, 3, true>(),
+      tile_or_none<T, kTileNV >= 4 ? kTileRows[4] : 99, 4, true>()};
 };
 
-// Rows of the next tile when `left` are left: full tiles, then one or two smaller ones.
-GS_INLINE int tile_rows(int nv, int64_t left) {
-  int full = kTileRows[nv];
-  if (left >= full) return full;
+// Rows of the next tile when `left` are left: tiles of `height`, then one or two smaller ones.
+GS_INLINE int tile_rows(int height, int64_t left) {
+  if (left >= height) return height;
   return left <= 8 ? (int)left : (int)(left + 1) / 2;
+}
+
+// Vectors of the next panel when `left` are left and panels have up to nv: 5 go as 3 + 2, not 4
+// + 1.
+GS_INLINE int panel_vectors(int nv, int64_t left) {
+  if (left <= nv) return (int)left;
+  return left == nv + 1 && nv > 2 ? (nv + 2) / 2 : nv;
 }
 
 }  // namespace

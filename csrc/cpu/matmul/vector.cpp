@@ -4,11 +4,10 @@
 //   matmul_vec  rows of B lie along n: c += a[k] * B[k, :] for 8 rows of B at a time
 //   colsum      sums of columns: the gradient of a bias
 //
-// Floor: the bytes of the matrix. Members take contiguous ranges, so that each streams one stretch of
-// memory. The order of additions is a function of the shape: lane k mod 16 takes product k, sums of
-// kDotSlice products are folded by one tree and added in order; matmul_vec sums in ascending k.
+// Floor: the bytes of the matrix. Members take contiguous ranges, so that each streams one stretch
+// of memory. The order of additions is a function of the shape: lane k mod 16 takes product k, sums
+// of kDotSlice products are folded by one tree and added in order; matmul_vec sums in ascending k.
 #include "matmul.h"
-
 #include "simd/vec.h"
 
 namespace gs {
@@ -46,8 +45,8 @@ constexpr int64_t kDotRows = 64;      // columns of C (rows of B transposed) in 
 
 // sums[i * NR + j] = dot(a + i * lda, b + j * ldb) over k products
 template <class T, int MR, int NR>
-__attribute__((noinline)) void dot_tile(int64_t k, const T* __restrict a, int64_t lda, const T* __restrict b,
-                                        int64_t ldb, T* sums) {
+__attribute__((noinline)) void dot_tile(int64_t k, const T* __restrict a, int64_t lda,
+                                        const T* __restrict b, int64_t ldb, T* sums) {
   constexpr int W = 16 / simd<T>::N, N = simd<T>::N;
   typename simd<T>::V acc[MR][NR][W];
 #pragma GCC unroll 8
@@ -109,7 +108,8 @@ constexpr int kDotM = GS_VBYTES == 64 ? 4 : 2;
 constexpr int kDotN = GS_VBYTES == 64 ? 4 : 2;
 
 template <class T>
-void dot_sums(int rows, int cols, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* sums) {
+void dot_sums(int rows, int cols, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
+              T* sums) {
   // sums: rows x cols of leading dimension 8
   T t[32];
   for (int i = 0; i < rows;) {
@@ -155,8 +155,8 @@ void matmul_dot(const void* params, void* const* buf, const Ctx* ctx) {
       for (int64_t i = 0; i < p.m; i += 8)
         for (int64_t j = 0; j < p.n; j += 8) {
           int r = (int)least(8, p.m - i), s = (int)least(8, p.n - j);
-          dot_sums(r, s, least(kDotSlice, p.k - t * kDotSlice), a + i * p.a_rs + t * kDotSlice, p.a_rs,
-                   b + j * p.b_cs + t * kDotSlice, p.b_cs, sums);
+          dot_sums(r, s, least(kDotSlice, p.k - t * kDotSlice), a + i * p.a_rs + t * kDotSlice,
+                   p.a_rs, b + j * p.b_cs + t * kDotSlice, p.b_cs, sums);
           for (int ii = 0; ii < r; ++ii)
             for (int jj = 0; jj < s; ++jj)
               partial[t * p.m * p.n + (i + ii) * p.n + j + jj] = sums[ii * 8 + jj];
@@ -181,9 +181,11 @@ void matmul_dot(const void* params, void* const* buf, const Ctx* ctx) {
         int r = (int)least(8, p.m - i), s = (int)least(8, end - j);
         for (int e = 0; e < 64; ++e) total[e] = 0;
         for (int64_t k = 0; k < p.k; k += kDotSlice) {
-          dot_sums(r, s, least(kDotSlice, p.k - k), a + i * p.a_rs + k, p.a_rs, b + j * p.b_cs + k, p.b_cs, sums);
+          dot_sums(r, s, least(kDotSlice, p.k - k), a + i * p.a_rs + k, p.a_rs, b + j * p.b_cs + k,
+                   p.b_cs, sums);
           for (int ii = 0; ii < r; ++ii)
-            for (int jj = 0; jj < s; ++jj) total[ii * 8 + jj] = k ? total[ii * 8 + jj] + sums[ii * 8 + jj] : sums[ii * 8 + jj];
+            for (int jj = 0; jj < s; ++jj)
+              total[ii * 8 + jj] = k ? total[ii * 8 + jj] + sums[ii * 8 + jj] : sums[ii * 8 + jj];
         }
         for (int ii = 0; ii < r; ++ii)
           for (int jj = 0; jj < s; ++jj) finish(p, total[ii * 8 + jj], bias, to, i + ii, j + jj);
@@ -209,16 +211,18 @@ void matmul_dot_plan(const void* params, Plan* plan) {
 
 // ---- matmul_vec
 
-constexpr int64_t kVecCols = 512;   // columns in a unit of work: its sums stay in the first cache
+constexpr int64_t kVecCols = 512;    // columns in a unit of work: its sums stay in the first cache
 constexpr int64_t kVecDepth = 1024;  // rows of B in a slice, when slices are needed
 
 GS_INLINE int64_t vec_slices(const MatmulParams& p) {
-  return p.batch == 1 && p.n <= 2 * kVecCols && p.k >= 4 * kVecDepth ? least(32, p.k / kVecDepth) : 1;
+  return p.batch == 1 && p.n <= 2 * kVecCols && p.k >= 4 * kVecDepth ? least(32, p.k / kVecDepth)
+                                                                     : 1;
 }
 
 // acc[i][j] += sum over K8 rows of B; acc rows are kVecCols apart
 template <class T, int KU>
-GS_INLINE void vec_step(int64_t m, int64_t n, const T* a, int64_t ars, int64_t acs, const T* b, int64_t brs, T* acc) {
+GS_INLINE void vec_step(int64_t m, int64_t n, const T* a, int64_t ars, int64_t acs, const T* b,
+                        int64_t brs, T* acc) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   for (int64_t i = 0; i < m; ++i, acc += kVecCols) {
@@ -243,8 +247,8 @@ GS_INLINE void vec_step(int64_t m, int64_t n, const T* a, int64_t ars, int64_t a
 
 // acc (m rows of kVecCols) = A (m, k) times n <= kVecCols columns of B
 template <class T>
-__attribute__((noinline)) void vec_block(int64_t m, int64_t n, int64_t k, const T* a, int64_t ars, int64_t acs,
-                                         const T* b, int64_t brs, T* acc) {
+__attribute__((noinline)) void vec_block(int64_t m, int64_t n, int64_t k, const T* a, int64_t ars,
+                                         int64_t acs, const T* b, int64_t brs, T* acc) {
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < kVecCols; ++j) acc[i * kVecCols + j] = 0;
   for (; k >= 8; k -= 8, a += 8 * acs, b += 8 * brs) vec_step<T, 8>(m, n, a, ars, acs, b, brs, acc);
@@ -267,7 +271,8 @@ void matmul_vec(const void* params, void* const* buf, const Ctx* ctx) {
         vec_block(p.m, cols, k, (const T*)buf[0] + t * depth * p.a_cs, p.a_rs, p.a_cs,
                   (const T*)buf[1] + t * depth * p.b_rs + j, p.b_rs, acc);
         for (int64_t i = 0; i < p.m; ++i)
-          for (int64_t q = 0; q < cols; ++q) partial[t * mn + i * p.n + j + q] = acc[i * kVecCols + q];
+          for (int64_t q = 0; q < cols; ++q)
+            partial[t * mn + i * p.n + j + q] = acc[i * kVecCols + q];
       }
     ctx->sync();
     for (int64_t e = mn * ctx->tid / ctx->nt; e < mn * (ctx->tid + 1) / ctx->nt; ++e) {
@@ -303,7 +308,9 @@ void matmul_vec_plan(const void* params, Plan* plan) {
 constexpr int64_t kSumRows = 256;  // rows in a block
 constexpr int64_t kSumCols = 1024;
 
-GS_INLINE int64_t sum_blocks(const ColsumParams& p) { return most(1, least(64, ceil_div(p.rows, kSumRows))); }
+GS_INLINE int64_t sum_blocks(const ColsumParams& p) {
+  return most(1, least(64, ceil_div(p.rows, kSumRows)));
+}
 
 // x (rows, cols); rows in blocks, 8 rows folded by a tree, blocks added in order
 template <class T>
@@ -314,7 +321,8 @@ void colsum(const void* params, void* const* buf, const Ctx* ctx) {
   const T* x = (const T*)buf[0];
   T* out = (T*)buf[1];
   T* partial = (T*)ctx->scratch;
-  int64_t blocks = sum_blocks(p), depth = ceil_div(p.rows, blocks), chunks = ceil_div(p.cols, kSumCols);
+  int64_t blocks = sum_blocks(p), depth = ceil_div(p.rows, blocks),
+          chunks = ceil_div(p.cols, kSumCols);
   int64_t rs = p.row_stride, units = blocks * chunks;
   for (int64_t u = units * ctx->tid / ctx->nt; u < units * (ctx->tid + 1) / ctx->nt; ++u) {
     int64_t r = u / chunks * depth, last = least(r + depth, p.rows), j0 = u % chunks * kSumCols;
