@@ -28,7 +28,7 @@ namespace {
 
 #if GS_VBYTES == 64 || defined(__ARM_NEON)
 constexpr int kMaxVectors = 4;  // 32 registers: 24 accumulators
-constexpr int rows_of(int nv) { return nv == 4 ? 6 : nv == 3 ? 8 : 12; }
+constexpr int rows_of(int nv) { return nv == 4 ? 6 : nv == 3 ? 8 : nv == 2 ? 10 : 12; }
 #else
 constexpr int kMaxVectors = 2;  // 16 registers: 12 accumulators
 constexpr int rows_of(int nv) { return nv == 2 ? 6 : 12; }
@@ -37,7 +37,8 @@ constexpr int kMaxRuns = 64;
 
 template <class T>
 struct TileArgs {
-  const T* const* x;  // MR pixels: the input of the first tap
+  const T* const* x;  // MR pixels: the input of tap 0
+  int64_t x_first;    // from there to the first tap that is taken
   const T* w;         // the weights of the first tap
   // taps as rows x cols runs of `length` values, with the steps of x and w between rows and columns
   int64_t rows, cols, length, x_row, x_col, w_row, w_col;
@@ -107,7 +108,7 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
   } else {
     for (int64_t r = 0; r < a.rows; ++r)
       for (int64_t c = 0; c < a.cols; ++c) {
-        int64_t off = r * a.x_row + c * a.x_col;
+        int64_t off = a.x_first + r * a.x_row + c * a.x_col;
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) x[m] = a.x[m] + off;
         multiply<T, MR, NV>(acc, x, a.w + r * a.w_row + c * a.w_col, a.length);
@@ -325,17 +326,21 @@ struct Walk {
     p = pixel / count / w.out;
     place();
   }
+  // Takes n < left pixels.
+  GS_MEMBER void skip(int64_t n) {
+    left -= n;
+    in += n * step_in;
+    out += n * step_out;
+    at_w += n * step_w;
+    if (block == 1)
+      q += n;
+    else
+      ni += n;
+  }
   // Takes n <= left pixels.
   GS_MEMBER void advance(int64_t n) {
-    left -= n;
-    if (left > 0) {
-      in += n * step_in;
-      out += n * step_out;
-      at_w += n * step_w;
-      if (block == 1)
-        q += n;
-      else
-        ni += n;
+    if (n < left) {
+      skip(n);
       return;
     }
     ni = 0;
@@ -384,26 +389,35 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
     int pixels = (int)min64(MR, m1 - m), n = 0;
     bool uniform = true;
     int64_t lo_h = walk.lo_h, hi_h = walk.hi_h, lo_w = walk.lo_w, hi_w = walk.hi_w;
-    for (;;) {
+    if (inside && pixels == MR && walk.left > MR) {  // the common case, at constant strides
+      const T* px = x + walk.in + b.c0;
+      T* po = y + walk.out;
+      int64_t si = walk.step_in, so = walk.step_out;
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        in[i] = px + i * si;
+        out[i] = po + i * so;
+      }
+      walk.skip(MR);
+      n = MR;
+    }
+    while (n < pixels) {
       int take = (int)min64(walk.left, pixels - n);
       const T* px = x + walk.in + b.c0;
       T* po = y + walk.out;
       int64_t si = walk.step_in, so = walk.step_out;
-      for (int i = 0; i < take; ++i) {
-        in[n + i] = px + i * si;
-        out[n + i] = po + i * so;
-      }
       if (!inside) {
-        for (int i = 0; i < take; ++i) {
-          at_h[n + i] = walk.at_h;
-          at_w[n + i] = walk.at_w + i * walk.step_w;
-        }
         uniform &= walk.lo_h == lo_h && walk.hi_h == hi_h && walk.lo_w == lo_w && walk.hi_w == hi_w;
         if (images == 1) uniform &= walk.q >= walk.q_lo && walk.q + take <= walk.q_hi;
       }
+      for (int i = 0; i < take; ++i) {
+        in[n + i] = px + i * si;
+        out[n + i] = po + i * so;
+        at_h[n + i] = walk.at_h;
+        at_w[n + i] = walk.at_w + i * walk.step_w;
+      }
       n += take;
       if (n < pixels || m + MR < m1) walk.advance(take);
-      if (n == pixels) break;
     }
     for (; n < MR; ++n) {  // pixels that do not exist repeat the last
       in[n] = in[n - 1];
@@ -422,8 +436,7 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
         a.length *= a.cols;
         a.cols = 1;
       }
-      int64_t off = i0 * a.x_row + j0 * a.x_col;
-      for (int i = 0; i < MR; ++i) in[i] += off;
+      a.x_first = i0 * a.x_row + j0 * a.x_col;
       a.w = wp + ((i0 * w.taps + j0) * j.ci + b.c0) * NV * N;
       tile<T, MR, NV, false>(a);
       continue;
