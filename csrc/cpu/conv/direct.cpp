@@ -34,6 +34,7 @@ constexpr int kMaxVectors = 2;  // 16 registers: 12 accumulators
 constexpr int rows_of(int nv) { return nv == 2 ? 6 : 12; }
 #endif
 constexpr int kMaxRuns = 64;
+constexpr int kMaxSteps = 256;
 
 template <class T>
 struct TileArgs {
@@ -42,7 +43,8 @@ struct TileArgs {
   const T* w;         // the weights of the first tap
   // taps as rows x cols runs of `length` values, with the steps of x and w between rows and columns
   int64_t rows, cols, length, x_row, x_col, w_row, w_col;
-  const uintptr_t* table;  // otherwise: rows x (1 + MR) addresses, the run's weights and its inputs
+  const int64_t* steps;    // kSteps: `length` offsets from tap 0, one a reduction index
+  const uintptr_t* table;  // kTable: rows x (1 + MR) addresses, the run's weights and its inputs
   T** out;                 // MR output pixels
   const T* bias;           // of the panel, or nullptr
   int pixels;              // to store
@@ -70,8 +72,13 @@ GS_INLINE void multiply(typename simd<T>::V (&acc)[MR][NV], const T* const (&x)[
   }
 }
 
-// out[m][v] = (load ? out : bias) + sum over runs; Table: pixels differ in the taps that lie inside
-template <class T, int MR, int NV, bool Table>
+// How a tile finds its inputs: runs that all pixels have in common; the same, but so short that
+// each value is looked up; or addresses for every pixel, because they differ in the taps that lie
+// inside.
+enum Mode { kRuns, kSteps, kTable };
+
+// out[m][v] = (load ? out : bias) + sum over runs
+template <class T, int MR, int NV, Mode How>
 __attribute__((noinline)) void tile(const TileArgs<T>& a) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
@@ -98,12 +105,29 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
     }
   }
   const T* x[MR];
-  if (Table) {
+  if (How == kTable) {
     const uintptr_t* table = a.table;
     for (int64_t r = 0; r < a.rows; ++r, table += 1 + MR) {
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) x[m] = (const T*)table[1 + m];
       multiply<T, MR, NV>(acc, x, (const T*)table[0], a.length);
+    }
+  } else if (How == kSteps) {
+    const T* w = a.w;
+    const int64_t* steps = a.steps;
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) x[m] = a.x[m];
+    for (const int64_t* end = steps + a.length; steps < end; ++steps, w += NV * N) {
+      int64_t l = *steps;
+      V b[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) b[v] = load(w + v * N);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        V s = set1(x[m][l]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, b[v], acc[m][v]);
+      }
     }
   } else {
     for (int64_t r = 0; r < a.rows; ++r)
@@ -381,6 +405,17 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
   a.relu = relu && b.finish;
   a.x_row = h.off_step * j.row;
   a.x_col = w.off_step * j.ld;
+  // short runs, all inside: look every value up instead of starting runs
+  int64_t run = fold ? w.taps * j.ci : channels, total = h.taps * w.taps * j.ci;
+  bool whole = b.finish && !b.load;
+  bool look_up = inside && whole && run < 32 && run < total && total <= kMaxSteps;
+  int64_t steps[kMaxSteps];
+  if (look_up)
+    for (int64_t i = 0; i < total; ++i) {
+      int64_t tap = i / j.ci;
+      steps[i] = tap / w.taps * h.off_step * j.row + tap % w.taps * w.off_step * j.ld + i % j.ci;
+    }
+  a.steps = steps;
   a.w_row = w.taps * j.ci * NV * N;
   a.w_col = j.ci * NV * N;
   Walk walk{j, h, w, images, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -426,6 +461,12 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
       at_w[n] = at_w[n - 1];
     }
     a.pixels = pixels;
+    if (look_up) {
+      a.w = wp;
+      a.length = total;
+      tile<T, MR, NV, kSteps>(a);
+      continue;
+    }
     if (uniform) {
       int64_t i0 = max64(lo_h, b.i0), i1 = min64(hi_h, b.i1);
       int64_t j0 = max64(lo_w, b.j0), j1 = min64(hi_w, b.j1);
@@ -438,7 +479,7 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
       }
       a.x_first = i0 * a.x_row + j0 * a.x_col;
       a.w = wp + ((i0 * w.taps + j0) * j.ci + b.c0) * NV * N;
-      tile<T, MR, NV, false>(a);
+      tile<T, MR, NV, kRuns>(a);
       continue;
     }
     uintptr_t* t = table;
@@ -464,7 +505,7 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
     }
     a.rows = (t - table) / (1 + MR);
     a.length = channels;
-    tile<T, MR, NV, true>(a);
+    tile<T, MR, NV, kTable>(a);
   }
 }
 
