@@ -59,7 +59,7 @@ def equal(a, b):
 
 
 def test_it_learns_and_records():
-    trainer = make(net(hidden=32), lr=0.2)
+    trainer = make(net(hidden=32), lr=0.05)
     history = fit(trainer, (X, Y), (X[:20], Y[:20]), epochs=60, batch_size=8)
     assert history is trainer.history and [row["epoch"] for row in history] == list(range(1, 61))
     assert list(history[0]) == [
