@@ -99,7 +99,10 @@ def test_runs_are_not_overwritten(folder, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "--resume" in err and "--overwrite" in err
     assert (tmp_path / "mine/last.safetensors").read_bytes() == before
-    assert quick(folder, "--out", "mine", "--overwrite", "--seed", 5, "--quiet") == 0
+    os.remove("mine/last.safetensors")  # its result alone is worth keeping, too
+    assert quick(folder, "--out", "mine") == 2
+    assert quick(folder, "--out", "mine", "--overwrite", "--seed", 5, "--augment", "--quiet") == 0
+    assert gs.load("mine/model.safetensors")["config"]["settings"]["augment"] == "shift"
     assert not same("mine/last.safetensors", f"runs/{folder.name}-mlp/last.safetensors")
 
 

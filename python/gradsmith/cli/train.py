@@ -13,6 +13,7 @@ A run is never overwritten unasked: without ``--out`` a new one gets the next fr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -54,9 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="default: 0")
     add(
         "--augment",
-        choices=["auto", "none", "shift", "rotate", "flip"],
-        help="random shifts by a pixel; those with rotations by up to 10 degrees; shifts with "
-        "mirroring (default auto: rotate on digits, none otherwise)",
+        nargs="?",
+        const="on",
+        choices=["auto", "on", "none", "shift", "rotate", "flip"],
+        metavar="KIND",
+        help="shift: by a pixel at random; rotate: that, and by up to 10 degrees; flip: that, and "
+        "mirrored; on (or no KIND): rotate on digits, else shift; none; auto (default): rotate on "
+        "digits, else none",
     )
     add("--limit", type=int, metavar="N", help="use the first N training images only")
     add("--out", metavar="PATH", help="folder of the run, or a .safetensors file for its state")
@@ -130,6 +135,9 @@ def _train(args: argparse.Namespace) -> int:
     if not is_file:
         callbacks.append(CSVLog(os.path.join(out, "history.csv")))
     trainer = Trainer(model, loss, optimizer, scheduler, ["accuracy"], callbacks)
+    if resume is None and not is_file:  # with --overwrite: the old run's result goes with its state
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(out, "model.safetensors"))
     trainer.config = {
         "model": settings["model"],
         "arguments": [list(arguments[0]), arguments[1]],
@@ -239,8 +247,9 @@ def _fill(settings: dict[str, Any], images: int) -> None:
         settings["batch_size"] = 32 if images < 10_000 else 64
     if settings["dropout"] is None:
         settings["dropout"] = 0.1 if images < 10_000 else 0.25
-    if settings["augment"] in (None, "auto"):
-        settings["augment"] = "rotate" if digits else "none"
+    if settings["augment"] in (None, "auto", "on"):
+        other = "shift" if settings["augment"] == "on" else "none"
+        settings["augment"] = "rotate" if digits else other
 
 
 def _data(settings: dict[str, Any]) -> tuple[Any, Any, list[str]]:
@@ -360,8 +369,8 @@ def _new_out(args: argparse.Namespace) -> str | None:
     if args.out is None:
         return None
     out = args.out.rstrip("/") or "/"
-    file = _state_file(out)
-    if os.path.exists(file) and not args.overwrite:
+    files = [_state_file(out), os.path.join(out, "model.safetensors")]
+    if any(map(os.path.exists, files)) and not args.overwrite:
         raise Refused(
             f"--out {args.out} holds a run already; add --resume to go on with it, --overwrite to "
             "replace it, or choose another name"
@@ -417,7 +426,7 @@ def _config_of(file: str, args: argparse.Namespace) -> dict[str, Any]:
         raise Refused(f"--resume: {file} was not written by gradsmith train")
     settings = config["settings"]
     for name, value in vars(args).items():
-        if name in FREE or value is None or (name == "augment" and value == "auto"):
+        if name in FREE or value is None or (name == "augment" and value in ("auto", "on")):
             continue
         mine = settings[name]
         if name == "data":
