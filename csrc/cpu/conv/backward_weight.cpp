@@ -12,7 +12,7 @@
 // "channels" (fewer than 16 channels): x is copied with a zero border so that all taps of a kernel
 // row are neighbours; broadcast (tap, c) and vectors over k; transposed at the end.
 //
-// Pixels pass in blocks of about 256, so both operands stay in the cache while all tiles of a task
+// Pixels pass in blocks of about 128, so both operands stay in the cache while all tiles of a task
 // use them. Tasks: (group, 128 broadcast values, one vector tile, slice of the pixels); the slices
 // depend on the shape alone and are added in order. Floor: one FMA per pixel, tap, c and k.
 #include <string.h>
@@ -31,7 +31,7 @@ constexpr int kMaxVectors = 4;
 #define GS_CONV_WIDE 0
 constexpr int kMaxVectors = 2;
 #endif
-constexpr int64_t kBlock = 256;      // pixels of a block
+constexpr int64_t kBlock = 128;      // pixels of a block
 constexpr int64_t kBroadcast = 128;  // broadcast values of a task
 constexpr int kMaxLines = 256;
 

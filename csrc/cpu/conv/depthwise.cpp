@@ -16,7 +16,7 @@ namespace GS_ISA {
 namespace {
 
 constexpr int kWidth = 8;
-constexpr int kTaps = 8;
+constexpr int kTaps = 4;
 
 // taps-major weights: dst (taps, channels), w (channels, taps); the step of one member
 template <class T>
@@ -157,33 +157,63 @@ GS_INLINE int64_t slices_of(const ConvParams& p) {
   return max64(1, min64(16, p.n * p.out_h * p.out_w / 512));
 }
 
-// Row r of pixels, kernel row i, columns [k0, k1), vector of channels at c: dw[tap][c] += x * dy.
-// x, dy: at channel c
-template <class T>
-GS_INLINE void weight_row(const ConvParams& p, int64_t r, int64_t i, int64_t k0, int64_t k1,
-                          const T* x, const T* dy, T* part, int lanes) {
+// Row r of pixels, kernel row i, columns k0 ... k0 + Taps: dw[tap][c] += x * dy for a vector of
+// channels. x, dy, part: at channel c
+template <class T, int Taps, bool Whole>
+GS_INLINE void weight_taps(const ConvParams& p, const T* xr, const T* d, T* part, int64_t k0,
+                           int lanes) {
   using V = typename simd<T>::V;
-  int64_t C = p.channels, n = r / p.out_h,
-          a = r % p.out_h * p.stride_h - p.pad_h + i * p.dilation_h;
-  if (a < 0 || a >= p.in_h) return;
-  const T* xr = x + (n * p.in_h + a) * p.in_w * C;
-  const T* d = dy + r * p.out_w * C;
-  int count = (int)(k1 - k0);
-  V s[kTaps];
-#pragma GCC unroll 8
-  for (int k = 0; k < kTaps; ++k) s[k] = V{};
-  for (int64_t q = 0; q < p.out_w; ++q, d += C) {
-    int64_t b = q * p.stride_w - p.pad_w + k0 * p.dilation_w;
-    V v = load_n(d, lanes);
-#pragma GCC unroll 8
-    for (int k = 0; k < kTaps; ++k, b += p.dilation_w)
-      if (k < count && b >= 0 && b < p.in_w) s[k] = fma(load_n(xr + b * C, lanes), v, s[k]);
+  int64_t C = p.channels, at = k0 * p.dilation_w - p.pad_w, tap = p.dilation_w * C;
+  // columns [q0, q1): all of the taps inside
+  int64_t q0 = at < 0 ? min64(ceil_div(-at, p.stride_w), p.out_w) : 0;
+  int64_t room = p.in_w - 1 - at - (Taps - 1) * p.dilation_w;
+  int64_t q1 = room < 0 ? 0 : min64(room / p.stride_w + 1, p.out_w);
+  if (q1 < q0) q1 = q0;
+  V s[Taps];
+#pragma GCC unroll 4
+  for (int k = 0; k < Taps; ++k) s[k] = V{};
+  for (int64_t q = 0; q < p.out_w; ++q) {
+    if (q == q0) {
+      const T *e = d + q * C, *f = xr + (q * p.stride_w + at) * C;
+      for (; q < q1; ++q, e += C, f += p.stride_w * C) {
+        V v = Whole ? load(e) : load_n(e, lanes);
+#pragma GCC unroll 4
+        for (int k = 0; k < Taps; ++k)
+          s[k] = fma(Whole ? load(f + k * tap) : load_n(f + k * tap, lanes), v, s[k]);
+      }
+      if (q == p.out_w) break;
+    }
+    V v = load_n(d + q * C, lanes);
+    int64_t b = q * p.stride_w + at;
+#pragma GCC unroll 4
+    for (int k = 0; k < Taps; ++k, b += p.dilation_w)
+      if (b >= 0 && b < p.in_w) s[k] = fma(load_n(xr + b * C, lanes), v, s[k]);
   }
-#pragma GCC unroll 8
-  for (int k = 0; k < kTaps; ++k)
-    if (k < count) {
-      T* o = part + (i * p.kernel_w + k0 + k) * C;
-      store_n(o, load_n(o, lanes) + s[k], lanes);
+#pragma GCC unroll 4
+  for (int k = 0; k < Taps; ++k) store_n(part + k * C, load_n(part + k * C, lanes) + s[k], lanes);
+}
+
+// All columns of kernel row i for row r of pixels.
+template <class T, bool Whole>
+void weight_row(const ConvParams& p, int64_t r, int64_t i, const T* x, const T* dy, T* part,
+                int lanes) {
+  int64_t C = p.channels, n = r / p.out_h;
+  int64_t a = r % p.out_h * p.stride_h - p.pad_h + i * p.dilation_h;
+  if (a < 0 || a >= p.in_h) return;
+  const T *xr = x + (n * p.in_h + a) * p.in_w * C, *d = dy + r * p.out_w * C;
+  part += i * p.kernel_w * C;
+  for (int64_t k = 0; k < p.kernel_w; k += kTaps) switch (min64(kTaps, p.kernel_w - k)) {
+      case 1:
+        weight_taps<T, 1, Whole>(p, xr, d, part + k * C, k, lanes);
+        break;
+      case 2:
+        weight_taps<T, 2, Whole>(p, xr, d, part + k * C, k, lanes);
+        break;
+      case 3:
+        weight_taps<T, 3, Whole>(p, xr, d, part + k * C, k, lanes);
+        break;
+      default:
+        weight_taps<T, 4, Whole>(p, xr, d, part + k * C, k, lanes);
     }
 }
 
@@ -206,8 +236,10 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t i = 0; i <= taps; ++i) store_n(part + i * C, V{}, lanes);
     for (int64_t r = slice * rows / slices; r < (slice + 1) * rows / slices; ++r) {
       for (int64_t i = 0; i < p.kernel_h; ++i)
-        for (int64_t k = 0; k < p.kernel_w; k += kTaps)
-          weight_row(p, r, i, k, min64(k + kTaps, p.kernel_w), x + c, dy + c, part, lanes);
+        if (lanes == N)
+          weight_row<T, true>(p, r, i, x + c, dy + c, part, lanes);
+        else
+          weight_row<T, false>(p, r, i, x + c, dy + c, part, lanes);
       if (p.has_bias) {
         V s = V{};
         for (int64_t q = 0; q < p.out_w; ++q) s += load_n(dy + (r * p.out_w + q) * C + c, lanes);

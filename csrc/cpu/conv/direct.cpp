@@ -596,6 +596,30 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
   T *packed = (T*)ctx->scratch, *zeros = (T*)(ctx->scratch + j.zeros_at);
   T* xp = (T*)(ctx->scratch + j.x_at);
 
+  // Where a panel of the weights is packed (its phase starts at wp), and its rows [r, end).
+  auto pack = [&](const Axis& h, const Axis& a, int64_t s, T* d, int64_t r, int64_t end) {
+    int64_t g = s / j.panels, b = s % j.panels, reduce = h.taps * a.taps * j.ci;
+    int64_t v0 = b * j.vectors / j.panels, v1 = (b + 1) * j.vectors / j.panels;
+    int64_t left = j.co - v0 * N;
+    if (backward)
+      pack_backward(w + g * j.ci * p.kernel_h * p.kernel_w * j.co + v0 * N, p, h, a, j.ci, j.co,
+                    left, (int)(v1 - v0), d, r, end);
+    else
+      pack_forward(w + (g * j.co + v0 * N) * reduce, reduce, left, (int)(v1 - v0), d, r, end);
+  };
+  auto place = [&](T* wp, int64_t s, int64_t reduce) {
+    int64_t g = s / j.panels, b = s % j.panels;
+    return wp + (g * j.vectors + b * j.vectors / j.panels) * N * reduce;
+  };
+  int64_t panels = j.groups * j.panels, widest = ceil_div(j.vectors, j.panels);
+  // All weights fit the cache: panels go innermost and a chunk of x is read once. Otherwise chunks
+  // go innermost; where there are panels for all members, each packs a panel when it needs it, into
+  // the same place again and again, so packed weights never leave its cache.
+  auto fits = [&](int64_t reduce) {
+    return panels * widest * N * reduce * (int64_t)sizeof(T) < p.l2 / 2;
+  };
+  bool plenty = (panels % ctx->nt == 0 || panels >= 2 * ctx->nt) && j.vectors % j.panels == 0;
+
   // Pack the weights, copy what needs a border.
   int64_t turn = 0;
   if (ctx->tid == 0) memset(zeros, 0, (size_t)j.ci * sizeof(T));
@@ -604,23 +628,13 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
     for (int64_t rw = 0; rw < j.phases_w; ++rw) {
       Axis h = axis_h(j, p, rh), a = axis_w(j, p, rw);
       int64_t taps = h.taps * a.taps, reduce = taps * j.ci;
-      if (!taps) continue;
-      int64_t step = backward ? max64(1, 256 / taps) : 256, rows = backward ? j.ci : reduce;
-      for (int64_t g = 0; g < j.groups; ++g)
-        for (int64_t b = 0; b < j.panels; ++b) {
-          int64_t v0 = b * j.vectors / j.panels, v1 = (b + 1) * j.vectors / j.panels;
-          for (int64_t r = 0; r < rows; r += step) {
-            if (turn++ % ctx->nt != ctx->tid) continue;
-            int nv = (int)(v1 - v0);
-            T* d = wp + (g * j.vectors + v0) * N * reduce;
-            int64_t left = j.co - v0 * N, end = min64(r + step, rows);
-            if (backward)
-              pack_backward(w + g * j.ci * p.kernel_h * p.kernel_w * j.co + v0 * N, p, h, a, j.ci,
-                            j.co, left, nv, d, r, end);
-            else
-              pack_forward(w + (g * j.co + v0 * N) * reduce, reduce, left, nv, d, r, end);
-          }
-        }
+      int64_t step = backward ? max64(1, 256 / max64(1, taps)) : 256;
+      int64_t rows = backward ? j.ci : reduce;
+      if (taps && (fits(reduce) || !plenty))
+        for (int64_t s = 0; s < panels; ++s)
+          for (int64_t r = 0; r < rows; r += step)
+            if (turn++ % ctx->nt == ctx->tid)
+              pack(h, a, s, place(wp, s, reduce), r, min64(r + step, rows));
       wp += j.groups * j.vectors * N * reduce;
     }
   if (j.padded) {
@@ -641,21 +655,22 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
       Axis h = axis_h(j, p, rh), a = axis_w(j, p, rw);
       int64_t reduce = h.taps * a.taps * j.ci, total = j.n * h.out * a.out;
       if (!total) continue;
-      int widest = (int)ceil_div(j.vectors, j.panels);
-      int mr = rows_of(widest);
+      int mr = rows_of((int)widest);
       int64_t images = images_of(j, h, a, mr), step = chunk_of<T>(j, p, h, a, mr);
-      int64_t chunks = ceil_div(total, step), panels = j.groups * j.panels;
-      // All weights in the cache: panels innermost, a chunk of x is read once. Else chunks
-      // innermost.
-      bool panels_inner =
-          panels * (int64_t)(j.vectors / j.panels + 1) * N * reduce * (int64_t)sizeof(T) < p.l2 / 2;
+      int64_t chunks = ceil_div(total, step);
+      bool panels_inner = fits(reduce), own = reduce && !panels_inner && plenty;
+      int64_t packed_panel = -1;
       for (int64_t t = 0; t < chunks * panels; ++t) {
-        if (turn++ % ctx->nt != ctx->tid) continue;
-        int64_t c = panels_inner ? t / panels : t % chunks,
-                s = panels_inner ? t % panels : t / chunks;
+        int64_t c = panels_inner ? t / panels : t % chunks;
+        int64_t s = panels_inner ? t % panels : t / chunks;
+        if ((own ? s : turn++) % ctx->nt != ctx->tid) continue;
+        const T* pw = place(wp, own ? ctx->tid : s, reduce);
+        if (own && s != packed_panel) {
+          pack(h, a, s, (T*)pw, 0, backward ? j.ci : reduce);
+          packed_panel = s;
+        }
         int64_t g = s / j.panels, b = s % j.panels;
         int64_t v0 = b * j.vectors / j.panels, v1 = (b + 1) * j.vectors / j.panels;
-        const T* pw = wp + (g * j.vectors + v0) * N * reduce;
         int64_t m0 = c * step, m1 = min64(m0 + step, total);
         switch (v1 - v0) {
           case 1:
