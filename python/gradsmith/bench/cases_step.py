@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ SIZES = (784, 512, 256, 10)
 def _weights(sizes: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     layers = []
-    for fan_in, fan_out in zip(sizes, sizes[1:]):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         w = rng.standard_normal((fan_out, fan_in)) * np.sqrt(2.0 / fan_in)
         layers.append((w.astype(np.float32), np.zeros(fan_out, np.float32)))
     return layers
@@ -176,8 +177,8 @@ def _mlp(batch: int, sizes: tuple[int, ...]) -> Case:
                 runs[name] = build(weights, x, y)
         return runs
 
-    parameters = sum(a * b + b for a, b in zip(sizes, sizes[1:]))
-    products = sum(a * b for a, b in zip(sizes, sizes[1:]))
+    parameters = sum(a * b + b for a, b in itertools.pairwise(sizes))
+    products = sum(a * b for a, b in itertools.pairwise(sizes))
     # forward, dW, and dX of all but the first layer; AdamW moves 28 bytes a parameter
     flops = 2.0 * batch * (3 * products - sizes[0] * sizes[1])
     name = f"mlp {'-'.join(map(str, sizes))} batch {batch}, AdamW"
