@@ -11,6 +11,13 @@ import gradsmith.nn.functional as F
 from gradsmith import _cpu as k
 
 
+def torch_alone():
+    """PyTorch on one thread: its team of threads is slow to wake for small problems."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return torch
+
+
 def naive(x, w, b, stride, pad, dilation, groups):
     """y of conv2d in float64, one output pixel and tap at a time. pad: ((top, bottom), (left, right))."""
     x = np.pad(x.astype(np.float64), ((0, 0), *pad, (0, 0)))
@@ -167,7 +174,7 @@ def test_one_dimension_is_two_with_height_one():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_against_torch(seed):
-    torch = pytest.importorskip("torch")
+    torch = torch_alone()
     rng = np.random.default_rng(1000 + seed)
     for _ in range(8):
         n, h, w, cin, cout, groups, kernel, stride, pad, dilation = random_case(rng)
@@ -197,7 +204,7 @@ def test_against_torch(seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_transposed_against_torch(seed):
-    torch = pytest.importorskip("torch")
+    torch = torch_alone()
     rng = np.random.default_rng(2000 + seed)
     for _ in range(8):
         nd = int(rng.integers(1, 3))
@@ -506,7 +513,7 @@ def test_layers():
 
 
 def test_init_matches_torch_bounds_when_transposed():
-    torch = pytest.importorskip("torch")
+    torch = torch_alone()
     ref = torch.nn.ConvTranspose2d(6, 10, 3)
     a = nn.ConvTranspose2d(6, 10, 3).weight.detach().numpy()
     bound = 1 / np.sqrt(10 * 9)
