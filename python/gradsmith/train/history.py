@@ -94,6 +94,8 @@ class History(list[dict[str, Any]]):
         if "lr" in columns:
             axis.plot(epochs, _floats(columns["lr"]), mark, ms=3, color="tab:green")
         axis.set(title="learning rate (end of epoch)", xlabel="epoch")
+        for axis in axes[: len(names) + 1]:
+            axis.xaxis.get_major_locator().set_params(integer=True)
         if confusion is not None:
             _draw_confusion(axes[len(names) + 1], np.asarray(confusion), classes)
         for axis in axes[panels:]:
