@@ -384,3 +384,40 @@ def test_one_cycle_ends():
     with pytest.raises(ValueError, match="total_steps=3"):
         s.step()
     assert s.last_epoch == 3 and opt.param_groups[0]["lr"] == last
+
+
+def test_with_real_optimizers():
+    """The rate and the momentum reach the optimizer, and its saved state carries on with them."""
+    gs = pytest.importorskip("gradsmith")
+    p = gs.nn.Parameter([1.0, 2.0])
+    for optimizer in (gs.optim.SGD([p], lr=0.1, momentum=0.9), gs.optim.AdamW([p], lr=0.1)):
+        schedule = S.OneCycleLR(optimizer, 0.2, 20)
+        for t in range(7):
+            group = optimizer.param_groups[0]
+            assert group["lr"] == schedule.lr_at(t)
+            momentum = group["betas"][0] if "betas" in group else group["momentum"]
+            assert momentum == schedule.momentum_at(t)
+            p.grad = gs.tensor([0.5, -0.5])
+            optimizer.step()
+            schedule.step()
+        twin = type(optimizer)([p], lr=9.0, **({"momentum": 0.1} if "momentum" in group else {}))
+        again = S.OneCycleLR(twin, 0.2, 20)
+        twin.load_state_dict(optimizer.state_dict())
+        again.load_state_dict(schedule.state_dict())
+        assert twin.param_groups[0]["lr"] == schedule.lr_at(7)
+        assert twin.param_groups[0].get("betas") == optimizer.param_groups[0].get("betas")
+
+
+def test_a_step_of_size_lr_at():
+    """Plain SGD with gradient 1 moves by exactly the scheduled rates."""
+    gs = pytest.importorskip("gradsmith")
+    p = gs.nn.Parameter([0.0], dtype="float64")
+    optimizer = gs.optim.SGD([p], lr=0.5)
+    schedule = S.CosineAnnealingLR(optimizer, 10)
+    moved = 0.0
+    for t in range(10):
+        p.grad = gs.tensor([1.0], dtype="float64")
+        optimizer.step()
+        schedule.step()
+        moved += schedule.lr_at(t)
+        assert p.item() == pytest.approx(-moved, rel=1e-12)

@@ -59,14 +59,15 @@ rng = np.random.default_rng(2)
 x = rng.normal(size=(83, 6)).astype(np.float32)
 y = (x[:, 0] * x[:, 1] > 0.1 * x[:, 2]).astype(np.int64)
 model = nn.Sequential(
-    nn.Linear(6, 24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2)
+    nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24, 24), nn.ReLU(),
+    nn.Linear(24, 2),
 )
 optimizer = getattr(gs.optim, spec.get("optimizer", "AdamW"))(model.parameters(), lr=0.01)
 updates = 6 * 5  # 9 batches in windows of 2
 if spec.get("plateau"):
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
 else:
-    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.02, updates, cycle_momentum=False)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.02, updates)
 noise = lambda a, rng: a + rng.normal(size=a.shape).astype(a.dtype) * 0.1
 loader = Loader((x, y), 10, shuffle=True, seed=4, transform=noise)
 log = LRLog(folder + "/lr.csv")
@@ -117,7 +118,7 @@ def logged(folder):
 
 def check_same(a, b):
     (wa, ra), (wb, rb) = ending(a), ending(b)
-    assert wa.keys() == wb.keys() and len(wa) == 6
+    assert wa.keys() == wb.keys() and len(wa) == 11
     for name in wa:
         assert wa[name].tobytes() == wb[name].tobytes(), name
     assert ra == rb
