@@ -80,7 +80,8 @@ GS_INLINE int32_t* axis_init(Axis* x, int32_t* at, int64_t in, int64_t out, int6
 struct Geometry {
   PoolParams p;
   Axis y, x;
-  int32_t* lanes;  // few channels: start, first and last tap of each lane of a row of y
+  int32_t*
+      lanes;  // few channels: start, first and last tap, size of each lane's window in a row of y
 
   GS_MEMBER void init(const PoolParams& params, char* scratch, bool fill) {
     p = params;
@@ -95,11 +96,12 @@ struct Geometry {
           lanes[i] = (int32_t)(x.start[j] * p.c + k);
           lanes[n + i] = x.first[j];
           lanes[2 * n + i] = x.last[j];
+          lanes[3 * n + i] = x.size[j];
         }
   }
   static constexpr int64_t kFew = 8;
   static GS_MEMBER size_t bytes(const PoolParams& p) {
-    return (size_t)(4 * p.oh + 2 * p.h + 4 * p.ow + 2 * p.w + (p.c < kFew ? 3 * p.ow * p.c : 0)) *
+    return (size_t)(4 * p.oh + 2 * p.h + 4 * p.ow + 2 * p.w + (p.c < kFew ? 4 * p.ow * p.c : 0)) *
            4;
   }
 };
@@ -361,9 +363,14 @@ struct Pool {
         if (!MAX) best += sum;
       }
       if (!MAX) {
-        T div[N] = {};
-        for (int l = 0; l < N; ++l) div[l] = divisor(g, i, (l < n ? j + l : j) / p.c);
-        best /= load(div);
+        if (p.divisor != 0) {
+          best /= set1((T)p.divisor);
+        } else {
+          I wide = last - first;
+          if (p.include_pad) wide = lane_ints(g.lanes + 3 * row + j, n);
+          T high = (T)(p.include_pad ? g.y.size[i] : g.y.last[i] - g.y.first[i]);
+          best /= __builtin_convertvector(wide, V) * set1(high);
+        }
       }
       store_n(y + j, best, n);
       if (MAX && index) put_index<false>(index + j, at, n);
@@ -491,42 +498,96 @@ struct Pool {
   }
 
   // ---- backward, any windows: each element of dx collects from the windows that hold it
-  template <bool MAX, bool FULL, class IX>
-  static GS_MEMBER V collect(const Geometry& g, const T* dy, const IX* index, int64_t h, int64_t w,
-                             int n) {
-    const PoolParams& p = g.p;
-    V sum = {};
-    for (int i = g.y.lo[h]; i < g.y.hi[h]; ++i) {
-      int64_t a = h - g.y.start[i];
-      if (p.dh != 1) {
-        if (a % p.dh) continue;
-        a /= p.dh;
-      }
-      for (int j = g.x.lo[w]; j < g.x.hi[w]; ++j) {
-        int64_t b = w - g.x.start[j];
-        if (p.dw != 1) {
-          if (b % p.dw) continue;
-          b /= p.dw;
-        }
-        int64_t at = ((int64_t)i * p.ow + j) * p.c;
-        V d = get<FULL>(dy + at, n);
-        if (MAX)
-          sum += get_index<FULL>(index + at, n) == set1((S)(a * p.kw + b)) ? d : V{};
-        else
-          sum += d * set1((T)1 / divisor(g, i, j));
-      }
+  struct Holder {  // a window that holds the pixel: offset of its dy, the pixel's tap, 1 / divisor
+    int64_t at;
+    S tap;
+    T inv;
+  };
+  // acc += d where the index says tap
+  static GS_MEMBER V add_hit(V acc, V d, const uint8_t* index, S tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_mask_add_ps(
+          (__m512)acc,
+          _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)index), _mm_set1_epi8((char)tap)),
+          (__m512)acc, (__m512)d);
+#endif
+    return acc + (get_index<true>(index, N) == set1(tap) ? d : V{});
+  }
+  static GS_MEMBER V add_hit(V acc, V d, const int32_t* index, S tap) {
+    return acc + (get_index<true>(index, N) == set1(tap) ? d : V{});
+  }
+  // B vectors of channels of one pixel; more: dx already holds the sum over earlier windows
+  template <bool MAX, int B, class IX>
+  static GS_MEMBER void collect(const Holder* list, int count, bool more, const T* dy,
+                                const IX* index, T* dx) {
+    V acc[B];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) acc[v] = more ? load(dx + v * N) : V{};
+    for (int k = 0; k < count; ++k) {
+      const T* d = dy + list[k].at;
+      const IX* ix = index + list[k].at;
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v)
+        acc[v] = MAX ? add_hit(acc[v], load(d + v * N), ix + v * N, list[k].tap)
+                     : acc[v] + load(d + v * N) * set1(list[k].inv);
     }
-    return sum;
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) store(dx + v * N, acc[v]);
+  }
+  template <bool MAX, class IX>
+  static void collect_tail(const Holder* list, int count, bool more, const T* dy, const IX* index,
+                           T* dx, int n) {
+    V acc = more ? load_n(dx, n) : V{};
+    for (int k = 0; k < count; ++k) {
+      V d = load_n(dy + list[k].at, n);
+      if (MAX)
+        acc += get_index<false>(index + list[k].at, n) == set1(list[k].tap) ? d : V{};
+      else
+        acc += d * set1(list[k].inv);
+    }
+    store_n(dx, acc, n);
+  }
+  template <bool MAX, class IX>
+  static void collect_pixel(const Holder* list, int count, bool more, const T* dy, const IX* index,
+                            T* dx, int64_t c) {
+    int64_t k = 0;
+    for (; k + 4 * N <= c; k += 4 * N)
+      collect<MAX, 4>(list, count, more, dy + k, index + k, dx + k);
+    for (; k + N <= c; k += N) collect<MAX, 1>(list, count, more, dy + k, index + k, dx + k);
+    if (k < c) collect_tail<MAX>(list, count, more, dy + k, index + k, dx + k, (int)(c - k));
   }
   template <bool MAX, class IX>
   static void collect_row(const Geometry& g, const T* dy, const IX* index, int64_t h, T* dx) {
+    constexpr int kHolders = 64;
     const PoolParams& p = g.p;
+    Holder list[kHolders];
     for (int64_t w = 0; w < p.w; ++w, dx += p.c) {
-      int64_t k = 0;
-      for (; k + N <= p.c; k += N) store(dx + k, collect<MAX, true>(g, dy + k, index + k, h, w, N));
-      if (k < p.c)
-        store_n(dx + k, collect<MAX, false>(g, dy + k, index + k, h, w, (int)(p.c - k)),
-                (int)(p.c - k));
+      int count = 0;
+      bool more = false;
+      for (int i = g.y.lo[h]; i < g.y.hi[h]; ++i) {
+        int64_t a = h - g.y.start[i];
+        if (p.dh != 1) {
+          if (a % p.dh) continue;
+          a /= p.dh;
+        }
+        for (int j = g.x.lo[w]; j < g.x.hi[w]; ++j) {
+          int64_t b = w - g.x.start[j];
+          if (p.dw != 1) {
+            if (b % p.dw) continue;
+            b /= p.dw;
+          }
+          if (count == kHolders) {
+            collect_pixel<MAX>(list, count, more, dy, index, dx, p.c);
+            more = true;
+            count = 0;
+          }
+          list[count].at = ((int64_t)i * p.ow + j) * p.c;
+          list[count].tap = (S)(a * p.kw + b);
+          list[count++].inv = MAX ? (T)0 : (T)1 / divisor(g, i, j);
+        }
+      }
+      collect_pixel<MAX>(list, count, more, dy, index, dx, p.c);
     }
   }
 

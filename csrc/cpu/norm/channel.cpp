@@ -435,41 +435,57 @@ struct Kernel {
     }
   }
 
-  // dx = A * dy + B * (x - hi) + D; with STATS false dx = A * dy
-  template <Mask M, bool STATS, bool DRES, bool FULL>
-  static GS_MEMBER void dx_row(const T* dy, const T* x, const T* y, T* dx, T* dres, const T* coef,
-                               int64_t cl, int n) {
-    V z = {}, a = {}, b = {};
-    if (STATS || M == kFromX) z = get<FULL>(x, n) - load(coef);
+  // R rows: dx = A * dy + B * (x - hi) + D; with STATS false dx = A * dy
+  template <int R, Mask M, bool STATS, bool DRES, bool FULL>
+  static GS_MEMBER void dx_rows(const T* dy, const T* x, const T* y, T* dx, T* dres, int64_t ld,
+                                const T* coef, int64_t cl, int n) {
+    V hi = {}, a = {}, b = {}, A = load(coef + 3 * cl), B = {}, D = {};
+    if (STATS || M == kFromX) hi = load(coef);
     if (M == kFromX) {
       a = load(coef + cl);
       b = load(coef + 2 * cl);
     }
-    V g = masked<M, FULL>(get<FULL>(dy, n), y, z, a, b, n);
-    V v = STATS ? fma(g, load(coef + 3 * cl), fma(z, load(coef + 4 * cl), load(coef + 5 * cl)))
-                : g * load(coef + 3 * cl);
-    if (dx) put<FULL>(dx, v, n);
-    if (DRES) put<FULL>(dres, g, n);
+    if (STATS) {
+      B = load(coef + 4 * cl);
+      D = load(coef + 5 * cl);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      V z = {};
+      if (STATS || M == kFromX) z = get<FULL>(x + r * ld, n) - hi;
+      V g = masked<M, FULL>(get<FULL>(dy + r * ld, n), y + r * ld, z, a, b, n);
+      if (dx) put<FULL>(dx + r * ld, STATS ? fma(g, A, fma(z, B, D)) : g * A, n);
+      if (DRES) put<FULL>(dres + r * ld, g, n);
+    }
+  }
+  template <int R, Mask M, bool STATS, bool DRES>
+  static GS_MEMBER void dx_block(const T* dy, const T* x, const T* y, T* dx, T* dres, int64_t ld,
+                                 int64_t cols, const T* coef, int64_t cl) {
+    int64_t j = 0;
+    for (; j + N <= cols; j += N)
+      dx_rows<R, M, STATS, DRES, true>(dy + j, x + j, y + j, dx ? dx + j : dx,
+                                       DRES ? dres + j : dres, ld, coef + j, cl, N);
+    if (j < cols)
+      dx_rows<R, M, STATS, DRES, false>(dy + j, x + j, y + j, dx ? dx + j : dx,
+                                        DRES ? dres + j : dres, ld, coef + j, cl, (int)(cols - j));
   }
   template <Mask M, bool STATS, bool DRES>
   static void dx_piece(const Cut& cut, const Piece& w, const T* dy, const T* x, const T* y, T* dx,
                        T* dres, const T* coef) {
-    int64_t ld = cut.cols, cl = cut.padded();
+    int64_t ld = cut.cols, cl = cut.padded(), r = 0;
     dy += w.at;
     x += w.at;
     y = M == kFromY ? y + w.at : x;
     if (dx) dx += w.at;
-    dres = DRES ? dres + w.at : dx;
+    if (DRES) dres += w.at;
     coef += w.sample * 6 * cl + w.col;
-    for (int64_t r = 0; r < w.rows + (w.rest > 0); ++r) {
-      int64_t cols = r < w.rows ? w.width : w.rest, j = 0, o = r * ld;
-      for (; j + N <= cols; j += N)
-        dx_row<M, STATS, DRES, true>(dy + o + j, x + o + j, y + o + j, dx ? dx + o + j : dx,
-                                     dres + o + j, coef + j, cl, N);
-      if (j < cols)
-        dx_row<M, STATS, DRES, false>(dy + o + j, x + o + j, y + o + j, dx ? dx + o + j : dx,
-                                      dres + o + j, coef + j, cl, (int)(cols - j));
-    }
+    for (; r + 4 <= w.rows; r += 4)
+      dx_block<4, M, STATS, DRES>(dy + r * ld, x + r * ld, y + r * ld, dx ? dx + r * ld : dx,
+                                  DRES ? dres + r * ld : dres, ld, w.width, coef, cl);
+    for (; r < w.rows + (w.rest > 0); ++r)
+      dx_block<1, M, STATS, DRES>(dy + r * ld, x + r * ld, y + r * ld, dx ? dx + r * ld : dx,
+                                  DRES ? dres + r * ld : dres, ld, r < w.rows ? w.width : w.rest,
+                                  coef, cl);
   }
   template <Mask M, bool DRES>
   static GS_MEMBER void dx_any(bool stats, const Cut& cut, const Piece& w, const T* dy, const T* x,

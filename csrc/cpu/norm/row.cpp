@@ -72,14 +72,15 @@ struct Row {
       for (; j + 64 <= e; j += 64)
 #pragma GCC unroll 32
         for (int i = 0; i < L; ++i) acc[i] += f(j + i * N, N);
+      if (j < e)
 #pragma GCC unroll 32
-      for (int i = 0; i < L; ++i) {
-        int64_t n = e - j - i * N;
-        if (n >= N)
-          acc[i] += f(j + i * N, N);
-        else if (n > 0)
-          acc[i] += f(j + i * N, (int)n);
-      }
+        for (int i = 0; i < L; ++i) {
+          int64_t n = e - j - i * N;
+          if (n >= N)
+            acc[i] += f(j + i * N, N);
+          else if (n > 0)
+            acc[i] += f(j + i * N, (int)n);
+        }
       total += (double)fold(acc);
     }
     return total;
@@ -94,6 +95,35 @@ struct Row {
   // lanes from n on set to zero
   static GS_MEMBER V keep(V v, int n) {
     return n == N ? v : (iota<T>() < set1((typename simd<T>::S)n) ? v : V{});
+  }
+
+  // Sums of x - c and (x - c)^2 over the columns, in the order of sum().
+  static GS_MEMBER void moments(const T* x, int64_t cols, V c, double* first, double* second) {
+    *first = *second = 0;
+    for (int64_t b = 0; b < cols; b += kBlock) {
+      int64_t e = b + kBlock < cols ? b + kBlock : cols, j = b;
+      V s[L], q[L];
+#pragma GCC unroll 32
+      for (int i = 0; i < L; ++i) s[i] = q[i] = V{};
+      for (; j + 64 <= e; j += 64)
+#pragma GCC unroll 32
+        for (int i = 0; i < L; ++i) {
+          V v = load(x + j + i * N) - c;
+          s[i] += v;
+          q[i] += v * v;
+        }
+      if (j < e)
+#pragma GCC unroll 32
+        for (int i = 0; i < L; ++i) {
+          int64_t n = e - j - i * N;
+          if (n <= 0) continue;
+          V v = keep(get(x + j + i * N, n < N ? (int)n : N) - c, n < N ? (int)n : N);
+          s[i] += v;
+          q[i] += v * v;
+        }
+      *first += (double)fold(s);
+      *second += (double)fold(q);
+    }
   }
 
   struct Stat {
@@ -120,15 +150,10 @@ struct Row {
     } else {
       mean = sum(cols, [=](int64_t j, int n) { return get(x + j, n); }) / (double)cols;
       V c = set1((T)mean);
-      double d =
-          sum(cols, [=](int64_t j, int n) { return keep(get(x + j, n) - c, n); }) / (double)cols;
-      var = sum(cols,
-                [=](int64_t j, int n) {
-                  V v = keep(get(x + j, n) - c, n);
-                  return v * v;
-                }) /
-                (double)cols -
-            d * d;
+      double d;
+      moments(x, cols, c, &d, &var);
+      d /= (double)cols;
+      var = var / (double)cols - d * d;
       mean = (double)(T)mean + d;
     }
     if (var < 0) var = 0;
