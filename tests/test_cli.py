@@ -161,7 +161,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
     assert 2 <= state["trainer"]["epoch"] < 200
 
 
-def test_resume_finds_the_latest_run_and_refuses_other_settings(folder, capsys):
+def test_resume_finds_the_latest_run_and_refuses_other_settings(folder, tmp_path, capsys):
     assert train("--resume") == 2
     assert "no run below ./runs" in capsys.readouterr().err
     assert train("--resume", "gone") == 2
@@ -173,9 +173,18 @@ def test_resume_finds_the_latest_run_and_refuses_other_settings(folder, capsys):
     assert train("--resume", "--lr", 0.5) == 2
     assert "--lr 0.5 differs" in capsys.readouterr().err
     assert train("--resume", "--epochs", 3, "--optimizer", "adamw", "--quiet") == 0
-    gs.save({"model": {}}, "other.safetensors")
-    assert train("--resume", "other.safetensors") == 2
-    assert "not written by gradsmith train" in capsys.readouterr().err
+    run = f"runs/{folder.name}-mlp/"
+    for state in ({"model": {}}, {"config": {"settings": {"lr": 1}}}, {"config": 3}):
+        gs.save(state, "other.safetensors")
+        assert train("--resume", "other.safetensors") == 2
+        assert "no run of gradsmith train" in capsys.readouterr().err
+    assert train("--resume", run + "model.safetensors") == 2  # the result alone
+    assert "no run of gradsmith train" in capsys.readouterr().err
+    whole = (tmp_path / run / "last.safetensors").read_bytes()
+    (tmp_path / run / "last.safetensors").write_bytes(whole[:-100])
+    assert train("--resume") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "last.safetensors" in err
 
 
 def test_unknown_data_is_one_line_and_changes_nothing(tmp_path, capsys):

@@ -110,8 +110,7 @@ def _train(args: argparse.Namespace) -> int:
     say = (lambda *_: None) if args.quiet else functools.partial(print, flush=True)
     resume = _resumed_path(args)
     if resume is not None:
-        config = _config_of(resume, args)
-        settings = config["settings"]
+        settings = _settings_of(resume, args)
     else:
         settings, wanted = _settings(args), _new_out(args)
     train, test, classes = _data(settings)
@@ -416,15 +415,16 @@ def _out_of(file: str) -> str:
     return folder or "." if name == "last.safetensors" else file
 
 
-def _config_of(file: str, args: argparse.Namespace) -> dict[str, Any]:
+def _settings_of(file: str, args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the run in ``file``; options that differ from them are refused."""
     from gradsmith.interop.safetensors import load
 
     state = load(file)
-    config = state.get("config", {}) if isinstance(state, dict) else {}
-    if "settings" not in config:
-        raise Refused(f"--resume: {file} was not written by gradsmith train")
-    settings = config["settings"]
+    config = state.get("config") if isinstance(state, dict) else None
+    settings = config.get("settings") if isinstance(config, dict) else None
+    wanted = vars(args).keys() - FREE
+    if not isinstance(settings, dict) or not wanted <= settings.keys() or "trainer" not in state:
+        raise Refused(f"--resume: {file} is no run of gradsmith train (its state is not in it)")
     for name, value in vars(args).items():
         if name in FREE or value is None or (name == "augment" and value in ("auto", "on")):
             continue
@@ -439,4 +439,4 @@ def _config_of(file: str, args: argparse.Namespace) -> dict[str, Any]:
                 f"({mine}); a run goes on with its own settings. Leave --resume out for a "
                 "new run"
             )
-    return config
+    return settings
