@@ -552,6 +552,32 @@ def test_custom_rule():
     assert p.item() == -0.875
 
 
+@pytest.mark.parametrize("name,fn,rule,shared", CASES, ids=IDS)
+def test_advance_writes_what_the_next_step_would(name, fn, rule, shared):
+    """A replayed step: the same launch after advance() gives the bits of a second step()."""
+    start, grads = data(1, [(40,)], 1)
+    seen = []
+    for replay in (False, True):
+        p = gs.nn.Parameter(start[0].copy())
+        p.grad = gs.tensor(grads[0][0])
+        opt = getattr(optim, name)([p], **{**rule, **shared})
+        opt.step()
+        opt.param_groups[0]["lr"] /= 2
+        if replay:
+            opt.advance()
+            ids = opt._slots[0, 0].ids
+            values = tuple(gs._cpu.slot_get(i) for i in ids)
+            kernel, arrays = opt.kernel(opt.param_groups[0])
+            flat = [p.data, p.grad.data, *[opt.state[p][a].data for a in arrays]]
+            gs._cpu.optimizer_update(kernel, None, values, flat)
+        else:
+            opt.step()
+        seen.append((p.data.tobytes(), [opt.state[p][n] for n in opt.numbers]))
+    assert seen[0] == seen[1]
+    with pytest.raises(RuntimeError, match="no step"):
+        optim.Adam([gs.nn.Parameter([1.0])]).advance()
+
+
 def test_bad_input():
     p = gs.nn.Parameter([1.0, 2.0])
     with pytest.raises(ValueError, match="no parameters"):

@@ -10,6 +10,15 @@ from gradsmith import optim
 
 torch = pytest.importorskip("torch")
 
+
+@pytest.fixture(autouse=True)
+def one_thread_for_torch():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 OPTIMIZERS = [
     ("SGD", {"lr": 0.05}),
     ("SGD", {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3}),

@@ -148,6 +148,7 @@ class Optimizer:
         self.skipped = 0
         self._slots: dict[tuple[int, int], Slots] = {}
         self._rows: dict[int, tuple[list[_Row], tuple[str, tuple[str, ...]]]] = {}
+        self._last: list[tuple[int, Slots, list[_Row]]] = []
         self._clip_slot = Slots(1)
         self._control = np.zeros(4)
         self.max_grad_norm = max_grad_norm
@@ -302,6 +303,7 @@ class Optimizer:
         control = self._norm()
         skip = self.skip_nonfinite and control is not None
         undo: list[tuple[dict[str, Any], dict[str, float]]] = []
+        self._last = []
         for index, sets in enumerate(work):
             if not sets:
                 continue
@@ -327,6 +329,7 @@ class Optimizer:
                 for row in rows:
                     row.own.update(numbers)
                     row.p._ver[0] += 1
+                self._last.append((index, slots, rows))
                 if skip:
                     undo += [(row.own, before) for row in rows]
         if skip and self._control[2] == 0:
@@ -334,6 +337,25 @@ class Optimizer:
                 own.update(numbers)
             self.skipped += 1
         return loss
+
+    def advance(self) -> None:
+        """What replaying the last step needs first: counts the step, writes its scalars into the slots.
+
+        For recorders: the launches that `step()` made read everything that changes from step to step
+        (lr, bias corrections, clip limit) from slots, so a replay is `advance()` and those launches
+        again. RuntimeError before the first step.
+        """
+        if not self._last:
+            raise RuntimeError(f"{type(self).__name__}.advance: no step has been made yet.")
+        for index, slots, rows in self._last:
+            group = self.param_groups[index]
+            numbers = {n: rows[0].own[n] for n in self.numbers}
+            _cpu.slots_write(slots.ids, (*self._common(group), *self.scalars(group, numbers)))
+            for row in rows:
+                row.own.update(numbers)
+                row.p._ver[0] += 1
+        if self._max_grad_norm is not None:
+            _cpu.slots_write(self._clip_slot.ids, (self._max_grad_norm,))
 
     def _sets(self, index: int, group: dict[str, Any]) -> list[list[_Row]]:
         """The parameters that have a gradient, in sets of equal numbers (step counts) and dtype."""

@@ -140,7 +140,7 @@ class Trainer:
             batch_size: for arrays and datasets.
             accumulate: batches per optimizer update. The update equals that of one large batch,
                 in a short last window too.
-            max_grad_norm: clip the global L2 norm of the gradients to this.
+            max_grad_norm: clip the global L2 norm of the optimizer's gradients to this.
             resume: a checkpoint, or the folder of a ``Checkpoint`` callback; True goes on from
                 that callback's last file where there is one and starts anew where there is none.
             progress: True or False; None shows a bar on a terminal and lines elsewhere.
@@ -233,6 +233,23 @@ class Trainer:
         left = self._left(source) or accumulate
         return list(itertools.islice(stream, max(1, min(accumulate, left))))
 
+    def _step(self, max_norm: float | None) -> None:
+        """The optimizer's step; ours clips in the pass that updates."""
+        from ..optim import Optimizer, clip_grad_norm_
+
+        optimizer = self.optimizer
+        if max_norm is None:
+            optimizer.step()
+        elif isinstance(optimizer, Optimizer):
+            before, optimizer.max_grad_norm = optimizer.max_grad_norm, max_norm
+            try:
+                optimizer.step()
+            finally:
+                optimizer.max_grad_norm = before
+        else:
+            clip_grad_norm_(self.model.parameters(), max_norm)
+            optimizer.step()
+
     def _update(self, window: list[Batch], max_norm: float | None) -> bool:
         """One optimizer step on the mean loss over all samples of the window."""
         total = sum(n for _, _, n in window)
@@ -256,12 +273,8 @@ class Trainer:
                 loss.backward(Tensor(np.full(loss.shape, n / total, loss.dtype)))
             summed += value * n
             seen.append((pred.data, target.data) if self.metrics else ())
-        if max_norm is not None:
-            from ..optim import clip_grad_norm_
-
-            clip_grad_norm_(self.model.parameters(), max_norm)
         self._stepping = True  # from here to the end of the update nothing can be saved
-        self.optimizer.step()
+        self._step(max_norm)
         self.step += 1
         if self.scheduler is not None and not _plateau(self.scheduler):
             self.scheduler.step()
