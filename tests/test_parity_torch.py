@@ -49,11 +49,11 @@ def mlp():
 
 def lenet():
     ours = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
         nn.AvgPool2d(2),
@@ -62,11 +62,11 @@ def lenet():
     )
     t = torch.nn
     theirs = t.Sequential(
-        t.Conv2d(1, 8, 3, padding=1),
+        t.Conv2d(1, 8, 3, padding=1, bias=False),
         t.BatchNorm2d(8),
         t.ReLU(),
         t.MaxPool2d(2),
-        t.Conv2d(8, 16, 3, padding=1),
+        t.Conv2d(8, 16, 3, padding=1, bias=False),
         t.BatchNorm2d(16),
         t.ReLU(),
         t.AvgPool2d(2),
@@ -97,15 +97,18 @@ def batches(shape, steps, seed=0):
         yield (0.5 * means[y] + rng.standard_normal((32, *shape))).astype(np.float32), y
 
 
-def follow(make, name, options, steps):
+def follow(make, name, options, steps, dtype="float32", rel=1e-3):
     torch.manual_seed(1)
     ours, theirs, shape = make()
+    if dtype == "float64":
+        ours.double()
+        theirs.double()
     copy_weights(ours, theirs)
     a = getattr(optim, name)(ours.parameters(), **options)
     b = getattr(torch.optim, name)(theirs.parameters(), **options)
     first = last = None
     for t, (x, y) in enumerate(batches(shape, steps)):
-        flat = make is mlp
+        flat, x = make is mlp, x.astype(dtype)
         xa = gs.tensor(x.reshape(32, -1) if flat else x[..., None])
         xb = torch.tensor(x.reshape(32, -1) if flat else x[:, None])
         a.zero_grad()
@@ -114,7 +117,7 @@ def follow(make, name, options, steps):
         lb = torch.nn.functional.cross_entropy(theirs(xb), torch.tensor(y))
         la.backward()
         lb.backward()
-        assert la.item() == pytest.approx(lb.item(), rel=1e-3, abs=1e-6), f"step {t}"
+        assert la.item() == pytest.approx(lb.item(), rel=rel, abs=rel / 1000), f"step {t}"
         a.step()
         b.step()
         first, last = first or la.item(), la.item()
@@ -130,6 +133,32 @@ def test_follows_for_20_steps(make, name, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("name,options", OPTIMIZERS, ids=IDS)
 @pytest.mark.parametrize("make", [mlp, lenet])
-def test_follows_for_200_steps(make, name, options):
-    first, last = follow(make, name, options, 200)
+def test_follows_for_200_steps_in_float64(make, name, options):
+    """The algorithms are the same: no more than rounding apart. PyTorch keeps NAdam's and ASGD's scalars in float32."""
+    rel = 1e-4 if name in ("NAdam", "ASGD") else 1e-8
+    first, last = follow(make, name, options, 200, "float64", rel)
     assert last < first  # it learned
+
+
+# In float32 a ReLU or a maximum that falls the other way, one rounding from zero, changes a gradient
+# by a finite step; the larger the rate, the more of it is left 200 steps later. PyTorch against itself
+# from weights one rounding apart drifts by 10 % with the rates above. So the convolutional network runs at rates
+# where such a step dies away.
+CALM = {
+    "SGD-1": 0.1,
+    "SGD-2": 0.1,
+    "RMSprop-5": 0.1,
+    "RMSprop-6": 0.1,
+    "Adadelta-7": 0.1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(len(OPTIMIZERS)), ids=IDS)
+@pytest.mark.parametrize("make", [mlp, lenet])
+def test_follows_for_200_steps(make, case):
+    name, options = OPTIMIZERS[case]
+    if make is lenet:
+        options = {**options, "lr": options["lr"] * CALM.get(IDS[case], 1.0)}
+    first, last = follow(make, name, options, 200)
+    assert last < first
