@@ -39,22 +39,11 @@ GS_INLINE vd power_positive(vd x, vd y) {
 }
 
 GS_INLINE vf power(vf x, vf y) {
-  typedef float half_f __attribute__((vector_size(GS_VBYTES / 2)));
-  union Halves {
-    vf v;
-    half_f h[2];
-  } a, b, r;
   // zero, negative, infinite, NaN: one lane at a time
   const float inf = __builtin_inff();
   vi plain = (x > 0.0f) & (x < inf) & (abs(y) < inf);
-  a.v = plain ? x : set1(1.0f);
-  b.v = y;
-#pragma GCC unroll 2
-  for (int k = 0; k < 2; ++k)
-    r.h[k] = __builtin_convertvector(power_positive(__builtin_convertvector(a.h[k], vd),
-                                                    __builtin_convertvector(b.h[k], vd)),
-                                     half_f);
-  vf out = r.v;
+  vf a = plain ? x : set1(1.0f);
+  vf out = narrow(power_positive(widen_lo(a), widen_lo(y)), power_positive(widen_hi(a), widen_hi(y)));
   if (__builtin_expect(any_lane(~plain), 0))
     for (int i = 0; i < simd<float>::N; ++i)
       if (!plain[i]) out[i] = __builtin_powf(x[i], y[i]);

@@ -11,6 +11,7 @@
 // 64 pieces (64 Ki elements), one task each, whose results a second phase combines.
 #include "reduce.h"
 
+#include "simd/transpose.h"
 #include "simd/vmath.h"
 
 namespace gs {
@@ -25,9 +26,11 @@ constexpr int64_t kTask = 32768;        // elements worth a task
 constexpr int kLevels = 48;
 constexpr int kStripLevels = 20;        // a segment has at most 2^17 rows
 
-// An op: map(x, center) is what is accumulated, join combines two partial results.
-#define GS_OP(Name, identity_, map_, join_)              \
+// An op: map(x, center) is what is accumulated, join combines two partial results; kShort: rows of up to
+// 16 elements have their own form (ops without a center).
+#define GS_OP(Name, short_, identity_, map_, join_)      \
   struct Name {                                          \
+    static constexpr bool kShort = short_;               \
     template <class T>                                   \
     GS_MEMBER static T identity() {                      \
       return (T)(identity_);                             \
@@ -42,15 +45,15 @@ constexpr int kStripLevels = 20;        // a segment has at most 2^17 rows
       return join_;                                      \
     }                                                    \
   };
-GS_OP(Sum, 0, x, a + b)
-GS_OP(Prod, 1, x, a* b)
-GS_OP(Max, -__builtin_inf(), x, ((b > a) | (b != b)) ? b : a)
-GS_OP(Min, __builtin_inf(), x, ((b < a) | (b != b)) ? b : a)
-GS_OP(SumAbs, 0, abs(x), a + b)
-GS_OP(SumSquare, 0, x* x, a + b)
-GS_OP(MaxAbs, 0, abs(x), ((b > a) | (b != b)) ? b : a)
-GS_OP(SumSquareDev, 0, (x - c) * (x - c), a + b)
-GS_OP(SumExpDev, 0, exp(x - c), a + b)
+GS_OP(Sum, true, 0, x, a + b)
+GS_OP(Prod, false, 1, x, a* b)
+GS_OP(Max, true, -__builtin_inf(), x, ((b > a) | (b != b)) ? b : a)
+GS_OP(Min, true, __builtin_inf(), x, ((b < a) | (b != b)) ? b : a)
+GS_OP(SumAbs, false, 0, abs(x), a + b)
+GS_OP(SumSquare, false, 0, x* x, a + b)
+GS_OP(MaxAbs, false, 0, abs(x), ((b > a) | (b != b)) ? b : a)
+GS_OP(SumSquareDev, false, 0, (x - c) * (x - c), a + b)
+GS_OP(SumExpDev, false, 0, exp(x - c), a + b)
 
 // A binary counter of partial results: the i-th pushed value meets the others as in a binary tree.
 template <class Op, class T>
@@ -83,7 +86,7 @@ GS_INLINE typename simd<T>::V first(typename simd<T>::V x, int n) {
 
 // The result over p[0 .. n), 1 <= n <= kPiece
 template <class Op, class T>
-GS_INLINE T piece(const T* p, int64_t n, T center) {
+__attribute__((noinline)) T piece(const T* p, int64_t n, T center) {
   typedef typename simd<T>::V V;
   constexpr int N = simd<T>::N, L = 64 / N, L16 = 16 / N;
   const V c = set1(center);
@@ -133,6 +136,34 @@ GS_INLINE T piece(const T* p, int64_t n, T center) {
 #pragma GCC unroll 8
   for (int i = 0; i < 4; ++i) a[i] = Op::join(a[i], a[i + 4]);
   return Op::join(Op::join(a[0], a[2]), Op::join(a[1], a[3]));
+}
+
+// The results over N rows of n <= 16 elements at once, `stride` apart: tiles of the rows are transposed in
+// registers, so that lanes are rows; the order of the tree is that of piece().
+template <class Op, class T>
+__attribute__((noinline)) void short_rows(const T* p, int64_t stride, int rows, int64_t n,
+                                          T* result) {
+  typedef typename simd<T>::V V;
+  constexpr int N = simd<T>::N, L16 = 16 / N;
+  V a[16];
+#pragma GCC unroll 16
+  for (int h = 0; h < L16; ++h) {
+    int64_t left = n - h * N;
+    int m = left >= N ? N : (left > 0 ? (int)left : 0);
+    V v[N];
+#pragma GCC unroll 16
+    for (int r = 0; r < N; ++r) v[r] = r < rows && m > 0 ? load_n(p + r * stride + h * N, m) : V{};
+    transpose<T>(v);
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j)
+      a[h * N + j] = h * N + j < n ? Op::map(v[j], V{}) : set1(Op::template identity<T>());
+  }
+#pragma GCC unroll 4
+  for (int half = 8; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) a[i] = Op::join(a[i], a[i + half]);
+  }
+  store(result, a[0]);
 }
 
 template <class T>
@@ -257,6 +288,17 @@ void run_inner(const ReduceParams& p, const T* in, const T* center, T* out, cons
   if (s.segments == 1) {
     for (int64_t t = ctx->tid; t < s.tasks; t += ctx->nt) {
       int64_t e = (t + 1) * s.group < s.outputs ? (t + 1) * s.group : s.outputs;
+      if (Op::kShort && s.pieces == 1 && p.inner <= 16 && p.keep_ndim == 1 && p.keep_out[0] == 1) {
+        constexpr int N = simd<T>::N;
+        for (int64_t i = t * s.group; i < e; i += N) {
+          int m = e - i < N ? (int)(e - i) : N;
+          T r[N];
+          if constexpr (Op::kShort)
+            short_rows<Op, T>(in + i * p.keep_in[0], p.keep_in[0], m, p.inner, r);
+          for (int j = 0; j < m; ++j) out[i + j] = finish(p, r[j], (T)0);
+        }
+        continue;
+      }
       for (int64_t i = t * s.group; i < e; ++i) {
         int64_t o = offset_of(i, p.keep_ndim, p.keep_shape, p.keep_out);
         const T* x = in + offset_of(i, p.keep_ndim, p.keep_shape, p.keep_in);

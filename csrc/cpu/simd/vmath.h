@@ -11,6 +11,7 @@
 #include <math.h>
 
 #include "simd/vec.h"
+#include "simd/widen.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -199,28 +200,18 @@ GS_INLINE void normal(vf x, vf* cdf, vf* bell) {
 
 // *s = sin(x), *c = cos(x). The reduction by pi/2 runs in float64; beyond 10^6, libm.
 GS_INLINE void sincos(vf x, vf* s, vf* c) {
-  typedef float half_f __attribute__((vector_size(GS_VBYTES / 2)));
-  typedef int32_t half_i __attribute__((vector_size(GS_VBYTES / 2)));
-  union {
-    vf v;
-    half_f h[2];
-  } in, rest;
-  union {
-    vi v;
-    half_i h[2];
-  } quarter;
   const vd magic = set1(6755399441055744.0);
-  in.v = x;
+  const vd part[2] = {widen_lo(x), widen_hi(x)};
+  vd rest[2], quarters[2];
 #pragma GCC unroll 2
   for (int k = 0; k < 2; ++k) {
-    vd d = __builtin_convertvector(in.h[k], vd);
-    vd t = d * 0.63661977236758134 + magic, n = t - magic;
+    vd d = part[k], t = d * 0.63661977236758134 + magic, n = t - magic;
     // pi/2 in two parts; the first has 33 bits, so n times it is exact for n < 2^20
-    vd r = (d - n * 1.5707963267341256) - n * 6.0771005065061922e-11;
-    rest.h[k] = __builtin_convertvector(r, half_f);
-    quarter.h[k] = __builtin_convertvector((vl)t, half_i);
+    rest[k] = (d - n * 1.5707963267341256) - n * 6.0771005065061922e-11;
+    quarters[k] = t;
   }
-  vf r = rest.v, z = r * r;
+  vi quarter = low_words((vl)quarters[0], (vl)quarters[1]);
+  vf r = narrow(rest[0], rest[1]), z = r * r;
   vf a = fma(set1(2.8375428e-06f), z, set1(-0.00019853513f));
   a = fma(a, z, set1(0.00833338f));
   a = fma(a, z, set1(-0.16666667f));
@@ -228,7 +219,7 @@ GS_INLINE void sincos(vf x, vf* s, vf* c) {
   vf b = fma(set1(2.4430661e-05f), z, set1(-0.0013887301f));
   b = fma(b, z, set1(0.041666646f));
   b = fma(b, z * z, fma(set1(-0.5f), z, set1(1.0f)));
-  vi swap = -(quarter.v & 1), q = quarter.v;
+  vi swap = -(quarter & 1), q = quarter;
   *s = (vf)((vi)(swap ? b : a) ^ (vi)((vu)(q & 2) << 30));
   *c = (vf)((vi)(swap ? a : b) ^ (vi)((vu)((q + 1) & 2) << 30));
   *s = x == 0.0f ? x : *s;
