@@ -16,7 +16,7 @@ class EmbeddingBackward(Node):
     rows: int
     padding: int
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         return (self.k.embedding_backward(grad, self.saved[0], self.rows, self.padding),)
 
 

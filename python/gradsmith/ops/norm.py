@@ -20,7 +20,7 @@ class BatchNormBackward(Node):
     training: bool
     relu: bool
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         x, weight, bias, stats, y = self.saved
         needs = self.needs
         dx, dw, db, dres = self.k.channel_norm_backward(
@@ -77,7 +77,7 @@ def batch_norm(
         for t in (running_mean, running_var, num_batches_tracked):
             if t is not None:
                 t._ver[0] += 1
-    saved = (input, weight, bias if relu else None, stats)
+    saved: tuple = (input, weight, bias if relu else None, stats)
     keep = relu and residual is not None
     if not keep:
         saved += (None,)
@@ -154,7 +154,7 @@ class LayerNormBackward(Node):
     dims: int
     rms: bool
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         x, weight, stats = self.saved
         return self.k.row_norm_backward(grad, x, stats, weight, self.dims, self.rms, *self.needs)
 

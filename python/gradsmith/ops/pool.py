@@ -25,7 +25,7 @@ class MaxPoolBackward(Node):
     shape: tuple
     geometry: tuple
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         return (self.k.pool_backward(grad, self.saved[0], self.shape, self.geometry, 0.0),)
 
 
@@ -36,7 +36,7 @@ class AvgPoolBackward(Node):
     geometry: tuple
     divisor: float
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         return (self.k.pool_backward(grad, None, self.shape, self.geometry, self.divisor),)
 
 
