@@ -119,12 +119,13 @@ void tiles(int nv, const Line<T>* lines, int64_t count, int64_t sa, int64_t sb, 
         height > 6 ? GS_TILE(3, 8) : height > 4 ? GS_TILE(3, 6) : GS_TILE(3, 4);
         break;
       case 2:
-        height > 10  ? GS_TILE(2, 12)
-        : height > 9 ? GS_TILE(2, 10)
-        : height > 8 ? GS_TILE(2, 9)
-        : height > 6 ? GS_TILE(2, 8)
-        : height > 4 ? GS_TILE(2, 6)
-                     : GS_TILE(2, 4);
+        height > 11   ? GS_TILE(2, 12)
+        : height > 10 ? GS_TILE(2, 11)
+        : height > 9  ? GS_TILE(2, 10)
+        : height > 8  ? GS_TILE(2, 9)
+        : height > 6  ? GS_TILE(2, 8)
+        : height > 4  ? GS_TILE(2, 6)
+                      : GS_TILE(2, 4);
         break;
 #else
       case 2:

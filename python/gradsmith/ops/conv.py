@@ -14,46 +14,45 @@ __all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 class ConvBackward(Node):
     """dx = transposed convolution of dy; dw[k,i,j,c] = sum_p dy[p,k] x[p*s - pad + (i,j)*d, c]; db = sum_p dy."""
 
-    nd: int
-    window: tuple
-    x_shape: tuple
-    w_shape: tuple
-    relu: bool
+    window: tuple  # stride, padding, dilation, groups
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
-        saved = self.saved
+    def backward(self, grad: Any) -> tuple:
+        x, w = self.saved[:2]
         needs = self.needs
         k = self.k
-        if self.relu:
-            grad = k.activation_backward(k.ACTIVATIONS["relu"], grad, saved[2])
+        nd = w.ndim - 2
         dx = dw = db = None
         if needs[0]:
-            dx = k.conv_backward_data(self.nd, grad, saved[1], self.x_shape, *self.window)
+            dx = k.conv_backward_data(nd, grad, w, x.shape, *self.window)
         if needs[1] or needs[2]:
-            dw, db = k.conv_backward_weight(
-                self.nd, saved[0], grad, self.w_shape, *self.window, needs[2]
-            )
+            dw, db = k.conv_backward_weight(nd, x, grad, w.shape, *self.window, needs[2])
         return dx, dw, db
+
+
+class ConvReluBackward(ConvBackward):
+    """As ConvBackward, of dy * (y > 0)."""
+
+    def backward(self, grad: Any) -> tuple:
+        k = self.k
+        return super().backward(k.activation_backward(k.ACTIVATIONS["relu"], grad, self.saved[2]))
 
 
 class ConvTransposeBackward(Node):
     """dx = convolution of dy; dw as of that convolution with x and dy exchanged; db = sum of dy."""
 
-    nd: int
-    window: tuple
-    x_shape: tuple
-    w_shape: tuple
+    window: tuple  # stride, padding, output_padding, dilation, groups
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         x, w = self.saved
         needs = self.needs
         k = self.k
+        nd = w.ndim - 2
         dx = dw = db = None
         if needs[0]:
-            dx = k.conv_transpose_backward_data(self.nd, grad, w, self.x_shape, *self.window)
+            dx = k.conv_transpose_backward_data(nd, grad, w, x.shape, *self.window)
         if needs[1] or needs[2]:
             dw, db = k.conv_transpose_backward_weight(
-                self.nd, x, grad, self.w_shape, *self.window, needs[1], needs[2]
+                nd, x, grad, w.shape, *self.window, needs[1], needs[2]
             )
         return dx, dw, db
 
@@ -70,12 +69,11 @@ def _conv(
     relu: bool,
 ) -> Tensor:
     k = input._k
-    x, w = input.data, weight.data
     b = None if bias is None else bias.data
-    y = k.conv(nd, x, w, b, stride, padding, dilation, groups, relu)
+    y = k.conv(nd, input.data, weight.data, b, stride, padding, dilation, groups, relu)
     return apply(
-        ConvBackward, k, y, (input, weight, bias), (input, weight), relu,
-        nd=nd, window=(stride, padding, dilation, groups), x_shape=x.shape, w_shape=w.shape, relu=relu,
+        ConvReluBackward if relu else ConvBackward, k, y, (input, weight, bias), (input, weight),
+        relu, window=(stride, padding, dilation, groups),
     )  # fmt: skip
 
 
@@ -150,13 +148,13 @@ def _conv_transpose(
     dilation: Any,
 ) -> Tensor:
     k = input._k
-    x, w = input.data, weight.data
     b = None if bias is None else bias.data
-    y = k.conv_transpose(nd, x, w, b, stride, padding, output_padding, dilation, groups)
+    y = k.conv_transpose(
+        nd, input.data, weight.data, b, stride, padding, output_padding, dilation, groups
+    )
     return apply(
         ConvTransposeBackward, k, y, (input, weight, bias), (input, weight),
-        nd=nd, window=(stride, padding, output_padding, dilation, groups),
-        x_shape=x.shape, w_shape=w.shape,
+        window=(stride, padding, output_padding, dilation, groups),
     )  # fmt: skip
 
 
