@@ -214,6 +214,37 @@ def test_evaluate_in_a_callback_does_not_disturb_the_epoch():
         assert (a["loss"], a["accuracy"]) == (b["loss"], b["accuracy"])
 
 
+def test_evaluating_the_training_loader_does_not_move_it(tmp_path):
+    from gradsmith.data import Loader
+
+    def noise(x, rng):
+        return x + rng.normal(size=x.shape).astype(x.dtype)
+
+    def run(*callbacks, resume=None):
+        loader = Loader((X, Y), 10, shuffle=True, seed=3, transform=noise)
+        hooks = [LambdaCallback(**{h: lambda t, f=f: f(t, loader)}) for h, f in callbacks]
+        trainer = make(net(dropout=0.1), callbacks=[*hooks, Checkpoint(tmp_path)])
+        fit(trainer, loader, loader, epochs=3, resume=resume)
+        return trainer
+
+    def look(trainer, loader):
+        trainer.evaluate(loader)
+        trainer.predict(loader)
+
+    def stop(trainer, loader):
+        look(trainer, loader)
+        if trainer.step == 7:
+            trainer.stop()
+
+    quiet = run()
+    for hook in ("on_step_end", "on_epoch_end", "on_epoch_start"):
+        assert equal(weights(run((hook, look)).model), weights(quiet.model))
+    assert run(("on_step_end", stop)).step == 7
+    again = run(("on_epoch_end", look), resume=tmp_path)
+    assert equal(weights(again.model), weights(quiet.model))
+    assert [r["val_loss"] for r in again.history] == [r["val_loss"] for r in quiet.history]
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()

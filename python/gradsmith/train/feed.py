@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,17 @@ import numpy as np
 
 from ..core.tensor import Tensor
 
-__all__ = ["Batch", "Progress", "batches", "flat", "is_array", "loss_of", "source_of", "tensor_of"]
+__all__ = [
+    "Batch",
+    "Progress",
+    "apart",
+    "batches",
+    "flat",
+    "is_array",
+    "loss_of",
+    "source_of",
+    "tensor_of",
+]
 
 Batch = tuple[tuple[Tensor, ...], Tensor, int]  # inputs, target, samples
 
@@ -84,6 +95,17 @@ def source_of(name: str, data: Any, batch_size: int, shuffle: bool = False, epoc
         f"{name}: expected a Loader, a tuple (x, y) of arrays, a dataset or an iterable of batches "
         f"(x, y), got {type(data).__name__}."
     )
+
+
+def apart(source: Any) -> Any:
+    """A loader's twin at its first epoch, so that evaluating does not move the one in training."""
+    from ..data import Loader
+
+    if not isinstance(source, Loader):
+        return source
+    twin = copy.copy(source)
+    twin.set_epoch(0)
+    return twin
 
 
 def tensor_of(name: str, a: Any, dtype: np.dtype, labels: bool = False) -> Tensor:

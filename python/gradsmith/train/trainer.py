@@ -36,7 +36,7 @@ from ..core.autograd import no_grad
 from ..core.tensor import Tensor
 from ..optim.lr_scheduler import ReduceLROnPlateau
 from .callbacks import Callback, overridden
-from .feed import Batch, Progress, batches, flat, is_array, loss_of, source_of, tensor_of
+from .feed import Batch, Progress, apart, batches, flat, is_array, loss_of, source_of, tensor_of
 from .history import History
 from .metrics import Metric, get_all
 from .state import check_length, checked, numbered, resume_path, snapshot
@@ -110,8 +110,8 @@ class Trainer:
         self._stepping = False
         self._first_epoch = 0
         self._sums = _no_sums()
-        self._pending: dict[str, Any] = {}  # loader states from a checkpoint, until fit
-        self._loaders: dict[str, Any] = {}
+        self._pending: dict[str, Any] | None = None  # the loader's state in a checkpoint, until fit
+        self._source: Any = None
         self._marked: dict[str, Any] = {}
 
     # Training ----------------------------------------------------------------------------------
@@ -167,11 +167,10 @@ class Trainer:
                     f"{self._marked['accumulate']}; go on with the same."
                 )
         else:
-            self._first_epoch, self._sums, self._pending = self.epoch, _no_sums(), {}
-        self._loaders = {"train": source, "validation": self.validation}
-        for name, loader in self._loaders.items():
-            if name in self._pending and hasattr(loader, "load_state_dict"):
-                loader.load_state_dict(self._pending[name])
+            self._first_epoch, self._sums, self._pending = self.epoch, _no_sums(), None
+        self._source = source
+        if self._pending is not None and hasattr(source, "load_state_dict"):
+            source.load_state_dict(self._pending)
         end = self._first_epoch + int(epochs)
         check_length(self, source, end, accumulate)
         self.stop_reason, self.failed, self._stepping = None, False, False
@@ -377,7 +376,7 @@ class Trainer:
             metric.reset()
         summed, samples = 0.0, 0
         with self._evaluating():
-            for inputs, target, n in batches("evaluate", source, self._dtype()):
+            for inputs, target, n in batches("evaluate", apart(source), self._dtype()):
                 pred = self.model(*inputs)
                 summed += self.loss_function(pred, target).item() * n
                 samples += n
@@ -405,7 +404,7 @@ class Trainer:
             source = x if isinstance(x, list) else source_of("predict", x, batch_size)
         dtype, parts = self._dtype(), []
         with self._evaluating():
-            for batch in source:
+            for batch in apart(source):
                 batch = batch if isinstance(batch, (tuple, list)) else (batch,)
                 inputs = batch if only_inputs or len(batch) == 1 else batch[:-1]
                 pred = self.model(*(tensor_of("predict", a, dtype) for a in flat(inputs)))
@@ -437,11 +436,10 @@ class Trainer:
         return self.epoch, self.step, self._sums["batches"]
 
     def _mark(self, **more: Any) -> None:
-        """Note where the random state and the loaders stand, between two updates."""
+        """Note where the random state and the loader stand, between two updates."""
         self._marked.update(more, random=random.state())
-        for name, loader in self._loaders.items():
-            if hasattr(loader, "state_dict"):
-                self._marked[name] = loader.state_dict()
+        if hasattr(self._source, "state_dict"):
+            self._marked["loader"] = self._source.state_dict()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint (safetensors; ``gs.load`` reads it) that ``fit(resume=path)`` takes.
@@ -480,7 +478,7 @@ class Trainer:
         self.logs = self.history[-1] if self.history else {}
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self._marked = dict(saved["marked"])
-        self._pending = {k: self._marked[k] for k in ("train", "validation") if k in self._marked}
+        self._pending = self._marked.get("loader")
         self.config = state.get("config", {})
         random.set_state(self._marked["random"])
 
