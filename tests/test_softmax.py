@@ -28,9 +28,11 @@ def ref_cross_entropy(x, target, weight, ignore, reduction, s):
         q = np.eye(C)[safe] * w[safe][..., None] * (1 - s) + s / C * w
         q = q * kept[..., None]
         count = (w[safe] * kept).sum()
+        counts = kept[..., None]
     else:
         q = w * (target.astype(np.float64) * (1 - s) + s / C)
         count = float(np.prod(x.shape[:-1]))
+        counts = True
     with np.errstate(invalid="ignore", divide="ignore"):
         rows = -np.where(q == 0, 0, q * logp).sum(-1)
         d = q.sum(-1, keepdims=True) * np.exp(logp) - q
@@ -38,7 +40,8 @@ def ref_cross_entropy(x, target, weight, ignore, reduction, s):
             return rows, d
         if reduction == "sum":
             return rows.sum(), d
-        return rows.sum() / np.float64(count), d / np.float64(count)
+        # where nothing counts the loss is 0 / 0 and the gradient zero
+        return rows.sum() / np.float64(count), np.where(counts, d / np.float64(count), 0)
 
 
 SHAPES = [

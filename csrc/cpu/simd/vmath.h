@@ -49,13 +49,14 @@ GS_INLINE vf scale2(vf p, vi n, vf nf) {
 
 // x = n ln 2 + r with |r| <= ln 2 / 2; returns exp(r) - 1. The high part of ln 2 has 9 bits, so n
 // times it is exact for |n| < 2^15 with or without fma. lo: a small addend to x.
-GS_INLINE vf exp_reduced(vf x, vf lo, vi* n, vf* nf) {
+GS_INLINE vf exp_reduced(vf x, vi* n, vf* nf, const vf* lo = nullptr) {
   const vf magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   vf t = fma(x, set1(1.44269504f), magic);
   *nf = t - magic;
   *n = (vi)t - (vi)magic;
   vf r = fnma(*nf, set1(0.693359375f), x);
-  r = fnma(*nf, set1(-2.12194440e-4f), r) + lo;
+  r = fnma(*nf, set1(-2.12194440e-4f), r);
+  if (lo) r += *lo;
   vf p = fma(set1(0.0013818393f), r, set1(0.008368719f));
   p = fma(p, r, set1(0.041668296f));
   p = fma(p, r, set1(0.16666521f));
@@ -65,27 +66,35 @@ GS_INLINE vf exp_reduced(vf x, vf lo, vi* n, vf* nf) {
 
 GS_INLINE vf exp(vf x) {
   vi n;
-  vf nf, p = exp_reduced(clamp(x, -104.0f, 89.0f), vf{}, &n, &nf);
+  vf nf, p = exp_reduced(clamp(x, -104.0f, 89.0f), &n, &nf);
+  return scale2(1.0f + p, n, nf);
+}
+
+// exp(-|x|)
+GS_INLINE vf exp_minus_abs(vf x) {
+  vi n;
+  vf nf, m = (vf)((vi)x | (int32_t)0x80000000);
+  vf p = exp_reduced(max(set1(-104.0f), m), &n, &nf);
   return scale2(1.0f + p, n, nf);
 }
 
 // exp(hi + lo), lo small against hi: for arguments known to more than one float
 GS_INLINE vf exp2parts(vf hi, vf lo) {
   vi n;
-  vf nf, p = exp_reduced(clamp(hi, -104.0f, 89.0f), lo, &n, &nf);
+  vf nf, p = exp_reduced(clamp(hi, -104.0f, 89.0f), &n, &nf, &lo);
   return scale2(1.0f + p, n, nf);
 }
 
 // expm1 for -18 <= x <= 40 and NaN; the sign of zero is lost
 GS_INLINE vf expm1_core(vf x) {
   vi n;
-  vf nf, q = exp_reduced(x, vf{}, &n, &nf), s = pow2(n);
+  vf nf, q = exp_reduced(x, &n, &nf), s = pow2(n);
   return fma(q, s, s - 1.0f);
 }
 
 GS_INLINE vf expm1(vf x) {
   vi n;
-  vf nf, q = exp_reduced(clamp(x, -18.0f, 89.0f), vf{}, &n, &nf);
+  vf nf, q = exp_reduced(clamp(x, -18.0f, 89.0f), &n, &nf);
   vf s = pow2(n - 1);  // half, because 2^128 is not a float
   vf y = fma(q, s, s - 0.5f);
   return copysign(n == 0 ? q : y + y, x);
@@ -139,21 +148,30 @@ GS_INLINE vf log1p01(vf x) {
   return fma(p, x * x, x);
 }
 
+// With fused multiply-add, a - b * c comes out exactly enough to correct a rounding.
+#if defined(__FMA__) || defined(__ARM_NEON)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
 GS_INLINE vf tanh(vf x) {
   vf m = expm1_core(min(set1(20.0f), 2.0f * abs(x))), d = m + 2.0f, y = m / d;
-  vf lost = m < 64.0f ? m - (d - 2.0f) : vf{};             // d + lost = m + 2, exactly
-  y = fnma(y * lost, fnma(set1(0.5f), y, set1(0.5f)), y);  // 1 / d = (1 - y) / 2
-  return copysign(y, x);
+  // what the addition and the division lost, times 1 / d = (1 - y) / 2
+  vf lost = m < 64.0f ? m - (d - 2.0f) : vf{};
+  vf rest = fnma(y, lost, kFused ? fnma(y, d, m) : vf{});
+  y = fma(rest, fnma(set1(0.5f), y, set1(0.5f)), y);
+  return (vf)((vi)y | ((vi)x & (int32_t)0x80000000));
 }
 
 GS_INLINE vf sigmoid(vf x) {
-  vf e = exp((vf)((vi)x | (int32_t)0x80000000));  // exp(-|x|)
+  vf e = exp_minus_abs(x);
   return (x < 0.0f ? e : set1(1.0f)) / (1.0f + e);
 }
 
 // log(1 + exp(x))
 GS_INLINE vf softplus(vf x) {
-  vf e = exp((vf)((vi)x | (int32_t)0x80000000));
+  vf e = exp_minus_abs(x);
   return log1p01(e) + max(set1(0.0f), x);
 }
 
@@ -183,17 +201,23 @@ GS_INLINE void normal(vf x, vf* cdf, vf* bell) {
   // t^2 to more than a float: h has 12 bits, so h * h is exact
   vf h = (vf)((vi)t & (int32_t)0xfffff000), hh = h * h;
   vf e = exp2parts(-0.5f * hh, -0.5f * ((t - h) * (t + h)));
-  vf u = 1.0f / fma(set1(0.3f), t, set1(1.0f));
-  vf p = fma(set1(-0.020625243f), u, set1(0.11244481f));
-  p = fma(p, u, set1(-0.22823417f));
-  p = fma(p, u, set1(0.19181049f));
-  p = fma(p, u, set1(-0.07944377f));
-  p = fma(p, u, set1(0.09616697f));
-  p = fma(p, u, set1(0.07838642f));
-  p = fma(p, u, set1(0.110236056f));
-  p = fma(p, u, set1(0.119571745f));
-  p = fma(p, u, set1(0.11968669f));
-  vf tail = e * (p * u);  // P(X > |x|)
+  // Mills' ratio R = P(X > t) / exp(-t^2 / 2) is a polynomial in u = 1 / (1 + t / 4). Its relative
+  // change is about 1 + 2.2 u times that of u, so what u lost is put back.
+  vf d = fma(set1(0.25f), t, set1(1.0f)), u = 1.0f / d;
+  vf lost = fma(set1(0.25f), t, 1.0f - d);
+  vf delta = fnma(lost, u, kFused ? fnma(d, u, set1(1.0f)) : vf{});
+  vf p = fma(set1(0.016891958f), u, set1(-0.06453471f));
+  p = fma(p, u, set1(0.055873588f));
+  p = fma(p, u, set1(0.022618921f));
+  p = fma(p, u, set1(0.017727874f));
+  p = fma(p, u, set1(0.083855f));
+  p = fma(p, u, set1(0.07301146f));
+  p = fma(p, u, set1(0.09528816f));
+  p = fma(p, u, set1(0.09952142f));
+  p = fma(p, u, set1(0.09974633f));
+  p = p * u;
+  p = fma(p * delta, fma(set1(2.2f), u, set1(1.0f)), p);
+  vf tail = e * p;  // P(X > |x|)
   *cdf = x < 0.0f ? tail : 1.0f - tail;
   *bell = e;
 }
