@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from ..core.autograd import Node, apply, is_grad_enabled
@@ -51,6 +52,16 @@ def _two(v: Any, op: str, name: str) -> tuple:
     raise ValueError(f"{op}: {name} must be an integer or a pair (height, width), got {v!r}")
 
 
+@functools.lru_cache(maxsize=512)
+def _window2(
+    op: str, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: Any, include_pad: Any = 0
+) -> tuple:
+    k = _two(kernel, op, "kernel_size")
+    s = k if stride is None or stride == () else _two(stride, op, "stride")
+    p, d = _two(padding, op, "padding"), _two(dilation, op, "dilation")
+    return (*k, *s, *p, *d, bool(ceil), bool(include_pad))
+
+
 def _one(v: Any, op: str, name: str) -> Any:
     if isinstance(v, (tuple, list)):
         if len(v) != 1:
@@ -61,7 +72,7 @@ def _one(v: Any, op: str, name: str) -> Any:
 
 def _max(x: Tensor, geometry: tuple, dims: int) -> Tensor:
     k = x._k
-    record = x.requires_grad and is_grad_enabled()
+    record = x._rg and is_grad_enabled()
     y, index = k.max_pool(x.data, geometry, record, dims)
     return apply(MaxPoolBackward, k, y, (x,), (index,), shape=x.shape, geometry=geometry)
 
@@ -113,11 +124,13 @@ def max_pool2d(
     >>> F.max_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 2).reshape(4).tolist()
     [5.0, 7.0, 13.0, 15.0]
     """
-    op = "max_pool2d"
-    k = _two(kernel_size, op, "kernel_size")
-    s = k if stride is None or stride == () else _two(stride, op, "stride")
-    p, d = _two(padding, op, "padding"), _two(dilation, op, "dilation")
-    return _max(input, (*k, *s, *p, *d, ceil_mode, 0), 2)
+    try:
+        geometry = _window2("max_pool2d", kernel_size, stride, padding, dilation, ceil_mode)
+    except TypeError:  # a list cannot be looked up
+        geometry = _window2.__wrapped__(
+            "max_pool2d", kernel_size, stride, padding, dilation, ceil_mode
+        )
+    return _max(input, geometry, 2)
 
 
 def avg_pool1d(
@@ -160,16 +173,19 @@ def avg_pool2d(
     [2.5, 4.5, 10.5, 12.5]
     """
     op = "avg_pool2d"
-    k = _two(kernel_size, op, "kernel_size")
-    s = k if stride is None or stride == () else _two(stride, op, "stride")
-    p = _two(padding, op, "padding")
+    try:
+        geometry = _window2(op, kernel_size, stride, padding, 1, ceil_mode, count_include_pad)
+    except TypeError:  # a list cannot be looked up
+        geometry = _window2.__wrapped__(
+            op, kernel_size, stride, padding, 1, ceil_mode, count_include_pad
+        )
     if divisor_override is None:
         divisor = 0.0
     elif divisor_override == 0:
         raise ValueError(f"{op}: divisor_override must not be 0")
     else:
         divisor = float(divisor_override)
-    return _avg(input, (*k, *s, *p, 1, 1, ceil_mode, count_include_pad), divisor, 2)
+    return _avg(input, geometry, divisor, 2)
 
 
 def _out_two(x: Tensor, v: Any, op: str) -> tuple:
