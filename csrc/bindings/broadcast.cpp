@@ -33,7 +33,8 @@ bool same_elements(const Array& a, const Array& b) {
   return true;
 }
 
-[[noreturn]] void cannot_broadcast(const Operand* args, int n, const char* op, const Array* target) {
+[[noreturn]] void cannot_broadcast(const Operand* args, int n, const char* op,
+                                   const Array* target) {
   std::string s;
   int count = 0;
   for (int k = 0; k < n; ++k)
@@ -42,10 +43,11 @@ bool same_elements(const Array& a, const Array& b) {
       ++count;
     }
   if (target)
-    value_error(op, "inputs of shapes " + s + " do not broadcast to the shape " + target->shape_text() +
-                        " of the tensor that is changed in place");
+    value_error(op, "inputs of shapes " + s + " do not broadcast to the shape " +
+                        target->shape_text() + " of the tensor that is changed in place");
   value_error(op, "shapes " + s +
-                      " do not broadcast: counted from the last axis, sizes must be equal or 1. Reshape one of them");
+                      " do not broadcast: counted from the last axis, sizes must be equal or 1. "
+                      "Reshape one of them");
 }
 
 }  // namespace
@@ -106,9 +108,10 @@ DType common_dtype(const Operand* args, int n, const char* op, const Array* targ
     if (args[k].is_number) continue;
     DType t = args[k].array.dtype;
     if (found >= 0 && found != t)
-      type_error(op, std::string("the inputs are ") + dtype_name((DType)found) + " and " + dtype_name(t) +
-                         "; dtypes are never mixed silently. Convert one with .astype('" + dtype_name((DType)found) +
-                         "')");
+      type_error(op, std::string("the inputs are ") + dtype_name((DType)found) + " and " +
+                         dtype_name(t) +
+                         "; dtypes are never mixed silently. Convert one with .astype('" +
+                         dtype_name((DType)found) + "')");
     found = t;
   }
   if (found >= 0) return (DType)found;
@@ -124,15 +127,18 @@ void set_number(const Operand& number, DType t, const char* op, double* d, int64
   *i = number.i;
   if (t == kF32 || t == kF64) return;
   if (!number.is_int)
-    type_error(op, "the number " + std::string(py::str(py::float_(number.d))) + " with a tensor of dtype " +
-                       dtype_name(t) + " would lose its fraction. Convert the tensor with .float()");
+    type_error(op, "the number " + std::string(py::str(py::float_(number.d))) +
+                       " with a tensor of dtype " + dtype_name(t) +
+                       " would lose its fraction. Convert the tensor with .float()");
   int64_t lo = t == kI32 ? INT32_MIN : (t == kI64 ? INT64_MIN : 0);
   int64_t hi = t == kI32 ? INT32_MAX : (t == kI64 ? INT64_MAX : (t == kU8 ? 255 : 1));
   if (number.i < lo || number.i > hi)
-    value_error(op, "the number " + std::to_string(number.i) + " does not fit into dtype " + dtype_name(t));
+    value_error(
+        op, "the number " + std::to_string(number.i) + " does not fit into dtype " + dtype_name(t));
 }
 
-void broadcast(Operand* args, int n, const char* op, DType t, Array* target, ElementwiseParams* p, Array* out) {
+void broadcast(Operand* args, int n, const char* op, DType t, Array* target, ElementwiseParams* p,
+               Array* out) {
   // the common case: all arrays contiguous and of one shape
   const Array* first = target;
   bool plain = !target || target->contiguous;
@@ -168,13 +174,16 @@ void broadcast(Operand* args, int n, const char* op, DType t, Array* target, Ele
   if (target) {
     if (ndim > target->ndim) cannot_broadcast(args, n, op, target);
     for (int d = 0; d < ndim; ++d)
-      if (shape[d] != target->shape[target->ndim - ndim + d] && shape[d] != 1) cannot_broadcast(args, n, op, target);
+      if (shape[d] != target->shape[target->ndim - ndim + d] && shape[d] != 1)
+        cannot_broadcast(args, n, op, target);
     ndim = target->ndim;
     for (int d = 0; d < ndim; ++d) {
       shape[d] = target->shape[d];
       if (target->strides[d] == 0 && shape[d] > 1)
-        value_error(op, "the tensor that is changed in place is an expanded view: several of its elements share one "
-                        "place in memory. clone() it first");
+        value_error(op,
+                    "the tensor that is changed in place is an expanded view: several of its "
+                    "elements share one "
+                    "place in memory. clone() it first");
     }
     for (int k = 0; k < n; ++k) {
       Array& a = args[k].array;
@@ -199,7 +208,8 @@ void broadcast(Operand* args, int n, const char* op, DType t, Array* target, Ele
   p->ndim = coalesce(ndim, p->shape, n + 1, p->strides);
 }
 
-py::object view_of(const Array& a, int ndim, const int64_t* shape, const int64_t* strides, bool writeable) {
+py::object view_of(const Array& a, int ndim, const int64_t* shape, const int64_t* strides,
+                   bool writeable) {
   auto& api = py::detail::npy_api::get();
   Py_intptr_t dims[kMaxDims], bytes[kMaxDims];
   int64_t item = dtype_size(a.dtype);
@@ -209,8 +219,9 @@ py::object view_of(const Array& a, int ndim, const int64_t* shape, const int64_t
   }
   PyObject* descr = dtype_object(a.dtype);
   Py_INCREF(descr);
-  PyObject* o = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, bytes, a.data,
-                                          writeable ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0, nullptr);
+  PyObject* o =
+      api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, bytes, a.data,
+                                writeable ? py::detail::npy_api::NPY_ARRAY_WRITEABLE_ : 0, nullptr);
   if (!o) throw py::error_already_set();
   api.PyArray_SetBaseObject_(o, a.object.inc_ref().ptr());
   return py::reinterpret_steal<py::object>(o);
@@ -232,7 +243,8 @@ py::object expand(const Array& a, py::tuple shape) {
       fits = false;
   }
   if (!fits)
-    value_error("expand", "shape " + a.shape_text() + " does not broadcast to " + shape_text(dims, ndim));
+    value_error("expand",
+                "shape " + a.shape_text() + " does not broadcast to " + shape_text(dims, ndim));
   return view_of(a, ndim, dims, strides, false);
 }
 

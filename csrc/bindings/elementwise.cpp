@@ -1,10 +1,12 @@
-// Bindings of the elementwise family: arithmetic with NumPy's broadcasting, Python numbers as operands,
-// results in fresh arrays or in place. The plain data movement (copy, cast, empty) is here too.
+// Bindings of the elementwise family: arithmetic with NumPy's broadcasting, Python numbers as
+// operands, results in fresh arrays or in place. The plain data movement (copy, cast, empty) is
+// here too.
+#include "elementwise.h"
+
 #include <math.h>
 
 #include "array.h"
 #include "broadcast.h"
-#include "elementwise.h"
 
 namespace gs {
 
@@ -17,8 +19,8 @@ DType dtype_from(const std::string& name, const char* op) {
 }
 
 const Kernel unary_kernel("unary"), binary_kernel("binary"), ternary_kernel("ternary"),
-    compare_kernel("compare"), test_kernel("test"), logical_kernel("logical"), where_kernel("where"),
-    fill_kernel("fill");
+    compare_kernel("compare"), test_kernel("test"), logical_kernel("logical"),
+    where_kernel("where"), fill_kernel("fill");
 
 enum Kinds { kFloats = 1, kInts = 2, kBools = 4, kNumbers = kFloats | kInts };
 
@@ -29,16 +31,18 @@ bool allowed(DType t, int kinds) {
 }
 void check_kind(DType t, int kinds, const char* op) {
   if (allowed(t, kinds)) return;
-  const char* want = kinds == kFloats  ? "float32 or float64 is needed; convert it with .float()"
-                     : kinds == kBools ? "bool is needed; compare it with 0 or convert it with .bool()"
-                                       : "numbers are needed; convert it with .float() or .long()";
+  const char* want = kinds == kFloats ? "float32 or float64 is needed; convert it with .float()"
+                     : kinds == kBools
+                         ? "bool is needed; compare it with 0 or convert it with .bool()"
+                         : "numbers are needed; convert it with .float() or .long()";
   type_error(op, std::string("an input has dtype ") + dtype_name(t) + "; " + want);
 }
 
-// y = op(inputs) into `target` when given (in place), else into a fresh array of dtype `result_type`
-// (kDTypeCount: that of the inputs).
-py::object map(const Kernel& kernel, int op, const char* name, Operand* args, int n, int kinds, DType result_type,
-               const double* constants, int constant_count, Array* target, bool plain_check = true) {
+// y = op(inputs) into `target` when given (in place), else into a fresh array of dtype
+// `result_type` (kDTypeCount: that of the inputs).
+py::object map(const Kernel& kernel, int op, const char* name, Operand* args, int n, int kinds,
+               DType result_type, const double* constants, int constant_count, Array* target,
+               bool plain_check = true) {
   DType t = common_dtype(args, n, name, target);
   if (plain_check) check_kind(t, kinds, name);
   ElementwiseParams p;
@@ -47,7 +51,8 @@ py::object map(const Kernel& kernel, int op, const char* name, Operand* args, in
   for (int k = 0; k < n; ++k)
     if (args[k].is_number) set_number(args[k], t, name, &p.scalar[k], &p.iscalar[k]);
   Array out;
-  broadcast(args, n, name, target ? target->dtype : (result_type == kDTypeCount ? t : result_type), target, &p, &out);
+  broadcast(args, n, name, target ? target->dtype : (result_type == kDTypeCount ? t : result_type),
+            target, &p, &out);
   Buffer buffers[4];
   for (int k = 0; k < n; ++k)
     buffers[k] = args[k].is_number ? Buffer{nullptr, 0, kRead} : in(args[k].array);
@@ -105,24 +110,15 @@ const BinaryName ternary_scaled_names[] = {
     {"addcdiv", "addcdiv_", kAddcdiv, kFloats},
 };
 const BinaryName unary_names[] = {
-    {"neg", "neg_", kNeg, kNumbers},
-    {"abs", "abs_", kAbs, kNumbers},
-    {"sign", "sign_", kSign, kNumbers},
-    {"square", "square_", kSquare, kNumbers},
-    {"exp", "exp_", kExp, kFloats},
-    {"expm1", "expm1_", kExpm1, kFloats},
-    {"log", "log_", kLog, kFloats},
-    {"log1p", "log1p_", kLog1p, kFloats},
-    {"log2", "log2_", kLog2, kFloats},
-    {"sqrt", "sqrt_", kSqrt, kFloats},
-    {"rsqrt", "rsqrt_", kRsqrt, kFloats},
-    {"reciprocal", "reciprocal_", kReciprocal, kFloats},
-    {"sin", "sin_", kSin, kFloats},
-    {"cos", "cos_", kCos, kFloats},
-    {"tan", "tan_", kTan, kFloats},
-    {"floor", "floor_", kFloor, kFloats},
-    {"ceil", "ceil_", kCeil, kFloats},
-    {"round", "round_", kRound, kFloats},
+    {"neg", "neg_", kNeg, kNumbers},      {"abs", "abs_", kAbs, kNumbers},
+    {"sign", "sign_", kSign, kNumbers},   {"square", "square_", kSquare, kNumbers},
+    {"exp", "exp_", kExp, kFloats},       {"expm1", "expm1_", kExpm1, kFloats},
+    {"log", "log_", kLog, kFloats},       {"log1p", "log1p_", kLog1p, kFloats},
+    {"log2", "log2_", kLog2, kFloats},    {"sqrt", "sqrt_", kSqrt, kFloats},
+    {"rsqrt", "rsqrt_", kRsqrt, kFloats}, {"reciprocal", "reciprocal_", kReciprocal, kFloats},
+    {"sin", "sin_", kSin, kFloats},       {"cos", "cos_", kCos, kFloats},
+    {"tan", "tan_", kTan, kFloats},       {"floor", "floor_", kFloor, kFloats},
+    {"ceil", "ceil_", kCeil, kFloats},    {"round", "round_", kRound, kFloats},
     {"trunc", "trunc_", kTrunc, kFloats},
 };
 const char* const compare_names[] = {"eq", "ne", "lt", "le", "gt", "ge"};
@@ -238,7 +234,8 @@ void bind_elementwise(py::module_& m) {
         b.name,
         [b](py::handle x, py::handle y) {
           Operand args[] = {operand(x, b.name, "input"), operand(y, b.name, "other")};
-          return map(binary_kernel, b.op, b.name, args, 2, b.kinds, kDTypeCount, nullptr, 0, nullptr);
+          return map(binary_kernel, b.op, b.name, args, 2, b.kinds, kDTypeCount, nullptr, 0,
+                     nullptr);
         },
         py::arg("input"), py::arg("other"));
     if (b.in_place)
@@ -247,7 +244,8 @@ void bind_elementwise(py::module_& m) {
           [b](py::handle x, py::handle y) {
             Array target = array_out(x, b.in_place, "input");
             Operand args[] = {operand(target), operand(y, b.in_place, "other")};
-            return map(binary_kernel, b.op, b.in_place, args, 2, b.kinds, kDTypeCount, nullptr, 0, &target);
+            return map(binary_kernel, b.op, b.in_place, args, 2, b.kinds, kDTypeCount, nullptr, 0,
+                       &target);
           },
           py::arg("input"), py::arg("other"));
   }
@@ -265,7 +263,8 @@ void bind_elementwise(py::module_& m) {
           [b](py::handle x, py::handle y, double c) {
             Array target = array_out(x, b.in_place, "input");
             Operand args[] = {operand(target), operand(y, b.in_place, "other")};
-            return map(binary_kernel, b.op, b.in_place, args, 2, b.kinds, kDTypeCount, &c, 1, &target);
+            return map(binary_kernel, b.op, b.in_place, args, 2, b.kinds, kDTypeCount, &c, 1,
+                       &target);
           },
           py::arg("input"), py::arg("other"), py::arg("alpha"));
   }
@@ -273,15 +272,18 @@ void bind_elementwise(py::module_& m) {
     m.def(
         b.name,
         [b](py::handle x, py::handle y, py::handle z) {
-          Operand args[] = {operand(x, b.name, "a"), operand(y, b.name, "b"), operand(z, b.name, "c")};
-          return map(ternary_kernel, b.op, b.name, args, 3, b.kinds, kDTypeCount, nullptr, 0, nullptr);
+          Operand args[] = {operand(x, b.name, "a"), operand(y, b.name, "b"),
+                            operand(z, b.name, "c")};
+          return map(ternary_kernel, b.op, b.name, args, 3, b.kinds, kDTypeCount, nullptr, 0,
+                     nullptr);
         },
         py::arg("a"), py::arg("b"), py::arg("c"));
   for (const BinaryName& b : ternary_scaled_names) {
     m.def(
         b.name,
         [b](py::handle x, py::handle y, py::handle z, double c) {
-          Operand args[] = {operand(x, b.name, "input"), operand(y, b.name, "tensor1"), operand(z, b.name, "tensor2")};
+          Operand args[] = {operand(x, b.name, "input"), operand(y, b.name, "tensor1"),
+                            operand(z, b.name, "tensor2")};
           return map(ternary_kernel, b.op, b.name, args, 3, b.kinds, kDTypeCount, &c, 1, nullptr);
         },
         py::arg("input"), py::arg("tensor1"), py::arg("tensor2"), py::arg("value"));
@@ -289,8 +291,10 @@ void bind_elementwise(py::module_& m) {
         b.in_place,
         [b](py::handle x, py::handle y, py::handle z, double c) {
           Array target = array_out(x, b.in_place, "input");
-          Operand args[] = {operand(target), operand(y, b.in_place, "tensor1"), operand(z, b.in_place, "tensor2")};
-          return map(ternary_kernel, b.op, b.in_place, args, 3, b.kinds, kDTypeCount, &c, 1, &target);
+          Operand args[] = {operand(target), operand(y, b.in_place, "tensor1"),
+                            operand(z, b.in_place, "tensor2")};
+          return map(ternary_kernel, b.op, b.in_place, args, 3, b.kinds, kDTypeCount, &c, 1,
+                     &target);
         },
         py::arg("input"), py::arg("tensor1"), py::arg("tensor2"), py::arg("value"));
   }
@@ -299,7 +303,8 @@ void bind_elementwise(py::module_& m) {
         u.name,
         [u](py::handle x) {
           Operand args[] = {operand(array_in(x, u.name, "input"))};
-          return map(unary_kernel, u.op, u.name, args, 1, u.kinds, kDTypeCount, nullptr, 0, nullptr);
+          return map(unary_kernel, u.op, u.name, args, 1, u.kinds, kDTypeCount, nullptr, 0,
+                     nullptr);
         },
         py::arg("input"));
     m.def(
@@ -307,7 +312,8 @@ void bind_elementwise(py::module_& m) {
         [u](py::handle x) {
           Array target = array_out(x, u.in_place, "input");
           Operand args[] = {operand(target)};
-          return map(unary_kernel, u.op, u.in_place, args, 1, u.kinds, kDTypeCount, nullptr, 0, &target);
+          return map(unary_kernel, u.op, u.in_place, args, 1, u.kinds, kDTypeCount, nullptr, 0,
+                     &target);
         },
         py::arg("input"));
   }
@@ -317,7 +323,8 @@ void bind_elementwise(py::module_& m) {
         name,
         [op, name](py::handle x, py::handle y) {
           Operand args[] = {operand(x, name, "input"), operand(y, name, "other")};
-          return map(compare_kernel, op, name, args, 2, kNumbers | kBools, kBool, nullptr, 0, nullptr);
+          return map(compare_kernel, op, name, args, 2, kNumbers | kBools, kBool, nullptr, 0,
+                     nullptr);
         },
         py::arg("input"), py::arg("other"));
   }
@@ -345,7 +352,8 @@ void bind_elementwise(py::module_& m) {
       "logical_not",
       [](py::handle x) {
         Operand args[] = {operand(array_in(x, "logical_not", "input"))};
-        return map(logical_kernel, kNot, "logical_not", args, 1, kBools, kBool, nullptr, 0, nullptr);
+        return map(logical_kernel, kNot, "logical_not", args, 1, kBools, kBool, nullptr, 0,
+                   nullptr);
       },
       py::arg("input"));
   m.def(
@@ -355,51 +363,58 @@ void bind_elementwise(py::module_& m) {
         if (cond.dtype != kBool)
           type_error("where", std::string("condition has dtype ") + dtype_name(cond.dtype) +
                                   "; bool is needed. Compare it with 0 or convert it with .bool()");
-        Operand args[] = {operand(cond), operand(x, "where", "input"), operand(y, "where", "other")};
+        Operand args[] = {operand(cond), operand(x, "where", "input"),
+                          operand(y, "where", "other")};
         DType t = common_dtype(args + 1, 2, "where", nullptr);
         ElementwiseParams p;
         for (int k = 1; k < 3; ++k)
           if (args[k].is_number) set_number(args[k], t, "where", &p.scalar[k], &p.iscalar[k]);
         Array out;
         broadcast(args, 3, "where", t, nullptr, &p, &out);
-        Buffer buffers[] = {in(cond), args[1].is_number ? Buffer{nullptr, 0, kRead} : in(args[1].array),
-                            args[2].is_number ? Buffer{nullptr, 0, kRead} : in(args[2].array), gs::out(out)};
+        Buffer buffers[] = {
+            in(cond), args[1].is_number ? Buffer{nullptr, 0, kRead} : in(args[1].array),
+            args[2].is_number ? Buffer{nullptr, 0, kRead} : in(args[2].array), gs::out(out)};
         run_kernel(where_kernel, t, &p, sizeof(p), buffers, 4);
         return result(out);
       },
       py::arg("condition"), py::arg("input"), py::arg("other"));
   m.def(
-      "clamp", [](py::handle x, py::handle lo, py::handle hi) { return clamp(x, lo, hi, false); }, py::arg("input"),
-      py::arg("min"), py::arg("max"));
+      "clamp", [](py::handle x, py::handle lo, py::handle hi) { return clamp(x, lo, hi, false); },
+      py::arg("input"), py::arg("min"), py::arg("max"));
   m.def(
-      "clamp_", [](py::handle x, py::handle lo, py::handle hi) { return clamp(x, lo, hi, true); }, py::arg("input"),
-      py::arg("min"), py::arg("max"));
+      "clamp_", [](py::handle x, py::handle lo, py::handle hi) { return clamp(x, lo, hi, true); },
+      py::arg("input"), py::arg("min"), py::arg("max"));
   m.def(
       "clamp_backward",
       [](py::handle g, py::handle x, py::handle lo, py::handle hi) {
-        Operand args[] = {operand(array_in(g, "clamp", "grad")), operand(array_in(x, "clamp", "input"))};
+        Operand args[] = {operand(array_in(g, "clamp", "grad")),
+                          operand(array_in(x, "clamp", "input"))};
         double bounds[2];
         int64_t unused[2];
         clamp_bounds(lo, hi, args[1].array.dtype, "clamp", bounds, unused);
-        return map(binary_kernel, kClampGrad, "clamp", args, 2, kFloats, kDTypeCount, bounds, 2, nullptr);
+        return map(binary_kernel, kClampGrad, "clamp", args, 2, kFloats, kDTypeCount, bounds, 2,
+                   nullptr);
       },
       py::arg("grad"), py::arg("input"), py::arg("min"), py::arg("max"));
   m.def(
-      "fill_", [](py::handle x, py::handle value) { fill(array_out(x, "fill_", "input"), value); }, py::arg("input"),
-      py::arg("value"), "x[...] = value");
+      "fill_", [](py::handle x, py::handle value) { fill(array_out(x, "fill_", "input"), value); },
+      py::arg("input"), py::arg("value"), "x[...] = value");
   m.def(
       "full",
       [](const std::vector<int64_t>& shape, py::handle value, const std::string& dtype) {
         if (shape.size() > kMaxDims) value_error("full", "at most 8 dimensions are supported");
         for (int64_t s : shape)
-          if (s < 0) value_error("full", "negative dimension in " + shape_text(shape.data(), (int)shape.size()));
+          if (s < 0)
+            value_error("full",
+                        "negative dimension in " + shape_text(shape.data(), (int)shape.size()));
         Array c = array_new(dtype_from(dtype, "full"), (int)shape.size(), shape.data());
         fill(c, value);
         return result(c);
       },
       py::arg("shape"), py::arg("value"), py::arg("dtype") = "float32");
   m.def(
-      "expand", [](py::handle x, py::tuple shape) { return expand(array_in(x, "expand", "input"), shape); },
+      "expand",
+      [](py::handle x, py::tuple shape) { return expand(array_in(x, "expand", "input"), shape); },
       py::arg("input"), py::arg("shape"), "A read-only view of x broadcast to shape.");
 }
 

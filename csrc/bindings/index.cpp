@@ -1,4 +1,5 @@
-// Bindings of the kernels that move elements by index, put arrays together, and draw random numbers.
+// Bindings of the kernels that move elements by index, put arrays together, and draw random
+// numbers.
 #include "index.h"
 
 #include <math.h>
@@ -11,13 +12,14 @@ namespace gs {
 
 namespace {
 
-const Kernel take_kernel("take"), take_add_kernel("take_add"), gather_kernel("gather"), scatter_kernel("scatter"),
-    triangle_kernel("triangle"), one_hot_kernel("one_hot"), uniform_kernel("uniform"), normal_kernel("normal"),
-    arange_kernel("arange");
+const Kernel take_kernel("take"), take_add_kernel("take_add"), gather_kernel("gather"),
+    scatter_kernel("scatter"), triangle_kernel("triangle"), one_hot_kernel("one_hot"),
+    uniform_kernel("uniform"), normal_kernel("normal"), arange_kernel("arange");
 
 int normal_axis(int64_t axis, int ndim, const char* op, const std::string& shape) {
   if (axis < -ndim || axis >= ndim)
-    throw py::index_error(std::string(op) + ": axis " + std::to_string(axis) + " is out of range for shape " + shape);
+    throw py::index_error(std::string(op) + ": axis " + std::to_string(axis) +
+                          " is out of range for shape " + shape);
   return (int)(axis < 0 ? axis + ndim : axis);
 }
 
@@ -31,7 +33,8 @@ DType dtype_from(const std::string& name, const char* op) {
 Array index_in(py::handle h, const char* op, int64_t length, int64_t lowest) {
   Array a = array_in(h, op, "index");
   if (a.dtype != kI64 && a.dtype != kI32)
-    type_error(op, std::string("index has dtype ") + dtype_name(a.dtype) + "; int64 or int32 is needed");
+    type_error(
+        op, std::string("index has dtype ") + dtype_name(a.dtype) + "; int64 or int32 is needed");
   if (a.dtype == kI32 || !a.contiguous) {
     Array c = array_new(kI64, a.ndim, a.shape);
     copy_into(a, c);
@@ -55,7 +58,8 @@ py::object take(py::handle x_h, py::handle index_h, int64_t axis) {
   Array x = array_dense(x_h, op, "input");
   int at = normal_axis(axis, x.ndim, op, x.shape_text());
   Array index = index_in(index_h, op, x.shape[at], -x.shape[at]);
-  if (x.ndim - 1 + index.ndim > kMaxDims) value_error(op, "the result would have more than 8 dimensions");
+  if (x.ndim - 1 + index.ndim > kMaxDims)
+    value_error(op, "the result would have more than 8 dimensions");
   int64_t shape[2 * kMaxDims];
   int n = 0;
   TakeParams p{1, x.shape[at], 1, index.size};
@@ -79,21 +83,25 @@ void take_add(py::handle target_h, py::handle index_h, int64_t axis, py::handle 
   for (int d = 0; d < at; ++d) p.outer *= target.shape[d];
   for (int d = at + 1; d < target.ndim; ++d) p.inner *= target.shape[d];
   if (src.size != p.outer * p.inner * p.count)
-    value_error(op, "source has shape " + src.shape_text() + "; " + std::to_string(p.count) + " slices of " +
-                        target.shape_text() + " along axis " + std::to_string(at) + " are needed");
+    value_error(op, "source has shape " + src.shape_text() + "; " + std::to_string(p.count) +
+                        " slices of " + target.shape_text() + " along axis " + std::to_string(at) +
+                        " are needed");
   if (src.size > 0) run(take_add_kernel, target.dtype, p, {in(src), in(index), inout(target)});
 }
 
-// The parameters of gather and scatter; index and values have one shape, within that of x except along the axis.
-GatherParams gather_params(const Array& x, int at, const Array& index, const Array& values, const char* op) {
+// The parameters of gather and scatter; index and values have one shape, within that of x except
+// along the axis.
+GatherParams gather_params(const Array& x, int at, const Array& index, const Array& values,
+                           const char* op) {
   GatherParams p{};
   if (x.ndim != index.ndim)
-    value_error(op, "input has shape " + x.shape_text() + " and index has shape " + index.shape_text() +
-                        "; they must have the same number of dimensions");
+    value_error(op, "input has shape " + x.shape_text() + " and index has shape " +
+                        index.shape_text() + "; they must have the same number of dimensions");
   for (int d = 0; d < x.ndim; ++d)
     if (d != at && index.shape[d] > x.shape[d])
-      value_error(op, "index has shape " + index.shape_text() + ", which does not fit into the input's " +
-                          x.shape_text() + " outside axis " + std::to_string(at));
+      value_error(op, "index has shape " + index.shape_text() +
+                          ", which does not fit into the input's " + x.shape_text() +
+                          " outside axis " + std::to_string(at));
   p.ndim = x.ndim;
   p.length = x.shape[at];
   int n = 0;
@@ -126,12 +134,15 @@ void scatter(py::handle target_h, int64_t axis, py::handle index_h, py::handle s
   int at = normal_axis(axis, x.ndim, op, x.shape_text());
   Array index = index_in(index_h, op, x.shape[at], -x.shape[at]);
   if (src.ndim != index.ndim)
-    value_error(op, "src has shape " + src.shape_text() + " and index has shape " + index.shape_text());
+    value_error(op,
+                "src has shape " + src.shape_text() + " and index has shape " + index.shape_text());
   for (int d = 0; d < src.ndim; ++d)
     if (src.shape[d] < index.shape[d])
-      value_error(op, "src has shape " + src.shape_text() + ", smaller than index " + index.shape_text());
+      value_error(
+          op, "src has shape " + src.shape_text() + ", smaller than index " + index.shape_text());
   for (int d = 0; d < x.ndim; ++d)
-    if (x.strides[d] == 0 && x.shape[d] > 1) value_error(op, "the tensor that is changed in place is an expanded view");
+    if (x.strides[d] == 0 && x.shape[d] > 1)
+      value_error(op, "the tensor that is changed in place is an expanded view");
   GatherParams p = gather_params(x, at, index, src, op);
   p.add = add;
   if (index.size > 0) run(scatter_kernel, x.dtype, p, {inout(x), in(index), in(src)});
@@ -167,8 +178,8 @@ py::object cat(py::sequence list, int64_t axis) {
     bool fits = a.ndim == first.ndim;
     for (int d = 0; d < first.ndim && fits; ++d) fits = d == at || a.shape[d] == first.shape[d];
     if (!fits)
-      value_error(op, "shapes " + first.shape_text() + " and " + a.shape_text() + " differ outside axis " +
-                          std::to_string(at));
+      value_error(op, "shapes " + first.shape_text() + " and " + a.shape_text() +
+                          " differ outside axis " + std::to_string(at));
     total += a.shape[at];
   }
   for (int d = 0; d < first.ndim; ++d) shape[d] = d == at ? total : first.shape[d];
@@ -184,7 +195,8 @@ py::object cat(py::sequence list, int64_t axis) {
 py::object triangle(py::handle h, int64_t diagonal, bool upper) {
   const char* op = upper ? "triu" : "tril";
   Array a = array_dense(h, op, "input");
-  if (a.ndim < 2) value_error(op, "input has shape " + a.shape_text() + "; at least 2 dimensions are needed");
+  if (a.ndim < 2)
+    value_error(op, "input has shape " + a.shape_text() + "; at least 2 dimensions are needed");
   Array out = array_like(a);
   TriangleParams p{1, a.dim(-2), a.dim(-1), diagonal, upper};
   for (int d = 0; d < a.ndim - 2; ++d) p.batch *= a.shape[d];
@@ -194,7 +206,8 @@ py::object triangle(py::handle h, int64_t diagonal, bool upper) {
 
 py::object one_hot(py::handle h, int64_t classes) {
   const char* op = "one_hot";
-  if (classes < 1) value_error(op, "num_classes must be at least 1, got " + std::to_string(classes));
+  if (classes < 1)
+    value_error(op, "num_classes must be at least 1, got " + std::to_string(classes));
   Array index = index_in(h, op, classes, 0);
   if (index.ndim + 1 > kMaxDims) value_error(op, "at most 8 dimensions are supported");
   int64_t shape[kMaxDims];
@@ -206,11 +219,13 @@ py::object one_hot(py::handle h, int64_t classes) {
   return result(out);
 }
 
-py::object random(const Kernel& kernel, const char* op, const std::vector<int64_t>& shape, const std::string& dtype,
-                  double a, double b, uint64_t seed, uint64_t counter, int slot) {
+py::object random(const Kernel& kernel, const char* op, const std::vector<int64_t>& shape,
+                  const std::string& dtype, double a, double b, uint64_t seed, uint64_t counter,
+                  int slot) {
   if (shape.size() > kMaxDims) value_error(op, "at most 8 dimensions are supported");
   for (int64_t s : shape)
-    if (s < 0) value_error(op, "negative dimension in " + shape_text(shape.data(), (int)shape.size()));
+    if (s < 0)
+      value_error(op, "negative dimension in " + shape_text(shape.data(), (int)shape.size()));
   DType t = dtype_from(dtype, op);
   if (t != kF32 && t != kF64) type_error(op, "dtype " + dtype + "; float32 or float64 is needed");
   if (!isfinite(a) || !isfinite(b)) value_error(op, "the parameters must be finite");
@@ -235,34 +250,36 @@ py::object random(const Kernel& kernel, const char* op, const std::vector<int64_
 
 void bind_index(py::module_& m) {
   m.def("take", &take, py::arg("input"), py::arg("index"), py::arg("axis"));
-  m.def("take_add_", &take_add, py::arg("input"), py::arg("index"), py::arg("axis"), py::arg("source"),
-        "input[.., index[i], ..] += source[.., i, ..], in the order of i.");
+  m.def("take_add_", &take_add, py::arg("input"), py::arg("index"), py::arg("axis"),
+        py::arg("source"), "input[.., index[i], ..] += source[.., i, ..], in the order of i.");
   m.def("gather", &gather, py::arg("input"), py::arg("axis"), py::arg("index"));
   m.def(
-      "scatter_add_", [](py::handle x, int64_t axis, py::handle i, py::handle s) { scatter(x, axis, i, s, true); },
+      "scatter_add_",
+      [](py::handle x, int64_t axis, py::handle i, py::handle s) { scatter(x, axis, i, s, true); },
       py::arg("input"), py::arg("axis"), py::arg("index"), py::arg("src"));
   m.def(
-      "scatter_", [](py::handle x, int64_t axis, py::handle i, py::handle s) { scatter(x, axis, i, s, false); },
+      "scatter_",
+      [](py::handle x, int64_t axis, py::handle i, py::handle s) { scatter(x, axis, i, s, false); },
       py::arg("input"), py::arg("axis"), py::arg("index"), py::arg("src"));
   m.def("cat", &cat, py::arg("tensors"), py::arg("axis"));
   m.def("triangle", &triangle, py::arg("input"), py::arg("diagonal"), py::arg("upper"));
   m.def("one_hot", &one_hot, py::arg("index"), py::arg("num_classes"));
   m.def(
       "uniform",
-      [](const std::vector<int64_t>& shape, const std::string& dtype, double low, double high, uint64_t seed,
-         uint64_t counter, int slot) {
+      [](const std::vector<int64_t>& shape, const std::string& dtype, double low, double high,
+         uint64_t seed, uint64_t counter, int slot) {
         return random(uniform_kernel, "uniform", shape, dtype, low, high, seed, counter, slot);
       },
-      py::arg("shape"), py::arg("dtype"), py::arg("low"), py::arg("high"), py::arg("seed"), py::arg("counter"),
-      py::arg("slot") = -1, "Numbers in [low, high).");
+      py::arg("shape"), py::arg("dtype"), py::arg("low"), py::arg("high"), py::arg("seed"),
+      py::arg("counter"), py::arg("slot") = -1, "Numbers in [low, high).");
   m.def(
       "normal",
-      [](const std::vector<int64_t>& shape, const std::string& dtype, double mean, double std, uint64_t seed,
-         uint64_t counter, int slot) {
+      [](const std::vector<int64_t>& shape, const std::string& dtype, double mean, double std,
+         uint64_t seed, uint64_t counter, int slot) {
         return random(normal_kernel, "normal", shape, dtype, mean, std, seed, counter, slot);
       },
-      py::arg("shape"), py::arg("dtype"), py::arg("mean"), py::arg("std"), py::arg("seed"), py::arg("counter"),
-      py::arg("slot") = -1);
+      py::arg("shape"), py::arg("dtype"), py::arg("mean"), py::arg("std"), py::arg("seed"),
+      py::arg("counter"), py::arg("slot") = -1);
   m.def(
       "arange",
       [](py::handle start, py::handle step, int64_t n, const std::string& dtype) {
@@ -277,7 +294,8 @@ void bind_index(py::module_& m) {
         if (n > 0) run(arange_kernel, t, p, {gs::out(out)});
         return result(out);
       },
-      py::arg("start"), py::arg("step"), py::arg("n"), py::arg("dtype"), "start + i * step for i < n");
+      py::arg("start"), py::arg("step"), py::arg("n"), py::arg("dtype"),
+      "start + i * step for i < n");
 }
 
 }  // namespace gs

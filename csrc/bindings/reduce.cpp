@@ -11,11 +11,12 @@ namespace gs {
 
 namespace {
 
-const Kernel reduce_kernel("reduce"), argmax_kernel("argmax"), argmin_kernel("argmin"), cumsum_kernel("cumsum");
+const Kernel reduce_kernel("reduce"), argmax_kernel("argmax"), argmin_kernel("argmin"),
+    cumsum_kernel("cumsum");
 
 [[noreturn]] void bad_axis(const char* op, int64_t axis, const Array& a) {
-  throw py::index_error(std::string(op) + ": axis " + std::to_string(axis) + " is out of range for shape " +
-                        a.shape_text());
+  throw py::index_error(std::string(op) + ": axis " + std::to_string(axis) +
+                        " is out of range for shape " + a.shape_text());
 }
 
 int normal_axis(int64_t axis, const Array& a, const char* op) {
@@ -26,7 +27,8 @@ int normal_axis(int64_t axis, const Array& a, const char* op) {
 
 int64_t to_int(py::handle h, const char* op) {
   if (!PyIndex_Check(h.ptr()))
-    type_error(op, std::string("axis must be an integer, a tuple of integers or None, got ") + Py_TYPE(h.ptr())->tp_name);
+    type_error(op, std::string("axis must be an integer, a tuple of integers or None, got ") +
+                       Py_TYPE(h.ptr())->tp_name);
   py::object n = py::reinterpret_steal<py::object>(PyNumber_Index(h.ptr()));
   int64_t v = n ? PyLong_AsLongLong(n.ptr()) : -1;
   if (PyErr_Occurred()) throw py::error_already_set();
@@ -55,18 +57,28 @@ void mark_axes(py::handle axes, const Array& a, const char* op, bool* reduced) {
 
 void fill_value(const Array& a, double v) {
   for (int64_t i = 0; i < a.size; ++i) switch (a.dtype) {
-      case kF32: a.as<float>()[i] = (float)v; break;
-      case kF64: a.as<double>()[i] = v; break;
-      case kI32: a.as<int32_t>()[i] = (int32_t)v; break;
-      case kI64: a.as<int64_t>()[i] = (int64_t)v; break;
-      default: a.as<uint8_t>()[i] = (uint8_t)v; break;
+      case kF32:
+        a.as<float>()[i] = (float)v;
+        break;
+      case kF64:
+        a.as<double>()[i] = v;
+        break;
+      case kI32:
+        a.as<int32_t>()[i] = (int32_t)v;
+        break;
+      case kI64:
+        a.as<int64_t>()[i] = (int64_t)v;
+        break;
+      default:
+        a.as<uint8_t>()[i] = (uint8_t)v;
+        break;
     }
 }
 
-// out = post(op over the axes marked in `reduced`). center: one value per output or absent. out: already
-// made, C-contiguous over the kept axes.
-void launch_reduce(const Array& given, const bool* reduced, int op, int post, double scale, const Array& center,
-                   const Array& out) {
+// out = post(op over the axes marked in `reduced`). center: one value per output or absent. out:
+// already made, C-contiguous over the kept axes.
+void launch_reduce(const Array& given, const bool* reduced, int op, int post, double scale,
+                   const Array& center, const Array& out) {
   struct Dim {
     int64_t size, stride, out_stride;
     bool reduced;
@@ -78,12 +90,15 @@ void launch_reduce(const Array& given, const bool* reduced, int op, int post, do
     n = 0;
     int64_t out_stride = 1;
     for (int d = a.ndim - 1; d >= 0; --d) {
-      if (a.shape[d] != 1) dims[n++] = Dim{a.shape[d], a.strides[d], reduced[d] ? 0 : out_stride, reduced[d]};
+      if (a.shape[d] != 1)
+        dims[n++] = Dim{a.shape[d], a.strides[d], reduced[d] ? 0 : out_stride, reduced[d]};
       if (!reduced[d]) out_stride *= a.shape[d];
     }
     std::reverse(dims, dims + n);
     std::stable_sort(dims, dims + n, [](const Dim& x, const Dim& y) {
-      auto key = [](const Dim& d) { return d.stride == 0 ? INT64_MAX : (d.stride < 0 ? -d.stride : d.stride); };
+      auto key = [](const Dim& d) {
+        return d.stride == 0 ? INT64_MAX : (d.stride < 0 ? -d.stride : d.stride);
+      };
       return key(x) > key(y);
     });
     if (n == 0 || dims[n - 1].stride == 1) break;
@@ -151,10 +166,14 @@ struct Spec {
   bool ints;
 };
 const Spec specs[] = {
-    {"sum", kSum, kNone, 0, false, true},       {"prod", kProd, kNone, 1, false, true},
-    {"amax", kMax, kNone, 0, true, true},       {"amin", kMin, kNone, 0, true, true},
-    {"sum_abs", kSumAbs, kNone, 0, false, false}, {"sum_square", kSumSquare, kNone, 0, false, false},
-    {"norm2", kSumSquare, kRoot, 0, false, false}, {"max_abs", kMaxAbs, kNone, 0, false, false},
+    {"sum", kSum, kNone, 0, false, true},
+    {"prod", kProd, kNone, 1, false, true},
+    {"amax", kMax, kNone, 0, true, true},
+    {"amin", kMin, kNone, 0, true, true},
+    {"sum_abs", kSumAbs, kNone, 0, false, false},
+    {"sum_square", kSumSquare, kNone, 0, false, false},
+    {"norm2", kSumSquare, kRoot, 0, false, false},
+    {"max_abs", kMaxAbs, kNone, 0, false, false},
 };
 
 py::object reduce_by(const Spec& s, const Array& a, const bool* reduced, bool keepdims) {
@@ -163,8 +182,8 @@ py::object reduce_by(const Spec& s, const Array& a, const bool* reduced, bool ke
     type_error(s.name, std::string("the input has dtype ") + dtype_name(a.dtype) +
                            "; float32 or float64 is needed. Convert it with .float()");
   if (s.needs_some && reduced_count(a, reduced) == 0)
-    value_error(s.name, "the axes to reduce have no elements (shape " + a.shape_text() + ") and " + s.name +
-                            " of nothing is not defined");
+    value_error(s.name, "the axes to reduce have no elements (shape " + a.shape_text() + ") and " +
+                            s.name + " of nothing is not defined");
   bool wide = !is_float && (s.op == kSum || s.op == kProd);
   Array out = make_output(a, reduced, keepdims, wide ? kI64 : a.dtype);
   if (a.size == 0)
@@ -185,7 +204,8 @@ py::object mean(const Array& a, const bool* reduced, bool keepdims, const char* 
   return result(out);
 }
 
-py::tuple arg(const Kernel& kernel, py::handle x, py::handle axis, bool keepdims, bool values, const char* op) {
+py::tuple arg(const Kernel& kernel, py::handle x, py::handle axis, bool keepdims, bool values,
+              const char* op) {
   Array a = array_dense(x, op, "input");
   AxisParams p{};
   bool reduced[kMaxDims];
@@ -244,11 +264,12 @@ void bind_reduce(py::module_& m) {
         if (a.size == 0)
           fill_value(out, NAN);
         else
-          launch_reduce(a, reduced, kSumSquareDev, root ? kScaleRoot : kScale, 1.0 / (n > 0 ? n : 0.0), center, out);
+          launch_reduce(a, reduced, kSumSquareDev, root ? kScaleRoot : kScale,
+                        1.0 / (n > 0 ? n : 0.0), center, out);
         return py::make_tuple(result(out), result(center));
       },
-      py::arg("input"), py::arg("axes"), py::arg("correction"), py::arg("keepdims"), py::arg("root"),
-      "(variance or its root, mean with the reduced axes kept)");
+      py::arg("input"), py::arg("axes"), py::arg("correction"), py::arg("keepdims"),
+      py::arg("root"), "(variance or its root, mean with the reduced axes kept)");
   m.def(
       "logsumexp",
       [](py::handle x, py::handle center, py::handle axes, bool keepdims) {
@@ -258,7 +279,8 @@ void bind_reduce(py::module_& m) {
         bool reduced[kMaxDims];
         mark_axes(axes, a, "logsumexp", reduced);
         Array out = make_output(a, reduced, keepdims, a.dtype);
-        if (c.size != out.size) value_error("logsumexp", "center must have one value for each output");
+        if (c.size != out.size)
+          value_error("logsumexp", "center must have one value for each output");
         if (a.size == 0)
           fill_value(out, -HUGE_VAL);
         else
@@ -268,10 +290,13 @@ void bind_reduce(py::module_& m) {
       py::arg("input"), py::arg("center"), py::arg("axes"), py::arg("keepdims"),
       "center + log(sum(exp(x - center)))");
   m.def(
-      "any_", [](py::handle x, py::handle axes, bool keepdims, bool all) {
+      "any_",
+      [](py::handle x, py::handle axes, bool keepdims, bool all) {
         const char* op = all ? "all" : "any";
         Array a = array_in(x, op, "input");
-        if (a.dtype != kBool) type_error(op, std::string("the input has dtype ") + dtype_name(a.dtype) + "; bool is needed");
+        if (a.dtype != kBool)
+          type_error(
+              op, std::string("the input has dtype ") + dtype_name(a.dtype) + "; bool is needed");
         bool reduced[kMaxDims];
         mark_axes(axes, a, op, reduced);
         const Spec s{op, all ? kMin : kMax, kNone, all ? 1.0 : 0.0, false, true};
@@ -285,14 +310,15 @@ void bind_reduce(py::module_& m) {
         int n = (int)shape.size();
         int64_t dims[kMaxDims];
         bool reduced[kMaxDims], same = n == a.ndim;
-        if (n > a.ndim) value_error("sum_to", "cannot reduce to more dimensions than the gradient has");
+        if (n > a.ndim)
+          value_error("sum_to", "cannot reduce to more dimensions than the gradient has");
         for (int d = 0; d < a.ndim; ++d) reduced[d] = true;
         for (int i = 0; i < n; ++i) {
           int d = a.ndim - n + i;
           dims[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
           if (dims[i] != a.shape[d] && dims[i] != 1)
-            value_error("sum_to", "a gradient of shape " + a.shape_text() + " cannot be reduced to " +
-                                      shape_text(dims, i + 1) + "...");
+            value_error("sum_to", "a gradient of shape " + a.shape_text() +
+                                      " cannot be reduced to " + shape_text(dims, i + 1) + "...");
           reduced[d] = dims[i] == 1 && a.shape[d] != 1;
           if (reduced[d]) same = false;
         }
@@ -305,24 +331,29 @@ void bind_reduce(py::module_& m) {
           launch_reduce(a, reduced, kSum, kNone, 1.0, Array(), out);
         return result(out);
       },
-      py::arg("grad"), py::arg("shape"), "The gradient summed to the shape of an operand that was broadcast.");
+      py::arg("grad"), py::arg("shape"),
+      "The gradient summed to the shape of an operand that was broadcast.");
   m.def(
-      "argmax", [](py::handle x, py::handle axis, bool keepdims) -> py::object {
+      "argmax",
+      [](py::handle x, py::handle axis, bool keepdims) -> py::object {
         return arg(argmax_kernel, x, axis, keepdims, false, "argmax")[0];
       },
       py::arg("input"), py::arg("axis") = py::none(), py::arg("keepdims") = false);
   m.def(
-      "argmin", [](py::handle x, py::handle axis, bool keepdims) -> py::object {
+      "argmin",
+      [](py::handle x, py::handle axis, bool keepdims) -> py::object {
         return arg(argmin_kernel, x, axis, keepdims, false, "argmin")[0];
       },
       py::arg("input"), py::arg("axis") = py::none(), py::arg("keepdims") = false);
   m.def(
-      "max_along", [](py::handle x, py::handle axis, bool keepdims) {
+      "max_along",
+      [](py::handle x, py::handle axis, bool keepdims) {
         return arg(argmax_kernel, x, axis, keepdims, true, "max");
       },
       py::arg("input"), py::arg("axis"), py::arg("keepdims"), "(values, indices)");
   m.def(
-      "min_along", [](py::handle x, py::handle axis, bool keepdims) {
+      "min_along",
+      [](py::handle x, py::handle axis, bool keepdims) {
         return arg(argmin_kernel, x, axis, keepdims, true, "min");
       },
       py::arg("input"), py::arg("axis"), py::arg("keepdims"), "(values, indices)");
@@ -332,7 +363,8 @@ void bind_reduce(py::module_& m) {
         Array a = array_dense(x, "cumsum", "input");
         int at = normal_axis(to_int(axis, "cumsum"), a, "cumsum");
         AxisParams p{1, 1, 1, reverse};
-        for (int d = 0; d < a.ndim; ++d) (d < at ? p.outer : (d == at ? p.length : p.inner)) *= a.shape[d];
+        for (int d = 0; d < a.ndim; ++d)
+          (d < at ? p.outer : (d == at ? p.length : p.inner)) *= a.shape[d];
         Array out = array_new(a.is_float() ? a.dtype : kI64, a.ndim, a.shape);
         if (a.size > 0) run(cumsum_kernel, a.dtype, p, {in(a), gs::out(out)});
         return result(out);

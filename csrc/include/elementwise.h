@@ -117,8 +117,9 @@ enum TestOp : int32_t { kIsNan, kIsFinite, kIsInf, kTestCount };
 enum LogicalOp : int32_t { kAnd, kOr, kXor, kNot, kLogicalCount };
 
 // uniform: low + (high - low) * u with u in [0, 1); normal: mean + std * z (Box-Muller).
-// buffers: out, contiguous, n elements. Element i of float32 takes word i % 4 of Philox block i / 4,
-// of float64 words 2 (i % 2) and 2 (i % 2) + 1 of block i / 2; normal numbers come in pairs (2k, 2k + 1).
+// buffers: out, contiguous, n elements. Element i of float32 takes word i % 4 of Philox block i /
+// 4, of float64 words 2 (i % 2) and 2 (i % 2) + 1 of block i / 2; normal numbers come in pairs (2k,
+// 2k + 1).
 struct RandomParams {
   int64_t n;
   double a, b;   // low, high or mean, std

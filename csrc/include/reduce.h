@@ -7,11 +7,11 @@ namespace gs {
 enum ReduceOp : int32_t {
   kSum,
   kProd,
-  kMax,        // NaN if any element is NaN
-  kMin,        // NaN if any element is NaN
-  kSumAbs,     // sum |x|
-  kSumSquare,  // sum x^2
-  kMaxAbs,     // max |x|
+  kMax,           // NaN if any element is NaN
+  kMin,           // NaN if any element is NaN
+  kSumAbs,        // sum |x|
+  kSumSquare,     // sum x^2
+  kMaxAbs,        // max |x|
   kSumSquareDev,  // sum (x - center)^2
   kSumExpDev,     // sum exp(x - center)
   kReduceFloat,   // the ops before are for float dtypes; integers have sum to min
@@ -21,9 +21,9 @@ enum ReduceOp : int32_t {
 // What is done to the reduced value r before it is stored.
 enum ReducePost : int32_t { kNone, kScale, kScaleRoot, kRoot, kLogPlusCenter };
 
-// reduce: out[keep] = post(op over the reduced axes of in). buffers: in, center (or absent; one value per
-// output), out. Axes are ordered by stride and merged; the innermost one has stride 1 in memory and is
-// either reduced (inner_kept = 0) or kept (inner_kept = 1).
+// reduce: out[keep] = post(op over the reduced axes of in). buffers: in, center (or absent; one
+// value per output), out. Axes are ordered by stride and merged; the innermost one has stride 1 in
+// memory and is either reduced (inner_kept = 0) or kept (inner_kept = 1).
 struct ReduceParams {
   int32_t op, post;
   int32_t inner_kept;
@@ -35,9 +35,9 @@ struct ReduceParams {
   double scale;
 };
 
-// argmax, argmin: in is (outer, length, inner), contiguous; buffers: in, values (outer, inner) or absent,
-// indices (outer, inner) int64. The first of equal elements wins; a NaN wins over all, the first NaN first.
-// cumsum: buffers: in, out, both (outer, length, inner); reverse: from the end.
+// argmax, argmin: in is (outer, length, inner), contiguous; buffers: in, values (outer, inner) or
+// absent, indices (outer, inner) int64. The first of equal elements wins; a NaN wins over all, the
+// first NaN first. cumsum: buffers: in, out, both (outer, length, inner); reverse: from the end.
 struct AxisParams {
   int64_t outer, length, inner;
   int32_t reverse;

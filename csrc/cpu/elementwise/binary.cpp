@@ -1,10 +1,9 @@
-// y = f(a, b): arithmetic and the gradients that are products of the output's gradient with a function
-// of one saved array. One read each of a and b, one write: 12 bytes an element in float32; the floor is
-// the bandwidth of the level of memory the arrays live in. Walked by loops.h.
-#include "simd/vmath.h"
-
+// y = f(a, b): arithmetic and the gradients that are products of the output's gradient with a
+// function of one saved array. One read each of a and b, one write: 12 bytes an element in float32;
+// the floor is the bandwidth of the level of memory the arrays live in. Walked by loops.h.
 #include "loops.h"
 #include "power.h"
+#include "simd/vmath.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -13,24 +12,24 @@ namespace {
 typedef ElementwiseParams P;
 
 // A functor of the constants in p; operator() works on vectors of either dtype.
-#define GS_BINARY(Name, expr)          \
-  struct Name {                        \
-    GS_MEMBER explicit Name(const P&) {} \
-    template <class V>                 \
+#define GS_BINARY(Name, expr)                \
+  struct Name {                              \
+    GS_MEMBER explicit Name(const P&) {}     \
+    template <class V>                       \
     GS_MEMBER V operator()(V a, V b) const { \
-      return expr;                     \
-    }                                  \
+      return expr;                           \
+    }                                        \
   };
 // the same with the constant c
-#define GS_BINARY_C(Name, expr)        \
-  struct Name {                        \
-    double c0;                         \
+#define GS_BINARY_C(Name, expr)                                \
+  struct Name {                                                \
+    double c0;                                                 \
     GS_MEMBER explicit Name(const P& p) : c0(p.constant[0]) {} \
-    template <class V>                 \
-    GS_MEMBER V operator()(V a, V b) const { \
-      const V c = set1((typename lane<V>::T)c0); \
-      return expr;                     \
-    }                                  \
+    template <class V>                                         \
+    GS_MEMBER V operator()(V a, V b) const {                   \
+      const V c = set1((typename lane<V>::T)c0);               \
+      return expr;                                             \
+    }                                                          \
   };
 
 GS_BINARY(Add, a + b)
@@ -46,14 +45,14 @@ GS_BINARY(AbsGrad, b == b ? (b == V{} ? V{} : (b > V{} ? a : -a)) : b)
 GS_BINARY(Log1pGrad, a / (b + 1))
 GS_BINARY(Expm1Grad, fma(a, b, a))
 GS_BINARY(SqrtGrad, a / (b + b))
-GS_BINARY(RsqrtGrad, a*(b * b * b) * (typename lane<V>::T)(-0.5))
-GS_BINARY(ReciprocalGrad, -a * (b * b))
+GS_BINARY(RsqrtGrad, a*(b* b* b) * (typename lane<V>::T)(-0.5))
+GS_BINARY(ReciprocalGrad, -a*(b* b))
 GS_BINARY(SinGrad, a* cos(b))
-GS_BINARY(CosGrad, -a * sin(b))
+GS_BINARY(CosGrad, -a* sin(b))
 GS_BINARY(TanGrad, a*(b* b + 1))
-GS_BINARY_C(PowGradScalar, a * (c * power(b, c - 1)))
+GS_BINARY_C(PowGradScalar, a*(c* power(b, c - 1)))
 GS_BINARY_C(ExpGradScalar, a* b* c)
-GS_BINARY(MulOneMinus, a * (1 - b))
+GS_BINARY(MulOneMinus, a*(1 - b))
 
 // a + w (b - a), exact at both ends
 struct Lerp {
@@ -133,35 +132,47 @@ struct FloorDivide {
 };
 
 // Sums and products wrap around, as NumPy's do: computed without sign.
-#define GS_EACH(Name, expr)              \
-  struct Name {                          \
-    GS_MEMBER explicit Name(const P&) {} \
-    template <class T>                   \
+#define GS_EACH(Name, expr)                  \
+  struct Name {                              \
+    GS_MEMBER explicit Name(const P&) {}     \
+    template <class T>                       \
     GS_MEMBER T operator()(T a, T b) const { \
-      return expr;                       \
-    }                                    \
+      return expr;                           \
+    }                                        \
   };
 GS_EACH(AddEach, (T)((uint64_t)a + (uint64_t)b))
 GS_EACH(SubEach, (T)((uint64_t)a - (uint64_t)b))
-GS_EACH(MulEach, (T)((uint64_t)a * (uint64_t)b))
+GS_EACH(MulEach, (T)((uint64_t)a*(uint64_t)b))
 GS_EACH(MaximumEach, a > b ? a : b)
 GS_EACH(MinimumEach, a < b ? a : b)
 
 template <class T>
 void binary(const void* params, void* const* buf, const Ctx* ctx) {
   static const BlockFn table[] = {
-      block2<Add, T>,        block2<Sub, T>,
-      block2<Mul, T>,        block2<Div, T>,
-      block2<Maximum, T>,    block2<Minimum, T>,
-      block2_each<Remainder, T, T>, block2_each<FloorDivide, T, T>,
-      block2<Pow, T>,        block2<AddScaled, T>,
-      block2<Lerp, T>,       block2<MulScaled, T>,
-      block2<AbsGrad, T>,    block2<Log1pGrad, T>,
-      block2<Expm1Grad, T>,  block2<SqrtGrad, T>,
-      block2<RsqrtGrad, T>,  block2<ReciprocalGrad, T>,
-      block2<SinGrad, T>,    block2<CosGrad, T>,
-      block2<TanGrad, T>,    block2<ClampGrad, T>,
-      block2<PowGradScalar, T>, block2<ExpGradScalar, T>,
+      block2<Add, T>,
+      block2<Sub, T>,
+      block2<Mul, T>,
+      block2<Div, T>,
+      block2<Maximum, T>,
+      block2<Minimum, T>,
+      block2_each<Remainder, T, T>,
+      block2_each<FloorDivide, T, T>,
+      block2<Pow, T>,
+      block2<AddScaled, T>,
+      block2<Lerp, T>,
+      block2<MulScaled, T>,
+      block2<AbsGrad, T>,
+      block2<Log1pGrad, T>,
+      block2<Expm1Grad, T>,
+      block2<SqrtGrad, T>,
+      block2<RsqrtGrad, T>,
+      block2<ReciprocalGrad, T>,
+      block2<SinGrad, T>,
+      block2<CosGrad, T>,
+      block2<TanGrad, T>,
+      block2<ClampGrad, T>,
+      block2<PowGradScalar, T>,
+      block2<ExpGradScalar, T>,
       block2<MulOneMinus, T>,
   };
   static_assert(sizeof(table) / sizeof(table[0]) == kBinaryCount, "one function for each BinaryOp");

@@ -8,13 +8,13 @@ namespace {
 
 typedef ElementwiseParams P;
 
-#define GS_COMPARE(Name, expr)           \
-  struct Name {                          \
-    GS_MEMBER explicit Name(const P&) {} \
-    template <class T>                   \
+#define GS_COMPARE(Name, expr)                     \
+  struct Name {                                    \
+    GS_MEMBER explicit Name(const P&) {}           \
+    template <class T>                             \
     GS_MEMBER uint8_t operator()(T a, T b) const { \
-      return expr;                       \
-    }                                    \
+      return expr;                                 \
+    }                                              \
   };
 GS_COMPARE(Eq, a == b)
 GS_COMPARE(Ne, a != b)
@@ -26,15 +26,15 @@ GS_COMPARE(And, (a != 0) & (b != 0))
 GS_COMPARE(Or, (a != 0) | (b != 0))
 GS_COMPARE(Xor, (a != 0) ^ (b != 0))
 
-#define GS_TEST(Name, expr)              \
-  struct Name {                          \
-    GS_MEMBER explicit Name(const P&) {} \
-    template <class T>                   \
+#define GS_TEST(Name, expr)                   \
+  struct Name {                               \
+    GS_MEMBER explicit Name(const P&) {}      \
+    template <class T>                        \
     GS_MEMBER uint8_t operator()(T a) const { \
-      const T inf = (T)__builtin_inf();  \
-      (void)inf;                         \
-      return expr;                       \
-    }                                    \
+      const T inf = (T)__builtin_inf();       \
+      (void)inf;                              \
+      return expr;                            \
+    }                                         \
   };
 GS_TEST(IsNan, a != a)
 GS_TEST(IsFinite, (a < inf) & (a > -inf))
@@ -70,10 +70,18 @@ void logical(const void* params, void* const* buf, const Ctx* ctx) {
   const Numbers<uint8_t> numbers(p);
   const int64_t item[] = {1, 1, 1};
   switch (p.op) {
-    case kAnd: walk(p, buf, ctx, 2, item, numbers.at, block2_each<And, uint8_t, uint8_t>); break;
-    case kOr: walk(p, buf, ctx, 2, item, numbers.at, block2_each<Or, uint8_t, uint8_t>); break;
-    case kXor: walk(p, buf, ctx, 2, item, numbers.at, block2_each<Xor, uint8_t, uint8_t>); break;
-    default: walk(p, buf, ctx, 1, item, nullptr, block1_each<Not, uint8_t, uint8_t>); break;
+    case kAnd:
+      walk(p, buf, ctx, 2, item, numbers.at, block2_each<And, uint8_t, uint8_t>);
+      break;
+    case kOr:
+      walk(p, buf, ctx, 2, item, numbers.at, block2_each<Or, uint8_t, uint8_t>);
+      break;
+    case kXor:
+      walk(p, buf, ctx, 2, item, numbers.at, block2_each<Xor, uint8_t, uint8_t>);
+      break;
+    default:
+      walk(p, buf, ctx, 1, item, nullptr, block1_each<Not, uint8_t, uint8_t>);
+      break;
   }
 }
 

@@ -1,9 +1,8 @@
 // Elementwise kernels. Work is split into runs of kRun elements in row-major order of the output.
 //
-// copy: one read and one write an element; the floor is the copy bandwidth. Where input and output run
-// along different axes, tiles of 64 x 64 are transposed in registers, N x N at a time.
+// copy: one read and one write an element; the floor is the copy bandwidth. Where input and output
+// run along different axes, tiles of 64 x 64 are transposed in registers, N x N at a time.
 #include "elementwise.h"
-
 #include "simd/transpose.h"
 #include "simd/vec.h"
 
@@ -56,8 +55,8 @@ void copy_range(const CopyParams& p, const From* in, To* out, int64_t begin, int
   }
 }
 
-// The axis along which the input is contiguous, when that is not the last and the output is contiguous
-// along the last: then tiles are transposed in registers. -1: copy row by row.
+// The axis along which the input is contiguous, when that is not the last and the output is
+// contiguous along the last: then tiles are transposed in registers. -1: copy row by row.
 constexpr int64_t kTile = 64;
 GS_INLINE int transposed_axis(const CopyParams& p, DType to) {
   int last = p.ndim - 1;
@@ -212,14 +211,22 @@ void fill_plan(const void* params, Plan* plan) {
 }
 
 const KernelEntry entries[] = {
-    {"fill", kF32, fill<float>, fill_plan},       {"fill", kF64, fill<double>, fill_plan},
-    {"fill", kI32, fill<int32_t>, fill_plan},     {"fill", kI64, fill<int64_t>, fill_plan},
-    {"fill", kU8, fill<uint8_t>, fill_plan},      {"fill", kBool, fill<uint8_t>, fill_plan},
-    {"arange", kF32, arange<float>, fill_plan},   {"arange", kF64, arange<double>, fill_plan},
-    {"arange", kI32, arange<int32_t>, fill_plan}, {"arange", kI64, arange<int64_t>, fill_plan},
-    {"copy", kF32, copy<float>, copy_plan<float>},   {"copy", kF64, copy<double>, copy_plan<double>},
-    {"copy", kI32, copy<int32_t>, copy_plan<int32_t>}, {"copy", kI64, copy<int64_t>, copy_plan<int64_t>},
-    {"copy", kU8, copy<uint8_t>, copy_plan<uint8_t>},  {"copy", kBool, copy<bool>, copy_plan<bool>},
+    {"fill", kF32, fill<float>, fill_plan},
+    {"fill", kF64, fill<double>, fill_plan},
+    {"fill", kI32, fill<int32_t>, fill_plan},
+    {"fill", kI64, fill<int64_t>, fill_plan},
+    {"fill", kU8, fill<uint8_t>, fill_plan},
+    {"fill", kBool, fill<uint8_t>, fill_plan},
+    {"arange", kF32, arange<float>, fill_plan},
+    {"arange", kF64, arange<double>, fill_plan},
+    {"arange", kI32, arange<int32_t>, fill_plan},
+    {"arange", kI64, arange<int64_t>, fill_plan},
+    {"copy", kF32, copy<float>, copy_plan<float>},
+    {"copy", kF64, copy<double>, copy_plan<double>},
+    {"copy", kI32, copy<int32_t>, copy_plan<int32_t>},
+    {"copy", kI64, copy<int64_t>, copy_plan<int64_t>},
+    {"copy", kU8, copy<uint8_t>, copy_plan<uint8_t>},
+    {"copy", kBool, copy<bool>, copy_plan<bool>},
 };
 
 }  // namespace

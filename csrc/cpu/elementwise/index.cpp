@@ -1,6 +1,6 @@
-// Moving elements by index: take, gather, scatter, triangles, one-hot. One read of the index and of each
-// element and one write; rows that are contiguous move as rows. Scattered sums go line by line, in the
-// order of the index, so they are the same with any number of threads.
+// Moving elements by index: take, gather, scatter, triangles, one-hot. One read of the index and of
+// each element and one write; rows that are contiguous move as rows. Scattered sums go line by
+// line, in the order of the index, so they are the same with any number of threads.
 #include "index.h"
 
 #include <string.h>
@@ -79,7 +79,8 @@ GS_INLINE int64_t lines(const GatherParams& p) {
   for (int d = 0; d < p.ndim - 1; ++d) n *= p.shape[d];
   return n;
 }
-GS_INLINE void line_offsets(const GatherParams& p, int64_t line, int64_t* x, int64_t* index, int64_t* value) {
+GS_INLINE void line_offsets(const GatherParams& p, int64_t line, int64_t* x, int64_t* index,
+                            int64_t* value) {
   *x = *index = *value = 0;
   for (int d = p.ndim - 2; d >= 0; --d) {
     int64_t i = line % p.shape[d];
@@ -97,7 +98,8 @@ void gather(const void* params, void* const* buf, const Ctx* ctx) {
   const int64_t* index = (const int64_t*)buf[1];
   U* out = (U*)buf[2];
   int last = p.ndim - 1;
-  int64_t n = p.shape[last], sx = p.x_strides[last], si = p.index_strides[last], so = p.value_strides[last];
+  int64_t n = p.shape[last], sx = p.x_strides[last], si = p.index_strides[last],
+          so = p.value_strides[last];
   for (int64_t l = ctx->tid, all = lines(p); l < all; l += ctx->nt) {
     int64_t ox, oi, oo;
     line_offsets(p, l, &ox, &oi, &oo);
@@ -116,7 +118,8 @@ void scatter(const void* params, void* const* buf, const Ctx* ctx) {
   const int64_t* index = (const int64_t*)buf[1];
   const T* value = (const T*)buf[2];
   int last = p.ndim - 1;
-  int64_t n = p.shape[last], sx = p.x_strides[last], si = p.index_strides[last], sv = p.value_strides[last];
+  int64_t n = p.shape[last], sx = p.x_strides[last], si = p.index_strides[last],
+          sv = p.value_strides[last];
   for (int64_t l = ctx->tid, all = lines(p); l < all; l += ctx->nt) {
     int64_t ox, oi, ov;
     line_offsets(p, l, &ox, &oi, &ov);
@@ -174,9 +177,12 @@ void one_hot_plan(const void* params, Plan* plan) {
   plan->work = p.count * (2 + p.classes / 4);
 }
 
-#define GS_BY_SIZE(name, fn, plan)                                                                \
-  {name, kF32, fn<uint32_t>, plan}, {name, kF64, fn<uint64_t>, plan}, {name, kI32, fn<uint32_t>, plan}, \
-      {name, kI64, fn<uint64_t>, plan}, {name, kU8, fn<uint8_t>, plan}, {name, kBool, fn<uint8_t>, plan}
+#define GS_BY_SIZE(name, fn, plan)                                        \
+  {name, kF32, fn<uint32_t>, plan}, {name, kF64, fn<uint64_t>, plan},     \
+      {name, kI32, fn<uint32_t>, plan}, {name, kI64, fn<uint64_t>, plan}, \
+      {name, kU8, fn<uint8_t>, plan}, {                                   \
+    name, kBool, fn<uint8_t>, plan                                        \
+  }
 const KernelEntry entries[] = {
     GS_BY_SIZE("take", take, take_plan),
     GS_BY_SIZE("gather", gather, gather_plan),

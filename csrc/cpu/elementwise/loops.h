@@ -1,13 +1,14 @@
-// The walk that all elementwise kernels share: up to three inputs and one output of any strides, cut
-// into blocks on which every operand is contiguous.
+// The walk that all elementwise kernels share: up to three inputs and one output of any strides,
+// cut into blocks on which every operand is contiguous.
 //
-// A kernel supplies a function for one contiguous block. Operands that are contiguous are passed where
-// they lie; a number or a broadcast value is spread over a block in L1 once and read from there (an L1
-// load more per vector, so that no kernel needs variants for scalars); anything else is gathered
-// into such a block. Which of three walks is taken depends on shapes and strides alone:
+// A kernel supplies a function for one contiguous block. Operands that are contiguous are passed
+// where they lie; a number or a broadcast value is spread over a block in L1 once and read from
+// there (an L1 load more per vector, so that no kernel needs variants for scalars); anything else
+// is gathered into such a block. Which of three walks is taken depends on shapes and strides alone:
 //   flat:  every operand is contiguous or one value: blocks of the whole
 //   rows:  the last dimension is long: row by row
-//   short: the last dimension is short (3 channels, 10 classes): whole rows are packed into blocks, and an
+//   short: the last dimension is short (3 channels, 10 classes): whole rows are packed into blocks,
+//   and an
 //          operand that repeats along the rows is packed once
 #pragma once
 #include "elementwise.h"
@@ -61,12 +62,12 @@ struct Walk {
   const ElementwiseParams* p;
   const Ctx* ctx;
   BlockFn fn;
-  int inputs;                        // operand `inputs` is the output
-  char* base[kMaxOperands];          // first element of each operand
-  int64_t item[kMaxOperands];        // bytes of an element
-  bool linear[kMaxOperands];         // C-contiguous over the whole shape
-  bool constant[kMaxOperands];       // one value
-  char (*room)[kBlock * 8];          // a block for each operand
+  int inputs;                   // operand `inputs` is the output
+  char* base[kMaxOperands];     // first element of each operand
+  int64_t item[kMaxOperands];   // bytes of an element
+  bool linear[kMaxOperands];    // C-contiguous over the whole shape
+  bool constant[kMaxOperands];  // one value
+  char (*room)[kBlock * 8];     // a block for each operand
 };
 
 GS_INLINE void walk_flat(Walk& w, int64_t n) {
@@ -197,8 +198,7 @@ GS_INLINE void walk_short(Walk& w, int64_t n) {
       }
       if (!gather[o]) {
         w.fn(p, m * inner, in, w.base[o] + r * inner * w.item[o]);
-        if (!any)
-          continue;
+        if (!any) continue;
       } else {
         w.fn(p, m * inner, in, w.room[o]);
         for (int64_t i = 0; i < m; ++i)
@@ -209,10 +209,11 @@ GS_INLINE void walk_short(Walk& w, int64_t n) {
   }
 }
 
-// Runs fn over the whole shape. item: bytes of an element of each input and of the output; numbers[k]:
-// where the value of an absent input lies.
-__attribute__((noinline)) void walk(const ElementwiseParams& p, void* const* buf, const Ctx* ctx, int inputs,
-                                    const int64_t* item, const void* const* numbers, BlockFn fn) {
+// Runs fn over the whole shape. item: bytes of an element of each input and of the output;
+// numbers[k]: where the value of an absent input lies.
+__attribute__((noinline)) void walk(const ElementwiseParams& p, void* const* buf, const Ctx* ctx,
+                                    int inputs, const int64_t* item, const void* const* numbers,
+                                    BlockFn fn) {
   int64_t n = 1;
   for (int d = 0; d < p.ndim; ++d) n *= p.shape[d];
   if (n == 0) return;
@@ -307,8 +308,8 @@ void block3(const ElementwiseParams& p, int64_t n, const void* const* in, void* 
   }
 }
 
-// The same one element at a time, for the compiler to vectorise: integers, and functions that have no
-// vector form here. y may be a or b itself, so elements are independent.
+// The same one element at a time, for the compiler to vectorise: integers, and functions that have
+// no vector form here. y may be a or b itself, so elements are independent.
 template <class F, class T, class R>
 void block1_each(const ElementwiseParams& p, int64_t n, const void* const* in, void* out) {
   const F f(p);

@@ -1,9 +1,9 @@
-// Uniform and normal numbers from Philox4x32-10, addressed by (seed, op counter, element), so they do
-// not depend on how the work is split. One write an element; bound by the ten rounds of integer
-// multiplication, and for normal numbers by log and sincos of Box-Muller (Ann. Math. Stat. 29, 1958).
+// Uniform and normal numbers from Philox4x32-10, addressed by (seed, op counter, element), so they
+// do not depend on how the work is split. One write an element; bound by the ten rounds of integer
+// multiplication, and for normal numbers by log and sincos of Box-Muller (Ann. Math. Stat. 29,
+// 1958).
 #include "elementwise.h"
 #include "philox.h"
-
 #include "simd/philox.h"
 #include "simd/vmath.h"
 
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kRun = 8192;
 
-// Two vectors in the order of elements -> their even and odd elements, in some order of pairs; join is
-// the inverse.
+// Two vectors in the order of elements -> their even and odd elements, in some order of pairs; join
+// is the inverse.
 GS_INLINE void split_pairs(vf a, vf b, vf* even, vf* odd) {
 #if defined(__AVX512F__)
   *even = (vf)_mm512_shuffle_ps((__m512)a, (__m512)b, 0x88);
@@ -58,7 +58,8 @@ struct Uniform {
 };
 struct Normal {
   vf mean, std;
-  GS_MEMBER explicit Normal(const RandomParams& p) : mean(set1((float)p.a)), std(set1((float)p.b)) {}
+  GS_MEMBER explicit Normal(const RandomParams& p)
+      : mean(set1((float)p.a)), std(set1((float)p.b)) {}
   // u1 in (0, 1), u2 in [0, 1): r = sqrt(-2 ln u1), z = r cos(2 pi u2), r sin(2 pi u2)
   GS_MEMBER void make(const vu word[4], vf v[4]) const {
 #pragma GCC unroll 2

@@ -1,9 +1,8 @@
-// y = f(a, b, c): interpolation, fused multiply-add and the gradients that need three arrays; where.
-// Three reads and one write an element. Walked by loops.h.
-#include "simd/vmath.h"
-
+// y = f(a, b, c): interpolation, fused multiply-add and the gradients that need three arrays;
+// where. Three reads and one write an element. Walked by loops.h.
 #include "loops.h"
 #include "power.h"
+#include "simd/vmath.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -11,16 +10,16 @@ namespace {
 
 typedef ElementwiseParams P;
 
-#define GS_TERNARY(Name, expr)                     \
-  struct Name {                                    \
-    double c0;                                     \
+#define GS_TERNARY(Name, expr)                                 \
+  struct Name {                                                \
+    double c0;                                                 \
     GS_MEMBER explicit Name(const P& p) : c0(p.constant[0]) {} \
-    template <class V>                             \
-    GS_MEMBER V operator()(V a, V b, V c) const {  \
-      const V k = set1((typename lane<V>::T)c0);   \
-      (void)k;                                     \
-      return expr;                                 \
-    }                                              \
+    template <class V>                                         \
+    GS_MEMBER V operator()(V a, V b, V c) const {              \
+      const V k = set1((typename lane<V>::T)c0);               \
+      (void)k;                                                 \
+      return expr;                                             \
+    }                                                          \
   };
 #define GS_HALF ((typename lane<V>::T)0.5)
 
@@ -48,11 +47,13 @@ struct RemainderGrad {
 template <class T>
 void ternary(const void* params, void* const* buf, const Ctx* ctx) {
   static const BlockFn table[] = {
-      block3<Lerp3, T>,       block3<Addcmul, T>,     block3<Addcdiv, T>,     block3<DivGradB, T>,
-      block3<MaximumGrad, T>, block3<MinimumGrad, T>, block3<PowGradBase, T>, block3<PowGradExp, T>,
-      block3_each<RemainderGrad, T>, block3<MulDiff, T>,     block3<TieGrad, T>,
+      block3<Lerp3, T>,       block3<Addcmul, T>,     block3<Addcdiv, T>,
+      block3<DivGradB, T>,    block3<MaximumGrad, T>, block3<MinimumGrad, T>,
+      block3<PowGradBase, T>, block3<PowGradExp, T>,  block3_each<RemainderGrad, T>,
+      block3<MulDiff, T>,     block3<TieGrad, T>,
   };
-  static_assert(sizeof(table) / sizeof(table[0]) == kTernaryCount, "one function for each TernaryOp");
+  static_assert(sizeof(table) / sizeof(table[0]) == kTernaryCount,
+                "one function for each TernaryOp");
   const P& p = *(const P*)params;
   const Numbers<T> numbers(p);
   const int64_t item[] = {sizeof(T), sizeof(T), sizeof(T), sizeof(T)};

@@ -1,8 +1,7 @@
 // y = f(x): one read and one write an element, 8 bytes in float32. exp-like functions are bound by
 // their polynomials (6 to 20 cycles a vector, simd/vmath.h). Walked by loops.h.
-#include "simd/vmath.h"
-
 #include "loops.h"
+#include "simd/vmath.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -64,10 +63,10 @@ struct Clamp {
 };
 
 // Rounding, and integers: left to the compiler's vectoriser.
-#define GS_EACH(Name, f32, f64)                               \
-  struct Name {                                               \
-    GS_MEMBER explicit Name(const P&) {}                      \
-    GS_MEMBER float operator()(float a) const { return f32(a); }  \
+#define GS_EACH(Name, f32, f64)                                    \
+  struct Name {                                                    \
+    GS_MEMBER explicit Name(const P&) {}                           \
+    GS_MEMBER float operator()(float a) const { return f32(a); }   \
     GS_MEMBER double operator()(double a) const { return f64(a); } \
   };
 GS_EACH(Floor, __builtin_floorf, __builtin_floor)
@@ -86,7 +85,7 @@ GS_EACH(Trunc, __builtin_truncf, __builtin_trunc)
 GS_INT(NegInt, (T)(0 - (uint64_t)a))
 GS_INT(AbsInt, a < 0 ? (T)(0 - (uint64_t)a) : a)
 GS_INT(SignInt, (T)((a > 0) - (a < 0)))
-GS_INT(SquareInt, (T)((uint64_t)a * (uint64_t)a))
+GS_INT(SquareInt, (T)((uint64_t)a*(uint64_t)a))
 
 struct ClampInt {
   int64_t lo, hi;
@@ -101,11 +100,13 @@ struct ClampInt {
 template <class T>
 void unary(const void* params, void* const* buf, const Ctx* ctx) {
   static const BlockFn table[] = {
-      block1<Neg, T>,   block1<Abs, T>,        block1<Sign, T>,          block1<Square, T>,
-      block1<Exp, T>,   block1<Expm1, T>,      block1<Log, T>,           block1<Log1p, T>,
-      block1_each<Log2, T, T>, block1<Sqrt, T>, block1<Rsqrt, T>,        block1<Reciprocal, T>,
-      block1<Sin, T>,   block1<Cos, T>,        block1<Tan, T>,           block1_each<Floor, T, T>,
-      block1_each<Ceil, T, T>, block1_each<Round, T, T>, block1_each<Trunc, T, T>, block1<Clamp, T>,
+      block1<Neg, T>,           block1<Abs, T>,          block1<Sign, T>,
+      block1<Square, T>,        block1<Exp, T>,          block1<Expm1, T>,
+      block1<Log, T>,           block1<Log1p, T>,        block1_each<Log2, T, T>,
+      block1<Sqrt, T>,          block1<Rsqrt, T>,        block1<Reciprocal, T>,
+      block1<Sin, T>,           block1<Cos, T>,          block1<Tan, T>,
+      block1_each<Floor, T, T>, block1_each<Ceil, T, T>, block1_each<Round, T, T>,
+      block1_each<Trunc, T, T>, block1<Clamp, T>,
   };
   static_assert(sizeof(table) / sizeof(table[0]) == kUnaryCount, "one function for each UnaryOp");
   const P& p = *(const P*)params;
@@ -125,7 +126,8 @@ void unary_int(const void* params, void* const* buf, const Ctx* ctx) {
 
 void unary_plan(const void* params, Plan* plan) {
   const P& p = *(const P*)params;
-  bool slow = p.op >= kExp && p.op <= kTan && p.op != kSqrt && p.op != kReciprocal && p.op != kRsqrt;
+  bool slow =
+      p.op >= kExp && p.op <= kTan && p.op != kSqrt && p.op != kReciprocal && p.op != kRsqrt;
   walk_plan(p, slow ? 12 : 3, plan);
 }
 

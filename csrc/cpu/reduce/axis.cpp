@@ -1,10 +1,10 @@
 // Along one axis of a contiguous (outer, length, inner) array: argmax, argmin and cumsum; and the
 // reductions of integers and bools.
 //
-// argmax, axis innermost: 16 or fewer lanes keep the best value and its index, folded at the end with the
-// smaller index winning ties; otherwise strips of columns, row by row. One read an element.
+// argmax, axis innermost: 16 or fewer lanes keep the best value and its index, folded at the end
+// with the smaller index winning ties; otherwise strips of columns, row by row. One read an
+// element.
 #include "reduce.h"
-
 #include "simd/vec.h"
 
 namespace gs {
@@ -57,7 +57,7 @@ GS_INLINE void arg_row_lanes(const T* x, int64_t n, T* value, int64_t* index) {
   *index = 0;
   constexpr int64_t kBlock = (int64_t)1 << 24;
   int64_t b = 0;
-  for (; b + 2 * N <= n; ) {
+  for (; b + 2 * N <= n;) {
     int64_t e = n - b < kBlock ? b + (n - b) / N * N : b + kBlock;
     V m = load(x + b);
     I at = iota<T>(), now = at;
@@ -170,10 +170,14 @@ void cumsum_plan(const void* params, Plan* plan) {
 template <class A>
 GS_INLINE A join(int32_t op, A a, A b) {
   switch (op) {
-    case kSum: return (A)((uint64_t)a + (uint64_t)b);
-    case kProd: return (A)((uint64_t)a * (uint64_t)b);
-    case kMax: return b > a ? b : a;
-    default: return b < a ? b : a;
+    case kSum:
+      return (A)((uint64_t)a + (uint64_t)b);
+    case kProd:
+      return (A)((uint64_t)a * (uint64_t)b);
+    case kMax:
+      return b > a ? b : a;
+    default:
+      return b < a ? b : a;
   }
 }
 GS_INLINE int64_t product(const int64_t* shape, int ndim) {
@@ -195,7 +199,8 @@ void reduce_int(const void* params, void* const* buf, const Ctx* ctx) {
   const ReduceParams& p = *(const ReduceParams*)params;
   const T* in = (const T*)buf[0];
   bool wide = p.op == kSum || p.op == kProd;
-  int64_t outputs = product(p.keep_shape, p.keep_ndim), rows = product(p.reduce_shape, p.reduce_ndim);
+  int64_t outputs = product(p.keep_shape, p.keep_ndim),
+          rows = product(p.reduce_shape, p.reduce_ndim);
   int64_t columns = p.inner_kept ? p.inner : 1, strips = (columns + kStrip - 1) / kStrip;
   int64_t acc[kStrip];
   for (int64_t t = ctx->tid; t < outputs * strips; t += ctx->nt) {
@@ -229,9 +234,10 @@ void reduce_int_plan(const void* params, Plan* plan) {
   plan->work = outputs * product(p.reduce_shape, p.reduce_ndim) * p.inner;
 }
 
-#define GS_ARG(dtype, T)                               \
-  {"argmax", dtype, arg_reduce<ArgMax, T>, axis_plan}, \
-      {"argmin", dtype, arg_reduce<ArgMin, T>, axis_plan}
+#define GS_ARG(dtype, T)                                 \
+  {"argmax", dtype, arg_reduce<ArgMax, T>, axis_plan}, { \
+    "argmin", dtype, arg_reduce<ArgMin, T>, axis_plan    \
+  }
 const KernelEntry entries[] = {
     GS_ARG(kF32, float),
     GS_ARG(kF64, double),

@@ -1,14 +1,15 @@
 // Reductions of float arrays over any axes.
 //
-// Inner axis reduced: pieces of up to 1024 contiguous elements are summed in 64 logical lanes (element
-// i goes to lane i mod 64, whatever the width of the vectors), the lanes are folded 32, 16, 8, 4, 2, 1,
-// and the pieces of one output are combined as a binary tree. Inner axis kept (column sums): groups of
-// 16 rows are summed in order, strip of columns by strip, and the groups are combined as a binary tree.
-// So the order is a function of the shape alone, the same on every instruction set and with any number
-// of threads, and the error is at most eps (4 + log2 n) times the sum of magnitudes.
+// Inner axis reduced: pieces of up to 1024 contiguous elements are summed in 64 logical lanes
+// (element i goes to lane i mod 64, whatever the width of the vectors), the lanes are folded 32,
+// 16, 8, 4, 2, 1, and the pieces of one output are combined as a binary tree. Inner axis kept
+// (column sums): groups of 16 rows are summed in order, strip of columns by strip, and the groups
+// are combined as a binary tree. So the order is a function of the shape alone, the same on every
+// instruction set and with any number of threads, and the error is at most eps (4 + log2 n) times
+// the sum of magnitudes.
 //
-// Each element is read once: the floor is the read bandwidth. Long reductions are cut into segments of
-// 64 pieces (64 Ki elements), one task each, whose results a second phase combines.
+// Each element is read once: the floor is the read bandwidth. Long reductions are cut into segments
+// of 64 pieces (64 Ki elements), one task each, whose results a second phase combines.
 #include "reduce.h"
 
 #include "simd/transpose.h"
@@ -18,32 +19,32 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kPiece = 1024;        // elements of a piece
-constexpr int64_t kPieces = 64;         // pieces of a segment
-constexpr int64_t kRows = 16;           // rows of a group
-constexpr int64_t kStrip = 512;         // columns of a strip
-constexpr int64_t kTask = 32768;        // elements worth a task
+constexpr int64_t kPiece = 1024;  // elements of a piece
+constexpr int64_t kPieces = 64;   // pieces of a segment
+constexpr int64_t kRows = 16;     // rows of a group
+constexpr int64_t kStrip = 512;   // columns of a strip
+constexpr int64_t kTask = 32768;  // elements worth a task
 constexpr int kLevels = 48;
-constexpr int kStripLevels = 20;        // a segment has at most 2^17 rows
+constexpr int kStripLevels = 20;  // a segment has at most 2^17 rows
 
-// An op: map(x, center) is what is accumulated, join combines two partial results; kShort: rows of up to
-// 16 elements have their own form (ops without a center).
-#define GS_OP(Name, short_, identity_, map_, join_)      \
-  struct Name {                                          \
-    static constexpr bool kShort = short_;               \
-    template <class T>                                   \
-    GS_MEMBER static T identity() {                      \
-      return (T)(identity_);                             \
-    }                                                    \
-    template <class V>                                   \
-    GS_MEMBER static V map(V x, V c) {                   \
-      (void)c;                                           \
-      return map_;                                       \
-    }                                                    \
-    template <class V>                                   \
-    GS_MEMBER static V join(V a, V b) {                  \
-      return join_;                                      \
-    }                                                    \
+// An op: map(x, center) is what is accumulated, join combines two partial results; kShort: rows of
+// up to 16 elements have their own form (ops without a center).
+#define GS_OP(Name, short_, identity_, map_, join_) \
+  struct Name {                                     \
+    static constexpr bool kShort = short_;          \
+    template <class T>                              \
+    GS_MEMBER static T identity() {                 \
+      return (T)(identity_);                        \
+    }                                               \
+    template <class V>                              \
+    GS_MEMBER static V map(V x, V c) {              \
+      (void)c;                                      \
+      return map_;                                  \
+    }                                               \
+    template <class V>                              \
+    GS_MEMBER static V join(V a, V b) {             \
+      return join_;                                 \
+    }                                               \
   };
 GS_OP(Sum, true, 0, x, a + b)
 GS_OP(Prod, false, 1, x, a* b)
@@ -138,8 +139,8 @@ __attribute__((noinline)) T piece(const T* p, int64_t n, T center) {
   return Op::join(Op::join(a[0], a[2]), Op::join(a[1], a[3]));
 }
 
-// The results over N rows of n <= 16 elements at once, `stride` apart: tiles of the rows are transposed in
-// registers, so that lanes are rows; the order of the tree is that of piece().
+// The results over N rows of n <= 16 elements at once, `stride` apart: tiles of the rows are
+// transposed in registers, so that lanes are rows; the order of the tree is that of piece().
 template <class Op, class T>
 __attribute__((noinline)) void short_rows(const T* p, int64_t stride, int rows, int64_t n,
                                           T* result) {
@@ -169,11 +170,16 @@ __attribute__((noinline)) void short_rows(const T* p, int64_t stride, int rows, 
 template <class T>
 GS_INLINE T finish(const ReduceParams& p, T r, T center) {
   switch (p.post) {
-    case kScale: return r * (T)p.scale;
-    case kScaleRoot: return (T)__builtin_sqrt((double)(r * (T)p.scale));
-    case kRoot: return (T)__builtin_sqrt((double)r);
-    case kLogPlusCenter: return (T)(center + (T)::log((double)r));
-    default: return r;
+    case kScale:
+      return r * (T)p.scale;
+    case kScaleRoot:
+      return (T)__builtin_sqrt((double)(r * (T)p.scale));
+    case kRoot:
+      return (T)__builtin_sqrt((double)r);
+    case kLogPlusCenter:
+      return (T)(center + (T)::log((double)r));
+    default:
+      return r;
   }
 }
 
@@ -257,7 +263,8 @@ GS_INLINE OuterSplit split_outer(const ReduceParams& p) {
   s.segments = (s.rows + s.segment_rows - 1) / s.segment_rows;
   if (s.segments < 1) s.segments = 1;
   int64_t each = s.rows * width;
-  s.group = s.segments > 1 || each >= kTask ? 1 : kTask / (each > 0 ? each : 1);  // outputs of a task
+  s.group =
+      s.segments > 1 || each >= kTask ? 1 : kTask / (each > 0 ? each : 1);  // outputs of a task
   s.tasks = s.segments > 1 ? s.outputs * s.strips * s.segments
                            : (s.outputs * s.strips + s.group - 1) / s.group;
   return s;
@@ -265,7 +272,8 @@ GS_INLINE OuterSplit split_outer(const ReduceParams& p) {
 
 // ---- inner axis reduced
 template <class Op, class T>
-T inner_range(const ReduceParams& p, const T* in, int64_t per_row, int64_t begin, int64_t end, T center) {
+T inner_range(const ReduceParams& p, const T* in, int64_t per_row, int64_t begin, int64_t end,
+              T center) {
   Tree<Op, T> tree;
   Rows rows;
   rows.seek(p, begin / per_row);
@@ -399,8 +407,10 @@ void strip_range(const ReduceParams& p, const T* in, int64_t begin, int64_t end,
   T* x = nullptr;
   for (int l = 0; l < kStripLevels && (count >> l); ++l)
     if ((count >> l) & 1) {
-      if (x) join_strip<Op, T>(level[l], x, n);
-      else x = level[l];
+      if (x)
+        join_strip<Op, T>(level[l], x, n);
+      else
+        x = level[l];
     }
   for (int64_t i = 0; i < n; ++i) {
     T v = x ? x[i] : Op::template identity<T>();
@@ -436,7 +446,8 @@ void run_outer(const ReduceParams& p, const T* in, const T* center, T* out, cons
   }
   T* partial = (T*)ctx->scratch;  // (outputs, segments, inner)
   for (int64_t t = ctx->tid; t < s.tasks; t += ctx->nt) {
-    int64_t c0 = t % s.strips * kStrip, g = t / s.strips % s.segments, i = t / s.strips / s.segments;
+    int64_t c0 = t % s.strips * kStrip, g = t / s.strips % s.segments,
+            i = t / s.strips / s.segments;
     int64_t n = p.inner - c0 < kStrip ? p.inner - c0 : kStrip;
     int64_t b = g * s.segment_rows, e = b + s.segment_rows < s.rows ? b + s.segment_rows : s.rows;
     const T* x = in + offset_of(i, p.keep_ndim, p.keep_shape, p.keep_in) + c0;
@@ -459,7 +470,8 @@ void run_outer(const ReduceParams& p, const T* in, const T* center, T* out, cons
       Tree<Op, T> tree;
       for (int64_t g = 0; g < s.segments; ++g)
         tree.push(partial[(i * s.segments + g) * p.inner + c0 + k]);
-      out[o + k * p.inner_out] = finish(p, tree.total(), center ? center[o + k * p.inner_out] : (T)0);
+      out[o + k * p.inner_out] =
+          finish(p, tree.total(), center ? center[o + k * p.inner_out] : (T)0);
     }
   }
 }
@@ -478,23 +490,43 @@ template <class T>
 void reduce(const void* params, void* const* buf, const Ctx* ctx) {
   const ReduceParams& p = *(const ReduceParams*)params;
   switch (p.op) {
-    case kSum: run_op<Sum, T>(p, buf, ctx); break;
-    case kProd: run_op<Prod, T>(p, buf, ctx); break;
-    case kMax: run_op<Max, T>(p, buf, ctx); break;
-    case kMin: run_op<Min, T>(p, buf, ctx); break;
-    case kSumAbs: run_op<SumAbs, T>(p, buf, ctx); break;
-    case kSumSquare: run_op<SumSquare, T>(p, buf, ctx); break;
-    case kMaxAbs: run_op<MaxAbs, T>(p, buf, ctx); break;
-    case kSumSquareDev: run_op<SumSquareDev, T>(p, buf, ctx); break;
-    case kSumExpDev: run_op<SumExpDev, T>(p, buf, ctx); break;
-    default: break;
+    case kSum:
+      run_op<Sum, T>(p, buf, ctx);
+      break;
+    case kProd:
+      run_op<Prod, T>(p, buf, ctx);
+      break;
+    case kMax:
+      run_op<Max, T>(p, buf, ctx);
+      break;
+    case kMin:
+      run_op<Min, T>(p, buf, ctx);
+      break;
+    case kSumAbs:
+      run_op<SumAbs, T>(p, buf, ctx);
+      break;
+    case kSumSquare:
+      run_op<SumSquare, T>(p, buf, ctx);
+      break;
+    case kMaxAbs:
+      run_op<MaxAbs, T>(p, buf, ctx);
+      break;
+    case kSumSquareDev:
+      run_op<SumSquareDev, T>(p, buf, ctx);
+      break;
+    case kSumExpDev:
+      run_op<SumExpDev, T>(p, buf, ctx);
+      break;
+    default:
+      break;
   }
 }
 
 template <class T>
 void reduce_plan(const void* params, Plan* plan) {
   const ReduceParams& p = *(const ReduceParams*)params;
-  int64_t outputs = product(p.keep_shape, p.keep_ndim), rows = product(p.reduce_shape, p.reduce_ndim);
+  int64_t outputs = product(p.keep_shape, p.keep_ndim),
+          rows = product(p.reduce_shape, p.reduce_ndim);
   if (p.inner_kept) {
     const OuterSplit s = split_outer(p);
     plan->tasks = s.tasks;

@@ -1,5 +1,6 @@
-// float32 <-> float64 in halves: lane i of a float vector is lane i of the low half or lane i - N / 2 of
-// the high one. By shuffles in registers: through memory, two narrow stores before one wide load stall.
+// float32 <-> float64 in halves: lane i of a float vector is lane i of the low half or lane i - N /
+// 2 of the high one. By shuffles in registers: through memory, two narrow stores before one wide
+// load stall.
 #pragma once
 #include "simd/vec.h"
 
@@ -37,7 +38,8 @@ GS_INLINE vf narrow(vd lo, vd hi) {
 // the low 32 bits of each 64-bit lane
 GS_INLINE vi low_words(vl lo, vl hi) {
 #if GS_VBYTES == 64
-  return __builtin_shufflevector((vi)lo, (vi)hi, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return __builtin_shufflevector((vi)lo, (vi)hi, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26,
+                                 28, 30);
 #elif GS_VBYTES == 32
   return __builtin_shufflevector((vi)lo, (vi)hi, 0, 2, 4, 6, 8, 10, 12, 14);
 #else

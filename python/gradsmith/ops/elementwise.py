@@ -1012,19 +1012,20 @@ def _attach() -> None:
     ):
         m(f"__{symbol}__", fn if symbol in ("add", "mul") else _operator(fn))
         m(f"__r{symbol}__", _operator(_reflected(fn)))
-    for symbol, fn in (
+    in_place: tuple[tuple[str, Callable], ...] = (
         ("add", _add_),
         ("sub", _sub_),
         ("mul", _mul_),
         ("truediv", _div_),
         ("pow", _pow_),
-    ):
-        m(f"__i{symbol}__", fn)
-    for symbol, fn in (("lt", lt), ("le", le), ("gt", gt), ("ge", ge)):
-        m(f"__{symbol}__", _operator(fn))
-    for symbol, fn in (("and", logical_and), ("or", logical_or), ("xor", logical_xor)):
-        m(f"__{symbol}__", _operator(fn))
-        m(f"__r{symbol}__", _operator(fn))
+    )
+    for symbol, change in in_place:
+        m(f"__i{symbol}__", change)
+    for symbol, test in (("lt", lt), ("le", le), ("gt", gt), ("ge", ge)):
+        m(f"__{symbol}__", _operator(test))
+    for symbol, logic in (("and", logical_and), ("or", logical_or), ("xor", logical_xor)):
+        m(f"__{symbol}__", _operator(logic))
+        m(f"__r{symbol}__", _operator(logic))
     Tensor.__eq__ = _equals  # type: ignore[method-assign, assignment]
     Tensor.__ne__ = _differs  # type: ignore[method-assign, assignment]
     m("__neg__", neg)

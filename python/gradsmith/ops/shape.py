@@ -49,6 +49,11 @@ def _ints(sizes: tuple, op: str) -> tuple[int, ...]:
         raise TypeError(f"{op}: expected integers, got {sizes!r}") from None
 
 
+def _at(d: int, *rest: Any) -> tuple:
+    """The index `rest` from axis d on, everything before."""
+    return (*(slice(None),) * d, *rest)
+
+
 def _is_view(a: np.ndarray, of: np.ndarray) -> bool:
     return np.may_share_memory(a, of)
 
@@ -403,7 +408,7 @@ _BASIC = (int, slice, type(None), type(Ellipsis), np.integer)
 def _index_parts(index: Any) -> tuple:
     """The index as a tuple, with Tensors and lists made arrays."""
     items = index if isinstance(index, tuple) else (index,)
-    parts = []
+    parts: list[Any] = []
     for i in items:
         if isinstance(i, (bool, np.bool_)):
             parts.append(np.asarray(i))
@@ -589,7 +594,7 @@ def select(input: Any, dim: int, index: int) -> Tensor:
     """
     x = _input(input, "select")
     d = _axis(dim, x.data.ndim, "select")
-    return x[(*(slice(None),) * d, index)]
+    return x[_at(d, index)]
 
 
 def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
@@ -605,7 +610,7 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
     begin = start + size if start < 0 else start
     if begin < 0 or length < 0 or begin + length > size:
         raise IndexError(f"narrow: {length} slices from {start} exceed axis {d} of size {size}")
-    return x[(*(slice(None),) * d, slice(begin, begin + length))]
+    return x[_at(d, slice(begin, begin + length))]
 
 
 class SplitBackward(Node):
@@ -631,11 +636,10 @@ def _parts(x: Tensor, sizes: Sequence[int], d: int, squeezed: bool) -> tuple:
     views = []
     shapes = []
     at = 0
-    lead = (slice(None),) * d
     for s in sizes:
-        v = x.data[(*lead, slice(at, at + s))]
+        v = x.data[_at(d, slice(at, at + s))]
         shapes.append(v.shape)
-        views.append(x.data[(*lead, at, ...)] if squeezed else v)
+        views.append(x.data[_at(d, at, ...)] if squeezed else v)
         at += s
     if not views:
         return ()
@@ -712,11 +716,10 @@ class CatBackward(Node):
     dim: int
 
     def backward(self, grad: Any) -> tuple:
-        lead = (slice(None),) * self.dim
         at = 0
         results = []
         for need, s in zip(self.needs, self.sizes):
-            results.append(grad[(*lead, slice(at, at + s))] if need else None)
+            results.append(grad[_at(self.dim, slice(at, at + s))] if need else None)
             at += s
         return tuple(results)
 
@@ -752,8 +755,7 @@ class StackBackward(Node):
     dim: int
 
     def backward(self, grad: Any) -> tuple:
-        lead = (slice(None),) * self.dim
-        return tuple([grad[(*lead, i, ...)] if n else None for i, n in enumerate(self.needs)])
+        return tuple([grad[_at(self.dim, i, ...)] if n else None for i, n in enumerate(self.needs)])
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -873,8 +875,7 @@ def _rolled(k: Any, a: np.ndarray, shifts: tuple, dims: tuple) -> np.ndarray:
     for s, d in zip(shifts, dims):
         n = a.shape[d]
         cut = (-s) % n if n else 0
-        lead = (slice(None),) * d
-        a = k.cat([a[(*lead, slice(cut, None))], a[(*lead, slice(0, cut))]], d)
+        a = k.cat([a[_at(d, slice(cut, None))], a[_at(d, slice(0, cut))]], d)
     return a
 
 
