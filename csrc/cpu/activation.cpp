@@ -175,27 +175,77 @@ GS_OP_D(op_softsign) {
 GS_OP_F(op_threshold) { return x <= k.a ? k.b : x; }
 GS_OP_D(op_threshold) { return s <= k.a ? nil(s) : dy; }
 
-// x, y: elements b .. e of n
-template <class T, class Op>
-void map(const ActivationParams& p, const T* x, T* y, int64_t b, int64_t e) {
-  using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N;
-  const Coef<V> k{set1((T)p.a), set1((T)p.b), set1((T)p.c)};
-  int64_t i = b;
-  for (; i + N <= e; i += N) store(y + i, Op::f(load(x + i), k));
-  if (i < e) store_n(y + i, Op::f(load_n(x + i, (int)(e - i)), k), (int)(e - i));
+// Results larger than this are written past the caches: they would not stay in them, and the lines
+// need not be read first.
+constexpr int64_t kStreamBytes = (int64_t)4 << 20;
+
+template <class T>
+GS_INLINE bool streams(int64_t n, const T* out, const T* in) {
+  return n * (int64_t)sizeof(T) >= kStreamBytes && ((uintptr_t)out & (GS_VBYTES - 1)) == 0 &&
+         out != in;
 }
 
-template <class T, class Op>
-void map_backward(const ActivationParams& p, const T* dy, const T* s, T* dx, int64_t b, int64_t e) {
+template <bool kStream>
+GS_INLINE void write(float* p, vf v) {
+#if defined(__AVX512F__)
+  if (kStream) return _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  if (kStream) return _mm256_stream_ps(p, (__m256)v);
+#elif defined(__x86_64__)
+  if (kStream) return _mm_stream_ps(p, (__m128)v);
+#endif
+  store(p, v);
+}
+template <bool kStream>
+GS_INLINE void write(double* p, vd v) {
+  store(p, v);
+}
+GS_INLINE void write_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// x, y: elements b .. e of n
+template <bool kStream, class T, class Op>
+GS_INLINE void map_loop(const ActivationParams& p, const T* x, T* y, int64_t b, int64_t e) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   const Coef<V> k{set1((T)p.a), set1((T)p.b), set1((T)p.c)};
   int64_t i = b;
-  for (; i + N <= e; i += N) store(dx + i, Op::df(load(dy + i), load(s + i), k));
+  for (; i + N <= e; i += N) write<kStream>(y + i, Op::f(load(x + i), k));
+  if (i < e) store_n(y + i, Op::f(load_n(x + i, (int)(e - i)), k), (int)(e - i));
+}
+template <class T, class Op>
+void map(const ActivationParams& p, const T* x, T* y, int64_t b, int64_t e) {
+  if (sizeof(T) == 4 && streams(p.n, y, x)) {
+    map_loop<sizeof(T) == 4, T, Op>(p, x, y, b, e);
+    write_fence();
+  } else {
+    map_loop<false, T, Op>(p, x, y, b, e);
+  }
+}
+
+template <bool kStream, class T, class Op>
+GS_INLINE void map_backward_loop(const ActivationParams& p, const T* dy, const T* s, T* dx,
+                                 int64_t b, int64_t e) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const Coef<V> k{set1((T)p.a), set1((T)p.b), set1((T)p.c)};
+  int64_t i = b;
+  for (; i + N <= e; i += N) write<kStream>(dx + i, Op::df(load(dy + i), load(s + i), k));
   if (i < e) {
     int n = (int)(e - i);
     store_n(dx + i, Op::df(load_n(dy + i, n), load_n(s + i, n), k), n);
+  }
+}
+template <class T, class Op>
+void map_backward(const ActivationParams& p, const T* dy, const T* s, T* dx, int64_t b, int64_t e) {
+  if (sizeof(T) == 4 && streams(p.n, dx, dy)) {
+    map_backward_loop<sizeof(T) == 4, T, Op>(p, dy, s, dx, b, e);
+    write_fence();
+  } else {
+    map_backward_loop<false, T, Op>(p, dy, s, dx, b, e);
   }
 }
 

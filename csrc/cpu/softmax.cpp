@@ -8,6 +8,7 @@
 // blocks of 1024, sums over rows in order of the groups.
 #include "softmax.h"
 
+#include "simd/transpose.h"
 #include "simd/vmath.h"
 
 namespace gs {
@@ -16,6 +17,8 @@ namespace {
 
 constexpr int64_t kTask = 16384;  // elements of one task
 constexpr int64_t kBlock = 1024;  // elements that one level of a sum takes
+constexpr int64_t kNarrow = 64;   // longest row that is worked on as one lane
+constexpr int kColumns = 64;      // neighbouring columns that are worked on together
 
 GS_INLINE int64_t rows_per_task(int64_t rows, int64_t n) {
   int64_t g = kTask / (n > 0 ? n : 1);
@@ -50,7 +53,11 @@ GS_INLINE T row_max(const T* x, int64_t n) {
   }
   for (; i + N <= n; i += N) m0 = max(m0, load(x + i));
   if (i < n) m1 = max(m1, load_or(x + i, (int)(n - i), low));
-  return hmax(max(max(m0, m1), max(m2, m3)));
+  T a[N];
+  store(a, max(max(m0, m1), max(m2, m3)));
+  for (int h = N / 2; h > 0; h /= 2)
+    for (int j = 0; j < h; ++j) a[j] = a[j] > a[j + h] ? a[j] : a[j + h];
+  return a[0];
 }
 
 // Sum over i < n of f(i, count): f gives the vector of elements i .. i + count - 1, zero past
@@ -153,13 +160,104 @@ void softmax_row_backward(const T* dy, const T* y, T* dx, int64_t n, bool log) {
   }
 }
 
-// ---- along an axis that is not the last: 16 neighbouring columns at a time, lane by lane
+// ---- narrow rows: N rows at once, a row a lane
 
-// Columns j .. j + 15 (count of them) of (n, inner); one vector each of W
+// out[c] = element c of rows 0 .. N - 1 of x (count, n); lanes past count repeat the last row.
+// out has room for n rounded up to a multiple of N.
+template <class T>
+GS_INLINE void load_rows(const T* x, int64_t n, int count, typename simd<T>::V* out) {
+  constexpr int N = simd<T>::N;
+  for (int64_t c = 0; c < n; c += N) {
+    typename simd<T>::V v[N];
+    int k = n - c < N ? (int)(n - c) : N;
+#pragma GCC unroll 16
+    for (int r = 0; r < N; ++r) {
+      const T* p = x + (r < count ? r : count - 1) * n + c;
+      v[r] = k == N ? load(p) : load_n(p, k);
+    }
+    transpose<T>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) out[c + i] = v[i];
+  }
+}
+
+// The way back: rows 0 .. count - 1 of y (count, n).
+template <class T>
+GS_INLINE void store_rows(const typename simd<T>::V* in, int64_t n, int count, T* y) {
+  constexpr int N = simd<T>::N;
+  for (int64_t c = 0; c < n; c += N) {
+    typename simd<T>::V v[N];
+    int k = n - c < N ? (int)(n - c) : N;
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) v[i] = in[c + i];
+    transpose<T>(v);
+#pragma GCC unroll 16
+    for (int r = 0; r < N; ++r)
+      if (r < count) {
+        if (k == N)
+          store(y + r * n + c, v[r]);
+        else
+          store_n(y + r * n + c, v[r], k);
+      }
+  }
+}
+
+// z[c] -= max over c; e[c] = exp(z[c]); returns the sum of e
+template <class T>
+GS_INLINE typename simd<T>::V exp_lanes(typename simd<T>::V* z, typename simd<T>::V* e, int64_t n) {
+  using V = typename simd<T>::V;
+  V m = z[0], s = {};
+  for (int64_t c = 1; c < n; ++c) m = max(m, z[c]);
+  for (int64_t c = 0; c < n; ++c) {
+    z[c] -= m;
+    e[c] = exp(z[c]);
+    s += e[c];
+  }
+  return s;
+}
+
+template <class T>
+void softmax_narrow(const T* x, T* y, int64_t n, int count, bool log) {
+  using V = typename simd<T>::V;
+  V z[kNarrow], e[kNarrow];
+  for (int64_t c = n; c < kNarrow; ++c) z[c] = e[c] = V{};
+  load_rows(x, n, count, z);
+  V s = exp_lanes<T>(z, e, n);
+  if (log) {
+    V l = GS_ISA::log(s);
+    for (int64_t c = 0; c < n; ++c) z[c] -= l;
+    store_rows(z, n, count, y);
+  } else {
+    V r = 1 / s;
+    for (int64_t c = 0; c < n; ++c) e[c] *= r;
+    store_rows(e, n, count, y);
+  }
+}
+
+template <class T>
+void softmax_narrow_backward(const T* dy, const T* y, T* dx, int64_t n, int count, bool log) {
+  using V = typename simd<T>::V;
+  V g[kNarrow], v[kNarrow], s = {};
+  for (int64_t c = n; c < kNarrow; ++c) g[c] = v[c] = V{};
+  load_rows(dy, n, count, g);
+  load_rows(y, n, count, v);
+  if (log) {
+    for (int64_t c = 0; c < n; ++c) s += g[c];
+    for (int64_t c = 0; c < n; ++c) g[c] -= exp(v[c]) * s;
+  } else {
+    for (int64_t c = 0; c < n; ++c) s += g[c] * v[c];
+    for (int64_t c = 0; c < n; ++c) g[c] = v[c] * (g[c] - s);
+  }
+  store_rows(g, n, count, dx);
+}
+
+// ---- along an axis that is not the last: neighbouring columns together, lane by lane
+
+// Columns j .. j + count - 1 of (n, inner); one vector each of W
 template <class T>
 struct Columns {
   using V = typename simd<T>::V;
-  static constexpr int N = simd<T>::N, W = 16 / N;
+  static constexpr int N = simd<T>::N, W = kColumns / N;
   int64_t n, inner;
   int count;
 
@@ -168,29 +266,31 @@ struct Columns {
     return k < 0 ? 0 : (k < N ? k : N);
   }
   GS_MEMBER V at(const T* p, int64_t i, int j) const {
-    return count == 16 ? load(p + i * inner + j * N) : load_n(p + i * inner + j * N, lanes(j));
+    const T* q = p + i * inner + j * N;
+    return count >= (j + 1) * N ? load(q) : load_n(q, lanes(j));
   }
   GS_MEMBER void set(T* p, int64_t i, int j, V v) const {
-    if (count == 16)
-      store(p + i * inner + j * N, v);
+    T* q = p + i * inner + j * N;
+    if (count >= (j + 1) * N)
+      store(q, v);
     else
-      store_n(p + i * inner + j * N, v, lanes(j));
+      store_n(q, v, lanes(j));
   }
   // total[j] = sum over i of f(i, j), in blocks
   template <class F>
   GS_MEMBER void sum(V* total, F f) const {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int j = 0; j < W; ++j) total[j] = V{};
     for (int64_t b = 0; b < n; b += 64) {
       int64_t e = b + 64 < n ? b + 64 : n;
       V s[W];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
       for (int j = 0; j < W; ++j) s[j] = V{};
       for (int64_t i = b; i < e; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int j = 0; j < W; ++j) s[j] += f(i, j);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
       for (int j = 0; j < W; ++j) total[j] += s[j];
     }
   }
@@ -201,10 +301,10 @@ void softmax_columns(const T* x, T* y, const Columns<T>& c, bool log) {
   using V = typename simd<T>::V;
   constexpr int W = Columns<T>::W;
   V m[W], s[W];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
   for (int j = 0; j < W; ++j) m[j] = set1(-(T)__builtin_inf());
   for (int64_t i = 0; i < c.n; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int j = 0; j < W; ++j) m[j] = max(m[j], c.at(x, i, j));
   }
   c.sum(
@@ -213,10 +313,10 @@ void softmax_columns(const T* x, T* y, const Columns<T>& c, bool log) {
         if (!log) c.set(y, i, j, e);
         return e;
       });
-#pragma GCC unroll 8
+#pragma GCC unroll 4
   for (int j = 0; j < W; ++j) s[j] = log ? GS_ISA::log(s[j]) : 1 / s[j];
   for (int64_t i = 0; i < c.n; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int j = 0; j < W; ++j)
       c.set(y, i, j, log ? (c.at(x, i, j) - m[j]) - s[j] : c.at(y, i, j) * s[j]);
   }
@@ -233,7 +333,7 @@ void softmax_columns_backward(const T* dy, const T* y, T* dx, const Columns<T>& 
         return log ? g : g * c.at(y, i, j);
       });
   for (int64_t i = 0; i < c.n; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int j = 0; j < W; ++j) {
       V g = c.at(dy, i, j), v = c.at(y, i, j);
       c.set(dx, i, j, log ? g - exp(v) * s[j] : v * (g - s[j]));
@@ -241,21 +341,22 @@ void softmax_columns_backward(const T* dy, const T* y, T* dx, const Columns<T>& 
   }
 }
 
-// f(first row, rows) for inner == 1; f(outer index, first column, columns) otherwise
+// rows(first, count) for inner == 1; columns(outer index, first column, count) otherwise
 template <class R, class C>
-GS_INLINE void softmax_tasks(const SoftmaxParams& p, const Ctx* ctx, R rows, C columns) {
+GS_INLINE void softmax_tasks(const SoftmaxParams& p, int lanes, const Ctx* ctx, R rows, C columns) {
   if (p.inner == 1) {
     int64_t group = rows_per_task(p.outer, p.n), tasks = (p.outer + group - 1) / group;
     for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
       int64_t e = (t + 1) * group < p.outer ? (t + 1) * group : p.outer;
-      for (int64_t r = t * group; r < e; ++r) rows(r);
+      int64_t step = p.n <= kNarrow ? lanes : 1;
+      for (int64_t r = t * group; r < e; r += step) rows(r, (int)(e - r < step ? e - r : step));
     }
     return;
   }
-  int64_t per = (p.inner + 15) / 16, tasks = p.outer * per;
+  int64_t per = (p.inner + kColumns - 1) / kColumns, tasks = p.outer * per;
   for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
-    int64_t o = t / per, j = t % per * 16;
-    columns(o, j, (int)(p.inner - j < 16 ? p.inner - j : 16));
+    int64_t o = t / per, j = t % per * kColumns;
+    columns(o, j, (int)(p.inner - j < kColumns ? p.inner - j : kColumns));
   }
 }
 
@@ -265,7 +366,13 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
   const T* x = (const T*)buf[0];
   T* y = (T*)buf[1];
   softmax_tasks(
-      p, ctx, [&](int64_t r) { softmax_row(x + r * p.n, y + r * p.n, p.n, p.log); },
+      p, simd<T>::N, ctx,
+      [&](int64_t r, int count) {
+        if (p.n <= kNarrow)
+          softmax_narrow(x + r * p.n, y + r * p.n, p.n, count, p.log);
+        else
+          softmax_row(x + r * p.n, y + r * p.n, p.n, p.log);
+      },
       [&](int64_t o, int64_t j, int k) {
         int64_t at = o * p.n * p.inner + j;
         softmax_columns(x + at, y + at, Columns<T>{p.n, p.inner, k}, p.log);
@@ -278,8 +385,14 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
   const T *dy = (const T*)buf[0], *y = (const T*)buf[1];
   T* dx = (T*)buf[2];
   softmax_tasks(
-      p, ctx,
-      [&](int64_t r) { softmax_row_backward(dy + r * p.n, y + r * p.n, dx + r * p.n, p.n, p.log); },
+      p, simd<T>::N, ctx,
+      [&](int64_t r, int count) {
+        const T *g = dy + r * p.n, *v = y + r * p.n;
+        if (p.n <= kNarrow)
+          softmax_narrow_backward(g, v, dx + r * p.n, p.n, count, p.log);
+        else
+          softmax_row_backward(g, v, dx + r * p.n, p.n, p.log);
+      },
       [&](int64_t o, int64_t j, int k) {
         int64_t at = o * p.n * p.inner + j;
         softmax_columns_backward(dy + at, y + at, dx + at, Columns<T>{p.n, p.inner, k}, p.log);
@@ -290,7 +403,8 @@ template <class T>
 void softmax_plan(const void* params, Plan* plan) {
   const SoftmaxParams& p = *(const SoftmaxParams*)params;
   int64_t group = rows_per_task(p.outer, p.n);
-  plan->tasks = p.inner == 1 ? (p.outer + group - 1) / group : p.outer * ((p.inner + 15) / 16);
+  plan->tasks = p.inner == 1 ? (p.outer + group - 1) / group
+                             : p.outer * ((p.inner + kColumns - 1) / kColumns);
   plan->work = p.outer * p.n * p.inner * (sizeof(T) == 8 ? 8 : 1) / 2 + p.outer * 20;
 }
 
@@ -365,6 +479,55 @@ struct Loss {
     return loss;
   }
 
+  // Rows 0 .. count - 1 of at most kNarrow classes, first being row `first` of the targets; loss
+  // (count)
+  GS_MEMBER void narrow(const T* x, const Target& target, int64_t first, int count, T* loss,
+                        T* d) const {
+    using V = typename simd<T>::V;
+    constexpr int N = simd<T>::N;
+    const int64_t C = p.classes;
+    V z[kNarrow], e[kNarrow], dot = {};
+    for (int64_t c = C; c < kNarrow; ++c) z[c] = e[c] = V{};
+    load_rows(x, C, count, z);
+    V m = z[0];
+    for (int64_t c = 1; c < C; ++c) m = max(m, z[c]);
+    V s = exp_lanes<T>(z, e, C), lse = GS_ISA::log(s);
+    if (smooth != 0)
+      for (int64_t c = 0; c < C; ++c) dot += weight ? weight[c] * z[c] : z[c];
+    T lm[N], ll[N], lq[N], ldot[N], factor[N], live[N];
+    int64_t cls[N];
+    store(lm, m);
+    store(ll, lse);
+    store(ldot, dot);
+    for (int r = 0; r < N; ++r) lq[r] = factor[r] = live[r] = 0;
+    for (int r = 0; r < count; ++r) {
+      int64_t t = cls[r] = target.at(first + r);
+      loss[r] = 0;
+      if (t == p.ignore_index) continue;
+      live[r] = 1;
+      if (t < 0 || t >= C) {
+        loss[r] = factor[r] = (T)__builtin_nan("");
+        cls[r] = p.ignore_index;
+        continue;
+      }
+      T q = (weight ? weight[t] : (T)1) * keep_target;
+      loss[r] = q * (ll[r] - (x[r * C + t] - lm[r]));
+      if (smooth != 0) loss[r] += smooth * (weights * ll[r] - ldot[r]);
+      lq[r] = q * scale;
+      factor[r] = (q + smooth * (smooth != 0 ? weights : 0)) * scale;
+    }
+    if (!d) return;
+    const V on = load(live), f = load(factor) / s, u = on * (smooth * scale);
+    for (int64_t c = 0; c < C; ++c) {
+      V v = e[c] * f;
+      if (smooth != 0) v -= weight ? u * weight[c] : u;
+      e[c] = on != 0 ? v : V{};
+    }
+    store_rows(e, C, count, d);
+    for (int r = 0; r < count; ++r)
+      if (cls[r] != p.ignore_index) d[r * C + cls[r]] -= lq[r];
+  }
+
   // Row with probabilities q0 (classes)
   GS_MEMBER T by_probability(const T* x, const T* q0, T* d) const {
     using V = typename simd<T>::V;
@@ -432,6 +595,20 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
     int64_t e = (t + 1) * group < p.rows ? (t + 1) * group : p.rows;
     double sum = 0;
+    if (indices && C <= kNarrow) {
+      constexpr int N = simd<T>::N;
+      for (int64_t r = t * group; r < e; r += N) {
+        int count = e - r < N ? (int)(e - r) : N;
+        T l[N];
+        f.narrow(x + r * C, target, r, count, l, d ? d + r * C : nullptr);
+        for (int j = 0; j < count; ++j) {
+          if (p.reduction == kReduceNone) loss[r + j] = l[j];
+          sum += (double)l[j];
+        }
+      }
+      losses[t] = sum;
+      continue;
+    }
     for (int64_t r = t * group; r < e; ++r) {
       T* dr = d ? d + r * C : nullptr;
       T l = indices ? f.by_index(x + r * C, target.at(r), dr)

@@ -68,12 +68,20 @@ def softmin(input: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
 
 
 class CrossEntropyBackward(Node):
-    """dx = dlogits times the incoming gradient: dlogits was made in the forward pass."""
+    """dx = dlogits times the incoming gradient: dlogits was made in the forward pass.
 
-    fresh = False  # the saved array itself is handed on when the incoming gradient is one
+    The first backward gives its own array away; a second one (retain_graph) makes it again.
+    """
+
+    dlogits: Any
+    options: tuple  # ignore_index, reduction, label_smoothing
 
     def backward(self, grad: Any) -> tuple:  # type: ignore[override]
-        (d,) = self.saved
+        x, target, weight = self.saved
+        d = self.dlogits
+        self.dlogits = None
+        if d is None:
+            d = self.k.cross_entropy(x, target, weight, *self.options, True)[1]
         if grad.ndim == 0 and grad.item() == 1.0:
             return d, None
         return self.k.scale_rows(d, grad), None
@@ -129,7 +137,10 @@ def cross_entropy(
         input.data, target.data, None if weight is None else weight.data, ignore_index, code,
         label_smoothing, input._rg and grad,
     )  # fmt: skip
-    return apply(CrossEntropyBackward, k, loss, (input, None), (d,))
+    return apply(
+        CrossEntropyBackward, k, loss, (input, None), (input, target, None if weight is None else weight.data),
+        dlogits=d, options=(ignore_index, code, label_smoothing),
+    )  # fmt: skip
 
 
 def _attach() -> None:
