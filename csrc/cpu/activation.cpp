@@ -233,7 +233,13 @@ GS_INLINE void map_backward_loop(const ActivationParams& p, const T* dy, const T
   constexpr int N = simd<T>::N;
   const Coef<V> k{set1((T)p.a), set1((T)p.b), set1((T)p.c)};
   int64_t i = b;
-  for (; i + N <= e; i += N) write<kStream>(dx + i, Op::df(load(dy + i), load(s + i), k));
+  for (; i + N <= e; i += N) {
+    if (kStream) {
+      __builtin_prefetch(dy + i + 512);
+      __builtin_prefetch(s + i + 512);
+    }
+    write<kStream>(dx + i, Op::df(load(dy + i), load(s + i), k));
+  }
   if (i < e) {
     int n = (int)(e - i);
     store_n(dx + i, Op::df(load_n(dy + i, n), load_n(s + i, n), k), n);

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kTask = 16384;  // elements of one task
 constexpr int64_t kBlock = 1024;  // elements that one level of a sum takes
-constexpr int64_t kNarrow = 64;   // longest row that is worked on as one lane
+constexpr int64_t kNarrow = 32;   // longest row that is worked on as one lane
 constexpr int kColumns = 64;      // neighbouring columns that are worked on together
 
 GS_INLINE int64_t rows_per_task(int64_t rows, int64_t n) {

@@ -50,7 +50,7 @@ class ActivationBackward(Node):
     def name(self) -> str:
         return _NAMES[self.op].title().replace("_", "") + "Backward"
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         return (self.k.activation_backward(self.op, grad, self.saved[0], *self.args),)
 
 
@@ -323,7 +323,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     if n % 2:
         raise ValueError(f"glu: axis {dim} of the input {input.shape} must have an even size")
     before = (slice(None),) * (dim % input.ndim)
-    return input[(*before, slice(0, n // 2))] * sigmoid(input[(*before, slice(n // 2, n))])
+    first, second = (*before, slice(0, n // 2)), (*before, slice(n // 2, n))
+    return input[first] * sigmoid(input[second])
 
 
 class RReLUBackward(Node):
@@ -331,7 +332,7 @@ class RReLUBackward(Node):
 
     args: tuple
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         return (self.k.rrelu_backward(grad, self.saved[0], *self.args),)
 
 
@@ -377,7 +378,7 @@ def rrelu(
 class PReLUBackward(Node):
     """dx = dy where x > 0, else weight * dy; dweight = sum of x * dy where x <= 0, by channel."""
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         x, w = self.saved
         return self.k.prelu_backward(grad, x, w, self.needs[0], self.needs[1])
 

@@ -28,7 +28,7 @@ class DropoutBackward(Node):
     factor: float
     spatial: int
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         return (self.k.dropout(grad, self.p, *self.draw, self.factor, 0.0, 0.0, self.spatial),)
 
 
@@ -42,7 +42,7 @@ def _drop(
 ) -> Tensor:
     k = input._k
     draw = next_counter()
-    attrs = {"p": p, "draw": draw, "factor": abc[0], "spatial": spatial}
+    attrs: dict[str, Any] = {"p": p, "draw": draw, "factor": abc[0], "spatial": spatial}
     if inplace:
         return apply_(
             DropoutBackward,

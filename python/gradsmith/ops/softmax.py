@@ -18,7 +18,7 @@ class SoftmaxBackward(Node):
     dim: int
     log: bool
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         return (self.k.softmax_backward(grad, self.saved[0], self.dim, self.log),)
 
 
@@ -76,7 +76,7 @@ class CrossEntropyBackward(Node):
     dlogits: Any
     options: tuple  # ignore_index, reduction, label_smoothing
 
-    def backward(self, grad: Any) -> tuple:  # type: ignore[override]
+    def backward(self, grad: Any) -> tuple:
         x, target, weight = self.saved
         d = self.dlogits
         self.dlogits = None
