@@ -69,7 +69,8 @@ void slot_free(int slot) {
 void launch(const Launch& call) {
   // Kernels over lists of tensors (optimizers) bring more buffers than the stack should hold.
   void* few[kMaxBuffers];
-  std::unique_ptr<void*[]> many(call.buffer_count > kMaxBuffers ? new void*[call.buffer_count] : nullptr);
+  std::unique_ptr<void*[]> many(call.buffer_count > kMaxBuffers ? new void*[call.buffer_count]
+                                                                : nullptr);
   void** pointers = many ? many.get() : few;
   for (int i = 0; i < call.buffer_count; ++i)
     pointers[i] =

@@ -5,8 +5,8 @@
 // sleep on a condition variable. One caller owns the team at a time; nested calls and other callers
 // run alone.
 #include <errno.h>
-#include <sched.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

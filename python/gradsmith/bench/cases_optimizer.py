@@ -103,8 +103,8 @@ def _step(rule: str, options: dict[str, Any], fused: bool, shapes: list, clip: b
             grads = [torch.tensor(g) for _, g in arrays]
             kind = {"fused": True} if fused else {"foreach": True}
             other = getattr(torch.optim, rule)(theirs, lr=1e-3, **options, **kind)
-            for q, g in zip(theirs, grads):
-                q.grad = g
+            for q, tg in zip(theirs, grads):
+                q.grad = tg
 
             def run_torch() -> Any:
                 if clip:
