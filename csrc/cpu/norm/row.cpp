@@ -19,6 +19,8 @@ namespace GS_ISA {
 namespace {
 
 constexpr int64_t kBlock = 4096;
+// 64 lanes are up to 32 vectors of 16 bytes: more than the registers, and minutes of compilation when unrolled.
+constexpr int kUnroll = GS_VBYTES == 16 ? 1 : 8;
 
 GS_INLINE int64_t chunk_rows(int64_t cols) { return cols <= 64 ? 256 : cols <= 256 ? 128 : 64; }
 GS_INLINE int64_t chunks_of(const RowNormParams& p) {
@@ -38,7 +40,7 @@ struct Row {
   static GS_MEMBER T fold(V (&v)[L]) {
 #pragma GCC unroll 6
     for (int h = L / 2; h > 0; h /= 2)
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
       for (int i = 0; i < h; ++i) v[i] += v[i + h];
     T a[N];
     memcpy(a, &v[0], sizeof a);
@@ -67,13 +69,13 @@ struct Row {
     for (int64_t b = 0; b < cols; b += kBlock) {
       int64_t e = b + kBlock < cols ? b + kBlock : cols, j = b;
       V acc[L];
-#pragma GCC unroll 32
+#pragma GCC unroll kUnroll
       for (int i = 0; i < L; ++i) acc[i] = V{};
       for (; j + 64 <= e; j += 64)
-#pragma GCC unroll 32
+#pragma GCC unroll kUnroll
         for (int i = 0; i < L; ++i) acc[i] += f(j + i * N, N);
       if (j < e)
-#pragma GCC unroll 32
+#pragma GCC unroll kUnroll
         for (int i = 0; i < L; ++i) {
           int64_t n = e - j - i * N;
           if (n >= N)
@@ -103,17 +105,17 @@ struct Row {
     for (int64_t b = 0; b < cols; b += kBlock) {
       int64_t e = b + kBlock < cols ? b + kBlock : cols, j = b;
       V s[L], q[L];
-#pragma GCC unroll 32
+#pragma GCC unroll kUnroll
       for (int i = 0; i < L; ++i) s[i] = q[i] = V{};
       for (; j + 64 <= e; j += 64)
-#pragma GCC unroll 32
+#pragma GCC unroll kUnroll
         for (int i = 0; i < L; ++i) {
           V v = load(x + j + i * N) - c;
           s[i] += v;
           q[i] += v * v;
         }
       if (j < e)
-#pragma GCC unroll 32
+#pragma GCC unroll kUnroll
         for (int i = 0; i < L; ++i) {
           int64_t n = e - j - i * N;
           if (n <= 0) continue;
