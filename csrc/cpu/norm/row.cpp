@@ -19,7 +19,8 @@ namespace GS_ISA {
 namespace {
 
 constexpr int64_t kBlock = 4096;
-// 64 lanes are up to 32 vectors of 16 bytes: more than the registers, and minutes of compilation when unrolled.
+// 64 lanes are up to 32 vectors of 16 bytes: more than the registers, and minutes of compilation
+// when unrolled.
 constexpr int kUnroll = GS_VBYTES == 16 ? 1 : 8;
 
 GS_INLINE int64_t chunk_rows(int64_t cols) { return cols <= 64 ? 256 : cols <= 256 ? 128 : 64; }
