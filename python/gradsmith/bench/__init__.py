@@ -158,7 +158,7 @@ def run_case(
         if case.bytes:
             copy_peak.append(peaks.copy(case.bytes))
         for name, fn in everyone.items():
-            time.sleep(0.002)  # lets the threads of the library before fall asleep
+            time.sleep(0.08)  # OpenBLAS, OpenMP and XLA threads spin for tens of milliseconds
             fn()
             times[name].append(_time(fn, counts[name]))
     record["seconds"] = {name: statistics.median(t) for name, t in times.items()}
@@ -200,16 +200,30 @@ def _line(r: dict[str, Any], peers: list[str]) -> str:
     return " ".join(parts)
 
 
-def _set_threads(n: int) -> None:
-    """Before any peer is imported: all of them get the same cores."""
+_CHILD = "GRADSMITH_BENCH_THREADS"
+
+
+def _again(argv: list[str], n: int) -> int:
+    """Runs the same command in a fresh process in which every library finds n threads and n cores."""
+    import subprocess
+
+    env = dict(os.environ)
+    env[_CHILD] = str(n)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(n)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        env[name] = str(n)
+    env.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    env.setdefault("JAX_PLATFORMS", "cpu")
+    before = None
     if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        if n <= len(cores):
-            os.sched_setaffinity(0, cores[:n])
+        before = os.sched_getaffinity(0)
+        if n < len(before):
+            os.sched_setaffinity(0, sorted(before)[:n])  # the child inherits it
+    try:
+        code = "import sys; from gradsmith.bench import main; sys.exit(main(sys.argv[1:]))"
+        return subprocess.call([sys.executable, "-c", code, *argv], env=env)
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
 
 
 def _plot(records: list[dict[str, Any]], path: str, threads: int) -> None:
@@ -285,7 +299,9 @@ def main(argv: list[str] | None = None) -> int:
     from .. import _cpu, get_num_threads, set_num_threads
 
     threads = args.threads or get_num_threads()
-    _set_threads(threads)
+    if os.environ.get(_CHILD) != str(threads):
+        # NumPy's BLAS reads its thread count when it is loaded, and it is loaded by now.
+        return _again(list(sys.argv[1:] if argv is None else argv), threads)
     set_num_threads(threads)
     peers = [p for p in asked if importlib.util.find_spec(p) is not None]
     for p in asked:
