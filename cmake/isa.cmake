@@ -5,7 +5,7 @@
 set(GS_KERNEL_FLAGS -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-exceptions -fno-rtti
     -fno-semantic-interposition -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized -fvisibility=hidden)
 set(GS_SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize-recover=undefined
-    -fno-omit-frame-pointer -g)
+    -fno-omit-frame-pointer -g1 -O1)
 set(GS_BASE_FLAGS "")
 set(GS_ISA_DEFINITIONS "")
 
