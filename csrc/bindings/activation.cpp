@@ -51,7 +51,8 @@ PReluParams prelu_params(const Array& x, const Array& w) {
 
 }  // namespace
 
-void bind_activation(py::module_& m) {
+void bind_activation(py::module_& module) {
+  Functions m(module);
   py::dict codes;
   for (int i = 0; i < kActivationCount; ++i) codes[names[i]] = i;
   m.attr("ACTIVATIONS") = codes;

@@ -40,10 +40,54 @@ int from_type_num(int num) {
   }
 }
 
+// Owner of a block of the pool, the base of the array that lies in it.
 struct Block {
+  PyObject_HEAD
   void* p;
   size_t bytes;
 };
+
+// Blocks come and go with every op, so a few dead ones are kept.
+constexpr int kSpareBlocks = 64;
+Block* spare_blocks[kSpareBlocks];
+int spare_block_count = 0;
+
+void block_dealloc(PyObject* o) {
+  Block* b = (Block*)o;
+  pool_free(b->p, b->bytes);
+  if (spare_block_count < kSpareBlocks)
+    spare_blocks[spare_block_count++] = b;
+  else
+    PyObject_Free(b);
+}
+
+PyTypeObject block_type = [] {
+  const PyVarObject head[] = {PyVarObject_HEAD_INIT(nullptr, 0)};
+  PyTypeObject t = {};
+  t.ob_base = head[0];
+  t.tp_name = "gradsmith._cpu.Block";
+  t.tp_basicsize = sizeof(Block);
+  t.tp_dealloc = block_dealloc;
+  t.tp_flags = Py_TPFLAGS_DEFAULT;
+  t.tp_doc = "Memory of the pool under an array.";
+  return t;
+}();
+
+// Takes over `p`, also when it fails.
+PyObject* block_new(void* p, size_t bytes) {
+  static const bool ready = PyType_Ready(&block_type) == 0;
+  Block* b = !ready                  ? nullptr
+             : spare_block_count > 0 ? spare_blocks[--spare_block_count]
+                                     : (Block*)PyObject_Malloc(sizeof(Block));
+  if (!b) {
+    pool_free(p, bytes);
+    if (!PyErr_Occurred()) PyErr_NoMemory();
+    throw py::error_already_set();
+  }
+  b->p = p;
+  b->bytes = bytes;
+  return PyObject_Init((PyObject*)b, &block_type);
+}
 
 std::string type_of(py::handle h) { return Py_TYPE(h.ptr())->tp_name; }
 
@@ -216,7 +260,7 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
     throw py::error_already_set();
   }
   if (bytes <= 256) {
-    // NumPy's own small-block cache is faster than a capsule
+    // NumPy's own cache of small blocks is faster
     Py_INCREF(descr);
     PyObject* o = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, nullptr, nullptr,
                                             0, nullptr);
@@ -231,17 +275,7 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
                  shape_text(shape, ndim).c_str());
     throw py::error_already_set();
   }
-  Block* block = new Block{p, bytes};
-  PyObject* capsule = PyCapsule_New(block, nullptr, [](PyObject* c) {
-    Block* b = (Block*)PyCapsule_GetPointer(c, nullptr);
-    pool_free(b->p, b->bytes);
-    delete b;
-  });
-  if (!capsule) {
-    pool_free(p, bytes);
-    delete block;
-    throw py::error_already_set();
-  }
+  PyObject* block = block_new(p, bytes);
   Py_INCREF(descr);
   PyObject* o = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, nullptr, p,
                                           py::detail::npy_api::NPY_ARRAY_WRITEABLE_ |
@@ -249,10 +283,10 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
                                               py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_,
                                           nullptr);
   if (!o) {
-    Py_DECREF(capsule);
+    Py_DECREF(block);
     throw py::error_already_set();
   }
-  api.PyArray_SetBaseObject_(o, capsule);
+  api.PyArray_SetBaseObject_(o, block);
   a.object = py::reinterpret_steal<py::object>(o);
   a.data = (char*)p;
   return a;

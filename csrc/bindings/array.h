@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "functions.h"
 #include "runtime.h"
 
 namespace py = pybind11;

@@ -9,7 +9,8 @@ namespace {
 const Kernel to_bfloat16("float32_to_bfloat16"), from_bfloat16("bfloat16_to_float32");
 }
 
-void bind_bfloat16(py::module_& m) {
+void bind_bfloat16(py::module_& module) {
+  Functions m(module);
   m.def(
       "float32_to_bfloat16",
       [](py::handle x) {

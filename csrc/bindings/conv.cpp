@@ -490,7 +490,8 @@ py::tuple conv_transpose_backward_weight(int nd, py::handle xh, py::handle gh, p
 
 }  // namespace
 
-void bind_conv(py::module_& m) {
+void bind_conv(py::module_& module) {
+  Functions m(module);
   m.def("conv", &conv, py::arg("nd"), py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
         py::arg("relu"));

@@ -41,7 +41,8 @@ void launch_dropout(const Array& x, const Array& y, int spatial, const DropoutPa
 
 }  // namespace
 
-void bind_dropout(py::module_& m) {
+void bind_dropout(py::module_& module) {
+  Functions m(module);
   m.def(
       "dropout",
       [](py::handle h, double p, uint64_t seed, uint64_t counter, double a, double b, double c,

@@ -181,7 +181,8 @@ void fill(const Array& a, py::handle value) {
 
 }  // namespace
 
-void bind_elementwise(py::module_& m) {
+void bind_elementwise(py::module_& module) {
+  Functions m(module);
   m.def(
       "contiguous",
       [](py::handle x) {

@@ -86,7 +86,8 @@ py::object backward(py::handle gh, py::handle ih, int64_t rows, int64_t padding)
 
 }  // namespace
 
-void bind_embedding(py::module_& m) {
+void bind_embedding(py::module_& module) {
+  Functions m(module);
   m.def("embedding", &forward, py::arg("weight"), py::arg("index"), "weight[index]");
   m.def("embedding_backward", &backward, py::arg("grad"), py::arg("index"), py::arg("rows"),
         py::arg("padding"), "The gradient of the table: (rows, cols).");

@@ -248,7 +248,8 @@ py::object random(const Kernel& kernel, const char* op, const std::vector<int64_
 
 }  // namespace
 
-void bind_index(py::module_& m) {
+void bind_index(py::module_& module) {
+  Functions m(module);
   m.def("take", &take, py::arg("input"), py::arg("index"), py::arg("axis"));
   m.def("take_add_", &take_add, py::arg("input"), py::arg("index"), py::arg("axis"),
         py::arg("source"), "input[.., index[i], ..] += source[.., i, ..], in the order of i.");

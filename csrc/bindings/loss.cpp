@@ -125,7 +125,8 @@ NllInputs nll_inputs(const Array& x, py::handle t, py::handle w, int64_t ignore_
 
 }  // namespace
 
-void bind_loss(py::module_& m) {
+void bind_loss(py::module_& module) {
+  Functions m(module);
   m.def(
       "loss_forward",
       [](const std::string& name, py::handle x, py::handle t, py::handle weight,

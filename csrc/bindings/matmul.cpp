@@ -273,7 +273,8 @@ py::object colsum(py::handle x, py::handle out_h) {
 
 }  // namespace
 
-void bind_matmul(py::module_& m) {
+void bind_matmul(py::module_& module) {
+  Functions m(module);
   m.def(
       "matmul",
       [](py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha) {

@@ -235,7 +235,8 @@ py::tuple row_backward(py::handle gh, py::handle xh, py::handle sh, py::handle w
 
 }  // namespace
 
-void bind_norm(py::module_& m) {
+void bind_norm(py::module_& module) {
+  Functions m(module);
   m.def("batch_norm", &batch_norm, py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches"),
         py::arg("training"), py::arg("momentum"), py::arg("eps"), py::arg("residual") = py::none(),

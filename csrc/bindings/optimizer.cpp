@@ -105,7 +105,8 @@ Scalar fixed(double v) { return Scalar{v, -1}; }
 
 }  // namespace
 
-void bind_optimizer(py::module_& m) {
+void bind_optimizer(py::module_& module) {
+  Functions m(module);
   m.def(
       "optimizer_update",
       [](const std::string& name, py::handle slots, py::handle values, py::handle arrays,

@@ -200,7 +200,8 @@ py::object pool_backward(py::handle gh, py::handle ih, const py::tuple& shape,
 
 }  // namespace
 
-void bind_pool(py::module_& m) {
+void bind_pool(py::module_& module) {
+  Functions m(module);
   m.def("max_pool", &max_pool_forward, py::arg("x"), py::arg("geometry"), py::arg("index"),
         py::arg("dims"),
         "(y, index or None); geometry: (kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, include_pad), "

@@ -232,7 +232,8 @@ py::tuple arg(const Kernel& kernel, py::handle x, py::handle axis, bool keepdims
 
 }  // namespace
 
-void bind_reduce(py::module_& m) {
+void bind_reduce(py::module_& module) {
+  Functions m(module);
   for (const Spec& s : specs)
     m.def(
         s.name,

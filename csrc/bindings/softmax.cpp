@@ -102,7 +102,8 @@ py::tuple cross_entropy(py::handle logits_h, py::handle target_h, py::handle wei
 
 }  // namespace
 
-void bind_softmax(py::module_& m) {
+void bind_softmax(py::module_& module) {
+  Functions m(module);
   m.def(
       "softmax",
       [](py::handle h, int64_t dim, bool log) {

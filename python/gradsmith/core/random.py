@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["manual_seed", "next_counter", "set_state", "state"]
 
-_lock = threading.Lock()
+_lock = threading.Lock()  # one op at a time takes a counter
 _seed = 0
 _counter = 0
 

@@ -15,7 +15,6 @@ __all__ = ["Parameter", "Tensor", "as_tensor", "check_device", "resolve_dtype", 
 
 _DTYPES = {np.dtype(t) for t in (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)}
 _hook_ids = itertools.count()
-_new: Any = object.__new__
 
 
 def resolve_dtype(dtype: Any, op: str = "dtype") -> np.dtype:
@@ -45,7 +44,7 @@ def check_device(device: Any, op: str = "device") -> str:
     raise ValueError(f"{op}: unknown device {name!r}; use 'cpu' or 'cuda[:n]'")
 
 
-class Tensor:
+class Tensor(_cpu.TensorBase):
     """An array with `.grad`: NumPy in, NumPy out, arithmetic by gradsmith's kernels.
 
     data: anything NumPy reads. Python numbers and lists of them become float32, integer lists int64;
@@ -62,17 +61,8 @@ class Tensor:
     __array_ufunc__ = None  # array + tensor asks the tensor
     __hash__ = object.__hash__
 
-    data: np.ndarray
-    # Class attributes are the defaults, so that making a Tensor stores only what differs.
-    _k: Any
-    _ver: list[Any]  # one version number, shared by all views of the memory
-    _rg = False  # requires a gradient
-    _node: Any = None  # what made it; None for a leaf
-    _idx = 0  # which output of the node
-    _at = 0  # version at which the node is valid
-    _grad: Any = None
-    _acc: Any = None  # the node that accumulates into a leaf
-    _view = False
+    # The fields are those of a C struct (csrc/bindings/autograd.h, typed in _cpu.pyi).
+    __slots__ = ()
 
     def __init__(
         self, data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
@@ -81,7 +71,6 @@ class Tensor:
         a = _array_of(data, dtype)
         self.data = a
         self._k = _cpu
-        self._ver = [0]
         if requires_grad:
             self.requires_grad = True
 
@@ -264,11 +253,9 @@ class Tensor:
 
         Returns a handle with `.remove()`.
         """
-        from .autograd import _edge
-
         if not self._rg:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
-        node, i = _edge(self)
+        node, i = _cpu._edge(self)
         if node.hooks is None:
             node.hooks = {}
         table = node.hooks.setdefault(i, {})
@@ -409,6 +396,8 @@ class Tensor:
 class Parameter(Tensor):
     """A Tensor that a Module owns and an optimizer updates; requires a gradient unless told otherwise."""
 
+    __slots__ = ()
+
     def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None):
         if isinstance(data, Tensor):
             data = data.data
@@ -416,6 +405,11 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
+
+
+_cpu._set_tensor_class(Tensor)
+# wrap(data, k): a Tensor around an array that a kernel made; nothing is checked
+wrap: Callable[[Any, Any], Tensor] = _cpu.wrap
 
 
 class HookHandle:
@@ -428,15 +422,6 @@ class HookHandle:
 
     def remove(self) -> None:
         self.table.pop(self.id, None)
-
-
-def wrap(data: np.ndarray, k: Any) -> Tensor:
-    """A Tensor around an array that a kernel made; nothing is checked."""
-    t = _new(Tensor)
-    t.data = data
-    t._k = k
-    t._ver = [0]
-    return t
 
 
 def _rebuild(cls: Any, data: np.ndarray, requires_grad: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,23 @@ class _Activation(Module):
 
     _fn: Any
     _args: tuple[str, ...] = ()
+    _values: tuple = ()  # reads the arguments
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # attrgetter gives one value, or a tuple of several
+        if len(cls._args) < 2:
+            cls._values = tuple(map(attrgetter, cls._args))
+        else:
+            cls._values = (attrgetter(*cls._args),)
 
     def forward(self, input: Tensor) -> Tensor:
-        return type(self)._fn(input, *[getattr(self, a) for a in self._args])
+        values = self._values
+        if not values:
+            return self._fn(input)
+        if len(self._args) == 1:
+            return self._fn(input, values[0](self))
+        return self._fn(input, *values[0](self))
 
     def extra_repr(self) -> str:
         shown = [(a, getattr(self, a)) for a in self._args]

@@ -44,6 +44,8 @@ class Module:
 
     training: bool
 
+    # Parameters, buffers and submodules stand in a table each, and once more in the instance's
+    # __dict__, where a plain attribute access finds them without __getattr__.
     def __init__(self) -> None:
         d = self.__dict__
         d["_parameters"] = {}
@@ -65,37 +67,37 @@ class Module:
             object.__setattr__(self, name, value)
             return
         if isinstance(value, Parameter):
-            self._forget(name)
-            d["_parameters"][name] = value
+            self._enter("_parameters", name, value)
         elif isinstance(value, Module):
-            self._forget(name)
-            d["_modules"][name] = value
+            self._enter("_modules", name, value)
         elif name in d["_parameters"]:
             if value is not None:
                 raise TypeError(
                     f"{type(self).__name__}.{name} is a parameter; assign a Parameter or None, not {type(value).__name__}"
                 )
-            d["_parameters"][name] = None
+            d["_parameters"][name] = d[name] = None
         elif name in d["_buffers"]:
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(
                     f"{type(self).__name__}.{name} is a buffer; assign a Tensor or None, not {type(value).__name__}"
                 )
-            d["_buffers"][name] = value
+            d["_buffers"][name] = d[name] = value
         elif name in d["_modules"]:
             if value is not None:
                 raise TypeError(
                     f"{type(self).__name__}.{name} is a submodule; assign a Module or None, not {type(value).__name__}"
                 )
-            d["_modules"][name] = None
+            d["_modules"][name] = d[name] = None
         else:
             object.__setattr__(self, name, value)
 
-    def _forget(self, name: str) -> None:
+    def _enter(self, table: str, name: str, value: Any) -> None:
+        """Puts a value under a name into one of the tables, and out of the others."""
         d = self.__dict__
-        d.pop(name, None)
-        for table in (d["_parameters"], d["_buffers"], d["_modules"]):
-            table.pop(name, None)
+        for other in ("_parameters", "_buffers", "_modules"):
+            if other != table:
+                d[other].pop(name, None)
+        d[table][name] = d[name] = value
 
     def __getattr__(self, name: str) -> Any:
         d = self.__dict__
@@ -108,6 +110,7 @@ class Module:
         for table in (self._parameters, self._buffers, self._modules):
             if name in table:
                 del table[name]
+                self.__dict__.pop(name, None)
                 return
         object.__delattr__(self, name)
 
@@ -121,8 +124,7 @@ class Module:
             raise TypeError(
                 f"register_parameter: {name!r} must be a Parameter or None, got {type(param).__name__}"
             )
-        self._forget(name)
-        self._parameters[name] = param
+        self._enter("_parameters", name, param)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Adds a tensor that is state but not trained, such as running statistics."""
@@ -131,8 +133,7 @@ class Module:
             raise TypeError(
                 f"register_buffer: {name!r} must be a Tensor or None, got {type(tensor).__name__}"
             )
-        self._forget(name)
-        self._buffers[name] = tensor
+        self._enter("_buffers", name, tensor)
         self._transient.discard(name) if persistent else self._transient.add(name)
 
     def register_module(self, name: str, module: Module | None) -> None:
@@ -142,8 +143,7 @@ class Module:
             raise TypeError(
                 f"register_module: {name!r} must be a Module or None, got {type(module).__name__}"
             )
-        self._forget(name)
-        self._modules[name] = module
+        self._enter("_modules", name, module)
 
     add_module = register_module
 
@@ -158,8 +158,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._hooks and not self._pre_hooks:
-            return self.forward(*args, **kwargs)
+        if not (self._hooks or self._pre_hooks):
+            return self.forward(*args, **kwargs) if kwargs else self.forward(*args)
         for fn in list(self._pre_hooks.values()):
             changed = fn(self, args)
             if changed is not None:

@@ -102,24 +102,22 @@ class _BatchNorm(_Affine):
             self.num_batches_tracked.copy_(np.zeros((), np.int64))
 
     def forward(self, input: Tensor) -> Tensor:
-        shape = input.shape
+        shape = input.data.shape
         if len(shape) not in self._ranks or shape[-1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: input has shape {shape}; expected {self._layout} with "
                 f"C = {self.num_features} channels in the last axis"
             )
-        p = self._parameters
-        b = self._buffers
         return batch_norm(
             input,
-            b["running_mean"],
-            b["running_var"],
-            p["weight"],
-            p["bias"],
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
             self.training or not self.track_running_stats,
             self.momentum,
             self.eps,
-            num_batches_tracked=b["num_batches_tracked"],
+            num_batches_tracked=self.num_batches_tracked,
         )
 
     def extra_repr(self) -> str:
@@ -194,13 +192,12 @@ class GroupNorm(_Affine):
         self._make((num_channels,), affine, affine, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim < 2 or input.shape[-1] != self.num_channels:
+        if input.data.ndim < 2 or input.data.shape[-1] != self.num_channels:
             raise ValueError(
                 f"GroupNorm: input has shape {input.shape}; expected (N, ..., C) with "
                 f"C = {self.num_channels} channels in the last axis"
             )
-        p = self._parameters
-        return group_norm(input, self.num_groups, p["weight"], p["bias"], self.eps)
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
@@ -229,13 +226,12 @@ class _InstanceNorm(_Affine):
         self._make((num_features,), affine, affine, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim != self._rank or input.shape[-1] != self.num_features:
+        if input.data.ndim != self._rank or input.data.shape[-1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: input has shape {input.shape}; expected {self._layout} with "
                 f"C = {self.num_features} channels in the last axis"
             )
-        p = self._parameters
-        return instance_norm(input, None, None, p["weight"], p["bias"], eps=self.eps)
+        return instance_norm(input, None, None, self.weight, self.bias, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
@@ -293,8 +289,7 @@ class LayerNorm(_Affine):
         self._make(self.normalized_shape, elementwise_affine, elementwise_affine and bias, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        p = self._parameters
-        return layer_norm(input, self.normalized_shape, p["weight"], p["bias"], self.eps)
+        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return (
@@ -324,7 +319,7 @@ class RMSNorm(_Affine):
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         self._make(self.normalized_shape, elementwise_affine, False, dtype)
-        del self._parameters["bias"]
+        del self.bias
 
     def reset_parameters(self) -> None:
         """weight to one."""
@@ -332,7 +327,7 @@ class RMSNorm(_Affine):
             self.weight.copy_(np.ones(self.weight.shape, self.weight.dtype))
 
     def forward(self, input: Tensor) -> Tensor:
-        return rms_norm(input, self.normalized_shape, self._parameters["weight"], self.eps)
+        return rms_norm(input, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return (

@@ -43,6 +43,7 @@ _SELU_SCALE = 1.0507009873554804934193349852946
 class ActivationBackward(Node):
     """dx = dy * f'(.), from the saved input or output."""
 
+    __slots__ = ("args", "op")
     op: int
     args: tuple
 
@@ -65,8 +66,8 @@ def _from_output(x: Tensor, name: str, args: tuple = (), inplace: bool = False) 
             ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,),
             save_output=True, name=name, op=op, args=args,
         )  # fmt: skip
-    y = k.activation(op, x.data, *args)
-    return apply(ActivationBackward, k, y, (x,), save_output=True, op=op, args=args)
+    y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
+    return apply(ActivationBackward, k, y, (x,), (), True, op=op, args=args)
 
 
 def _from_input(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -> Tensor:
@@ -84,7 +85,7 @@ def _from_input(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -
         return apply_(
             ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,), name=name
         )
-    y = k.activation(op, x.data, *args)
+    y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
     return apply(ActivationBackward, k, y, (x,), (x,), op=op, args=args)
 
 
@@ -330,6 +331,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 class RReLUBackward(Node):
     """dx = dy where s > 0, else slope * dy; the slopes are drawn again."""
 
+    __slots__ = ("args",)
     args: tuple
 
     def backward(self, grad: Any) -> tuple:
@@ -377,6 +379,8 @@ def rrelu(
 
 class PReLUBackward(Node):
     """dx = dy where x > 0, else weight * dy; dweight = sum of x * dy where x <= 0, by channel."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         x, w = self.saved

@@ -14,6 +14,7 @@ __all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 class ConvBackward(Node):
     """dx = transposed convolution of dy; dw[k,i,j,c] = sum_p dy[p,k] x[p*s - pad + (i,j)*d, c]; db = sum_p dy."""
 
+    __slots__ = ("window",)
     window: tuple  # stride, padding, dilation, groups
 
     def backward(self, grad: Any) -> tuple:
@@ -32,6 +33,8 @@ class ConvBackward(Node):
 class ConvReluBackward(ConvBackward):
     """As ConvBackward, of dy * (y > 0)."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         k = self.k
         return super().backward(k.activation_backward(k.ACTIVATIONS["relu"], grad, self.saved[2]))
@@ -40,6 +43,7 @@ class ConvReluBackward(ConvBackward):
 class ConvTransposeBackward(Node):
     """dx = convolution of dy; dw as of that convolution with x and dy exchanged; db = sum of dy."""
 
+    __slots__ = ("window",)
     window: tuple  # stride, padding, output_padding, dilation, groups
 
     def backward(self, grad: Any) -> tuple:

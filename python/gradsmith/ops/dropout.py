@@ -23,13 +23,13 @@ _ALPHA = -1.7580993408473766  # -scale * alpha of SELU: its limit at -inf
 class DropoutBackward(Node):
     """dx = factor * dy where the element was kept, else 0."""
 
-    p: float
-    draw: tuple
+    __slots__ = ("draw", "factor", "spatial")
+    draw: tuple  # p, seed, counter
     factor: float
     spatial: int
 
     def backward(self, grad: Any) -> tuple:
-        return (self.k.dropout(grad, self.p, *self.draw, self.factor, 0.0, 0.0, self.spatial),)
+        return (self.k.dropout(grad, *self.draw, self.factor, 0.0, 0.0, self.spatial),)
 
 
 def _check(p: float, name: str) -> None:
@@ -41,25 +41,22 @@ def _drop(
     input: Tensor, p: float, abc: tuple[float, float, float], spatial: int, inplace: bool, name: str
 ) -> Tensor:
     k = input._k
-    draw = next_counter()
-    attrs: dict[str, Any] = {"p": p, "draw": draw, "factor": abc[0], "spatial": spatial}
+    draw = (p, *next_counter())
+    a, b, c = abc
     if inplace:
         return apply_(
-            DropoutBackward,
-            input,
-            lambda: k.dropout_(input.data, p, *draw, *abc, spatial),
-            (input,),
-            name=name,
-            **attrs,
-        )
-    y = k.dropout(input.data, p, *draw, *abc, spatial)
-    return apply(DropoutBackward, k, y, (input,), **attrs)
+            DropoutBackward, input, lambda: k.dropout_(input.data, *draw, a, b, c, spatial), (input,),
+            name=name, draw=draw, factor=a, spatial=spatial,
+        )  # fmt: skip
+    y = k.dropout(input.data, *draw, a, b, c, spatial)
+    return apply(DropoutBackward, k, y, (input,), draw=draw, factor=a, spatial=spatial)
 
 
 def _plain(
     input: Tensor, p: float, training: bool, inplace: bool, axes: tuple[int, ...], name: str
 ) -> Tensor:
-    _check(p, name)
+    if not 0.0 <= p <= 1.0:
+        _check(p, name)
     if not isinstance(input, Tensor):
         input = as_tensor(input)
     if axes and input.ndim not in axes:

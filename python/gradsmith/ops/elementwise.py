@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.autograd import Node, _edge, _mode, _save, _sequence, apply, apply_
+from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
 __all__ = [
@@ -51,8 +51,16 @@ def _input(x: Any, op: str) -> Tensor:
 class _Binary(Node):
     """saved: what the gradient needs of a and b (Tensors or numbers; None where it is not needed)."""
 
-    a_shape: tuple
-    b_shape: tuple
+    # Shapes of the operands where they were broadcast; None: both have the shape of the result.
+    a_shape: tuple | None = None
+    b_shape: tuple | None = None
+
+    def to_a(self, grad: Any) -> Any:
+        """Sums a gradient of the result's shape to that of a."""
+        return grad if self.a_shape is None else self.k.sum_to(grad, self.a_shape)
+
+    def to_b(self, grad: Any) -> Any:
+        return grad if self.b_shape is None else self.k.sum_to(grad, self.b_shape)
 
 
 class AddBackward(_Binary):
@@ -60,11 +68,7 @@ class AddBackward(_Binary):
 
     def backward(self, grad: Any) -> tuple:
         n = self.needs
-        k = self.k
-        return (
-            k.sum_to(grad, self.a_shape) if n[0] else None,
-            k.sum_to(grad, self.b_shape) if n[1] else None,
-        )
+        return (self.to_a(grad) if n[0] else None, self.to_b(grad) if n[1] else None)
 
 
 class SubBackward(_Binary):
@@ -74,8 +78,8 @@ class SubBackward(_Binary):
         n = self.needs
         k = self.k
         return (
-            k.sum_to(grad, self.a_shape) if n[0] else None,
-            k.neg(k.sum_to(grad, self.b_shape)) if n[1] else None,
+            self.to_a(grad) if n[0] else None,
+            k.neg(self.to_b(grad)) if n[1] else None,
         )
 
 
@@ -87,8 +91,8 @@ class MulBackward(_Binary):
         n = self.needs
         k = self.k
         return (
-            k.sum_to(k.mul(grad, b), self.a_shape) if n[0] else None,
-            k.sum_to(k.mul(grad, a), self.b_shape) if n[1] else None,
+            self.to_a(k.mul(grad, b)) if n[0] else None,
+            self.to_b(k.mul(grad, a)) if n[1] else None,
         )
 
 
@@ -100,8 +104,8 @@ class DivBackward(_Binary):
         n = self.needs
         k = self.k
         return (
-            k.sum_to(k.div(grad, b), self.a_shape) if n[0] else None,
-            k.sum_to(k.div_backward_b(grad, k.div(a, b), b), self.b_shape) if n[1] else None,
+            self.to_a(k.div(grad, b)) if n[0] else None,
+            self.to_b(k.div_backward_b(grad, k.div(a, b), b)) if n[1] else None,
         )
 
 
@@ -122,9 +126,9 @@ class PowBackward(_Binary):
                 da = k.mul(grad, 0.0)
             else:
                 da = k.pow_scalar_backward(grad, a, float(b))
-            da = k.sum_to(da, self.a_shape)
+            da = self.to_a(da)
         if n[1]:
-            db = k.sum_to(k.pow_backward_exp(grad, a, k.pow(a, b)), self.b_shape)
+            db = self.to_b(k.pow_backward_exp(grad, a, k.pow(a, b)))
         return da, db
 
 
@@ -136,8 +140,8 @@ class MaximumBackward(_Binary):
         n = self.needs
         k = self.k
         return (
-            k.sum_to(k.maximum_backward(grad, a, b), self.a_shape) if n[0] else None,
-            k.sum_to(k.maximum_backward(grad, b, a), self.b_shape) if n[1] else None,
+            self.to_a(k.maximum_backward(grad, a, b)) if n[0] else None,
+            self.to_b(k.maximum_backward(grad, b, a)) if n[1] else None,
         )
 
 
@@ -149,8 +153,8 @@ class MinimumBackward(_Binary):
         n = self.needs
         k = self.k
         return (
-            k.sum_to(k.minimum_backward(grad, a, b), self.a_shape) if n[0] else None,
-            k.sum_to(k.minimum_backward(grad, b, a), self.b_shape) if n[1] else None,
+            self.to_a(k.minimum_backward(grad, a, b)) if n[0] else None,
+            self.to_b(k.minimum_backward(grad, b, a)) if n[1] else None,
         )
 
 
@@ -162,8 +166,8 @@ class RemainderBackward(_Binary):
         n = self.needs
         k = self.k
         return (
-            k.sum_to(grad, self.a_shape) if n[0] else None,
-            k.sum_to(k.remainder_backward_b(grad, a, b), self.b_shape) if n[1] else None,
+            self.to_a(grad) if n[0] else None,
+            self.to_b(k.remainder_backward_b(grad, a, b)) if n[1] else None,
         )
 
 
@@ -171,33 +175,8 @@ class FloorDivideBackward(_Binary):
     """Piecewise constant: zeros."""
 
     def backward(self, grad: Any) -> tuple:
-        n, k, name = self.needs, self.k, grad.dtype.name
-        return (
-            k.full(self.a_shape, 0.0, name) if n[0] else None,
-            k.full(self.b_shape, 0.0, name) if n[1] else None,
-        )
-
-
-_new = object.__new__
-
-
-def _pair(cls: type, k: Any, out: Any, a: Tensor, b: Tensor, saved: tuple) -> Tensor:
-    """`apply` for two Tensors of which one needs a gradient: the path of every x + y, kept short."""
-    node: Any = _new(cls)
-    need_a, need_b = a._rg, b._rg
-    node.k = k
-    node.needs = (need_a, need_b)
-    node.edges = (_edge(a) if need_a else None, _edge(b) if need_b else None)
-    node.seq = next(_sequence)
-    node.a_shape = a.data.shape
-    node.b_shape = b.data.shape
-    if saved:
-        _save(node, saved)
-    t = wrap(out, k)
-    t._rg = True
-    t._node = node
-    t._idx = 0
-    return t
+        zero = self.k.full(grad.shape, 0.0, grad.dtype.name)
+        return self.to_a(zero), self.to_b(zero)
 
 
 class PlusNumberBackward(Node):
@@ -210,6 +189,7 @@ class PlusNumberBackward(Node):
 class TimesNumberBackward(Node):
     """y = c x: dx = c dy."""
 
+    __slots__ = ("number",)
     number: float
 
     def backward(self, grad: Any) -> tuple:
@@ -231,7 +211,7 @@ def _general(
     else:
         raise TypeError(f"{name}: at least one operand must be a Tensor")
     out = getattr(k, kernel or name)(a if ta is None else ta.data, b if tb is None else tb.data)
-    if node is None or not _mode.enabled:
+    if node is None or not is_grad_enabled():
         return wrap(out, k)
     need_a = ta is not None and ta._rg
     need_b = tb is not None and tb._rg
@@ -268,15 +248,9 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     if isinstance(input, Tensor):
         k = input._k
         if isinstance(other, Tensor):
-            out = k.add(input.data, other.data)
-            if (input._rg or other._rg) and _mode.enabled:
-                return _pair(AddBackward, k, out, input, other, ())
-            return wrap(out, k)
+            return apply_pair(AddBackward, k, k.add(input.data, other.data), input, other, 0)
         if isinstance(other, (float, int)):
-            out = k.add(input.data, other)
-            if input._rg and _mode.enabled:
-                return apply(PlusNumberBackward, k, out, (input,))
-            return wrap(out, k)
+            return apply(PlusNumberBackward, k, k.add(input.data, other), (input,))
     return _general("add", AddBackward, "", input, other)
 
 
@@ -292,15 +266,9 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     if isinstance(input, Tensor):
         k = input._k
         if isinstance(other, Tensor):
-            out = k.sub(input.data, other.data)
-            if (input._rg or other._rg) and _mode.enabled:
-                return _pair(SubBackward, k, out, input, other, ())
-            return wrap(out, k)
+            return apply_pair(SubBackward, k, k.sub(input.data, other.data), input, other, 0)
         if isinstance(other, (float, int)):
-            out = k.sub(input.data, other)
-            if input._rg and _mode.enabled:
-                return apply(PlusNumberBackward, k, out, (input,))
-            return wrap(out, k)
+            return apply(PlusNumberBackward, k, k.sub(input.data, other), (input,))
     return _general("sub", SubBackward, "", input, other)
 
 
@@ -314,16 +282,9 @@ def mul(input: Any, other: Any) -> Tensor:
     if isinstance(input, Tensor):
         k = input._k
         if isinstance(other, Tensor):
-            out = k.mul(input.data, other.data)
-            if (input._rg or other._rg) and _mode.enabled:
-                saved = (input if other._rg else None, other if input._rg else None)
-                return _pair(MulBackward, k, out, input, other, saved)
-            return wrap(out, k)
+            return apply_pair(MulBackward, k, k.mul(input.data, other.data), input, other, 1)
         if isinstance(other, (float, int)):
-            out = k.mul(input.data, other)
-            if input._rg and _mode.enabled:
-                return apply(TimesNumberBackward, k, out, (input,), number=other)
-            return wrap(out, k)
+            return apply(TimesNumberBackward, k, k.mul(input.data, other), (input,), number=other)
     return _general("mul", MulBackward, "x", input, other)
 
 
@@ -337,11 +298,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode is None:
         if isinstance(input, Tensor) and isinstance(other, Tensor):
             k = input._k
-            out = k.div(input.data, other.data)
-            if (input._rg or other._rg) and _mode.enabled:
-                saved = (input if other._rg else None, other)
-                return _pair(DivBackward, k, out, input, other, saved)
-            return wrap(out, k)
+            return apply_pair(DivBackward, k, k.div(input.data, other.data), input, other, 3)
         need_b = isinstance(other, Tensor) and other._rg
         return _general("div", DivBackward, "ab" if need_b else "x", input, other)
     if rounding_mode == "floor":
@@ -493,7 +450,7 @@ def _unary(name: str, node: type, save: str, doc: str) -> Callable[[Any], Tensor
         x = input if isinstance(input, Tensor) else _input(input, name)
         k = x._k
         out = getattr(k, name)(x.data)
-        if x._rg and _mode.enabled:
+        if x._rg and is_grad_enabled():
             return apply(node, k, out, (x,), (x,) if keep_x else (), keep_y)
         return wrap(out, k)
 
@@ -693,7 +650,7 @@ def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     [7.0]
     """
     a, b, c = (_input(t, "addcmul") for t in (input, tensor1, tensor2))
-    if _mode.enabled and (a._rg or b._rg or c._rg):
+    if is_grad_enabled() and (a._rg or b._rg or c._rg):
         p = mul(b, c)
         return add(a, p if value == 1 else mul(p, value))
     return wrap(a._k.addcmul(a.data, b.data, c.data, float(value)), a._k)
@@ -707,7 +664,7 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     [3.0]
     """
     a, b, c = (_input(t, "addcdiv") for t in (input, tensor1, tensor2))
-    if _mode.enabled and (a._rg or b._rg or c._rg):
+    if is_grad_enabled() and (a._rg or b._rg or c._rg):
         q = div(b, c)
         return add(a, q if value == 1 else mul(q, value))
     return wrap(a._k.addcdiv(a.data, b.data, c.data, float(value)), a._k)
@@ -861,11 +818,11 @@ def _in_place(name: str, node: type, keep: str) -> Callable[..., Tensor]:
         _fits(kernel, self, b)
         k, data = self._k, self.data
         db = b if tb is None else tb.data
-        wants_b = tb is not None and tb._rg and _mode.enabled
+        wants_b = tb is not None and tb._rg and is_grad_enabled()
         old: Any = None
         if wants_b and keep in ("x", "ab"):
             old = k.copy(data)  # the value before, which the gradient of other needs
-        elif keep == "ab" and self._rg and _mode.enabled:
+        elif keep == "ab" and self._rg and is_grad_enabled():
             old = k.copy(data)
         kept: Any = b
         if tb is self and keep:
@@ -897,7 +854,7 @@ _sub_plain_ = _in_place("sub", SubBackward, "")
 def _add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
     """In-place self + alpha * other."""
     if alpha != 1:
-        if isinstance(other, Tensor) and not (_mode.enabled and (self._rg or other._rg)):
+        if isinstance(other, Tensor) and not (is_grad_enabled() and (self._rg or other._rg)):
             _fits("add_", self, other)
             self._k.add_scaled_(self.data, other.data, float(alpha))
             self._ver[0] += 1
@@ -919,7 +876,7 @@ def _unary_in_place(name: str) -> Callable[[Tensor], Tensor]:
 
     def fn(self: Tensor) -> Tensor:
         k, data = self._k, self.data
-        recorded = self._rg and _mode.enabled
+        recorded = self._rg and is_grad_enabled()
         saved = (k.copy(data),) if save == "x" and recorded else ()
         return apply_(
             node,
@@ -939,7 +896,7 @@ def _unary_in_place(name: str) -> Callable[[Tensor], Tensor]:
 def _clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """In-place clamp to numbers."""
     k, data = self._k, self.data
-    saved = (k.copy(data),) if self._rg and _mode.enabled else ()
+    saved = (k.copy(data),) if self._rg and is_grad_enabled() else ()
     return apply_(
         ClampBackward,
         self,

@@ -27,24 +27,21 @@ __all__ = [
 class ElementwiseLossBackward(Node):
     """dx = grad * scale * weight * d loss / d input, and the same for the target."""
 
+    __slots__ = ("kind", "options")
     kind: str
-    option: float
-    flag: bool
-    reduce: bool
-    scale: float
+    options: tuple  # option, flag, reduce, scale
 
     def backward(self, grad: Any) -> tuple:
         x, t, weight, pos_weight = self.saved
-        needs = self.needs
         return self.k.loss_backward(
-            self.kind, grad, x, t, weight, pos_weight,
-            self.option, self.flag, self.reduce, self.scale, needs[0], needs[1],
-        )  # fmt: skip
+            self.kind, grad, x, t, weight, pos_weight, *self.options, *self.needs
+        )
 
 
 class NllLossBackward(Node):
     """dx[i, target[i]] = -grad weight[target[i]], over the sum of the weights for the mean."""
 
+    __slots__ = ("ignore_index", "reduce")
     ignore_index: int
     reduce: int
 
@@ -62,6 +59,8 @@ def _tensor(op: str, name: str, x: Any) -> Tensor:
 
 
 def _reduction(op: str, reduction: str, more: tuple[str, ...] = ()) -> str:
+    if reduction == "mean":
+        return reduction
     if reduction not in ("mean", "sum", "none", *more):
         names = ", ".join(repr(r) for r in ("mean", "sum", "none", *more))
         raise ValueError(f"{op}: reduction is {reduction!r}; it must be one of {names}")
@@ -87,21 +86,21 @@ def _loss(
     x = input if isinstance(input, Tensor) else _tensor(kind, "input", input)
     t = target if isinstance(target, Tensor) else as_tensor(target, like=x)
     data, k = x.data, x._k
-    reduce, scale = reduction != "none", 1.0
+    reduce, scale = True, 1.0
     if reduction == "mean":
-        scale = 1.0 / data.size if data.size else float("nan")
+        size = data.size
+        scale = 1.0 / size if size else float("nan")
+    elif reduction == "none":
+        reduce = False
     elif reduction == "batchmean":
         n = data.shape[0] if data.ndim else 1
         scale = 1.0 / n if n else float("nan")
-    w = q = None
-    if weight is not None:
-        w = _constant(kind, "weight", weight)
-    if pos_weight is not None:
-        q = _constant(kind, "pos_weight", pos_weight)
+    w = None if weight is None else _constant(kind, "weight", weight)
+    q = None if pos_weight is None else _constant(kind, "pos_weight", pos_weight)
     out = k.loss_forward(kind, data, t.data, w, q, option, flag, reduce, scale)
     return apply(
         ElementwiseLossBackward, k, out, (x, t), (x, t, w, q),
-        kind=kind, option=option, flag=flag, reduce=reduce, scale=scale,
+        kind=kind, options=(option, flag, reduce, scale),
     )  # fmt: skip
 
 

@@ -42,6 +42,8 @@ def _rows(k: Any, a: np.ndarray) -> np.ndarray:
 class MatmulBackward(Node):
     """dA = dC B^T, dB = A^T dC, summed over broadcast batch dimensions."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         a, b = self.saved
         k = self.k
@@ -178,6 +180,8 @@ class OuterBackward(Node):
 
 class LinearBackward(Node):
     """dx = dy W, dW = dy^T x, db = column sums of dy."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         x, w = self.saved

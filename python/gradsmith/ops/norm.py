@@ -17,6 +17,7 @@ def _array(t: Tensor | None) -> Any:
 class BatchNormBackward(Node):
     """dx = weight * rstd * (dy - mean(dy) - xhat * mean(dy * xhat)); in evaluation weight * rstd * dy."""
 
+    __slots__ = ("relu", "training")
     training: bool
     relu: bool
 
@@ -69,21 +70,26 @@ def batch_norm(
     elif momentum < 0:
         raise ValueError(f"batch_norm: momentum must be 0 or more, or None, got {momentum}")
     y, stats = k.batch_norm(
-        input.data, _array(weight), _array(bias), _array(running_mean), _array(running_var),
-        _array(num_batches_tracked) if training else None, training, momentum, eps,
-        _array(residual), relu,
+        input.data,
+        None if weight is None else weight.data,
+        None if bias is None else bias.data,
+        None if running_mean is None else running_mean.data,
+        None if running_var is None else running_var.data,
+        num_batches_tracked.data if training and num_batches_tracked is not None else None,
+        training, momentum, eps, None if residual is None else residual.data, relu, False,
     )  # fmt: skip
     if training:
-        for t in (running_mean, running_var, num_batches_tracked):
-            if t is not None:
-                t._ver[0] += 1
-    saved: tuple = (input, weight, bias if relu else None, stats)
+        if running_mean is not None:
+            running_mean._ver[0] += 1
+        if running_var is not None:
+            running_var._ver[0] += 1
+        if num_batches_tracked is not None:
+            num_batches_tracked._ver[0] += 1
     keep = relu and residual is not None
-    if not keep:
-        saved += (None,)
+    saved: tuple = (input, weight, bias if relu else None, stats)
     return apply(
         BatchNormBackward, k, y, (input, weight, bias, residual),
-        saved, keep, training=training, relu=relu,
+        saved if keep else (*saved, None), keep, training=training, relu=relu,
     )  # fmt: skip
 
 
@@ -151,6 +157,7 @@ def group_norm(
 class LayerNormBackward(Node):
     """dx = rstd * (dy w - mean(dy w) - xhat * mean(dy w xhat)), each row by itself (RMS: without the first mean)."""
 
+    __slots__ = ("dims", "rms")
     dims: int
     rms: bool
 
@@ -164,7 +171,7 @@ def _trailing(input: Tensor, normalized_shape: Any, op: str) -> int:
         normalized_shape = (normalized_shape,)
     shape = tuple(normalized_shape)
     n = len(shape)
-    if n == 0 or input.shape[-n:] != shape:
+    if n == 0 or input.data.shape[-n:] != shape:
         raise ValueError(
             f"{op}: input has shape {input.shape}; its last {n} axes must be normalized_shape = {shape}"
         )
@@ -189,7 +196,9 @@ def layer_norm(
     """
     k = input._k
     dims = _trailing(input, normalized_shape, "layer_norm")
-    y, stats = k.layer_norm(input.data, dims, _array(weight), _array(bias), eps, False)
+    w = None if weight is None else weight.data
+    b = None if bias is None else bias.data
+    y, stats = k.layer_norm(input.data, dims, w, b, eps, False)
     return apply(
         LayerNormBackward, k, y, (input, weight, bias),
         (input, weight, stats), dims=dims, rms=False,

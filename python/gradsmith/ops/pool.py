@@ -23,6 +23,7 @@ __all__ = [
 class MaxPoolBackward(Node):
     """dx collects dy from the windows whose maximum it was."""
 
+    __slots__ = ("geometry", "shape")
     shape: tuple
     geometry: tuple
 
@@ -33,6 +34,7 @@ class MaxPoolBackward(Node):
 class AvgPoolBackward(Node):
     """dx collects dy / divisor from the windows that hold it."""
 
+    __slots__ = ("divisor", "geometry", "shape")
     shape: tuple
     geometry: tuple
     divisor: float
@@ -74,13 +76,15 @@ def _max(x: Tensor, geometry: tuple, dims: int) -> Tensor:
     k = x._k
     record = x._rg and is_grad_enabled()
     y, index = k.max_pool(x.data, geometry, record, dims)
-    return apply(MaxPoolBackward, k, y, (x,), (index,), shape=x.shape, geometry=geometry)
+    return apply(MaxPoolBackward, k, y, (x,), (index,), shape=x.data.shape, geometry=geometry)
 
 
 def _avg(x: Tensor, geometry: tuple, divisor: float, dims: int) -> Tensor:
     k = x._k
     y = k.avg_pool(x.data, geometry, divisor, dims)
-    return apply(AvgPoolBackward, k, y, (x,), shape=x.shape, geometry=geometry, divisor=divisor)
+    return apply(
+        AvgPoolBackward, k, y, (x,), shape=x.data.shape, geometry=geometry, divisor=divisor
+    )
 
 
 def max_pool1d(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.autograd import Node, _mode, apply
+from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 from . import elementwise as _ew
 
@@ -55,6 +55,7 @@ def _count(shape: tuple, kept: tuple) -> int:
 
 
 class _Reduce(Node):
+    __slots__ = ("kept", "shape")
     shape: tuple
     kept: tuple
 
@@ -88,7 +89,7 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     x = input if isinstance(input, Tensor) else _input(input, "sum")
     k = x._k
     out = k.sum(x.data, dim, keepdim)
-    if x._rg and _mode.enabled:
+    if x._rg and is_grad_enabled():
         shape = x.data.shape
         return apply(SumBackward, k, out, (x,), shape=shape, kept=_kept(shape, dim))
     return wrap(out, k)
@@ -104,7 +105,7 @@ def mean(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     x = input if isinstance(input, Tensor) else _input(input, "mean")
     k = x._k
     out = k.mean(x.data, dim, keepdim)
-    if x._rg and _mode.enabled:
+    if x._rg and is_grad_enabled():
         shape = x.data.shape
         return apply(MeanBackward, k, out, (x,), shape=shape, kept=_kept(shape, dim))
     return wrap(out, k)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.autograd import Node, _mode, apply, apply_, apply_view
+from ..core.autograd import Node, apply, apply_, apply_view, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
 __all__ = [
@@ -1112,7 +1112,7 @@ def scatter(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     i = _index_array(index, "scatter")
     k = x._k
     if isinstance(src, Tensor):
-        if _mode.enabled and (x._rg or src._rg):
+        if is_grad_enabled() and (x._rg or src._rg):
             raise RuntimeError(
                 "scatter: with gradients only a number can be written; use scatter_add or where"
             )

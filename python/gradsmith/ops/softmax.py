@@ -15,6 +15,7 @@ _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 class SoftmaxBackward(Node):
     """dx = y (dy - sum(dy y)), or for the logarithm dy - exp(y) sum(dy); sums along dim."""
 
+    __slots__ = ("dim", "log")
     dim: int
     log: bool
 
@@ -29,7 +30,7 @@ def _softmax(input: Tensor, dim: int, dtype: Any, log: bool) -> Tensor:
         input = input.to(dtype=dtype)
     k = input._k
     y = k.softmax(input.data, dim, log)
-    return apply(SoftmaxBackward, k, y, (input,), save_output=True, dim=dim, log=log)
+    return apply(SoftmaxBackward, k, y, (input,), (), True, dim=dim, log=log)
 
 
 def softmax(input: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
@@ -73,6 +74,7 @@ class CrossEntropyBackward(Node):
     The first backward gives its own array away; a second one (retain_graph) makes it again.
     """
 
+    __slots__ = ("dlogits", "options")
     dlogits: Any
     options: tuple  # ignore_index, reduction, label_smoothing
 
@@ -125,6 +127,7 @@ def cross_entropy(
             "cross_entropy: target requires a gradient, which is not computed. Pass target.detach(), or write "
             "the loss with log_softmax"
         )
+    w = None
     if weight is not None:
         if not isinstance(weight, Tensor):
             weight = as_tensor(weight)
@@ -132,13 +135,13 @@ def cross_entropy(
             raise ValueError(
                 "cross_entropy: weight requires a gradient, which is not computed. Pass weight.detach()"
             )
+        w = weight.data
     k = input._k
     loss, d = k.cross_entropy(
-        input.data, target.data, None if weight is None else weight.data, ignore_index, code,
-        label_smoothing, input._rg and grad,
-    )  # fmt: skip
+        input.data, target.data, w, ignore_index, code, label_smoothing, grad and input._rg
+    )
     return apply(
-        CrossEntropyBackward, k, loss, (input, None), (input, target, None if weight is None else weight.data),
+        CrossEntropyBackward, k, loss, (input, None), (input, target, w),
         dlogits=d, options=(ignore_index, code, label_smoothing),
     )  # fmt: skip
 

@@ -1,0 +1,83 @@
+// The graph of gradients as C structs: what core/tensor.py and core/autograd.py subclass.
+#pragma once
+#include <vector>
+
+#include "array.h"
+
+namespace gs {
+
+// The number of changes made to a piece of memory, shared by all views of it. Python sees box[0].
+struct Version {
+  PyObject_HEAD
+  int64_t value;
+};
+
+struct Node;
+
+// Where a gradient goes: output `index` of `node`. Owns the node; empty where none is wanted.
+struct Edge {
+  Node* node;
+  int index;
+};
+
+// A saved tensor's memory and the version at which it was saved.
+struct Watch {
+  Version* version;
+  int64_t value;
+};
+
+struct Tensor {
+  PyObject_HEAD
+  PyObject* data;     // the array
+  PyObject* k;        // kernel module of its device
+  PyObject* grad;     // Tensor or None
+  Node* node;         // what made it; nullptr for a leaf
+  Node* accumulator;  // the node that adds to a leaf's grad, once there is one
+  Version* version;
+  PyObject *dict, *weakrefs;
+  int64_t at;  // version at which `node` is valid
+  int index;   // which output of the node
+  bool requires_grad, view;
+};
+
+struct Node {
+  PyObject_HEAD
+  PyObject* k;
+  PyObject* needs;   // tuple of bool, one an input
+  PyObject* saved;   // tuple of arrays; nullptr: none; None: freed by backward
+  PyObject* hooks;   // {output: {id: function}} or None
+  PyObject* retain;  // {output: weak reference to a Tensor} or None
+  PyObject *dict, *weakrefs;
+  Tensor* leaf;  // accumulators: whose gradient, not owned; nullptr once it is gone
+  int64_t seq;   // position in the program
+  int outputs, edge_count, watch_count;
+  Edge* edges;  // points at few_edges where they suffice
+  Watch* watch;
+  Edge few_edges[3];
+  Watch few_watch[3];
+};
+
+extern PyTypeObject version_type, tensor_type, node_type, accumulator_type;
+
+inline bool is_tensor(PyObject* o) { return PyObject_TypeCheck(o, &tensor_type); }
+inline bool is_node(PyObject* o) { return PyObject_TypeCheck(o, &node_type); }
+
+// Whether ops of this thread record the graph.
+bool& grad_enabled();
+
+// All return new references or nullptr with a Python error set.
+Tensor* tensor_wrap(PyObject* data, PyObject* k);
+bool tensor_edge(Tensor* t, Edge* out);
+PyObject* node_saved(Node* n);  // checks the versions
+void node_release_saved(Node* n);
+PyObject* node_name(Node* n);
+
+// Shape, dtype kind and layout of an array; the quick way where it is NumPy's own.
+inline bool is_ndarray(PyObject* o) {
+  return (PyObject*)Py_TYPE(o) == (PyObject*)py::detail::npy_api::get().PyArray_Type_;
+}
+
+// engine.cpp
+void bind_engine(py::module_& m);
+
+}  // namespace gs
