@@ -42,8 +42,7 @@ int from_type_num(int num) {
 
 // Owner of a block of the pool, the base of the array that lies in it.
 struct Block {
-  PyObject_HEAD
-  void* p;
+  PyObject_HEAD void* p;
   size_t bytes;
 };
 

@@ -27,8 +27,7 @@ Version* spare[kSpare];
 int spare_count = 0;
 
 Version* version_new() {
-  Version* v = spare_count > 0 ? spare[--spare_count]
-                               : (Version*)PyObject_Malloc(sizeof(Version));
+  Version* v = spare_count > 0 ? spare[--spare_count] : (Version*)PyObject_Malloc(sizeof(Version));
   if (!v) return (Version*)PyErr_NoMemory();
   v->value = 0;
   return (Version*)PyObject_Init((PyObject*)v, &version_type);
@@ -312,7 +311,8 @@ PyMemberDef node_members[] = {
     {nullptr, 0, 0, 0, nullptr}};
 
 PyGetSetDef node_getset[] = {
-    {"saved", node_get_saved, nullptr, "The saved arrays; checks that they are unchanged.", nullptr},
+    {"saved", node_get_saved, nullptr, "The saved arrays; checks that they are unchanged.",
+     nullptr},
     {"_saved", node_get_arrays, nullptr, "The saved arrays; None when they were freed.", nullptr},
     {"edges", node_get_edges, nullptr, "(node, output) or None, one an input.", nullptr},
     {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, nullptr, nullptr},
@@ -460,9 +460,7 @@ PyObject* outputs(PyObject* out, PyObject* k, Node* node, bool save_output) {
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* a = PyTuple_GET_ITEM(out, i);
     int floating = node ? is_floating(a) : 0;
-    Tensor* t = floating < 0 ? nullptr
-                : floating   ? output(a, k, node, (int)i)
-                             : tensor_wrap(a, k);
+    Tensor* t = floating < 0 ? nullptr : floating ? output(a, k, node, (int)i) : tensor_wrap(a, k);
     if (!t) {
       Py_DECREF(r);
       return nullptr;

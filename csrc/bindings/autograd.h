@@ -8,8 +8,7 @@ namespace gs {
 
 // The number of changes made to a piece of memory, shared by all views of it. Python sees box[0].
 struct Version {
-  PyObject_HEAD
-  int64_t value;
+  PyObject_HEAD int64_t value;
 };
 
 struct Node;
@@ -27,12 +26,11 @@ struct Watch {
 };
 
 struct Tensor {
-  PyObject_HEAD
-  PyObject* data;     // the array
-  PyObject* k;        // kernel module of its device
-  PyObject* grad;     // Tensor or None
-  Node* node;         // what made it; nullptr for a leaf
-  Node* accumulator;  // the node that adds to a leaf's grad, once there is one
+  PyObject_HEAD PyObject* data;  // the array
+  PyObject* k;                   // kernel module of its device
+  PyObject* grad;                // Tensor or None
+  Node* node;                    // what made it; nullptr for a leaf
+  Node* accumulator;             // the node that adds to a leaf's grad, once there is one
   Version* version;
   PyObject *dict, *weakrefs;
   int64_t at;  // version at which `node` is valid
@@ -41,8 +39,7 @@ struct Tensor {
 };
 
 struct Node {
-  PyObject_HEAD
-  PyObject* k;
+  PyObject_HEAD PyObject* k;
   PyObject* needs;   // tuple of bool, one an input
   PyObject* saved;   // tuple of arrays; nullptr: none; None: freed by backward
   PyObject* hooks;   // {output: {id: function}} or None

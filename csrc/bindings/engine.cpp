@@ -5,9 +5,9 @@
 // Ownership: a gradient may be kept (by a leaf) or added to in place when nobody else can hold it.
 // That is an array which a rule of a `fresh` class returned once and which is neither one of its
 // incoming gradients, nor saved, nor a view.
-#include "autograd.h"
-
 #include <algorithm>
+
+#include "autograd.h"
 
 namespace gs {
 
@@ -368,9 +368,8 @@ bool Pass::step(int state) {
       if (rule < 0) return false;
     }
     if (fresh && rule == 0) fresh = false;
-    Py_ssize_t held = fresh && node->saved && node->saved != Py_None
-                          ? PyTuple_GET_SIZE(node->saved)
-                          : 0;
+    Py_ssize_t held =
+        fresh && node->saved && node->saved != Py_None ? PyTuple_GET_SIZE(node->saved) : 0;
     for (Py_ssize_t j = 0; fresh && j < held; ++j) fresh = PyTuple_GET_ITEM(node->saved, j) != g;
     if (!add(index_.get(e.node), e.index, g, fresh)) return false;
   }

@@ -25,8 +25,7 @@ void place(const Function& f, PyObject* const* args, Py_ssize_t given, PyObject*
     for (int t = 0; i == f.count && t < f.count; ++t)  // not interned: by value
       if (f.names[t] && PyUnicode_Compare(f.names[t], key) == 0) i = t;
     if (i == f.count) fail(f, "unknown argument '" + std::string(py::str(py::handle(key))) + "'");
-    if (out[i])
-      fail(f, "argument '" + std::string(py::str(py::handle(key))) + "' is given twice");
+    if (out[i]) fail(f, "argument '" + std::string(py::str(py::handle(key))) + "' is given twice");
     out[i] = args[given + j];
   }
   for (int i = 0; i < f.count; ++i) {
@@ -150,7 +149,8 @@ void Functions::finish(Function* f, int n) {
   py::object self = py::reinterpret_steal<py::object>(PyCapsule_New(f, nullptr, nullptr));
   if (!self) throw py::error_already_set();
   py::object name = module_.attr("__name__");
-  py::object o = py::reinterpret_steal<py::object>(PyCFunction_NewEx(&f->method, self.ptr(), name.ptr()));
+  py::object o =
+      py::reinterpret_steal<py::object>(PyCFunction_NewEx(&f->method, self.ptr(), name.ptr()));
   if (!o) throw py::error_already_set();
   module_.attr(f->name.c_str()) = o;
 }

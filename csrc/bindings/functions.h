@@ -28,9 +28,9 @@ namespace gs {
 struct Function {
   static constexpr int kMaxArguments = 16;
   std::string name, doc;
-  int count = 0;                                   // arguments
-  PyObject* names[kMaxArguments] = {};             // interned
-  PyObject* defaults[kMaxArguments] = {};          // nullptr: required
+  int count = 0;                           // arguments
+  PyObject* names[kMaxArguments] = {};     // interned
+  PyObject* defaults[kMaxArguments] = {};  // nullptr: required
   PyObject* (*invoke)(const Function&, PyObject* const*) = nullptr;
   void* target = nullptr;  // the C++ callable
   PyMethodDef method = {};
