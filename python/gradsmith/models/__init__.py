@@ -7,16 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 from ..nn import Module
+from .gpt import GPT, gpt
 from .lenet import LeNet, lenet
 from .mlp import MLP, mlp
 from .resnet import BasicBlock, ResNet, resnet18
 
 __all__ = [
+    "GPT",
     "MLP",
     "BasicBlock",
     "LeNet",
     "ResNet",
     "get",
+    "gpt",
     "lenet",
     "load",
     "mlp",
@@ -24,7 +27,12 @@ __all__ = [
     "resnet18",
 ]
 
-_MODELS: dict[str, Callable[..., Module]] = {"lenet": lenet, "mlp": mlp, "resnet18": resnet18}
+_MODELS: dict[str, Callable[..., Module]] = {
+    "gpt": gpt,
+    "lenet": lenet,
+    "mlp": mlp,
+    "resnet18": resnet18,
+}
 
 
 def names() -> list[str]:
@@ -39,7 +47,7 @@ def get(name: str, *args: Any, **kwargs: Any) -> Module:
 
     >>> import gradsmith as gs
     >>> gs.models.names()
-    ['lenet', 'mlp', 'resnet18']
+    ['gpt', 'lenet', 'mlp', 'resnet18']
     """
     if name not in _MODELS:
         raise ValueError(f"models: {name!r} is unknown; there are: {', '.join(names())}.")

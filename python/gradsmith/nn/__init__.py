@@ -40,3 +40,6 @@ from .conv import *
 from .softmax import *
 from .loss import *
 from .embedding import *
+from .attention import *
+from .recurrent import *
+from . import utils

@@ -1,6 +1,7 @@
 """Functions on Tensors, under PyTorch's names. One line a family: each file in ops/ lists its names."""
 
 from ..ops.activation import *
+from ..ops.attention import *
 from ..ops.conv import *
 from ..ops.dropout import *
 from ..ops.embedding import *

@@ -4,6 +4,7 @@ One line a family, so that `gs.<op>` finds what ops/<family>.py lists in __all__
 """
 
 from .dropout import *
+from .attention import *
 
 from .activation import *
 from .norm import *

@@ -1,0 +1,193 @@
+// Bindings of the recurrent family.
+#include "recurrent.h"
+
+#include "array.h"
+
+namespace gs {
+
+namespace {
+
+const Kernel forward_kernel("recurrent"), backward_kernel("recurrent_backward");
+const char* const kNames[kRecurrentModes] = {"LSTM", "GRU", "RNN", "RNN"};
+
+int64_t gates_of(int mode) { return mode == kLstm ? 4 : mode == kGru ? 3 : 1; }
+
+void need_shape(const Array& a, const char* op, const char* name,
+                std::initializer_list<int64_t> shape) {
+  bool same = a.ndim == (int)shape.size();
+  for (int i = 0; same && i < a.ndim; ++i) same = a.shape[i] == shape.begin()[i];
+  if (!same)
+    value_error(op, std::string(name) + " has shape " + a.shape_text() + "; expected " +
+                        shape_text(shape.begin(), (int)shape.size()));
+}
+
+// Steps and rows of (T, B, n), (B, T, n) or packed (rows, n) arrays.
+struct Steps {
+  RecurrentParams p;
+  int64_t rows;
+  Array sizes;
+};
+
+Steps steps_of(const char* op, const Array& x, int mode, bool reverse, bool batch_first,
+               py::handle sizes_h, int64_t hidden) {
+  Steps s{};
+  RecurrentParams& p = s.p;
+  p.mode = mode;
+  p.reverse = reverse;
+  p.hidden = hidden;
+  p.members = get_num_threads();
+  s.sizes = array_optional(sizes_h, op, "batch_sizes");
+  if (s.sizes.present()) {
+    s.sizes = dense(s.sizes);
+    if (x.ndim != 2 || s.sizes.ndim != 1 || s.sizes.dtype != kI64)
+      value_error(op, "packed input must be (rows, size) with int64 batch_sizes (steps,)");
+    const int64_t* n = s.sizes.as<int64_t>();
+    p.steps = s.sizes.size;
+    p.batch = p.steps ? n[0] : 0;
+    for (int64_t t = 0; t < p.steps; ++t) {
+      if (n[t] < 1 || (t > 0 && n[t] > n[t - 1]))
+        value_error(op, "batch_sizes must be positive and must not rise; batch_sizes[" +
+                            std::to_string(t) + "] is " + std::to_string(n[t]));
+      s.rows += n[t];
+    }
+    if (s.rows != x.shape[0])
+      value_error(op, "packed data has " + std::to_string(x.shape[0]) +
+                          " rows, but batch_sizes add up to " + std::to_string(s.rows));
+  } else {
+    check_ndim(x, 3, op, "input", batch_first ? "(B, T, size)" : "(T, B, size)");
+    p.steps = x.shape[batch_first ? 1 : 0];
+    p.batch = x.shape[batch_first ? 0 : 1];
+    p.row_t = batch_first ? 1 : p.batch;
+    p.row_b = batch_first ? p.steps : 1;
+    s.rows = p.steps * p.batch;
+  }
+  if (p.steps == 0)
+    value_error(op, "input has shape " + x.shape_text() + "; a sequence needs at least one step");
+  return s;
+}
+
+const char* name_of(int mode) {
+  if (mode < 0 || mode >= kRecurrentModes) value_error("recurrent", "unknown mode");
+  return kNames[mode];
+}
+
+Array state_in(py::handle h, const char* op, const char* name, const RecurrentParams& p,
+               DType dtype) {
+  Array a = array_optional(h, op, name);
+  if (!a.present()) return a;
+  a = dense(a);
+  if (a.dtype != dtype)
+    type_error(op, std::string(name) + " is " + dtype_name(a.dtype) + " and input is " +
+                       dtype_name(dtype) + "; both must have one dtype");
+  need_shape(a, op, name, {p.batch, p.hidden});
+  return a;
+}
+
+Buffer shifted(const Array& a, int64_t elements, Access access) {
+  return Buffer{a.data, a.data ? elements * dtype_size(a.dtype) : 0, access};
+}
+
+// gates: the input part, changed to the activated gates. out: (..., directions * H), written from
+// column direction * H on. Returns (hprev, aux or None); hn, cn (directions, B, H) are written.
+py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, py::handle h0_h,
+                  py::handle c0_h, py::handle sizes_h, bool batch_first, int64_t direction,
+                  py::handle out_h, py::handle hn_h, py::handle cn_h) {
+  const char* op = name_of(mode);
+  Array gates = array_out(gates_h, op, "gates"), w = array_dense(w_h, op, "weight_hh"),
+        b = array_optional(b_h, op, "bias_hh"), o = array_out(out_h, op, "output"),
+        hn = array_out(hn_h, op, "h_n");
+  check_float(gates, op, "input");
+  DType t = gates.dtype;
+  check_same_dtype(gates, "input", w, "weight_hh", op);
+  check_ndim(w, 2, op, "weight_hh", "(gates * hidden_size, hidden_size)");
+  int64_t H = w.shape[1], G = gates_of(mode);
+  need_shape(w, op, "weight_hh", {G * H, H});
+  if (b.present()) {
+    check_same_dtype(gates, "input", b, "bias_hh", op);
+    b = dense(b);
+    need_shape(b, op, "bias_hh", {G * H});
+  }
+  Steps s = steps_of(op, gates, mode, direction == 1, batch_first, sizes_h, H);
+  Array h0 = state_in(h0_h, op, "h_0", s.p, t), c0 = state_in(c0_h, op, "c_0", s.p, t);
+  Array cn = array_optional(cn_h, op, "c_n");
+  int64_t dirs = hn.ndim == 3 ? hn.shape[0] : 0;
+  s.p.out_row = dirs * H;
+  bool good =
+      gates.contiguous && o.contiguous && hn.contiguous && gates.dim(-1) == G * H &&
+      direction >= 0 && direction < dirs && o.dtype == t && hn.dtype == t &&
+      o.size == s.rows * dirs * H && hn.size == dirs * s.p.batch * H &&
+      (mode != kLstm || (cn.present() && cn.contiguous && cn.dtype == t && same_shape(cn, hn)));
+  if (!good)
+    value_error(op, "internal arrays do not fit: gates " + gates.shape_text() + ", output " +
+                        o.shape_text() + ", h_n " + hn.shape_text());
+  Array hprev = array_new(t, {s.rows, H}), aux;
+  if (mode <= kGru) aux = array_new(t, {s.rows, H});
+  int64_t state = direction * s.p.batch * H;
+  if (s.rows)
+    run(forward_kernel, t, s.p,
+        {inout(gates), in(w), in(b), in(h0), in(c0), in(s.sizes), shifted(o, direction * H, kWrite),
+         out(hprev), out(aux), shifted(hn, state, kWrite),
+         mode == kLstm ? shifted(cn, state, kWrite) : out(Array())});
+  return py::make_tuple(result(hprev), mode <= kGru ? py::object(result(aux)) : py::none());
+}
+
+// Returns (dgates, dhidden, dh0 or None, dc0 or None); dhidden is dgates but for GRU.
+py::tuple backward(int mode, py::handle gates_h, py::handle w_h, py::handle sizes_h,
+                   bool batch_first, int64_t direction, py::handle hprev_h, py::handle aux_h,
+                   py::handle dout_h, py::handle dhn_h, py::handle dcn_h, bool need_h0,
+                   bool need_c0) {
+  const char* op = name_of(mode);
+  Array gates = array_dense(gates_h, op, "gates"), w = array_dense(w_h, op, "weight_hh"),
+        hprev = array_dense(hprev_h, op, "hprev"), aux = array_optional(aux_h, op, "aux"),
+        dout = array_optional(dout_h, op, "gradient");
+  check_float(gates, op, "gates");
+  DType t = gates.dtype;
+  check_ndim(w, 2, op, "weight_hh", "(gates * hidden_size, hidden_size)");
+  int64_t H = w.shape[1], G = gates_of(mode);
+  Steps s = steps_of(op, gates, mode, direction == 1, batch_first, sizes_h, H);
+  Array dhn = state_in(dhn_h, op, "gradient of h_n", s.p, t),
+        dcn = state_in(dcn_h, op, "gradient of c_n", s.p, t);
+  if (dout.present()) {
+    dout = dense(dout);
+    check_same_dtype(gates, "gates", dout, "gradient", op);
+    s.p.out_row = dout.ndim ? dout.dim(-1) : 0;
+  }
+  bool good = gates.dim(-1) == G * H && w.shape[0] == G * H && w.dtype == t && hprev.dtype == t &&
+              hprev.size == s.rows * H &&
+              (mode > kGru ||
+               (aux.present() && aux.dtype == t && aux.contiguous && aux.size == s.rows * H)) &&
+              direction >= 0 && direction < 2 &&
+              (!dout.present() ||
+               (s.p.out_row >= (direction + 1) * H && dout.size == s.rows * s.p.out_row));
+  if (!good)
+    value_error(op, "internal arrays do not fit: gates " + gates.shape_text() + ", gradient " +
+                        dout.shape_text());
+  Array dgates = array_like(gates), dhidden, dh0, dc0;
+  if (mode == kGru) dhidden = array_like(gates);
+  if (need_h0) dh0 = array_new(t, {s.p.batch, H});
+  if (need_c0 && mode == kLstm) dc0 = array_new(t, {s.p.batch, H});
+  if (s.rows)
+    run(backward_kernel, t, s.p,
+        {in(gates), in(w), in(s.sizes), in(hprev), in(aux), shifted(dout, direction * H, kRead),
+         in(dhn), in(dcn), out(dgates), out(dhidden), out(dh0), out(dc0)});
+  py::object grad = result(dgates);
+  return py::make_tuple(grad, mode == kGru ? py::object(result(dhidden)) : grad,
+                        need_h0 ? py::object(result(dh0)) : py::none(),
+                        need_c0 && mode == kLstm ? py::object(result(dc0)) : py::none());
+}
+
+}  // namespace
+
+void bind_recurrent(py::module_& m) {
+  m.def(
+      "recurrent", &forward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"), py::arg("b_hh"),
+      py::arg("h0"), py::arg("c0"), py::arg("sizes"), py::arg("batch_first"), py::arg("direction"),
+      py::arg("out"), py::arg("hn"), py::arg("cn"),
+      "(hprev, aux): one direction of a layer over all steps; mode 0 LSTM, 1 GRU, 2 tanh, 3 relu.");
+  m.def("recurrent_backward", &backward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"),
+        py::arg("sizes"), py::arg("batch_first"), py::arg("direction"), py::arg("hprev"),
+        py::arg("aux"), py::arg("dout"), py::arg("dhn"), py::arg("dcn"), py::arg("need_h0"),
+        py::arg("need_c0"), "(dgates, dhidden, dh0, dc0)");
+}
+
+}  // namespace gs

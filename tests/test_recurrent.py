@@ -1,0 +1,388 @@
+"""LSTM, GRU and RNN against float64 NumPy and PyTorch; gradients; packed batches, edges, hostile input."""
+
+import numpy as np
+import pytest
+
+import gradsmith as gs
+from gradsmith import nn
+from gradsmith.nn.utils.rnn import (
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+    unpack_sequence,
+)
+
+KINDS = ["LSTM", "GRU", "RNN", "RNN relu"]
+
+
+def make(kind, *args, **kwargs):
+    if kind == "RNN relu":
+        return nn.RNN(*args, nonlinearity="relu", **kwargs)
+    return getattr(nn, kind)(*args, **kwargs)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def cell(kind, x, h, c, w, u, b, bh):
+    """One step in float64."""
+    gi, gh = x @ w.T + b, h @ u.T + bh
+    if kind == "LSTM":
+        i, f, g, o = np.split(gi + gh, 4, -1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+    if kind == "GRU":
+        (ri, zi, ni), (rh, zh, nh) = np.split(gi, 3, -1), np.split(gh, 3, -1)
+        r, z = sigmoid(ri + rh), sigmoid(zi + zh)
+        n = np.tanh(ni + r * nh)
+        return (1 - z) * n + z * h, c
+    return (np.tanh(gi + gh) if kind == "RNN" else np.maximum(gi + gh, 0)), c
+
+
+def reference(kind, layer, x, h0, c0, lengths=None):
+    """x (T, B, I) -> output, h_n, c_n, step by step in float64, sequences of the given lengths."""
+    p = {n: v.detach().numpy().astype(np.float64) for n, v in layer.named_parameters()}
+    T, B, _ = x.shape
+    D = 2 if layer.bidirectional else 1
+    H = layer.hidden_size
+    lengths = [T] * B if lengths is None else lengths
+    hs, cs = h0.copy(), c0.copy()
+    x = x.astype(np.float64)
+    for k in range(layer.num_layers):
+        out = np.zeros((T, B, D * H))
+        for d in range(D):
+            s = f"_l{k}" + ("_reverse" if d else "")
+            w, u = p["weight_ih" + s], p["weight_hh" + s]
+            b = p.get("bias_ih" + s, np.zeros(len(w)))
+            bh = p.get("bias_hh" + s, np.zeros(len(w)))
+            for j in range(B):
+                h, c = hs[k * D + d, j], cs[k * D + d, j]
+                steps = range(lengths[j])
+                for t in reversed(steps) if d else steps:
+                    h, c = cell(kind, x[t, j], h, c, w, u, b, bh)
+                    out[t, j, d * H : (d + 1) * H] = h
+                hs[k * D + d, j], cs[k * D + d, j] = h, c
+        x = out
+    return x, hs, cs
+
+
+SHAPES = [
+    # T, B, I, H
+    (1, 1, 1, 1),
+    (3, 2, 5, 7),
+    (5, 33, 3, 16),
+    (4, 6, 17, 40),
+    (2, 13, 8, 64),
+    (9, 1, 4, 129),
+    (3, 0, 4, 5),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("variant", ["plain", "no bias", "two", "both ways"])
+def test_against_numpy(rng, kind, shape, variant):
+    T, B, I, H = shape
+    first = bool(rng.integers(2))
+    args = {"no bias": {"bias": False}, "two": {"num_layers": 2}}.get(variant, {})
+    if variant == "both ways":
+        args = {"num_layers": 2, "bidirectional": True}
+    layer = make(kind, I, H, batch_first=first, **args)
+    x = rng.standard_normal((T, B, I)).astype(np.float32)
+    n = layer.num_layers * (2 if layer.bidirectional else 1)
+    h0, c0 = (rng.standard_normal((n, B, H)).astype(np.float32) for _ in range(2))
+    zero = bool(rng.integers(2))
+    if zero:
+        h0[...] = c0[...] = 0
+    hx = (gs.tensor(h0), gs.tensor(c0)) if kind == "LSTM" else gs.tensor(h0)
+    given = gs.tensor(x.transpose(1, 0, 2).copy() if first else x)
+    out, state = layer(given, None if zero else hx)
+    h, c = state if kind == "LSTM" else (state, None)
+    ref, rh, rc = reference(kind, layer, x, h0.astype(float), c0.astype(float))
+    got = out.detach().numpy()
+    got = got.transpose(1, 0, 2) if first else got
+    tol = {"rtol": 1e-4, "atol": 5e-6 * max(1.0, abs(ref).max(initial=0))}
+    np.testing.assert_allclose(got, ref, **tol)
+    np.testing.assert_allclose(h.detach().numpy(), rh, **tol)
+    if c is not None:
+        np.testing.assert_allclose(c.detach().numpy(), rc, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradcheck(rng, kind, both, packed):
+    layer = make(kind, 3, 5, bidirectional=both, dtype=np.float64)
+    n = 2 if both else 1
+    x = gs.tensor(rng.standard_normal((4, 3, 3)), requires_grad=True)
+    h0 = gs.tensor(rng.standard_normal((n, 3, 5)), requires_grad=True)
+    c0 = gs.tensor(rng.standard_normal((n, 3, 5)), requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def fn(x, h0, c0, *weights):
+        for name, w in zip(names, weights):
+            layer._parameters[name] = w
+        hx = (h0, c0) if kind == "LSTM" else h0
+        given = pack_padded_sequence(x, [2, 4, 1], enforce_sorted=False) if packed else x
+        out, state = layer(given, hx)
+        out = out.data if packed else out
+        return (out, *state) if kind == "LSTM" else (out, state)
+
+    inputs = [x, h0, *([c0] if kind == "LSTM" else []), *layer.parameters()]
+    run = fn if kind == "LSTM" else lambda x, h0, *w: fn(x, h0, c0, *w)
+    assert gs.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_packed_against_numpy(rng, kind, layers):
+    """Sequences of different lengths, in any order, as if each ran alone."""
+    B, T, I, H = 9, 7, 6, 20
+    lengths = rng.integers(1, T + 1, B)
+    lengths[rng.integers(B)] = T
+    layer = make(kind, I, H, num_layers=layers, bidirectional=True)
+    x = rng.standard_normal((T, B, I)).astype(np.float32)
+    x[np.arange(T)[:, None] >= lengths] = np.nan  # padding is never read
+    h0, c0 = (rng.standard_normal((2 * layers, B, H)).astype(np.float32) for _ in range(2))
+    hx = (gs.tensor(h0), gs.tensor(c0)) if kind == "LSTM" else gs.tensor(h0)
+    packed = pack_padded_sequence(gs.tensor(x), lengths, enforce_sorted=False)
+    out, state = layer(packed, hx)
+    padded, n = pad_packed_sequence(out)
+    h, c = state if kind == "LSTM" else (state, None)
+    ref, rh, rc = reference(kind, layer, x, h0.astype(float), c0.astype(float), lengths)
+    assert n.tolist() == lengths.tolist()
+    tol = {"rtol": 1e-4, "atol": 5e-6 * max(1.0, abs(ref).max())}
+    np.testing.assert_allclose(padded.detach().numpy(), ref, **tol)
+    np.testing.assert_allclose(h.detach().numpy(), rh, **tol)
+    if c is not None:
+        np.testing.assert_allclose(c.detach().numpy(), rc, rtol=1e-4, atol=1e-5)
+
+
+def test_packing_helpers(rng):
+    a = [gs.tensor(rng.standard_normal((n, 2)).astype(np.float32)) for n in (2, 5, 3)]
+    padded = pad_sequence(a)
+    assert padded.shape == (5, 3, 2) and not padded.numpy()[2:, 0].any()
+    assert pad_sequence(a, batch_first=True, padding_side="left").numpy()[0, :3].any() == np.False_
+    packed = pack_sequence(a, enforce_sorted=False)
+    assert packed.batch_sizes.tolist() == [3, 3, 2, 1, 1]
+    for x, y in zip(a, unpack_sequence(packed)):
+        assert (x.numpy() == y.numpy()).all()
+    out, n = pad_packed_sequence(packed, batch_first=True, padding_value=-1.0, total_length=6)
+    assert out.shape == (3, 6, 2) and (out.numpy()[0, 2:] == -1).all() and n.tolist() == [2, 5, 3]
+    for bad, match in (
+        ([5, 5], "lengths"),
+        ([6, 1, 1], "1 .. 5"),
+        ([0, 1, 1], "1 .. 5"),
+        ([1, 2, 3], "rise"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            pack_padded_sequence(padded, bad)
+    with pytest.raises(ValueError, match="total_length"):
+        pad_packed_sequence(packed, total_length=2)
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.utils.rnn.pack_sequence(
+        [torch.tensor(x.numpy()) for x in a], enforce_sorted=False
+    )
+    assert (theirs.data.numpy() == packed.data.numpy()).all()
+    assert theirs.batch_sizes.tolist() == packed.batch_sizes.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_against_torch(rng, kind, both, dtype):
+    """Outputs and gradients with the same weights."""
+    torch = pytest.importorskip("torch")
+    name, extra = (kind, {}) if kind != "RNN relu" else ("RNN", {"nonlinearity": "relu"})
+    theirs = getattr(torch.nn, name)(9, 30, 2, bidirectional=both, **extra).to(
+        torch.float64 if dtype == np.float64 else torch.float32
+    )
+    ours = make(kind, 9, 30, num_layers=2, bidirectional=both, dtype=dtype)
+    ours.load_state_dict({n: p.detach().numpy() for n, p in theirs.state_dict().items()})
+    x = rng.standard_normal((11, 14, 9)).astype(dtype)
+    h0, c0 = (rng.standard_normal((4 if both else 2, 14, 30)).astype(dtype) for _ in range(2))
+    tt = [torch.tensor(v, requires_grad=True) for v in (x, h0, c0)]
+    oo = [gs.tensor(v, requires_grad=True) for v in (x, h0, c0)]
+    a, sa = theirs(tt[0], (tt[1], tt[2]) if kind == "LSTM" else tt[1])
+    b, sb = ours(oo[0], (oo[1], oo[2]) if kind == "LSTM" else oo[1])
+    tol = {"rtol": 2e-4, "atol": 2e-5} if dtype == np.float32 else {"rtol": 1e-9, "atol": 1e-11}
+    np.testing.assert_allclose(b.detach().numpy(), a.detach().numpy(), **tol)
+    g = rng.standard_normal(a.shape).astype(dtype)
+    loss_a, loss_b = (a * torch.tensor(g)).sum(), (b * gs.tensor(g)).sum()
+    for u, v in zip(sa, sb) if kind == "LSTM" else ((sa, sb),):
+        np.testing.assert_allclose(v.detach().numpy(), u.detach().numpy(), **tol)
+        loss_a, loss_b = loss_a + (u * u).sum(), loss_b + (v * v).sum()
+    loss_a.backward()
+    loss_b.backward()
+    for t, o in zip(tt[: 3 if kind == "LSTM" else 2], oo):
+        want = t.grad.numpy()
+        np.testing.assert_allclose(
+            o.grad.numpy(), want, rtol=tol["rtol"], atol=tol["atol"] * (1 + abs(want).max())
+        )
+    for n, p in ours.named_parameters():
+        want = dict(theirs.named_parameters())[n].grad.numpy()
+        np.testing.assert_allclose(
+            p.grad.numpy(),
+            want,
+            rtol=tol["rtol"],
+            atol=tol["atol"] * (1 + abs(want).max()),
+            err_msg=n,
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bits_on_any_number_of_threads(rng, kind):
+    before = gs.get_num_threads()
+    layer = make(kind, 24, 100, bidirectional=True)
+    x = gs.tensor(rng.standard_normal((6, 40, 24)).astype(np.float32), requires_grad=True)
+    seen = []
+    try:
+        for n in (1, 2, 3):
+            gs.set_num_threads(n)
+            x.grad = None
+            layer.zero_grad()
+            out, _ = layer(x)
+            (out * out).sum().backward()
+            seen.append(
+                [out.detach().numpy(), x.grad.numpy()]
+                + [p.grad.numpy() for p in layer.parameters()]
+            )
+    finally:
+        gs.set_num_threads(before)
+    for other in seen[1:]:
+        assert all((a == b).all() for a, b in zip(seen[0], other))
+
+
+def test_cells_are_one_step(rng):
+    x = gs.tensor(rng.standard_normal((3, 4)).astype(np.float32))
+    for kind, cell_cls in (("LSTM", nn.LSTMCell), ("GRU", nn.GRUCell), ("RNN", nn.RNNCell)):
+        layer, one = make(kind, 4, 6), cell_cls(4, 6)
+        one.load_state_dict({n[:-3]: p.detach().numpy() for n, p in layer.named_parameters()})
+        h = c = None
+        for _t in range(3):
+            if kind == "LSTM":
+                h, c = one(x, None if h is None else (h, c))
+            else:
+                h = one(x, h)
+        out, _ = layer(gs.stack([x, x, x]))
+        np.testing.assert_allclose(
+            h.detach().numpy(), out.detach().numpy()[-1], rtol=1e-5, atol=1e-6
+        )
+        state = one(x[0]) if kind != "LSTM" else one(x[0])[0]
+        assert state.shape == (6,)
+        assert list(one.state_dict()) == ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+
+
+def test_unbatched_and_dropout(rng):
+    layer = nn.LSTM(4, 6, 2, dropout=0.5)
+    x = gs.tensor(rng.standard_normal((5, 4)).astype(np.float32))
+    layer.eval()
+    out, (h, c) = layer(x)
+    ref, (rh, rc) = layer(x.unsqueeze(1))
+    assert out.shape == (5, 6) and h.shape == (2, 6) and c.shape == (2, 6)
+    assert (out.detach().numpy() == ref.detach().numpy()[:, 0]).all()
+    assert (h.detach().numpy() == rh.detach().numpy()[:, 0]).all()
+    out2, _ = layer(x, (h, c))
+    ref2, _ = layer(x.unsqueeze(1), (rh, rc))
+    assert (out2.detach().numpy() == ref2.detach().numpy()[:, 0]).all()
+    layer.train()
+    gs.manual_seed(1)
+    a = layer(x)[0].detach().numpy()
+    b = layer(x)[0].detach().numpy()
+    gs.manual_seed(1)
+    assert (a == layer(x)[0].detach().numpy()).all() and not (a == b).all()
+
+
+def test_saturated_and_tiny_gates():
+    """Large pre-activations give 0, 1 and +-1; small ones keep their relative accuracy."""
+    for scale in (1e4, 1e-4):
+        layer = nn.RNN(1, 3, bias=False)
+        layer.weight_ih_l0.data[...] = [[scale], [-scale], [0.0]]
+        out, _ = layer(gs.ones(1, 1, 1))
+        np.testing.assert_allclose(
+            out.detach().numpy().ravel(), np.tanh([scale, -scale, 0.0]), rtol=5e-7, atol=0
+        )
+    layer = nn.LSTM(1, 2)
+    layer.weight_ih_l0.data[...] = 1e4
+    out, (_, c) = layer(gs.ones(3, 1, 1))
+    np.testing.assert_allclose(c.detach().numpy(), 3.0, rtol=1e-6)
+    bad, _ = layer(gs.tensor(np.full((1, 1, 1), np.nan, np.float32)))
+    assert np.isnan(bad.detach().numpy()).all()
+
+
+def test_parameters_and_start():
+    layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    shapes = {n: p.shape for n, p in layer.named_parameters()}
+    assert shapes["weight_ih_l0"] == (16, 3) and shapes["weight_ih_l1_reverse"] == (16, 8)
+    assert shapes["weight_hh_l1"] == (16, 4) and shapes["bias_hh_l0_reverse"] == (16,)
+    assert all(abs(p.detach().numpy()).max() <= 0.5 for p in layer.parameters())
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.LSTM(3, 4, num_layers=2, bidirectional=True).state_dict()
+    assert list(theirs) == list(layer.state_dict())
+
+
+def test_bad_input():
+    layer = nn.LSTM(3, 4)
+    x = gs.ones(5, 2, 3)
+    with pytest.raises(
+        ValueError, match=r"LSTM: input has shape \(5, 2, 4\); expected \(T, B, 3\)"
+    ):
+        layer(gs.ones(5, 2, 4))
+    with pytest.raises(ValueError, match="input has shape"):
+        layer(gs.ones(3))
+    with pytest.raises(ValueError, match="at least one step"):
+        layer(gs.ones(0, 2, 3))
+    with pytest.raises(TypeError, match="float64"):
+        layer(x.double())
+    with pytest.raises(TypeError, match="pair"):
+        layer(x, gs.ones(1, 2, 4))
+    with pytest.raises(ValueError, match="h_0 has shape"):
+        layer(x, (gs.ones(1, 3, 4), gs.ones(1, 2, 4)))
+    with pytest.raises(ValueError, match="c_0 has shape"):
+        layer(x, (gs.ones(1, 2, 4), gs.ones(2, 4)))
+    with pytest.raises(TypeError, match="Tensor"):
+        layer(x.numpy())
+    with pytest.raises(ValueError, match="proj_size"):
+        nn.LSTM(3, 4, proj_size=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        nn.GRU(0, 4)
+    with pytest.raises(TypeError, match="must be an int"):
+        nn.GRU(3, 4.0)
+    with pytest.raises(ValueError, match="nonlinearity"):
+        nn.RNN(3, 4, nonlinearity="gelu")
+    with pytest.raises(ValueError, match="dropout"):
+        nn.LSTM(3, 4, dropout=2.0)
+    with pytest.raises(ValueError, match="expected"):
+        nn.GRUCell(3, 4)(gs.ones(2, 5))
+    with pytest.raises(ValueError, match="state"):
+        nn.GRUCell(3, 4)(gs.ones(2, 3), gs.ones(2, 5))
+
+
+def test_lstm_learns():
+    """The sum of the marked numbers of a sequence (the adding problem, short)."""
+    gs.manual_seed(0)
+    rng = np.random.default_rng(0)
+    layer, head = nn.LSTM(2, 32, batch_first=True), nn.Linear(32, 1)
+    opt = gs.optim.Adam([*layer.parameters(), *head.parameters()], lr=1e-2)
+
+    def batch(n, T=12):
+        x = np.zeros((n, T, 2), np.float32)
+        x[:, :, 0] = rng.random((n, T))
+        for r in x:
+            r[rng.permutation(T)[:2], 1] = 1
+        return x, (x[:, :, 0] * x[:, :, 1]).sum(1, keepdims=True)
+
+    for _ in range(300):
+        x, y = batch(64)
+        opt.zero_grad()
+        out, _ = layer(gs.tensor(x))
+        loss = gs.nn.functional.mse_loss(head(out[:, -1]), gs.tensor(y))
+        loss.backward()
+        gs.optim.clip_grad_norm_([*layer.parameters(), *head.parameters()], 1.0)
+        opt.step()
+    x, y = batch(500)
+    out, _ = layer(gs.tensor(x))
+    error = ((head(out[:, -1]).detach().numpy() - y) ** 2).mean()
+    assert error < 0.02  # the mean of y alone gives 1/6
