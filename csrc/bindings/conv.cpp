@@ -166,7 +166,8 @@ ConvParams params_of(const Window& w, const int64_t* x, const int64_t* f, int64_
   p.pad_w = w.before[1];
   p.dilation_h = w.dilation[0];
   p.dilation_w = w.dilation[1];
-  p.l2 = machine().l2;
+  p.l2 = conv_l2();
+  p.threads = get_num_threads();
   return p;
 }
 
@@ -291,20 +292,47 @@ int shape_from(py::handle h, int64_t* shape, const char* op) {
 }
 
 struct Names {
-  const char *conv, *data, *weight;
+  const char *conv, *data, *weight, *backward;
 };
 Names names(int nd, bool transposed) {
   if (transposed)
     return nd == 1 ? Names{"conv_transpose1d", "conv_transpose1d_backward_data",
-                           "conv_transpose1d_backward_weight"}
+                           "conv_transpose1d_backward_weight", ""}
                    : Names{"conv_transpose2d", "conv_transpose2d_backward_data",
-                           "conv_transpose2d_backward_weight"};
-  return nd == 1 ? Names{"conv1d", "conv1d_backward_data", "conv1d_backward_weight"}
-                 : Names{"conv2d", "conv2d_backward_data", "conv2d_backward_weight"};
+                           "conv_transpose2d_backward_weight", ""};
+  return nd == 1
+             ? Names{"conv1d", "conv1d_backward_data", "conv1d_backward_weight", "conv1d_backward"}
+             : Names{"conv2d", "conv2d_backward_data", "conv2d_backward_weight", "conv2d_backward"};
 }
 
 void check_nd(int nd) {
   if (nd != 1 && nd != 2) value_error("conv", "nd must be 1 or 2");
+}
+
+void run_forward(const ConvParams& p, const Array& x, const Array& w, const Array& b,
+                 const Array& y) {
+  run(*conv_choose(kConvForward, x.dtype, p).kernel, x.dtype, p, {in(x), in(w), in(b), out(y)});
+}
+
+// The gradients that are present of dx, dw (which needs x) and db (which needs dw). bias: added to
+// dx.
+void run_backward(ConvParams& p, const Array& g, const Array& w, const Array& bias, const Array& x,
+                  const Array& dx, const Array& dw, const Array& db) {
+  bool data = dx.present(), weight = dw.present();
+  p.has_bias = db.present();
+  p.wanted = (data ? kConvData : 0) | (weight ? kConvWeight : 0);
+  ConvPass pass = !weight ? kConvBackwardData : data ? kConvBackward : kConvBackwardWeight;
+  ConvChoice c = conv_choose(pass, g.dtype, p);
+  if (c.joint) {
+    run(*c.kernel, g.dtype, p, {in(g), in(w), in(bias), out(dx), in(x), out(dw), out(db)});
+    return;
+  }
+  if (data)
+    run(*conv_choose(kConvBackwardData, g.dtype, p).kernel, g.dtype, p,
+        {in(g), in(w), in(bias), out(dx)});
+  if (weight)
+    run(*conv_choose(kConvBackwardWeight, g.dtype, p).kernel, g.dtype, p,
+        {in(x), in(g), out(dw), out(db)});
 }
 
 py::object conv(int nd, py::handle xh, py::handle wh, py::handle bh, py::handle stride,
@@ -325,7 +353,7 @@ py::object conv(int nd, py::handle xh, py::handle wh, py::handle bh, py::handle 
   if (y.size == 0) return result(y);
   x = dense(x);
   w = dense(w);
-  run(conv_choose(kConvForward, x.dtype, p), x.dtype, p, {in(x), in(w), in(b), out(y)});
+  run_forward(p, x, w, b, y);
   return result(y);
 }
 
@@ -352,7 +380,7 @@ py::object conv_backward_data(int nd, py::handle gh, py::handle wh, py::handle s
   if (dx.size == 0) return result(dx);
   g = dense(g);
   w = dense(w);
-  run(conv_choose(kConvBackwardData, g.dtype, p), g.dtype, p, {in(g), in(w), in(Array()), out(dx)});
+  run_backward(p, g, w, Array(), Array(), dx, Array(), Array());
   return result(dx);
 }
 
@@ -371,7 +399,6 @@ py::tuple conv_backward_weight(int nd, py::handle xh, py::handle gh, py::handle 
   Window win = window(stride, padding, dilation, nd, op);
   ConvParams p =
       forward_params(nd, op, xs, x.shape_text(), ws, shape_text(given, ndim), win, groups);
-  p.has_bias = bias;
   image_of(g.shape, g.ndim, nd, op, "grad", gs_);
   if (g.ndim != x.ndim || gs_[0] != p.n || gs_[1] != p.out_h || gs_[2] != p.out_w ||
       gs_[3] != p.filters)
@@ -384,9 +411,49 @@ py::tuple conv_backward_weight(int nd, py::handle xh, py::handle gh, py::handle 
   } else {
     x = dense(x);
     g = dense(g);
-    run(conv_choose(kConvBackwardWeight, x.dtype, p), x.dtype, p, {in(x), in(g), out(dw), out(db)});
+    run_backward(p, g, Array(), Array(), x, Array(), dw, db);
   }
   return py::make_tuple(result(dw), bias ? result(db) : py::object(py::none()));
+}
+
+// (dx, dw, db), each None unless wanted; in one launch where an implementation can.
+py::tuple conv_backward(int nd, py::handle xh, py::handle gh, py::handle wh, py::handle stride,
+                        py::handle padding, py::handle dilation, int64_t groups, bool data,
+                        bool weight, bool bias) {
+  check_nd(nd);
+  const char* op = names(nd, false).backward;
+  Array x = array_in(xh, op, "input"), g = array_in(gh, op, "grad"), w = array_in(wh, op, "weight");
+  check_float(x, op, "input");
+  check_same_dtype(x, "input", g, "grad", op);
+  check_same_dtype(x, "input", w, "weight", op);
+  int64_t xs[4], ws[4], gs_[4];
+  bool batch = image_of(x.shape, x.ndim, nd, op, "input", xs);
+  weight_of(w.shape, w.ndim, nd, false, op, ws);
+  Window win = window(stride, padding, dilation, nd, op);
+  ConvParams p = forward_params(nd, op, xs, x.shape_text(), ws, w.shape_text(), win, groups);
+  if (image_of(g.shape, g.ndim, nd, op, "grad", gs_) != batch || gs_[0] != p.n ||
+      gs_[1] != p.out_h || gs_[2] != p.out_w || gs_[3] != p.filters)
+    value_error(op, "grad has shape " + g.shape_text() + ", which is not that of the output");
+  Array dx, dw, db;
+  if (data) dx = array_new(x.dtype, x.ndim, x.shape);
+  if (weight) dw = array_new(x.dtype, w.ndim, w.shape);
+  if (bias) db = array_new(x.dtype, {p.filters});
+  if (p.n == 0) {
+    if (weight) memset(dw.data, 0, (size_t)dw.nbytes());
+    if (bias) memset(db.data, 0, (size_t)db.nbytes());
+  } else {
+    g = dense(g);
+    if (data) w = dense(w);
+    if (weight) x = dense(x);
+    if (data || weight)
+      run_backward(p, g, data ? w : Array(), Array(), weight ? x : Array(), dx, dw,
+                   weight ? db : Array());
+    if (bias && !weight)
+      run(channel_sum, g.dtype, ChannelSumParams{p.n * p.out_h * p.out_w, p.filters},
+          {in(g), out(db)});
+  }
+  auto some = [](Array& a) { return a.present() ? result(a) : py::object(py::none()); };
+  return py::make_tuple(some(dx), some(dw), some(db));
 }
 
 py::object conv_transpose(int nd, py::handle xh, py::handle wh, py::handle bh, py::handle stride,
@@ -409,7 +476,7 @@ py::object conv_transpose(int nd, py::handle xh, py::handle wh, py::handle bh, p
   if (y.size == 0) return result(y);
   x = dense(x);
   w = dense(w);
-  run(conv_choose(kConvBackwardData, x.dtype, p), x.dtype, p, {in(x), in(w), in(b), out(y)});
+  run_backward(p, x, w, b, Array(), y, Array(), Array());
   return result(y);
 }
 
@@ -439,7 +506,7 @@ py::object conv_transpose_backward_data(int nd, py::handle gh, py::handle wh, py
   if (dx.size == 0) return result(dx);
   g = dense(g);
   w = dense(w);
-  run(conv_choose(kConvForward, g.dtype, p), g.dtype, p, {in(g), in(w), in(Array()), out(dx)});
+  run_forward(p, g, w, Array(), dx);
   return result(dx);
 }
 
@@ -472,8 +539,7 @@ py::tuple conv_transpose_backward_weight(int nd, py::handle xh, py::handle gh, p
       memset(dw.data, 0, (size_t)dw.nbytes());
     } else {
       x = dense(x);
-      run(conv_choose(kConvBackwardWeight, x.dtype, p), x.dtype, p,
-          {in(g), in(x), out(dw), out(db)});
+      run_backward(p, x, Array(), Array(), g, Array(), dw, db);
     }
   }
   if (bias) {
@@ -501,6 +567,9 @@ void bind_conv(py::module_& module) {
   m.def("conv_backward_weight", &conv_backward_weight, py::arg("nd"), py::arg("x"), py::arg("grad"),
         py::arg("shape"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
         py::arg("groups"), py::arg("bias"));
+  m.def("conv_backward", &conv_backward, py::arg("nd"), py::arg("x"), py::arg("grad"),
+        py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("groups"), py::arg("data"), py::arg("weight_gradient"), py::arg("bias"));
   m.def("conv_transpose", &conv_transpose, py::arg("nd"), py::arg("x"), py::arg("weight"),
         py::arg("bias"), py::arg("stride"), py::arg("padding"), py::arg("output_padding"),
         py::arg("dilation"), py::arg("groups"));
@@ -511,6 +580,20 @@ void bind_conv(py::module_& module) {
         py::arg("x"), py::arg("grad"), py::arg("shape"), py::arg("stride"), py::arg("padding"),
         py::arg("output_padding"), py::arg("dilation"), py::arg("groups"), py::arg("weight"),
         py::arg("bias"));
+  m.def(
+      "set_conv_precision",
+      [](const std::string& name) {
+        if (const char* error = conv_set_precision(name.c_str()))
+          value_error("set_conv_precision", std::string(error) + ", got '" + name + "'");
+      },
+      py::arg("precision"));
+  m.def("get_conv_precision", [] { return std::string(conv_get_precision()); });
+  m.def(
+      "conv_force",
+      [](const std::string& name, int64_t l2) {
+        if (const char* error = conv_force(name.c_str(), l2)) value_error("conv_force", error);
+      },
+      py::arg("name"), py::arg("l2") = 0);
 }
 
 }  // namespace gs

@@ -12,20 +12,24 @@
 namespace gs {
 
 enum ConvActivation : int32_t { kConvLinear, kConvRelu };
+enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 
 // conv_*_forward:          buffers x, w, bias (may be absent), y
 // conv_*_backward_data:    buffers dy, w, bias (channels; may be absent), dx. Also the forward pass
 // of a transposed
 //                          convolution: then dy is its input, dx its output, and bias is its bias.
 // conv_*_backward_weight:  buffers x, dy, dw, db (may be absent)
+// conv_winograd*_backward: buffers dy, w, bias (channels; may be absent), dx, x, dw, db; dx, or x,
+// dw and db absent where `wanted` says so
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t
-      l2;  // bytes of the second-level cache: block sizes, never the order of sums, follow from it
+  int64_t l2;       // bytes of the second-level cache: block sizes follow from it
+  int64_t threads;  // the most members: room for what each has of its own, nothing else
   ConvActivation activation;
   int32_t has_bias;  // backward_weight: db is wanted
+  int32_t wanted;    // conv_winograd*_backward: bits of ConvWanted
 };
 
 // conv_channel_sum: out[c] = sum over rows of x (rows, channels). buffers x, out.

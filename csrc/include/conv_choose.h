@@ -5,9 +5,24 @@
 
 namespace gs {
 
-enum ConvPass { kConvForward, kConvBackwardData, kConvBackwardWeight };
+// kConvBackward: both gradients are wanted.
+enum ConvPass { kConvForward, kConvBackwardData, kConvBackwardWeight, kConvBackward };
 
-// The first kernel of the ordered list that accepts the problem.
-const Kernel& conv_choose(ConvPass pass, DType dtype, const ConvParams& p);
+struct ConvChoice {
+  const Kernel* kernel;
+  bool joint;  // a kernel for all gradients (conv_*_backward); nullptr as kernel: one each
+};
+
+// The first of the ordered list that accepts the problem.
+ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p);
+
+// "default", or "strict": no F(4 x 4) Winograd. Error text or nullptr.
+const char* conv_set_precision(const char* name);
+const char* conv_get_precision();
+// For tests: "winograd4", "winograd2" or "direct" wherever it can do a problem, whatever the cost
+// model says and for float64 too; "" gives the choice back. l2: pretended cache size in bytes, so
+// that small problems take many blocks; 0: the machine's. Error text or nullptr.
+const char* conv_force(const char* name, int64_t l2);
+int64_t conv_l2();
 
 }  // namespace gs

@@ -22,8 +22,10 @@ from .core.autograd import (
 )
 from .core.config import (
     empty_cache,
+    get_conv_precision,
     get_num_threads,
     memory_stats,
+    set_conv_precision,
     set_num_threads,
     show_config,
     threads,

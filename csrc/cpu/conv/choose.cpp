@@ -1,37 +1,196 @@
 // The ordered list of convolution implementations: the first that accepts a problem runs it. All of
-// them compute the same thing, so a new one (Winograd, a fused stem) is a line here above those it
-// beats. GRADSMITH_VERBOSE=1 names the kernel that ran.
+// them compute the same thing, so a new one is a line here above those it beats.
+// GRADSMITH_VERBOSE=1 says which one was taken and why.
+//
+// Winograd accepts when its estimated time is below that of the direct kernel. Estimates are cycles
+// of one core that does two vector multiply-adds a cycle: products plus transforms. They follow
+// from the shape and the width of the vectors, so the choice is the same for any number of threads.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+
 #include "conv_choose.h"
 
 namespace gs {
 
 namespace {
 
-struct Implementation {
-  bool (*accepts)(DType dtype, const ConvParams& p);
-  Kernel kernels[3];  // by ConvPass
+std::atomic<bool> strict{false};
+std::atomic<int> forced{0};  // 0: no; else 1 + index into the list
+std::atomic<int64_t> pretended_l2{0};
+
+bool verbose() {
+  static const bool on = [] {
+    const char* v = getenv("GRADSMITH_VERBOSE");
+    return v && *v && *v != '0';
+  }();
+  return on;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Vectors that hold `count` elements.
+double vectors(int64_t count, DType dtype) {
+  const char* isa = isa_active();
+  int64_t bytes = strncmp(isa, "avx512", 6) == 0 ? 64 : strcmp(isa, "avx2") == 0 ? 32 : 16;
+  return (double)ceil_div(count, bytes / (dtype == kF64 ? 8 : 4));
+}
+
+// Rows (or columns) times taps that lie inside.
+double taps_inside(int64_t in, int64_t out, int64_t kernel, int64_t pad) {
+  double before = (double)pad, after = (double)(out + kernel - 1 - in - pad);
+  return (double)(out * kernel) - before * (before + 1) / 2 - after * (after + 1) / 2;
+}
+
+bool is_winograd(const ConvParams& p) {
+  return p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 &&
+         p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1 && p.pad_h <= 2 && p.pad_w <= 2 &&
+         p.out_h <= p.in_h + 2 && p.out_w <= p.in_w + 2;
+}
+
+double direct_cycles(ConvPass pass, DType dtype, const ConvParams& p) {
+  double taps = (double)p.n * taps_inside(p.in_h, p.out_h, 3, p.pad_h) *
+                taps_inside(p.in_w, p.out_w, 3, p.pad_w);
+  double forward = taps * (double)p.channels * vectors(p.filters, dtype) / 2;
+  double backward = taps * (double)p.filters * vectors(p.channels, dtype) / 2;
+  if (pass == kConvForward) return forward;
+  if (pass == kConvBackwardData) return backward;
+  return pass == kConvBackwardWeight ? 1.1 * backward : 2.1 * backward;
+}
+
+// Cycles to transform a vector of a tile: inputs, outputs, dy, dx, and of a filter.
+struct Transforms {
+  double input, output, gradient, input_gradient, filter;
 };
 
-bool depthwise(DType, const ConvParams& p) {
+double winograd_cycles(int64_t m, ConvPass pass, DType dtype, const ConvParams& p) {
+  const Transforms t = m == 4 ? Transforms{170, 110, 120, 200, 70} : Transforms{60, 40, 50, 75, 30};
+  double tiles = (double)(p.n * ceil_div(p.out_h, m) * ceil_div(p.out_w, m));
+  double C = (double)p.channels, K = (double)p.filters;
+  double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
+  double planes = (double)((m + 2) * (m + 2));
+  double product = 0.55 * tiles * planes;
+  if (pass == kConvForward)
+    return product * C * Kv + tiles * (t.input * Cv + t.output * Kv) + 1.3 * t.filter * C * Kv;
+  double r = tiles * t.gradient * Kv;
+  if (pass != kConvBackwardWeight)
+    r += product * K * Cv + tiles * t.input_gradient * Cv + t.filter * K * Cv;
+  if (pass != kConvBackwardData) r += product * K * Cv + tiles * t.input * Cv + t.filter * K * Cv;
+  return r;
+}
+
+struct Implementation {
+  const char* name;
+  bool (*can)(const ConvParams& p);
+  bool (*accepts)(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct);
+  Kernel kernels[4];  // by ConvPass
+  bool joint;
+};
+
+bool any(const ConvParams&) { return true; }
+bool is_depthwise(const ConvParams& p) {
   return p.groups > 1 && p.groups == p.channels && p.groups == p.filters;
 }
-bool always(DType, const ConvParams&) { return true; }
+bool always(ConvPass, DType, const ConvParams&, double*, double*) { return true; }
+
+template <int M>
+bool winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
+  // float64 is asked for where rounding matters more than time.
+  if (dtype != kF32 || (M == 4 && strict.load(std::memory_order_relaxed))) return false;
+  *own = winograd_cycles(M, pass, dtype, p);
+  *direct = direct_cycles(pass, dtype, p);
+  if (M == 4 && winograd_cycles(2, pass, dtype, p) < *own) return false;
+  return *own < 0.9 * *direct;
+}
 
 const Implementation implementations[] = {
-    {depthwise,
+    {"depthwise",
+     is_depthwise,
+     always,
      {Kernel("conv_depthwise_forward"), Kernel("conv_depthwise_backward_data"),
-      Kernel("conv_depthwise_backward_weight")}},
-    {always,
+      Kernel("conv_depthwise_backward_weight"), Kernel("")},
+     false},
+    {"winograd4",
+     is_winograd,
+     winograd_wins<4>,
+     {Kernel("conv_winograd4_forward"), Kernel("conv_winograd4_backward"),
+      Kernel("conv_winograd4_backward"), Kernel("conv_winograd4_backward")},
+     true},
+    {"winograd2",
+     is_winograd,
+     winograd_wins<2>,
+     {Kernel("conv_winograd2_forward"), Kernel("conv_winograd2_backward"),
+      Kernel("conv_winograd2_backward"), Kernel("conv_winograd2_backward")},
+     true},
+    {"direct",
+     any,
+     always,
      {Kernel("conv_direct_forward"), Kernel("conv_direct_backward_data"),
-      Kernel("conv_direct_backward_weight")}},
+      Kernel("conv_direct_backward_weight"), Kernel("")},
+     false},
 };
+
+void explain(ConvPass pass, const ConvParams& p, const char* name, double own, double direct) {
+  static const char* const passes[] = {"forward", "backward data", "backward weight", "backward"};
+  fprintf(stderr,
+          "gradsmith: conv %lldx%lld/%lld (%lld, %lld, %lld, %lld) -> (%lld, %lld, %lld) %s: %s",
+          (long long)p.kernel_h, (long long)p.kernel_w, (long long)p.stride_h, (long long)p.n,
+          (long long)p.in_h, (long long)p.in_w, (long long)p.channels, (long long)p.out_h,
+          (long long)p.out_w, (long long)p.filters, passes[pass], name);
+  if (forced.load())
+    fprintf(stderr, " (forced)\n");
+  else if (own > 0)
+    fprintf(stderr, " (winograd %.3g cycles, direct %.3g%s)\n", own, direct,
+            strict.load() ? ", strict" : "");
+  else
+    fprintf(stderr, " (first that can%s)\n", strict.load() ? ", strict" : "");
+}
 
 }  // namespace
 
-const Kernel& conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
+ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
+  double own = 0, direct = 0;
   const Implementation* i = implementations;
-  while (!i->accepts(dtype, p)) ++i;
-  return i->kernels[pass];
+  int force = forced.load(std::memory_order_relaxed);
+  if (force && implementations[force - 1].can(p))
+    i = implementations + (force - 1);
+  else
+    while (!i->can(p) || !i->accepts(pass, dtype, p, &own, &direct)) ++i;
+  if (verbose()) explain(pass, p, i->name, own, direct);
+  bool joint = i->joint && pass != kConvForward;
+  return ConvChoice{pass == kConvBackward && !joint ? nullptr : &i->kernels[pass], joint};
+}
+
+const char* conv_set_precision(const char* name) {
+  bool s = strcmp(name, "strict") == 0;
+  if (!s && strcmp(name, "default") != 0) return "expected 'default' or 'strict'";
+  strict.store(s);
+  return nullptr;
+}
+
+int64_t conv_l2() {
+  int64_t l2 = pretended_l2.load(std::memory_order_relaxed);
+  return l2 ? l2 : machine().l2;
+}
+
+const char* conv_get_precision() { return strict.load() ? "strict" : "default"; }
+
+const char* conv_force(const char* name, int64_t l2) {
+  if (l2 < 0) return "l2 must not be negative";
+  pretended_l2.store(l2);
+  if (!*name) {
+    forced.store(0);
+    return nullptr;
+  }
+  int count = (int)(sizeof(implementations) / sizeof(implementations[0]));
+  for (int i = 1; i < count; ++i)
+    if (strcmp(name, implementations[i].name) == 0) {
+      forced.store(i + 1);
+      return nullptr;
+    }
+  return "expected 'winograd4', 'winograd2', 'direct' or ''";
 }
 
 }  // namespace gs

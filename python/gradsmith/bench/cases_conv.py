@@ -30,6 +30,8 @@ _SHAPES = [
     ("3x3 depthwise 128", 4, 28, 128, 128, 3, 1, 128),
     ("3x3 groups 4", 4, 28, 128, 128, 3, 1, 4),
 ]
+# Stride 1, 3x3, padded, batch 32: channels at sizes
+_GRID = [(channels, size) for channels in (64, 128, 256, 512) for size in (32, 16, 8, 4)]
 _QUICK = {"3x3 32", "3x3 64", "3x3 128", "5x5 1-32 LeNet", "5x5 32-64 LeNet", "3x3 1-32 digits"}
 
 
@@ -63,7 +65,12 @@ def _torch(x: Any, w: Any, b: Any, dy: Any, window: tuple, what: str) -> Callabl
         _, dw, db = backward([False, True, True])
         return dw.permute(0, 2, 3, 1), db
 
-    return weight
+    def step() -> Any:
+        y = forward()
+        dx, dw, db = backward([True, True, True])
+        return y, dx.permute(0, 2, 3, 1), dw.permute(0, 2, 3, 1), db
+
+    return weight if what == "backward weight" else step
 
 
 def _jax(x: Any, w: Any, b: Any, dy: Any, window: tuple, what: str) -> Callable[[], Any]:
@@ -81,7 +88,14 @@ def _jax(x: Any, w: Any, b: Any, dy: Any, window: tuple, what: str) -> Callable[
     if what == "forward":
         f = jax.jit(conv)
         return lambda: jax.block_until_ready(f(jx, jw, jb))
-    if what == "backward data":
+    if what == "forward + backward":
+
+        def step(x: Any, w: Any, b: Any, dy: Any) -> Any:
+            y, pull = jax.vjp(conv, x, w, b)
+            return y, *pull(dy)
+
+        g = jax.jit(step)
+    elif what == "backward data":
         g = jax.jit(lambda x, w, b, dy: jax.vjp(lambda x: conv(x, w, b), x)[1](dy)[0])
     else:
         g = jax.jit(lambda x, w, b, dy: jax.vjp(lambda w, b: conv(x, w, b), w, b)[1](dy))
@@ -108,6 +122,11 @@ def _case(shape: tuple, what: str) -> Case:
         runs: dict[str, Callable[[], Any]] = {}
         if what == "forward":
             runs["gradsmith"] = lambda: k.conv(2, x, w, b, *args, False)
+        elif what == "forward + backward":
+            runs["gradsmith"] = lambda: (
+                k.conv(2, x, w, b, *args, False),
+                *k.conv_backward(2, x, dy, w, *args, True, True, True),
+            )
         elif what == "backward data":
             runs["gradsmith"] = lambda: k.conv_backward_data(2, dy, w, x.shape, *args)
         else:
@@ -123,7 +142,15 @@ def _case(shape: tuple, what: str) -> Case:
     return Case(
         name=f"conv {name}, {n}x{size}x{size}x{channels}, {what}",
         setup=setup,
-        flops=2.0 * pixels * filters * kernel * kernel * channels / groups,
+        # of the direct sum: Winograd's share of the peak can be above 1
+        flops=2.0
+        * pixels
+        * filters
+        * kernel
+        * kernel
+        * channels
+        / groups
+        * (3 if what == "forward + backward" else 1),
         bytes=4.0 * (n * size * size * channels + pixels * filters),
         rtol=1e-4,
     )
@@ -139,4 +166,8 @@ def cases(quick: bool = False) -> list[Case]:
             if what == "backward data" and shape[3] < 8:
                 continue
             found.append(_case(shape, what))
+    if not quick:
+        for channels, size in _GRID:
+            shape = (f"3x3 {channels}", 32, size, channels, channels, 3, 1, 1)
+            found += [_case(shape, what) for what in ("forward", "forward + backward")]
     return found

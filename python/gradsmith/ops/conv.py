@@ -19,15 +19,7 @@ class ConvBackward(Node):
 
     def backward(self, grad: Any) -> tuple:
         x, w = self.saved[:2]
-        needs = self.needs
-        k = self.k
-        nd = w.ndim - 2
-        dx = dw = db = None
-        if needs[0]:
-            dx = k.conv_backward_data(nd, grad, w, x.shape, *self.window)
-        if needs[1] or needs[2]:
-            dw, db = k.conv_backward_weight(nd, x, grad, w.shape, *self.window, needs[2])
-        return dx, dw, db
+        return self.k.conv_backward(w.ndim - 2, x, grad, w, *self.window, *self.needs)
 
 
 class ConvReluBackward(ConvBackward):
@@ -128,7 +120,8 @@ def conv2d(
     an int or (h, w). padding: zeros around: an int, (h, w), ((top, bottom), (left, right)), 'valid' or
     'same' (stride 1). groups: channels fall into groups that are convolved apart; groups = in = out is
     depthwise. relu clamps y at zero in the same pass. Output: (N, P, Q, out) with
-    P = (H + padding - dilation * (kh - 1) - 1) // stride + 1 and Q alike.
+    P = (H + padding - dilation * (kh - 1) - 1) // stride + 1 and Q alike. Float32 convolutions of 3x3 and
+    stride 1 take Winograd's form where it is faster; `gs.set_conv_precision` limits its rounding.
 
     ValueError: shapes that do not fit, a kernel larger than the padded input. TypeError: dtypes.
 

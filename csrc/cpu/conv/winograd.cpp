@@ -1,0 +1,178 @@
+// Winograd convolution, forward: F(4 x 4, 3 x 3) and F(2 x 2, 3 x 3), stride 1 (see winograd.h).
+//
+// x (n, in_h, in_w, C), w (K, 3, 3, C), y (n, out_h, out_w, K). No transformed tensor goes through
+// memory. Two schedules, by shape and caches:
+//
+// "by tiles" (the transformed filters are small, or there are many tiles): they are made once and
+// stay in the shared cache; a task transforms a block of tiles into the second-level cache,
+// multiplies it A * A times by each panel of filters, transforms each panel's products in registers
+// and stores.
+//
+// "by filters" (small maps, many channels): the transformed tiles are made once; a task takes a
+// panel of filters, transforms a slice of input channels of it into the second-level cache,
+// multiplies all tiles of its range, goes on to the next slice, and transforms the products at the
+// end. The transformed filters, 4 times the weights, exist only slice by slice.
+//
+// Floor: 2 tiles A * A C K operations, plus some 150 vector operations a tile and vector of
+// channels.
+#include "conv/winograd.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+constexpr int64_t kUnit = 4;  // tiles that a member transforms at a time
+
+template <class T>
+struct Job {
+  Grid g;
+  Panels out;
+  int64_t channels;  // padded
+  bool by_filters;
+  int64_t blocks, block;                     // by tiles: tasks, and the most tiles of one
+  int64_t images, ranges, range, slice;      // by filters: of a round, of a task
+  Planes v, m, u;                            // u: of a panel (by tiles) or of a slice
+  size_t u_at, own_at, own, zeros, scratch;  // own: bytes of a member, in it zeros, then v or u, m
+};
+
+template <class T, int M>
+Job<T> make_job(const ConvParams& p) {
+  constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
+  constexpr int64_t W = kPanel * N, B = sizeof(T);
+  Job<T> j{};
+  j.g = grid_of<M>(p);
+  j.out = panels_of<T>(p.filters);
+  j.channels = ceil_div(p.channels, N) * N;
+  int64_t tiles = j.g.tiles, width = min64(W, j.out.padded);
+  int64_t filters = E * p.channels * j.out.padded * B, inputs = E * tiles * j.channels * B;
+  int64_t most = max64(p.l2 * 6 / 10 / (E * (j.channels + width) * B), 12);
+  j.blocks = max64(ceil_div(tiles, most), min64(8, tiles / 16));
+  if (j.blocks > 1) j.blocks += j.blocks % 2;
+  // bytes that pass between the caches
+  double by_tiles =
+      (filters > p.l2 / 2 ? (double)filters * (double)(j.blocks + 1) : 0) + (double)filters;
+  double by_filters = (double)inputs * (double)(j.out.count + 1);
+  j.by_filters = by_filters < by_tiles;
+  int64_t members = max64(1, p.threads);
+  j.zeros = align64((size_t)(j.channels * B));
+  if (!j.by_filters) {
+    j.block = ceil_div(tiles, j.blocks);
+    j.v = planes(j.block, j.channels);
+    j.m = planes(j.block, width);
+    j.own_at = align64((size_t)(filters + j.out.count * E * 16 * B));
+    j.own = align64(j.zeros + (size_t)(E * (j.v.step + j.m.step) * B));
+  } else {
+    int64_t per = j.g.rows * j.g.cols;
+    int64_t room = 16 * p.l2 / (E * j.channels * B);
+    j.images = max64(1, min64(p.n, room / per));
+    j.images = ceil_div(p.n, ceil_div(p.n, j.images));
+    int64_t all = j.images * per;
+    j.ranges = ceil_div(all, max64(p.l2 * 6 / 10 / (E * width * B), 32));
+    j.range = ceil_div(all, j.ranges);
+    int64_t slice = max64(p.l2 * 4 / 10 / (E * width * B) / N, 2) * N;
+    j.slice = min64(p.channels, ceil_div(ceil_div(p.channels, ceil_div(p.channels, slice)), N) * N);
+    j.v = planes(all, j.channels);
+    j.u = planes(j.slice, width);
+    j.m = planes(j.range, width);
+    j.own_at = align64((size_t)(E * j.v.step * B));
+    j.own = align64(j.zeros + (size_t)(E * (j.u.step + j.m.step) * B));
+  }
+  j.scratch = j.own_at + (size_t)members * j.own;
+  return j;
+}
+
+template <class T, int M>
+void forward(const void* params, void* const* buf, const Ctx* ctx) {
+  constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
+  const ConvParams& p = *(const ConvParams*)params;
+  Job<T> j = make_job<T, M>(p);
+  const T *x = (const T*)buf[0], *w = (const T*)buf[1], *bias = (const T*)buf[2];
+  T* y = (T*)buf[3];
+  char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
+  T *zeros = (T*)own, *mine = (T*)(own + j.zeros);
+  memset(zeros, 0, j.zeros);
+  int64_t C = p.channels;
+
+  if (!j.by_filters) {
+    // Panel i of the transformed filters; E planes of C rows.
+    auto panel = [&](int64_t i) {
+      return (T*)ctx->scratch + E * (C * j.out.first(i) * N + 16 * i);
+    };
+    int64_t slices = ceil_div(C, N);
+    for (int64_t t = ctx->tid; t < j.out.count * slices; t += ctx->nt) {
+      int64_t i = t / slices, c = t % slices * N;
+      Planes s = planes(C, j.out.nv(i) * N);
+      filter_tiles<T, M>(p, w, j.out.first(i) * N, j.out.nv(i), c, min64(c + N, C),
+                         panel(i) + c * s.ld, s);
+    }
+    ctx->sync();
+    T *v = mine, *m = mine + E * j.v.step;
+    for (int64_t b = ctx->tid; b < j.blocks; b += ctx->nt) {
+      int64_t t0 = b * j.g.tiles / j.blocks, t1 = (b + 1) * j.g.tiles / j.blocks;
+      input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
+      for (int64_t i = 0; i < j.out.count; ++i) {
+        int nv = j.out.nv(i);
+        int64_t k0 = j.out.first(i) * N;
+        Planes s = planes(C, nv * N);
+        for (int e = 0; e < E; ++e)
+          product<T, false>(nv, v + e * j.v.step, j.v.ld, t1 - t0, panel(i) + e * s.step, s.ld, C,
+                            m + e * j.m.step, j.m.ld, false);
+        output_tiles<T, M>(p, j.g, m, j.m, t0, t1, bias ? bias + k0 : nullptr, y + k0,
+                           min64(nv * N, p.filters - k0));
+      }
+    }
+    return;
+  }
+
+  T *v = (T*)ctx->scratch, *u = mine, *m = mine + E * j.u.step;
+  int64_t per = j.g.rows * j.g.cols;
+  for (int64_t n = 0; n < p.n; n += j.images) {
+    int64_t first = n * per, end = min64(n + j.images, p.n) * per;
+    if (n > 0) ctx->sync();
+    for (int64_t t = first + ctx->tid * kUnit; t < end; t += ctx->nt * kUnit)
+      input_tiles<T, M>(p, j.g, x, zeros, t, min64(t + kUnit, end), v + (t - first) * j.v.ld, j.v);
+    ctx->sync();
+    for (int64_t task = ctx->tid; task < j.out.count * j.ranges; task += ctx->nt) {
+      int64_t i = task % j.out.count, r = task / j.out.count, k0 = j.out.first(i) * N;
+      int64_t t0 = r * (end - first) / j.ranges, t1 = (r + 1) * (end - first) / j.ranges;
+      if (t0 == t1) continue;
+      int nv = j.out.nv(i);
+      for (int64_t c = 0; c < C; c += j.slice) {
+        int64_t count = min64(j.slice, C - c);
+        filter_tiles<T, M>(p, w, k0, nv, c, c + count, u, j.u);
+        for (int e = 0; e < E; ++e)
+          product<T, false>(nv, v + e * j.v.step + t0 * j.v.ld + c, j.v.ld, t1 - t0,
+                            u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0);
+      }
+      output_tiles<T, M>(p, j.g, m, j.m, first + t0, first + t1, bias ? bias + k0 : nullptr, y + k0,
+                         min64(nv * N, p.filters - k0));
+    }
+  }
+}
+
+template <class T, int M>
+void forward_plan(const void* params, Plan* plan) {
+  const ConvParams& p = *(const ConvParams*)params;
+  Job<T> j = make_job<T, M>(p);
+  int64_t shared = j.by_filters ? ceil_div(j.images * j.g.rows * j.g.cols, kUnit)
+                                : j.out.count * ceil_div(p.channels, simd<T>::N);
+  plan->tasks =
+      min64(max64(1, p.threads), max64(j.by_filters ? j.out.count * j.ranges : j.blocks, shared));
+  plan->scratch = j.scratch;
+  plan->work = (int64_t)(winograd_operations<M>(p) * (sizeof(T) == 8 ? 2 : 1) / GS_VBYTES) + 1000;
+}
+
+const KernelEntry entries[] = {
+    {"conv_winograd4_forward", kF32, forward<float, 4>, forward_plan<float, 4>},
+    {"conv_winograd4_forward", kF64, forward<double, 4>, forward_plan<double, 4>},
+    {"conv_winograd2_forward", kF32, forward<float, 2>, forward_plan<float, 2>},
+    {"conv_winograd2_forward", kF64, forward<double, 2>, forward_plan<double, 2>},
+};
+
+}  // namespace
+
+extern const KernelList conv_winograd_kernels;
+const KernelList conv_winograd_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs

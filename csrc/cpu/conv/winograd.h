@@ -1,0 +1,656 @@
+// Winograd convolution F(M x M, 3 x 3): transforms and register tiles shared by forward and
+// backward.
+//
+// A tile of M x M outputs needs A x A inputs, A = M + 2, and A * A products a pair of channels
+// where the direct sum has 9 * M * M: 36 for 144 at M = 4, 16 for 36 at M = 2. With B, G and A^T
+// the 1-d transforms of input, filter and output, each applied along rows and columns:
+//
+//   v = B^T d B      u = G g G^T      m = sum_c v * u      y = A^T m A
+//
+// The backward pass is the exact adjoint of each step, so it needs no second kind of tile:
+//
+//   dm = A dy A^T    dv = sum_k dm * u    dx (overlapping) += B dv B^T    du = sum_tiles dm * v
+//   dw = G^T du G
+//
+// Interpolation points of M = 4: 0, +-sqrt(1/2), +-sqrt(2), infinity. They keep the entries of the
+// matrices close to one and halve the rounding error of the usual 0, +-1, +-2; with fused
+// multiply-adds the irrational constants cost nothing. M = 2: 0, +-1, infinity; exact but for the
+// products.
+#pragma once
+#include <string.h>
+
+#include "conv/geometry.h"
+#include "simd/transpose.h"
+#include "simd/vec.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+#if GS_VBYTES == 64 || defined(__ARM_NEON)
+#define GS_WINOGRAD_WIDE 1
+constexpr int kPanel = 4;  // vectors of a panel of channels: 6 x 4 accumulators
+#else
+#define GS_WINOGRAD_WIDE 0
+constexpr int kPanel = 2;  // 6 x 2 accumulators of 16 registers
+#endif
+
+template <class T, int M>
+struct Points;
+
+template <class T>
+struct Points<T, 4> {
+  using V = typename simd<T>::V;
+  static constexpr int A = 6;
+  static constexpr T a = (T)0.70710678118654752440, b = (T)1.41421356237309504880;
+
+  // B^T d, in place
+  GS_MEMBER static void input(V (&d)[6]) {
+    V two = set1((T)2), half = set1((T)0.5), k = set1((T)2.5), pa = set1(a), pb = set1(b);
+    V e1 = fnma(two, d[2], d[4]), o1 = fnma(two, d[1], d[3]);
+    V e2 = fnma(half, d[2], d[4]), o2 = fnma(half, d[1], d[3]);
+    d[0] = fnma(k, d[2], d[0] + d[4]);
+    d[5] = fnma(k, d[3], d[1] + d[5]);
+    d[1] = fma(pa, o1, e1);
+    d[2] = fnma(pa, o1, e1);
+    d[3] = fma(pb, o2, e2);
+    d[4] = fnma(pb, o2, e2);
+  }
+  // B v, in place: the adjoint of input
+  GS_MEMBER static void input_adjoint(V (&v)[6]) {
+    V two = set1((T)2), half = set1((T)0.5), k = set1((T)2.5);
+    V s1 = v[1] + v[2], t1 = set1(a) * (v[1] - v[2]);
+    V s2 = v[3] + v[4], t2 = set1(b) * (v[3] - v[4]);
+    V v0 = v[0], v5 = v[5];
+    v[1] = fnma(two, t1, fnma(half, t2, v5));
+    v[2] = fnma(k, v0, fnma(two, s1, -(half * s2)));
+    v[3] = fnma(k, v5, t1 + t2);
+    v[4] = v0 + s1 + s2;
+  }
+  // A^T m
+  GS_MEMBER static void output(const V (&m)[6], V (&y)[4]) {
+    V half = set1((T)0.5), two = set1((T)2);
+    V s1 = m[1] + m[2], t1 = set1(a) * (m[1] - m[2]);
+    V s2 = m[3] + m[4], t2 = set1(b) * (m[3] - m[4]);
+    y[0] = m[0] + s1 + s2;
+    y[1] = t1 + t2;
+    y[2] = fma(half, s1, two * s2);
+    y[3] = fma(half, t1, fma(two, t2, m[5]));
+  }
+  // A y: the adjoint of output
+  GS_MEMBER static void output_adjoint(const V (&y)[4], V (&m)[6]) {
+    V half = set1((T)0.5), two = set1((T)2), pa = set1(a), pb = set1(b);
+    V p = fma(half, y[2], y[0]), q = fma(half, y[3], y[1]);
+    V r = fma(two, y[2], y[0]), s = fma(two, y[3], y[1]);
+    m[0] = y[0];
+    m[1] = fma(pa, q, p);
+    m[2] = fnma(pa, q, p);
+    m[3] = fma(pb, s, r);
+    m[4] = fnma(pb, s, r);
+    m[5] = y[3];
+  }
+  // G g
+  GS_MEMBER static void filter(const V (&g)[3], V (&u)[6]) {
+    V c1 = set1((T)(-2.0 / 3)), c2 = set1((T)(1.0 / 6)), half = set1((T)0.5), two = set1((T)2);
+    V p = c1 * fma(half, g[2], g[0]), q = (c1 * set1(a)) * g[1];
+    V r = c2 * fma(two, g[2], g[0]), s = (c2 * set1(b)) * g[1];
+    u[0] = g[0];
+    u[1] = p + q;
+    u[2] = p - q;
+    u[3] = r + s;
+    u[4] = r - s;
+    u[5] = g[2];
+  }
+  // G^T u: the adjoint of filter
+  GS_MEMBER static void filter_adjoint(const V (&u)[6], V (&g)[3]) {
+    V c1 = set1((T)(-2.0 / 3)), c2 = set1((T)(1.0 / 6)), half = set1((T)0.5), two = set1((T)2);
+    V s1 = c1 * (u[1] + u[2]), t1 = c1 * (u[1] - u[2]);
+    V s2 = c2 * (u[3] + u[4]), t2 = c2 * (u[3] - u[4]);
+    g[0] = u[0] + s1 + s2;
+    g[1] = fma(set1(a), t1, set1(b) * t2);
+    g[2] = fma(half, s1, fma(two, s2, u[5]));
+  }
+};
+
+template <class T>
+struct Points<T, 2> {
+  using V = typename simd<T>::V;
+  static constexpr int A = 4;
+
+  GS_MEMBER static void input(V (&d)[4]) {
+    V d1 = d[1], d2 = d[2];
+    d[0] = d[0] - d2;
+    d[1] = d1 + d2;
+    d[2] = d2 - d1;
+    d[3] = d[3] - d1;
+  }
+  GS_MEMBER static void input_adjoint(V (&v)[4]) {
+    V v1 = v[1], v2 = v[2];
+    v[1] = v1 - v2 - v[3];
+    v[2] = v1 + v2 - v[0];
+  }
+  GS_MEMBER static void output(const V (&m)[4], V (&y)[2]) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] + m[3];
+  }
+  GS_MEMBER static void output_adjoint(const V (&y)[2], V (&m)[4]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[0] - y[1];
+    m[3] = y[1];
+  }
+  GS_MEMBER static void filter(const V (&g)[3], V (&u)[4]) {
+    V h = set1((T)0.5), s = h * (g[0] + g[2]), t = h * g[1];
+    u[0] = g[0];
+    u[1] = s + t;
+    u[2] = s - t;
+    u[3] = g[2];
+  }
+  GS_MEMBER static void filter_adjoint(const V (&u)[4], V (&g)[3]) {
+    V h = set1((T)0.5), s = h * (u[1] + u[2]);
+    g[0] = u[0] + s;
+    g[1] = h * (u[1] - u[2]);
+    g[2] = s + u[3];
+  }
+};
+
+// Tiles are counted image by image, row by row.
+struct Grid {
+  int64_t n, rows, cols, tiles;
+};
+
+template <int M>
+GS_INLINE Grid grid_of(const ConvParams& p) {
+  int64_t rows = ceil_div(p.out_h, M), cols = ceil_div(p.out_w, M);
+  return Grid{p.n, rows, cols, p.n * rows * cols};
+}
+
+// Multiply-adds of one pass.
+template <int M>
+GS_INLINE double winograd_operations(const ConvParams& p) {
+  return (double)grid_of<M>(p).tiles * (M + 2) * (M + 2) * (double)p.channels * (double)p.filters;
+}
+
+// A transformed tensor: plane e (of A * A) is (rows, ld) and starts at e * step. Steps are no
+// multiple of a page, so that the stores of a tile do not all meet in one set of the cache.
+struct Planes {
+  int64_t ld, step;
+};
+GS_INLINE Planes planes(int64_t rows, int64_t ld) { return Planes{ld, rows * ld + 16}; }
+
+// v[e][t - t0][c] = B^T d B for tiles [t0, t1); lanes past C are zero. zeros: C zeros
+template <class T, int M>
+void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros, int64_t t0,
+                 int64_t t1, T* v, Planes s) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, A = M + 2;
+  int64_t C = p.channels;
+  for (int64_t t = t0; t < t1; ++t, v += s.ld) {
+    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M - p.pad_h,
+            col = t % g.cols * M - p.pad_w;
+    const T* at[A][A];
+    for (int i = 0; i < A; ++i)
+      for (int j = 0; j < A; ++j) {
+        int64_t r = row + i, c = col + j;
+        bool in = r >= 0 && r < p.in_h && c >= 0 && c < p.in_w;
+        at[i][j] = in ? x + ((n * p.in_h + r) * p.in_w + c) * C : zeros;
+      }
+    for (int64_t c = 0; c < C; c += N) {
+      int lanes = (int)min64(N, C - c);
+      V d[A][A];
+      if (lanes == N) {
+#pragma GCC unroll 6
+        for (int j = 0; j < A; ++j) {
+          V e[A];
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) e[i] = load(at[i][j] + c);
+          Points<T, M>::input(e);
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) d[i][j] = e[i];
+        }
+      } else {
+        for (int j = 0; j < A; ++j) {
+          V e[A];
+          for (int i = 0; i < A; ++i) e[i] = load_n(at[i][j] + c, lanes);
+          Points<T, M>::input(e);
+          for (int i = 0; i < A; ++i) d[i][j] = e[i];
+        }
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i) {
+        Points<T, M>::input(d[i]);
+#pragma GCC unroll 6
+        for (int j = 0; j < A; ++j) store(v + (i * A + j) * s.step + c, d[i][j]);
+      }
+    }
+  }
+}
+
+// y = A^T m A (+ bias, ReLU) for tiles [t0, t1), `channels` filters from y's on. m[e][t - t0][k]
+template <class T, int M>
+void output_tiles(const ConvParams& p, const Grid& g, const T* m, Planes s, int64_t t0, int64_t t1,
+                  const T* bias, T* y, int64_t channels) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, A = M + 2;
+  bool relu = p.activation == kConvRelu;
+  for (int64_t t = t0; t < t1; ++t, m += s.ld) {
+    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M, col = t % g.cols * M;
+    int64_t rows = min64(M, p.out_h - row), cols = min64(M, p.out_w - col);
+    T* o = y + ((n * p.out_h + row) * p.out_w + col) * p.filters;
+    int64_t pitch = p.out_w * p.filters;
+    for (int64_t k = 0; k < channels; k += N) {
+      int lanes = (int)min64(N, channels - k);
+      V d[M][A];
+#pragma GCC unroll 6
+      for (int j = 0; j < A; ++j) {
+        V e[A], r[M];
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) e[i] = load(m + (i * A + j) * s.step + k);
+        Points<T, M>::output(e, r);
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) d[i][j] = r[i];
+      }
+      V b = bias ? load_n(bias + k, lanes) : V{};
+      bool whole = rows == M && cols == M && lanes == N;
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) {
+        V r[M];
+        Points<T, M>::output(d[i], r);
+#pragma GCC unroll 4
+        for (int j = 0; j < M; ++j) {
+          V q = r[j] + b;
+          if (relu) q = max(V{}, q);
+          if (whole)
+            store(o + i * pitch + j * p.filters + k, q);
+          else if (i < rows && j < cols)
+            store_n(o + i * pitch + j * p.filters + k, q, lanes);
+        }
+      }
+    }
+  }
+}
+
+// dm[e][t - t0][k] = A dy A^T for tiles [t0, t1); lanes past K are zero. db (K, padded) += dy when
+// given.
+template <class T, int M>
+void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* zeros, int64_t t0,
+                    int64_t t1, T* dm, Planes s, T* db) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, A = M + 2;
+  int64_t K = p.filters;
+  for (int64_t t = t0; t < t1; ++t, dm += s.ld) {
+    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M, col = t % g.cols * M;
+    const T* at[M][M];
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < M; ++j)
+        at[i][j] = row + i < p.out_h && col + j < p.out_w
+                       ? dy + ((n * p.out_h + row + i) * p.out_w + col + j) * K
+                       : zeros;
+    for (int64_t k = 0; k < K; k += N) {
+      int lanes = (int)min64(N, K - k);
+      V d[A][M], sum = V{};
+      if (lanes == N) {
+#pragma GCC unroll 4
+        for (int j = 0; j < M; ++j) {
+          V e[M], r[A];
+#pragma GCC unroll 4
+          for (int i = 0; i < M; ++i) {
+            e[i] = load(at[i][j] + k);
+            sum += e[i];
+          }
+          Points<T, M>::output_adjoint(e, r);
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) d[i][j] = r[i];
+        }
+      } else {
+        for (int j = 0; j < M; ++j) {
+          V e[M], r[A];
+          for (int i = 0; i < M; ++i) {
+            e[i] = load_n(at[i][j] + k, lanes);
+            sum += e[i];
+          }
+          Points<T, M>::output_adjoint(e, r);
+          for (int i = 0; i < A; ++i) d[i][j] = r[i];
+        }
+      }
+      if (db) store(db + k, load(db + k) + sum);
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i) {
+        V r[A];
+        Points<T, M>::output_adjoint(d[i], r);
+#pragma GCC unroll 6
+        for (int j = 0; j < A; ++j) store(dm + (i * A + j) * s.step + k, r[j]);
+      }
+    }
+  }
+}
+
+// dx += B dv B^T for tiles [t0, t1) in order, `channels` channels from dx's on. A pixel is stored
+// by the first tile that has it and added to by later ones, so dx needs no zeros. Tiles of the row
+// that starts at tile `first`, when it lies inside an image, put what they share with the row above
+// into seam (2, in_w, channels of x) instead; it is added to dx later.
+template <class T, int M>
+void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Planes s, int64_t t0,
+                          int64_t t1, int64_t first, const T* bias, T* dx, T* seam,
+                          int64_t channels) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, A = M + 2;
+  int64_t C = p.channels;
+  for (int64_t t = t0; t < t1; ++t, dv += s.ld) {
+    int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
+    int64_t row = ti * M - p.pad_h, col = tj * M - p.pad_w;
+    bool up = ti > 0, left = tj > 0, split = up && t < first + g.cols;
+    bool whole =
+        up && left && !split && row >= 0 && row + A <= p.in_h && col >= 0 && col + A <= p.in_w;
+    T* o = dx + ((n * p.in_h + row) * p.in_w + col) * C;
+    int64_t pitch = p.in_w * C;
+    for (int64_t c = 0; c < channels; c += N) {
+      int lanes = (int)min64(N, channels - c);
+      V d[A][A];
+#pragma GCC unroll 6
+      for (int j = 0; j < A; ++j) {
+        V e[A];
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) e[i] = load(dv + (i * A + j) * s.step + c);
+        Points<T, M>::input_adjoint(e);
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) d[i][j] = e[i];
+      }
+      V b = bias ? load_n(bias + c, lanes) : V{};
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i) Points<T, M>::input_adjoint(d[i]);
+      if (whole && lanes == N) {
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i)
+#pragma GCC unroll 6
+          for (int j = 0; j < A; ++j) {
+            T* q = o + i * pitch + j * C + c;
+            store(q, d[i][j] + (i < 2 || j < 2 ? load(q) : b));
+          }
+        continue;
+      }
+      for (int i = 0; i < A; ++i) {
+        if (row + i < 0 || row + i >= p.in_h) continue;
+        bool above = i < 2 && up, apart = above && split;
+        T* line = apart ? seam + (i * p.in_w + col) * C : o + i * pitch;
+        for (int j = 0; j < A; ++j) {
+          if (col + j < 0 || col + j >= p.in_w) continue;
+          T* q = line + j * C + c;
+          bool add = (above && !apart) || (j < 2 && left);
+          store_n(q, d[i][j] + (add ? load_n(q, lanes) : apart ? V{} : b), lanes);
+        }
+      }
+    }
+  }
+}
+
+// u[e][c - c0][k - k0] = G g G^T for the nv vectors of filters from k0 on: the operand of forward.
+// w (K, 3, 3, C); filters and channels that do not exist give zeros.
+template <class T, int M>
+void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c0, int64_t c1, T* u,
+                  Planes s) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, A = M + 2;
+  int64_t C = p.channels;
+  for (int64_t c = c0; c < c1; c += N)
+    for (int v = 0; v < nv; ++v) {
+      int64_t k = k0 + v * N;
+      int filters = (int)min64(N, p.filters - k), lanes = (int)min64(N, c1 - c);
+      V turned[9][N];
+      for (int tap = 0; tap < 9; ++tap) {
+        V r[N];
+        const T* q = w + (k * 9 + tap) * C + c;
+        if (filters == N && lanes == N) {
+#pragma GCC unroll 16
+          for (int i = 0; i < N; ++i) r[i] = load(q + i * 9 * C);
+        } else {
+          for (int i = 0; i < N; ++i) r[i] = i < filters ? load_n(q + i * 9 * C, lanes) : V{};
+        }
+        transpose<T>(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) turned[tap][i] = r[i];
+      }
+      for (int l = 0; l < lanes; ++l) {
+        T* out = u + (c - c0 + l) * s.ld + v * N;
+        V d[3][A];
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; ++i) {
+          V r[3] = {turned[i * 3][l], turned[i * 3 + 1][l], turned[i * 3 + 2][l]};
+          Points<T, M>::filter(r, d[i]);
+        }
+#pragma GCC unroll 6
+        for (int j = 0; j < A; ++j) {
+          V r[3] = {d[0][j], d[1][j], d[2][j]}, e[A];
+          Points<T, M>::filter(r, e);
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) store(out + (i * A + j) * s.step, e[i]);
+        }
+      }
+    }
+}
+
+// u[e][k - k0][c - c0] for the nv vectors of channels from c0 on: the operand of backward-data.
+template <class T, int M>
+void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, int64_t k0,
+                           int64_t k1, T* u, Planes s) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, A = M + 2;
+  int64_t C = p.channels;
+  for (int64_t k = k0; k < k1; ++k)
+    for (int v = 0; v < nv; ++v) {
+      int64_t c = c0 + v * N;
+      int lanes = (int)min64(N, C - c);
+      const T* q = w + k * 9 * C + c;
+      T* out = u + (k - k0) * s.ld + v * N;
+      V d[3][A];
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) {
+        V r[3];
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j)
+          r[j] = lanes == N ? load(q + (i * 3 + j) * C) : load_n(q + (i * 3 + j) * C, lanes);
+        Points<T, M>::filter(r, d[i]);
+      }
+#pragma GCC unroll 6
+      for (int j = 0; j < A; ++j) {
+        V r[3] = {d[0][j], d[1][j], d[2][j]}, e[A];
+        Points<T, M>::filter(r, e);
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) store(out + (i * A + j) * s.step, e[i]);
+      }
+    }
+}
+
+// dw (+)= G^T du G for filters [k0, k1), `channels` channels from dw's on; du[e][k - k0][c] summed
+// over `parts` parts that lie part_step apart, in order.
+template <class T, int M>
+void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts, int64_t part_step,
+                           int64_t k0, int64_t k1, T* dw, int64_t channels, bool add) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N, A = M + 2;
+  int64_t C = p.channels;
+  for (int64_t k = k0; k < k1; ++k)
+    for (int64_t c = 0; c < channels; c += N) {
+      int lanes = (int)min64(N, channels - c);
+      const T* q = du + (k - k0) * s.ld + c;
+      V d[3][A];
+#pragma GCC unroll 6
+      for (int j = 0; j < A; ++j) {
+        V e[A], r[3];
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) e[i] = load(q + (i * A + j) * s.step);
+        for (int o = 1; o < parts; ++o) {
+#pragma GCC unroll 6
+          for (int i = 0; i < A; ++i) e[i] += load(q + o * part_step + (i * A + j) * s.step);
+        }
+        Points<T, M>::filter_adjoint(e, r);
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; ++i) d[i][j] = r[i];
+      }
+      T* out = dw + k * 9 * C + c;
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) {
+        V r[3];
+        Points<T, M>::filter_adjoint(d[i], r);
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j) {
+          T* o = out + (i * 3 + j) * C;
+          store_n(o, add ? load_n(o, lanes) + r[j] : r[j], lanes);
+        }
+      }
+    }
+}
+
+// ---- products of planes
+
+// c (rows, NV vectors, ldc) (+)= a (rows, k; lda) b (k, NV vectors). rows <= MR exist.
+template <class T, int MR, int NV>
+__attribute__((noinline)) void product_tile(const T* a, int64_t lda, int rows, const T* b,
+                                            int64_t ldb, int64_t k, T* c, int64_t ldc, bool add) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  V acc[MR][NV];
+  const T* x[MR];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    x[m] = a + (m < rows ? m : rows - 1) * lda;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[m][v] = V{};
+  }
+  for (int64_t l = 0; l < k; ++l, b += ldb) {
+    V y[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) y[v] = load(b + v * N);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      V s = set1(x[m][l]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, y[v], acc[m][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    if (m >= rows) break;
+    T* d = c + m * ldc;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(d + v * N, add ? load(d + v * N) + acc[m][v] : acc[m][v]);
+  }
+}
+
+// c (rows, NV vectors; ldc) (+)= a^T b over k: a (k, rows; lda), b (k, NV vectors; ldb)
+template <class T, int MR, int NV>
+__attribute__((noinline)) void outer_tile(const T* a, int64_t lda, int rows, const T* b,
+                                          int64_t ldb, int64_t k, T* c, int64_t ldc, bool add) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  V acc[MR][NV];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[m][v] = V{};
+  }
+  for (int64_t l = 0; l < k; ++l, a += lda, b += ldb) {
+    V y[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) y[v] = load(b + v * N);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      V s = set1(a[m]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, y[v], acc[m][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    if (m >= rows) break;
+    T* d = c + m * ldc;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(d + v * N, add ? load(d + v * N) + acc[m][v] : acc[m][v]);
+  }
+}
+
+// The largest height of a tile of nv vectors. a^T of outer_tile is read up to that many rows past
+// its end.
+GS_INLINE int64_t tile_height(int nv) {
+#if GS_WINOGRAD_WIDE
+  return nv == 4 ? 6 : nv == 3 ? 8 : 12;
+#else
+  return nv == 2 ? 6 : 12;
+#endif
+}
+
+// The longest chain of additions; longer sums are added up chain by chain, which halves the error
+// at 512 channels, and b stays in the first-level cache meanwhile.
+constexpr int64_t kChain = 96;
+
+// All rows against one panel, in tiles of nearly equal height. Outer: a is (k, rows).
+template <class T, bool Outer>
+void product_chain(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb,
+                   int64_t k, T* c, int64_t ldc, bool add) {
+  int64_t n = ceil_div(rows, tile_height(nv));
+  for (int64_t t = 0; t < n; ++t) {
+    int64_t m = t * rows / n;
+    int height = (int)((t + 1) * rows / n - m);
+    const T* q = a + (Outer ? m : m * lda);
+    T* d = c + m * ldc;
+#define GS_TILE(NV, MR)                                                  \
+  (Outer ? outer_tile<T, MR, NV>(q, lda, height, b, ldb, k, d, ldc, add) \
+         : product_tile<T, MR, NV>(q, lda, height, b, ldb, k, d, ldc, add))
+    switch (nv) {
+#if GS_WINOGRAD_WIDE
+      case 4:
+        height > 5   ? GS_TILE(4, 6)
+        : height > 4 ? GS_TILE(4, 5)
+        : height > 2 ? GS_TILE(4, 4)
+                     : GS_TILE(4, 2);
+        break;
+      case 3:
+        height > 6 ? GS_TILE(3, 8) : height > 4 ? GS_TILE(3, 6) : GS_TILE(3, 4);
+        break;
+      case 2:
+        height > 10  ? GS_TILE(2, 12)
+        : height > 8 ? GS_TILE(2, 10)
+        : height > 4 ? GS_TILE(2, 8)
+                     : GS_TILE(2, 4);
+        break;
+#else
+      case 2:
+        height > 5   ? GS_TILE(2, 6)
+        : height > 4 ? GS_TILE(2, 5)
+        : height > 2 ? GS_TILE(2, 4)
+                     : GS_TILE(2, 2);
+        break;
+#endif
+      default:
+        height > 8 ? GS_TILE(1, 12) : height > 4 ? GS_TILE(1, 8) : GS_TILE(1, 4);
+    }
+#undef GS_TILE
+  }
+}
+
+template <class T, bool Outer>
+void product(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t k,
+             T* c, int64_t ldc, bool add) {
+  int64_t n = ceil_div(k, kChain);
+  for (int64_t i = 0; i < n; ++i) {
+    int64_t l = i * k / n, count = (i + 1) * k / n - l;
+    product_chain<T, Outer>(nv, a + (Outer ? l * lda : l), lda, rows, b + l * ldb, ldb, count, c,
+                            ldc, add || i > 0);
+  }
+}
+
+// Panels of channels: vectors [first, first + nv) of ceil(channels / N).
+struct Panels {
+  int64_t channels, vectors, count, padded;
+  GS_MEMBER int64_t first(int64_t i) const { return i * vectors / count; }
+  GS_MEMBER int nv(int64_t i) const { return (int)(first(i + 1) - first(i)); }
+};
+template <class T>
+GS_INLINE Panels panels_of(int64_t channels) {
+  int64_t v = ceil_div(channels, simd<T>::N);
+  return Panels{channels, v, ceil_div(v, kPanel), v * simd<T>::N};
+}
+
+}  // namespace
+}  // namespace GS_ISA
+}  // namespace gs

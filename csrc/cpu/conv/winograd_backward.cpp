@@ -1,0 +1,344 @@
+// Winograd convolution, both gradients in one launch: the exact adjoint of the forward pass (see
+// winograd.h). dy is transformed once and serves dx and dw.
+//
+// dy (n, out_h, out_w, K), w (K, 3, 3, C), bias (C) to dx, dx (n, in_h, in_w, C), x like dx, dw
+// like w, db (K). Which of dx, dw, db are wanted is in the parameters. Two schedules:
+//
+// "by tiles" (the transformed filters and their gradient stay in the caches): tile rows fall into
+// slices; a task is a slice and has its own sum du, which it adds to block by block. A block of
+// transformed dy and x lies in the second-level cache while it is multiplied with every panel of
+// filters (dx) and with itself (du). The slices of du are added in order at the end, and where a
+// slice starts inside an image, the two rows of dx that it shares with the one before.
+//
+// "by channels" (many channels, small maps): dy and x of a round of images are transformed once; a
+// task is a panel of channels of dx (its filters are transformed slice by slice on the way) or a
+// block of filters x channels of dw, whose du never leaves the second-level cache.
+//
+// Slices, blocks and rounds follow from shapes and cache sizes. Floor: 4 tiles A * A C K
+// operations, plus some 400 vector operations a tile and vector of channels.
+#include "conv/winograd.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+constexpr int64_t kUnit = 8;      // tiles that a member transforms at a time
+constexpr int64_t kFilters = 64;  // filters of a block of dw
+
+struct Job {
+  Grid g;
+  Panels in;                  // of the channels
+  int64_t channels, filters;  // padded
+  bool by_channels, data, weight;
+  int64_t rows;                                 // tile rows in all
+  int64_t slices, block;                        // by tiles: of rows; rows of a block
+  int64_t images, ranges, strip, slice, units;  // by channels: of a round; tile rows; filters
+  int64_t filter_blocks;
+  Planes v, dm, dv, u, du;
+  int64_t seam, part;  // elements of a slice's seam and du
+  size_t v_at, dm_at, du_at, u_at, db_at, seam_at, own_at, own, zeros, scratch;
+};
+
+template <class T, int M>
+Job make_job(const ConvParams& p) {
+  constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
+  constexpr int64_t B = sizeof(T);
+  Job j{};
+  j.g = grid_of<M>(p);
+  j.in = panels_of<T>(p.channels);
+  j.channels = j.in.padded;
+  j.filters = ceil_div(p.filters, N) * N;
+  j.data = p.wanted & kConvData;
+  j.weight = p.wanted & kConvWeight;
+  j.rows = p.n * j.g.rows;
+  int64_t tiles = j.g.tiles, width = min64(kPanel * N, j.channels), C = j.channels, K = j.filters;
+  double plane = (double)E * (double)p.filters * (double)C * B;  // the transformed filters
+  double v = (double)E * (double)tiles * (double)C * B, dm = v / (double)C * (double)K;
+  // by tiles: du and filters of a block together with dy and x, or, when filters do not fit anyway,
+  // blocks as large as the cache
+  bool resident = 2 * plane < 0.8 * (double)p.l2;
+  int64_t most = (int64_t)((resident ? max64(p.l2 - (int64_t)(2 * plane), p.l2 / 3) : p.l2) / 1.1) /
+                 (E * (C + K + width) * B);
+  j.block = max64(1, min64(min64(most, 96) / j.g.cols, j.rows));
+  j.slices = 1;
+  while (j.slices * 2 <= j.rows && j.slices * 512 <= tiles && j.slices < 32) j.slices *= 2;
+  double blocks = (double)ceil_div(j.rows, j.block);
+  double by_tiles = (resident ? 0 : 3 * plane * blocks) + 2 * plane * (double)j.slices;
+  double by_channels =
+      (v + dm) + 2 * dm * (double)j.in.count + v * (double)ceil_div(p.filters, kFilters);
+  j.by_channels = by_channels < by_tiles;
+  int64_t members = max64(1, p.threads);
+  j.zeros = align64((size_t)(max64(C, K) * B));
+  size_t at = 0;
+  auto take = [&](int64_t elements) {
+    size_t was = at;
+    at = align64(at + (size_t)(elements * B));
+    return was;
+  };
+  if (!j.by_channels) {
+    j.seam = 2 * p.in_w * p.channels;
+    j.du = planes(p.filters, C);
+    j.part = E * j.du.step;
+    if (j.data) {
+      j.u_at = take(E * (p.filters * C + 16 * j.in.count));
+      j.seam_at = take(j.slices * j.seam);
+    }
+    if (j.weight) {
+      j.du_at = take(j.slices * j.part);
+      j.db_at = take(j.slices * K);
+    }
+    int64_t t = j.block * j.g.cols;
+    j.dm = planes(t, K);
+    j.v = planes(t, C);
+    j.dv = planes(t, width);
+    j.own_at = at;
+    j.own = align64(j.zeros + (size_t)(E * (j.dm.step + j.v.step + j.dv.step) * B));
+  } else {
+    int64_t per = j.g.rows * j.g.cols;
+    j.images = max64(1, min64(p.n, 32 * p.l2 / (E * (C + K) * B * per)));
+    j.images = ceil_div(p.n, ceil_div(p.n, j.images));
+    int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
+    j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
+    j.ranges = min64(j.images, ceil_div(all, room));
+    int64_t slice = max64(p.l2 * 4 / 10 / (E * width * B), 32);
+    j.slice = ceil_div(p.filters, ceil_div(p.filters, slice));
+    j.filter_blocks = ceil_div(p.filters, kFilters);
+    j.units = ceil_div(all, kUnit);
+    j.v = planes(all, C);
+    j.dm = planes(all, K);
+    j.u = planes(j.slice, width);
+    j.dv = planes(min64(j.strip * j.g.cols, all), width);
+    j.du = planes(kFilters, width);
+    j.dm_at = take(E * j.dm.step);
+    if (j.weight) {
+      j.v_at = take(E * j.v.step);
+      j.db_at = take(ceil_div(p.n, j.images) * j.units * K);
+    }
+    j.own_at = at;
+    int64_t own = max64(j.data ? E * (j.u.step + j.dv.step) : 0, j.weight ? E * j.du.step : 0);
+    j.own = align64(j.zeros + (size_t)(own * B));
+  }
+  j.scratch = j.own_at + (size_t)members * j.own;
+  return j;
+}
+
+// db = sum of the parts, in order
+template <class T>
+void add_bias(const ConvParams& p, const T* parts, int64_t count, int64_t ld, T* db,
+              const Ctx* ctx) {
+  constexpr int N = simd<T>::N;
+  for (int64_t k = ctx->tid * N; k < p.filters; k += ctx->nt * N) {
+    auto s = load(parts + k);
+    for (int64_t i = 1; i < count; ++i) s += load(parts + i * ld + k);
+    store_n(db + k, s, (int)min64(N, p.filters - k));
+  }
+}
+
+template <class T, int M>
+struct Backward {
+  const ConvParams& p;
+  const Job& j;
+  const Ctx* ctx;
+  const T *dy, *w, *bias, *x;
+  T *dx, *dw, *db;
+  const T* zeros;
+  T* mine;
+  static constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
+
+  T* at(size_t bytes) const { return (T*)(ctx->scratch + bytes); }
+  int64_t lanes(int64_t i) const { return min64(j.in.nv(i) * N, p.channels - j.in.first(i) * N); }
+
+  void by_tiles() const {
+    int64_t K = p.filters;
+    auto panel = [&](int64_t i) { return at(j.u_at) + E * (K * j.in.first(i) * N + 16 * i); };
+    if (j.data) {
+      int64_t steps = ceil_div(K, 16);
+      for (int64_t t = ctx->tid; t < j.in.count * steps; t += ctx->nt) {
+        int64_t i = t / steps, k = t % steps * 16;
+        Planes s = planes(K, j.in.nv(i) * N);
+        filter_tiles_backward<T, M>(p, w, j.in.first(i) * N, j.in.nv(i), k, min64(k + 16, K),
+                                    panel(i) + k * s.ld, s);
+      }
+      ctx->sync();
+    }
+    T *dm = mine, *v = dm + E * j.dm.step, *dv = v + E * j.v.step;
+    for (int64_t s = ctx->tid; s < j.slices; s += ctx->nt) {
+      int64_t r0 = s * j.rows / j.slices, r1 = (s + 1) * j.rows / j.slices;
+      T* seam = at(j.seam_at) + s * j.seam;
+      T *du = at(j.du_at) + s * j.part, *sum = at(j.db_at) + s * j.filters;
+      if (j.weight) memset(sum, 0, (size_t)j.filters * sizeof(T));
+      int64_t blocks = ceil_div(r1 - r0, j.block);
+      for (int64_t b = 0; b < blocks; ++b) {
+        int64_t t0 = (r0 + b * (r1 - r0) / blocks) * j.g.cols;
+        int64_t t1 = (r0 + (b + 1) * (r1 - r0) / blocks) * j.g.cols;
+        gradient_tiles<T, M>(p, j.g, dy, zeros, t0, t1, dm, j.dm, db ? sum : nullptr);
+        if (j.data)
+          for (int64_t i = 0; i < j.in.count; ++i) {
+            int nv = j.in.nv(i);
+            int64_t c0 = j.in.first(i) * N;
+            Planes q = planes(K, nv * N);
+            for (int e = 0; e < E; ++e)
+              product<T, false>(nv, dm + e * j.dm.step, j.dm.ld, t1 - t0, panel(i) + e * q.step,
+                                q.ld, K, dv + e * j.dv.step, j.dv.ld, false);
+            input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, r0 * j.g.cols,
+                                       bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i));
+          }
+        if (j.weight) {
+          input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
+          for (int e = 0; e < E; ++e)
+            for (int64_t i = 0; i < j.in.count; ++i) {
+              int64_t c0 = j.in.first(i) * N;
+              product<T, true>(j.in.nv(i), dm + e * j.dm.step, j.dm.ld, K, v + e * j.v.step + c0,
+                               j.v.ld, t1 - t0, du + e * j.du.step + c0, j.du.ld, b > 0);
+            }
+        }
+      }
+    }
+    ctx->sync();
+    if (j.data)
+      for (int64_t s = 1; s < j.slices; ++s) {
+        int64_t r = s * j.rows / j.slices, ti = r % j.g.rows;
+        if (ti == 0 || r == (s - 1) * j.rows / j.slices) continue;
+        for (int64_t i = 0; i < 2; ++i) {
+          int64_t row = ti * M - p.pad_h + i, count = p.in_w * p.channels;
+          if (row < 0 || row >= p.in_h) continue;
+          const T* q = at(j.seam_at) + s * j.seam + i * count;
+          T* o = dx + (r / j.g.rows * p.in_h + row) * count;
+          for (int64_t c = ctx->tid * N; c < count; c += ctx->nt * N) {
+            int n = (int)min64(N, count - c);
+            store_n(o + c, load_n(o + c, n) + load_n(q + c, n), n);
+          }
+        }
+      }
+    if (j.weight) {
+      for (int64_t k = ctx->tid * 4; k < K; k += ctx->nt * 4)
+        filter_gradient_tiles<T, M>(p, at(j.du_at) + k * j.du.ld, j.du, (int)j.slices, j.part, k,
+                                    min64(k + 4, K), dw, p.channels, false);
+      if (db) add_bias(p, at(j.db_at), j.slices, j.filters, db, ctx);
+    }
+  }
+
+  // dx of panel i for images [n0, n1) of the round that starts at tile `first`
+  void data_task(int64_t first, int64_t i, int64_t n0, int64_t n1) const {
+    int nv = j.in.nv(i);
+    int64_t c0 = j.in.first(i) * N, r1 = n1 * j.g.rows, K = p.filters;
+    const T* dm = at(j.dm_at);
+    T *u = mine, *dv = u + E * j.u.step;
+    int64_t kept = -1;  // the first filter of the slice in u
+    for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
+      int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
+      for (int64_t k = 0; k < K; k += j.slice) {
+        int64_t count = min64(j.slice, K - k);
+        if (kept != k) filter_tiles_backward<T, M>(p, w, c0, nv, k, k + count, u, j.u);
+        kept = k;
+        for (int e = 0; e < E; ++e)
+          product<T, false>(nv, dm + e * j.dm.step + t0 * j.dm.ld + k, j.dm.ld, t1 - t0,
+                            u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0);
+      }
+      input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
+                                 first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
+                                 dx + c0, nullptr, lanes(i));
+    }
+  }
+
+  // dw of panel i and filters [k0, k1), summed over the tiles of the round
+  void weight_task(int64_t i, int64_t k0, int64_t k1, int64_t tiles, bool add) const {
+    int64_t c0 = j.in.first(i) * N;
+    const T *dm = at(j.dm_at), *v = at(j.v_at);
+    T* du = mine;
+    for (int e = 0; e < E; ++e)
+      product<T, true>(j.in.nv(i), dm + e * j.dm.step + k0, j.dm.ld, k1 - k0, v + e * j.v.step + c0,
+                       j.v.ld, tiles, du + e * j.du.step, j.du.ld, false);
+    filter_gradient_tiles<T, M>(p, du, j.du, 1, 0, k0, k1, dw + c0, lanes(i), add);
+  }
+
+  void by_channels() const {
+    int64_t per = j.g.rows * j.g.cols, K = j.filters;
+    for (int64_t n = 0; n < p.n; n += j.images) {
+      int64_t count = min64(j.images, p.n - n), first = n * per, tiles = count * per;
+      T* sums = at(j.db_at) + n / j.images * j.units * K;
+      if (n > 0) ctx->sync();
+      for (int64_t t = ctx->tid * kUnit; t < tiles; t += ctx->nt * kUnit) {
+        T* sum = db ? sums + t / kUnit * K : nullptr;
+        if (db) memset(sum, 0, (size_t)K * sizeof(T));
+        int64_t t1 = first + min64(t + kUnit, tiles);
+        gradient_tiles<T, M>(p, j.g, dy, zeros, first + t, t1, at(j.dm_at) + t * j.dm.ld, j.dm,
+                             sum);
+        if (j.weight)
+          input_tiles<T, M>(p, j.g, x, zeros, first + t, t1, at(j.v_at) + t * j.v.ld, j.v);
+      }
+      ctx->sync();
+      int64_t data = j.data ? j.in.count * j.ranges : 0;
+      int64_t tasks = data + (j.weight ? j.in.count * j.filter_blocks : 0);
+      for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+        if (t < data) {
+          int64_t r = t / j.in.count;
+          data_task(first, t % j.in.count, r * count / j.ranges, (r + 1) * count / j.ranges);
+        } else {
+          int64_t f = (t - data) / j.in.count;
+          weight_task((t - data) % j.in.count, f * p.filters / j.filter_blocks,
+                      (f + 1) * p.filters / j.filter_blocks, tiles, n > 0);
+        }
+      }
+    }
+    if (db) {
+      // rounds may have fewer units than room for them
+      ctx->sync();
+      int64_t rounds = ceil_div(p.n, j.images), last = p.n - (rounds - 1) * j.images;
+      add_bias(p, at(j.db_at), (rounds - 1) * j.units + ceil_div(last * per, kUnit), K, db, ctx);
+    }
+  }
+};
+
+template <class T, int M>
+void backward(const void* params, void* const* buf, const Ctx* ctx) {
+  const ConvParams& p = *(const ConvParams*)params;
+  Job j = make_job<T, M>(p);
+  char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
+  memset(own, 0, j.zeros);
+  Backward<T, M> b{p,
+                   j,
+                   ctx,
+                   (const T*)buf[0],
+                   (const T*)buf[1],
+                   (const T*)buf[2],
+                   (const T*)buf[4],
+                   (T*)buf[3],
+                   (T*)buf[5],
+                   (T*)buf[6],
+                   (const T*)own,
+                   (T*)(own + j.zeros)};
+  if (j.by_channels)
+    b.by_channels();
+  else
+    b.by_tiles();
+}
+
+template <class T, int M>
+void backward_plan(const void* params, Plan* plan) {
+  const ConvParams& p = *(const ConvParams*)params;
+  Job j = make_job<T, M>(p);
+  int64_t tasks = j.slices;
+  if (j.by_channels)
+    tasks = j.in.count * ((j.data ? j.ranges : 0) + (j.weight ? j.filter_blocks : 0));
+  plan->tasks = min64(max64(1, p.threads), tasks);
+  plan->scratch = j.scratch;
+  plan->work = (int64_t)(winograd_operations<M>(p) * (j.data + j.weight) *
+                         (sizeof(T) == 8 ? 2 : 1) / GS_VBYTES) +
+               1000;
+}
+
+const KernelEntry entries[] = {
+    {"conv_winograd4_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
+    {"conv_winograd4_backward", kF64, backward<double, 4>, backward_plan<double, 4>},
+    {"conv_winograd2_backward", kF32, backward<float, 2>, backward_plan<float, 2>},
+    {"conv_winograd2_backward", kF64, backward<double, 2>, backward_plan<double, 2>},
+};
+
+}  // namespace
+
+extern const KernelList conv_winograd_backward_kernels;
+const KernelList conv_winograd_backward_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs
