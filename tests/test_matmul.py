@@ -349,6 +349,14 @@ def t64(rng, *shape):
     return gs.tensor(rng.standard_normal(shape), requires_grad=True)
 
 
+def close_product(got, a, b, plus=0.0, scale=1.0):
+    """got = scale * a @ b + plus in float64; terms cancel, so the bound is on their magnitudes."""
+    want = scale * (a @ b) + plus
+    most = abs(scale) * (np.abs(a) @ np.abs(b)) + np.abs(plus)
+    assert got.shape == want.shape
+    assert np.all(np.abs(got - want) <= 2 * (a.shape[-1] + 2) * np.finfo(np.float64).eps * most)
+
+
 @pytest.mark.parametrize(
     ("sa", "sb"),
     [
@@ -385,10 +393,8 @@ def test_gradients_skip_what_is_not_needed(rng):
 def test_linear(rng, shape, bias):
     x, w = t64(rng, *shape), t64(rng, 5, 3)
     b = t64(rng, 5) if bias else None
-    expect = x.data @ w.data.T + (b.data if bias else 0)
     out = F.linear(x, w, b)
-    assert out.shape == expect.shape
-    np.testing.assert_allclose(out.detach().numpy(), expect, rtol=1e-12)
+    close_product(out.detach().numpy(), x.data, w.data.T, b.data if bias else 0.0)
     if bias:
         assert gs.gradcheck(F.linear, (x, w, b))
     else:
@@ -400,17 +406,13 @@ def test_special_products(rng):
     u, v = t64(rng, 3), t64(rng, 3)
     s, r = t64(rng, 2, 4, 3), t64(rng, 2, 3, 5)
     row = t64(rng, 5)
-    np.testing.assert_allclose(gs.mm(a, b).data, a.data @ b.data, rtol=1e-12)
-    np.testing.assert_allclose(gs.bmm(s, r).data, s.data @ r.data, rtol=1e-12)
-    np.testing.assert_allclose(gs.mv(a, u).data, a.data @ u.data, rtol=1e-12)
-    np.testing.assert_allclose(gs.dot(u, v).data, u.data @ v.data, rtol=1e-12)
+    for fn, x, y in ((gs.mm, a, b), (gs.bmm, s, r), (gs.mv, a, u), (gs.dot, u, v)):
+        close_product(fn(x, y).data, x.data, y.data)
     np.testing.assert_allclose(gs.outer(u, row).data, np.outer(u.data, row.data), rtol=1e-12)
     for beta, alpha in ((1.0, 1.0), (0.5, -2.0), (0.0, 3.0), (1.0, 2.0)):
         for x in (c, row):
             got = gs.addmm(x, a, b, beta=beta, alpha=alpha)
-            np.testing.assert_allclose(
-                got.data, beta * x.data + alpha * (a.data @ b.data), rtol=1e-10, atol=1e-12
-            )
+            close_product(got.data, a.data, b.data, beta * x.data, alpha)
             assert gs.gradcheck(
                 lambda x, a, b, be=beta, al=alpha: gs.addmm(x, a, b, beta=be, alpha=al), (x, a, b)
             )
@@ -448,7 +450,7 @@ def test_against_torch(rng):
         g = rng.standard_normal(tc.shape)
         tc.backward(torch.tensor(g))
         gc.backward(gs.tensor(g))
-        np.testing.assert_allclose(gc.detach().numpy(), tc.detach().numpy(), rtol=1e-10)
+        np.testing.assert_allclose(gc.detach().numpy(), tc.detach().numpy(), rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(ga.grad.numpy(), ta.grad.numpy(), rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(gb.grad.numpy(), tb.grad.numpy(), rtol=1e-10, atol=1e-12)
 

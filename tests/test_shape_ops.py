@@ -102,7 +102,7 @@ def test_scatter_ops(rng):
         for j in range(3):
             want[index[i, j], j] += src[i, j]
     got = gs.scatter_add(gs.tensor(base), 0, gs.tensor(index), gs.tensor(src))
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-13)
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-13, atol=1e-14)
     b, s = gs.tensor(base, requires_grad=True), gs.tensor(src, requires_grad=True)
     assert gs.gradcheck(lambda b, s: gs.scatter_add(b, 0, gs.tensor(index), s), [b, s])
     i = gs.tensor([4, 0, 4])
@@ -110,7 +110,7 @@ def test_scatter_ops(rng):
     want = base.copy()
     np.add.at(want, [4, 0, 4], 0.5 * rows.detach().numpy())
     np.testing.assert_allclose(
-        gs.index_add(b, 0, i, rows, alpha=0.5).detach().numpy(), want, rtol=1e-13
+        gs.index_add(b, 0, i, rows, alpha=0.5).detach().numpy(), want, rtol=1e-13, atol=1e-14
     )
     assert gs.gradcheck(lambda b, r: gs.index_add(b, 0, i, r, alpha=0.5), [b, rows])
     assert gs.gradcheck(lambda b: gs.scatter(b, 1, gs.tensor([[1], [3]]), 2.0), b)
