@@ -117,7 +117,7 @@ GS_INLINE vf log_reduced(vf f, vf e) {
 GS_INLINE vf log(vf x) {
   vi small = x < 1.17549435e-38f;
   vf s = small ? x * 8388608.0f : x;
-  vi e = ((vi)s - 0x3f3504f3) >> 23;
+  vi e = (vi)((vu)s - 0x3f3504f3u) >> 23;  // may wrap: x < 0 is replaced below
   vf m = (vf)((vu)s - ((vu)e << 23));
   vf y = log_reduced(m - 1.0f, __builtin_convertvector(e + (small & -23), vf));
   y = x > 0.0f ? y : (x == 0.0f ? set1(-__builtin_inff()) : set1(__builtin_nanf("")));
@@ -127,7 +127,7 @@ GS_INLINE vf log(vf x) {
 GS_INLINE vf log1p(vf x) {
   vf u = 1.0f + x;
   vf c = x > 1.0f ? 1.0f - (u - x) : x - (u - 1.0f);  // what the addition lost
-  vi e = ((vi)u - 0x3f3504f3) >> 23;
+  vi e = (vi)((vu)u - 0x3f3504f3u) >> 23;
   vf m = (vf)((vu)u - ((vu)e << 23)), w = pow2(e < 126 ? -e : set1(-126));
   vf y = copysign(log_reduced(fma(c, w, m - 1.0f), __builtin_convertvector(e, vf)), x);
   y = x > -1.0f ? y : (x == -1.0f ? set1(-__builtin_inff()) : set1(__builtin_nanf("")));
