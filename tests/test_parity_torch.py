@@ -76,6 +76,36 @@ def lenet():
     return ours, theirs, (12, 12)
 
 
+def smooth():
+    """Convolutions, batch norm and pooling without a kink: no comparison in it can fall the other way."""
+    ours = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.SiLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.GELU(),
+        nn.BatchNorm2d(16),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 3 * 3, 10),
+    )
+    t = torch.nn
+    theirs = t.Sequential(
+        t.Conv2d(1, 8, 3, padding=1, bias=False),
+        t.BatchNorm2d(8),
+        t.SiLU(),
+        t.AvgPool2d(2),
+        t.Conv2d(8, 16, 3, padding=1),
+        t.GELU(),
+        t.BatchNorm2d(16),
+        t.AvgPool2d(2),
+        t.Flatten(),
+        t.Linear(16 * 3 * 3, 10),
+    )
+    return ours, theirs, (12, 12)
+
+
 def copy_weights(ours, theirs):
     """PyTorch's weights in our layout: channels last, and so are the columns after Flatten."""
     mine = dict(ours.named_parameters())
@@ -125,14 +155,14 @@ def follow(make, name, options, steps, dtype="float32", rel=1e-3):
 
 
 @pytest.mark.parametrize("name,options", OPTIMIZERS, ids=IDS)
-@pytest.mark.parametrize("make", [mlp, lenet])
+@pytest.mark.parametrize("make", [mlp, lenet, smooth])
 def test_follows_for_20_steps(make, name, options):
     follow(make, name, options, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name,options", OPTIMIZERS, ids=IDS)
-@pytest.mark.parametrize("make", [mlp, lenet])
+@pytest.mark.parametrize("make", [mlp, lenet, smooth])
 def test_follows_for_200_steps_in_float64(make, name, options):
     """The algorithms are the same: no more than rounding apart. PyTorch keeps NAdam's and ASGD's scalars in float32."""
     rel = 1e-4 if name in ("NAdam", "ASGD") else 1e-8
@@ -140,25 +170,15 @@ def test_follows_for_200_steps_in_float64(make, name, options):
     assert last < first  # it learned
 
 
-# In float32 a ReLU or a maximum that falls the other way, one rounding from zero, changes a gradient
-# by a finite step; the larger the rate, the more of it is left 200 steps later. PyTorch against itself
-# from weights one rounding apart drifts by 10 % with the rates above. So the convolutional network runs at rates
-# where such a step dies away.
-CALM = {
-    "SGD-1": 0.1,
-    "SGD-2": 0.1,
-    "RMSprop-5": 0.1,
-    "RMSprop-6": 0.1,
-    "Adadelta-7": 0.1,
-}
-
-
+# In float32 the network with ReLU and max pooling is left out after 20 steps: where an activation, or the
+# difference of two of them under a maximum, is one rounding from zero, the comparison falls one way or the other
+# and the gradient jumps. Until the first such jump ours and PyTorch's float32 are both within 2e-7 of PyTorch's
+# float64; after it PyTorch is 1e-3 to 1e-1 from its own float64, and as far from itself with channels-last tensors
+# or with weights one rounding apart. In float64 (above) no jump occurs and all 200 steps agree to 1e-8. The smooth
+# network runs the same kernels at the same rates, measured within 2e-6 for every optimizer.
 @pytest.mark.slow
-@pytest.mark.parametrize("case", range(len(OPTIMIZERS)), ids=IDS)
-@pytest.mark.parametrize("make", [mlp, lenet])
-def test_follows_for_200_steps(make, case):
-    name, options = OPTIMIZERS[case]
-    if make is lenet:
-        options = {**options, "lr": options["lr"] * CALM.get(IDS[case], 1.0)}
-    first, last = follow(make, name, options, 200)
+@pytest.mark.parametrize("name,options", OPTIMIZERS, ids=IDS)
+@pytest.mark.parametrize("make,rel", [(mlp, 1e-3), (smooth, 1e-4)])
+def test_follows_for_200_steps(make, rel, name, options):
+    first, last = follow(make, name, options, 200, rel=rel)
     assert last < first
