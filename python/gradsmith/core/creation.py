@@ -117,24 +117,35 @@ def ones(
     return full(_shape(shape, "ones"), 1, dtype, device, requires_grad)
 
 
+def _alike(x: Any, dtype: Any, op: str) -> tuple[tuple[int, ...], Any]:
+    """The shape of x, and dtype or else its own; an array will do."""
+    if not isinstance(x, (Tensor, np.ndarray)):
+        raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
+    return x.shape, x.dtype if dtype is None else dtype
+
+
 def empty_like(x: Tensor, dtype: Any = None) -> Tensor:
     """A Tensor of the shape (and dtype) of x, content undefined."""
-    return empty(x.shape, dtype=dtype or x.dtype)
+    shape, dtype = _alike(x, dtype, "empty_like")
+    return empty(shape, dtype=dtype)
 
 
 def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
     """Zeros of the shape (and dtype) of x."""
-    return zeros(x.shape, dtype=dtype or x.dtype)
+    shape, dtype = _alike(x, dtype, "zeros_like")
+    return zeros(shape, dtype=dtype)
 
 
 def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
     """Ones of the shape (and dtype) of x."""
-    return ones(x.shape, dtype=dtype or x.dtype)
+    shape, dtype = _alike(x, dtype, "ones_like")
+    return ones(shape, dtype=dtype)
 
 
 def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
     """One value in the shape (and dtype) of x."""
-    return full(x.shape, fill_value, dtype=dtype or x.dtype)
+    shape, dtype = _alike(x, dtype, "full_like")
+    return full(shape, fill_value, dtype=dtype)
 
 
 def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None) -> Tensor:
@@ -180,12 +191,14 @@ def randn(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> 
 
 def rand_like(x: Tensor) -> Tensor:
     """`rand` in the shape and dtype of x."""
-    return rand(x.shape, dtype=x.dtype)
+    shape, dtype = _alike(x, None, "rand_like")
+    return rand(shape, dtype=dtype)
 
 
 def randn_like(x: Tensor) -> Tensor:
     """`randn` in the shape and dtype of x."""
-    return randn(x.shape, dtype=x.dtype)
+    shape, dtype = _alike(x, None, "randn_like")
+    return randn(shape, dtype=dtype)
 
 
 def _generator() -> np.random.Generator:

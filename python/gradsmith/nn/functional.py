@@ -9,4 +9,6 @@ from ..ops.loss import *
 from ..ops.matmul import bilinear, linear
 from ..ops.norm import *
 from ..ops.pool import *
+from ..ops.shape import one_hot, pad
+from ..ops.similarity import *
 from ..ops.softmax import *

@@ -217,6 +217,8 @@ def activation_init_(t: Tensor, activation: str, param: float | None = None) -> 
 
     He normal for the ReLU family, LeCun normal for SELU, Glorot uniform for linear, tanh, sigmoid, softmax.
     """
+    if not isinstance(activation, str):
+        raise TypeError(f"init: activation must be a name such as 'relu', got {activation!r}")
     name = activation.lower()
     if name == "selu":
         return lecun_normal_(t)

@@ -17,3 +17,4 @@ from .softmax import *
 from .loss import *
 from .shape import *
 from .embedding import *
+from .similarity import *

@@ -8,6 +8,7 @@ from .. import _cpu
 from ..core.autograd import Node, apply, apply_, is_grad_enabled
 from ..core.random import next_counter
 from ..core.tensor import Tensor, as_tensor
+from ._arguments import not_tensors
 
 __all__ = [
     "celu",
@@ -318,6 +319,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     >>> gs.glu(gs.tensor([3.0, 0.0])).tolist()
     [1.5]
     """
+    if not isinstance(input, Tensor):
+        input = as_tensor(input)
     if not -input.ndim <= dim < input.ndim:
         raise IndexError(f"glu: dim {dim} is out of range for an input of shape {input.shape}")
     n = input.shape[dim]
@@ -397,6 +400,8 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     >>> gs.prelu(gs.tensor([[-2.0, -2.0]]), gs.tensor([0.25, 0.5])).tolist()
     [[-0.5, -1.0]]
     """
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        raise not_tensors("prelu", input=input, weight=weight)
     k = input._k
     return apply(
         PReLUBackward, k, k.prelu(input.data, weight.data), (input, weight), (input, weight)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor
+from ._arguments import not_tensors
 
 __all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 
@@ -64,9 +65,13 @@ def _conv(
     groups: int,
     relu: bool,
 ) -> Tensor:
-    k = input._k
-    b = None if bias is None else bias.data
-    y = k.conv(nd, input.data, weight.data, b, stride, padding, dilation, groups, relu)
+    try:
+        k = input._k
+        b = None if bias is None else bias.data
+        w = weight.data
+    except AttributeError:
+        raise not_tensors(f"conv{nd}d", input=input, weight=weight, bias=bias) from None
+    y = k.conv(nd, input.data, w, b, stride, padding, dilation, groups, relu)
     return apply(
         ConvReluBackward if relu else ConvBackward, k, y, (input, weight, bias), (input, weight),
         relu, window=(stride, padding, dilation, groups),
@@ -144,11 +149,13 @@ def _conv_transpose(
     groups: int,
     dilation: Any,
 ) -> Tensor:
-    k = input._k
-    b = None if bias is None else bias.data
-    y = k.conv_transpose(
-        nd, input.data, weight.data, b, stride, padding, output_padding, dilation, groups
-    )
+    try:
+        k = input._k
+        b = None if bias is None else bias.data
+        w = weight.data
+    except AttributeError:
+        raise not_tensors(f"conv_transpose{nd}d", input=input, weight=weight, bias=bias) from None
+    y = k.conv_transpose(nd, input.data, w, b, stride, padding, output_padding, dilation, groups)
     return apply(
         ConvTransposeBackward, k, y, (input, weight, bias), (input, weight),
         window=(stride, padding, output_padding, dilation, groups),

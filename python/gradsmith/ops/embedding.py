@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
+from ._arguments import kernels
 
 __all__ = ["embedding"]
 
@@ -45,7 +46,7 @@ def embedding(
         raise ValueError(
             "embedding: max_norm, scale_grad_by_freq and sparse are not supported; leave them at their defaults"
         )
-    k = weight._k
+    k = kernels("embedding", weight, "weight")
     if not isinstance(input, Tensor):
         input = as_tensor(input)
     y = k.embedding(weight.data, input.data)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
+from ._arguments import not_tensors
 
 __all__ = ["addmm", "bilinear", "bmm", "dot", "linear", "matmul", "mm", "mv", "outer"]
 
@@ -94,6 +95,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dims(op: str, name: str, x: Tensor, ndim: int, layout: str) -> None:
+    if not isinstance(x, Tensor):
+        raise not_tensors(op, **{name: x})
     if x.data.ndim != ndim:
         raise ValueError(
             f"{op}: {name} has shape {x.shape}; expected {ndim} dimensions {layout}. "
@@ -216,11 +219,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> gs.linear(gs.ones(4, 3), gs.ones(2, 3), gs.ones(2)).tolist()[0]
     [4.0, 4.0]
     """
-    k = input._k
-    if bias is None:
-        out = k.linear(input.data, weight.data)
-    else:
-        out = k.linear(input.data, weight.data, bias.data)
+    try:
+        k = input._k
+        if bias is None:
+            out = k.linear(input.data, weight.data)
+        else:
+            out = k.linear(input.data, weight.data, bias.data)
+    except AttributeError:
+        raise not_tensors("linear", input=input, weight=weight, bias=bias) from None
     return apply(LinearBackward, k, out, (input, weight, bias), (input, weight))
 
 
@@ -233,6 +239,8 @@ def addmm(
     >>> gs.addmm(gs.ones(2), gs.ones(2, 3), gs.ones(3, 2)).tolist()
     [[4.0, 4.0], [4.0, 4.0]]
     """
+    if not isinstance(input, Tensor):
+        raise not_tensors("addmm", input=input)
     _dims("addmm", "mat1", mat1, 2, "(m, k)")
     _dims("addmm", "mat2", mat2, 2, "(k, n)")
     k = mat1._k
@@ -293,6 +301,9 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     >>> gs.bilinear(gs.ones(4, 2), gs.ones(4, 3), gs.ones(5, 2, 3)).tolist()[0][0]
     6.0
     """
+    tensors = (input1, input2, weight) if bias is None else (input1, input2, weight, bias)
+    if not all(isinstance(x, Tensor) for x in tensors):
+        raise not_tensors("bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
     if weight.data.ndim != 3:
         raise ValueError(
             f"bilinear: weight has shape {weight.shape}; expected 3 dimensions (out, in1, in2)"

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor
+from ._arguments import kernels
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -64,7 +65,7 @@ def batch_norm(
     >>> F.batch_norm(x, None, None, training=True, eps=0.0).tolist()
     [[-1.0], [1.0]]
     """
-    k = input._k
+    k = kernels("batch_norm", input)
     if momentum is None:
         momentum = -1.0
     elif momentum < 0:
@@ -119,7 +120,7 @@ def instance_norm(
         raise ValueError(
             "instance_norm: running statistics are not kept; pass running_mean=None, running_var=None"
         )
-    k = input._k
+    k = kernels("instance_norm", input)
     y, stats = k.batch_norm(
         input.data, _array(weight), _array(bias), None, None, None, True, 0.0, eps,
         None, False, True,
@@ -146,7 +147,7 @@ def group_norm(
     >>> F.group_norm(gs.tensor([[1.0, 3.0, 5.0, 9.0]]), 2, eps=0.0).tolist()
     [[-1.0, 1.0, -1.0, 1.0]]
     """
-    k = input._k
+    k = kernels("group_norm", input)
     y, stats = k.group_norm(input.data, num_groups, _array(weight), _array(bias), eps)
     return apply(
         BatchNormBackward, k, y, (input, weight, bias, None),
@@ -194,7 +195,7 @@ def layer_norm(
     >>> F.layer_norm(gs.tensor([[1.0, 3.0]]), 2, eps=0.0).tolist()
     [[-1.0, 1.0]]
     """
-    k = input._k
+    k = kernels("layer_norm", input)
     dims = _trailing(input, normalized_shape, "layer_norm")
     w = None if weight is None else weight.data
     b = None if bias is None else bias.data
@@ -217,7 +218,7 @@ def rms_norm(
     >>> F.rms_norm(gs.tensor([[1.0, -1.0]]), 2, eps=0.0).tolist()
     [[1.0, -1.0]]
     """
-    k = input._k
+    k = kernels("rms_norm", input)
     dims = _trailing(input, normalized_shape, "rms_norm")
     if eps is None:
         eps = 2.0**-23 if input.dtype.itemsize == 4 else 2.0**-52

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor
+from ._arguments import kernels
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -72,15 +73,15 @@ def _one(v: Any, op: str, name: str) -> Any:
     return v
 
 
-def _max(x: Tensor, geometry: tuple, dims: int) -> Tensor:
-    k = x._k
+def _max(x: Tensor, geometry: tuple, dims: int, op: str) -> Tensor:
+    k = kernels(op, x)
     record = x._rg and is_grad_enabled()
     y, index = k.max_pool(x.data, geometry, record, dims)
     return apply(MaxPoolBackward, k, y, (x,), (index,), shape=x.data.shape, geometry=geometry)
 
 
-def _avg(x: Tensor, geometry: tuple, divisor: float, dims: int) -> Tensor:
-    k = x._k
+def _avg(x: Tensor, geometry: tuple, divisor: float, dims: int, op: str) -> Tensor:
+    k = kernels(op, x)
     y = k.avg_pool(x.data, geometry, divisor, dims)
     return apply(
         AvgPoolBackward, k, y, (x,), shape=x.data.shape, geometry=geometry, divisor=divisor
@@ -105,7 +106,7 @@ def max_pool1d(
     k = _one(kernel_size, op, "kernel_size")
     s = k if stride is None else _one(stride, op, "stride")
     p, d = _one(padding, op, "padding"), _one(dilation, op, "dilation")
-    return _max(input, (1, k, 1, s, 0, p, 1, d, ceil_mode, 0), 1)
+    return _max(input, (1, k, 1, s, 0, p, 1, d, ceil_mode, 0), 1, "max_pool1d")
 
 
 def max_pool2d(
@@ -134,7 +135,7 @@ def max_pool2d(
         geometry = _window2.__wrapped__(
             "max_pool2d", kernel_size, stride, padding, dilation, ceil_mode
         )
-    return _max(input, geometry, 2)
+    return _max(input, geometry, 2, "max_pool2d")
 
 
 def avg_pool1d(
@@ -155,7 +156,7 @@ def avg_pool1d(
     k = _one(kernel_size, op, "kernel_size")
     s = k if stride is None else _one(stride, op, "stride")
     p = _one(padding, op, "padding")
-    return _avg(input, (1, k, 1, s, 0, p, 1, 1, ceil_mode, count_include_pad), 0.0, 1)
+    return _avg(input, (1, k, 1, s, 0, p, 1, 1, ceil_mode, count_include_pad), 0.0, 1, "avg_pool1d")
 
 
 def avg_pool2d(
@@ -189,14 +190,14 @@ def avg_pool2d(
         raise ValueError(f"{op}: divisor_override must not be 0")
     else:
         divisor = float(divisor_override)
-    return _avg(input, geometry, divisor, 2)
+    return _avg(input, geometry, divisor, 2, "avg_pool2d")
 
 
 def _out_two(x: Tensor, v: Any, op: str) -> tuple:
     if isinstance(v, int):
         return (v, v)
     h, w = _two(v, op, "output_size")
-    if (h is None or w is None) and x.ndim == 4:
+    if (h is None or w is None) and isinstance(x, Tensor) and x.ndim == 4:
         h = x.shape[1] if h is None else h
         w = x.shape[2] if w is None else w
     return (h, w)
@@ -209,7 +210,13 @@ def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
     >>> F.adaptive_avg_pool1d(gs.tensor([[[1.0], [4.0], [1.0]]]), 1).tolist()
     [[[2.0]]]
     """
-    return _avg(input, (1, _one(output_size, "adaptive_avg_pool1d", "output_size")), 0.0, 1)
+    return _avg(
+        input,
+        (1, _one(output_size, "adaptive_avg_pool1d", "output_size")),
+        0.0,
+        1,
+        "adaptive_avg_pool1d",
+    )
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
@@ -222,7 +229,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     >>> F.adaptive_avg_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 1).item()
     7.5
     """
-    return _avg(input, _out_two(input, output_size, "adaptive_avg_pool2d"), 0.0, 2)
+    return _avg(
+        input, _out_two(input, output_size, "adaptive_avg_pool2d"), 0.0, 2, "adaptive_avg_pool2d"
+    )
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -232,7 +241,12 @@ def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:
     >>> F.adaptive_max_pool1d(gs.tensor([[[1.0], [4.0], [1.0]]]), 1).tolist()
     [[[4.0]]]
     """
-    return _max(input, (1, _one(output_size, "adaptive_max_pool1d", "output_size")), 1)
+    return _max(
+        input,
+        (1, _one(output_size, "adaptive_max_pool1d", "output_size")),
+        1,
+        "adaptive_max_pool1d",
+    )
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any) -> Tensor:
@@ -242,4 +256,6 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any) -> Tensor:
     >>> F.adaptive_max_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 1).item()
     15.0
     """
-    return _max(input, _out_two(input, output_size, "adaptive_max_pool2d"), 2)
+    return _max(
+        input, _out_two(input, output_size, "adaptive_max_pool2d"), 2, "adaptive_max_pool2d"
+    )

@@ -7,6 +7,7 @@ them is an error at backward, never a wrong gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index as _integer
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,10 @@ def _input(x: Any, op: str) -> Tensor:
 def _axis(dim: Any, ndim: int, op: str) -> int:
     """dim in 0 .. ndim - 1; IndexError outside."""
     n = max(ndim, 1)
-    d = dim.__index__()
+    try:
+        d = _integer(dim)
+    except (TypeError, ValueError):
+        raise TypeError(f"{op}: dim must be an integer, got {dim!r}") from None
     if not -n <= d < n:
         raise IndexError(f"{op}: dim {d} is out of range for {ndim} dimensions")
     return d % n
@@ -44,8 +48,8 @@ def _ints(sizes: tuple, op: str) -> tuple[int, ...]:
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])
     try:
-        return tuple([s.__index__() for s in sizes])
-    except AttributeError:
+        return tuple([_integer(s) for s in sizes])
+    except TypeError:
         raise TypeError(f"{op}: expected integers, got {sizes!r}") from None
 
 
@@ -1249,9 +1253,9 @@ def _attach() -> None:
             m(name, globals()[name])
     m("broadcast_to", broadcast_to)
     m("view", _view)
-    m("view_as", lambda self, other: _view(self, other.shape))
-    m("reshape_as", lambda self, other: reshape(self, other.shape))
-    m("expand_as", lambda self, other: expand(self, other.shape))
+    m("view_as", lambda self, other: _view(self, _input(other, "view_as").shape))
+    m("reshape_as", lambda self, other: reshape(self, _input(other, "reshape_as").shape))
+    m("expand_as", lambda self, other: expand(self, _input(other, "expand_as").shape))
     m("repeat", _repeat)
     m("t", _t)
     m("T", property(_t))  # type: ignore[arg-type]

@@ -1,0 +1,27 @@
+"""What ops say of arguments that are no Tensors. The check costs nothing where they are: an op reads
+`x._k` or `x.data` anyway, and asks here only when that failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.tensor import Tensor
+
+
+def kernels(op: str, x: Any, name: str = "input") -> Any:
+    """The kernel module of x's device; TypeError when x is no Tensor."""
+    try:
+        return x._k
+    except AttributeError:
+        raise not_tensors(op, **{name: x}) from None
+
+
+def not_tensors(op: str, **arguments: Any) -> Exception:
+    """The TypeError that names the first argument that is neither a Tensor nor None."""
+    for name, x in arguments.items():
+        if x is not None and not isinstance(x, Tensor):
+            what = type(x).__name__
+            return TypeError(
+                f"{op}: {name} must be a Tensor, got {what}. Make one with gs.tensor({name})."
+            )
+    return TypeError(f"{op}: {' and '.join(arguments)} must be Tensors")

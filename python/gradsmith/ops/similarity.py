@@ -1,0 +1,63 @@
+"""Lengths and angles of vectors along one axis, composed of other ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core.tensor import Tensor, as_tensor
+from . import reduce as _reduce
+from .elementwise import clamp, div, mul
+from .shape import expand
+
+__all__ = ["cosine_similarity", "normalize"]
+
+
+def _float(x: Any, op: str) -> Tensor:
+    x = as_tensor(x)
+    if x.dtype.kind != "f":
+        raise TypeError(f"{op}: expected a float tensor, got {x.dtype}. Convert it with .float().")
+    return x
+
+
+def _eps(eps: Any, op: str) -> float:
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not eps >= 0:
+        raise ValueError(f"{op}: eps must be a number >= 0, got {eps!r}")
+    return float(eps)
+
+
+def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """y = x / max(norm(x, p), eps) along dim; the gradient of the norm is 0 where it is below eps.
+
+    Raises TypeError unless input is a float tensor, IndexError when dim is no axis of it.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.normalize(gs.tensor([[3.0, 4.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929]]
+    """
+    x = _float(input, "normalize")
+    eps = _eps(eps, "normalize")
+    return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
+
+
+def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """sum(x1 x2) / (max(norm(x1), eps) max(norm(x2), eps)) along dim; the inputs broadcast.
+
+    Raises TypeError unless both are float tensors, IndexError when dim is no axis of them.
+
+    >>> import gradsmith as gs, gradsmith.nn.functional as F
+    >>> F.cosine_similarity(gs.tensor([[1.0, 0.0]]), gs.tensor([[0.0, 2.0]])).tolist()
+    [0.0]
+    """
+    a, b = _float(x1, "cosine_similarity"), _float(x2, "cosine_similarity")
+    eps = _eps(eps, "cosine_similarity")
+    try:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise ValueError(
+            f"cosine_similarity: x1 {a.shape} and x2 {b.shape} do not broadcast. Expected equal sizes, or 1."
+        ) from None
+    a, b = (x if x.shape == shape else expand(x, shape) for x in (a, b))
+    lengths = [clamp(_reduce.norm(x, 2, dim), min=eps) for x in (a, b)]
+    return div(_reduce.sum(mul(a, b), dim), mul(*lengths))
