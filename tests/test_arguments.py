@@ -29,6 +29,10 @@ CASES = {
     "layer_norm: input": lambda v: F.layer_norm(v, 3),
     "rms_norm: input": lambda v: F.rms_norm(v, 3),
     "group_norm: input": lambda v: F.group_norm(v, 1),
+    "batch_norm: running_mean": lambda v: F.batch_norm(x, v, gs.ones(3)),
+    "layer_norm: bias": lambda v: F.layer_norm(x, 3, None, v),
+    "group_norm: weight": lambda v: F.group_norm(x, 1, v),
+    "instance_norm: bias": lambda v: F.instance_norm(gs.ones(1, 4, 3), bias=v),
     "prelu: weight": lambda v: F.prelu(x, v),
     "embedding: weight": lambda v: F.embedding(gs.tensor([0]), v),
 }

@@ -223,6 +223,12 @@ def grad(
         if grad_outputs is None
         else ([grad_outputs] if isinstance(grad_outputs, Tensor) else list(grad_outputs))
     )
+    for name, given in (("outputs", outs), ("inputs", ins)):
+        for t in given:
+            if not isinstance(t, Tensor):
+                raise TypeError(f"grad: {name} must be Tensors, got {type(t).__name__}")
+    if len(gs) != len(outs):
+        raise ValueError(f"grad: {len(gs)} grad_outputs for {len(outs)} outputs; one each")
     only: dict[Any, dict[int, Any]] = {}
     keys = []
     for t in ins:

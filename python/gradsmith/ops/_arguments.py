@@ -13,15 +13,16 @@ def kernels(op: str, x: Any, name: str = "input") -> Any:
     try:
         return x._k
     except AttributeError:
-        raise not_tensors(op, **{name: x}) from None
+        raise not_tensors(op, None, **{name: x}) from None
 
 
-def not_tensors(op: str, **arguments: Any) -> Exception:
-    """The TypeError that names the first argument that is neither a Tensor nor None."""
+def not_tensors(op: str, error: Exception | None, **arguments: Any) -> Exception:
+    """The TypeError that names the first argument that is neither a Tensor nor None; else `error` itself."""
     for name, x in arguments.items():
         if x is not None and not isinstance(x, Tensor):
             what = type(x).__name__
             return TypeError(
                 f"{op}: {name} must be a Tensor, got {what}. Make one with gs.tensor({name})."
             )
-    return TypeError(f"{op}: {' and '.join(arguments)} must be Tensors")
+    missing = [name for name, x in arguments.items() if x is None]
+    return error or TypeError(f"{op}: {' and '.join(missing or arguments)} must be a Tensor")

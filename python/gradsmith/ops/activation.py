@@ -401,7 +401,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     [[-0.5, -1.0]]
     """
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
-        raise not_tensors("prelu", input=input, weight=weight)
+        raise not_tensors("prelu", None, input=input, weight=weight)
     k = input._k
     return apply(
         PReLUBackward, k, k.prelu(input.data, weight.data), (input, weight), (input, weight)

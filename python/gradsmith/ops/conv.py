@@ -68,10 +68,9 @@ def _conv(
     try:
         k = input._k
         b = None if bias is None else bias.data
-        w = weight.data
-    except AttributeError:
-        raise not_tensors(f"conv{nd}d", input=input, weight=weight, bias=bias) from None
-    y = k.conv(nd, input.data, w, b, stride, padding, dilation, groups, relu)
+        y = k.conv(nd, input.data, weight.data, b, stride, padding, dilation, groups, relu)
+    except (AttributeError, TypeError) as error:
+        raise not_tensors(f"conv{nd}d", error, input=input, weight=weight, bias=bias) from None
     return apply(
         ConvReluBackward if relu else ConvBackward, k, y, (input, weight, bias), (input, weight),
         relu, window=(stride, padding, dilation, groups),
@@ -152,10 +151,12 @@ def _conv_transpose(
     try:
         k = input._k
         b = None if bias is None else bias.data
-        w = weight.data
-    except AttributeError:
-        raise not_tensors(f"conv_transpose{nd}d", input=input, weight=weight, bias=bias) from None
-    y = k.conv_transpose(nd, input.data, w, b, stride, padding, output_padding, dilation, groups)
+        y = k.conv_transpose(
+            nd, input.data, weight.data, b, stride, padding, output_padding, dilation, groups
+        )
+    except (AttributeError, TypeError) as error:
+        op = f"conv_transpose{nd}d"
+        raise not_tensors(op, error, input=input, weight=weight, bias=bias) from None
     return apply(
         ConvTransposeBackward, k, y, (input, weight, bias), (input, weight),
         window=(stride, padding, output_padding, dilation, groups),

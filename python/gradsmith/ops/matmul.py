@@ -96,7 +96,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _dims(op: str, name: str, x: Tensor, ndim: int, layout: str) -> None:
     if not isinstance(x, Tensor):
-        raise not_tensors(op, **{name: x})
+        raise not_tensors(op, None, **{name: x})
     if x.data.ndim != ndim:
         raise ValueError(
             f"{op}: {name} has shape {x.shape}; expected {ndim} dimensions {layout}. "
@@ -225,8 +225,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             out = k.linear(input.data, weight.data)
         else:
             out = k.linear(input.data, weight.data, bias.data)
-    except AttributeError:
-        raise not_tensors("linear", input=input, weight=weight, bias=bias) from None
+    except (AttributeError, TypeError) as error:
+        raise not_tensors("linear", error, input=input, weight=weight, bias=bias) from None
     return apply(LinearBackward, k, out, (input, weight, bias), (input, weight))
 
 
@@ -240,7 +240,7 @@ def addmm(
     [[4.0, 4.0], [4.0, 4.0]]
     """
     if not isinstance(input, Tensor):
-        raise not_tensors("addmm", input=input)
+        raise not_tensors("addmm", None, input=input)
     _dims("addmm", "mat1", mat1, 2, "(m, k)")
     _dims("addmm", "mat2", mat2, 2, "(k, n)")
     k = mat1._k
@@ -303,7 +303,7 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     """
     tensors = (input1, input2, weight) if bias is None else (input1, input2, weight, bias)
     if not all(isinstance(x, Tensor) for x in tensors):
-        raise not_tensors("bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
+        raise not_tensors("bilinear", None, input1=input1, input2=input2, weight=weight, bias=bias)
     if weight.data.ndim != 3:
         raise ValueError(
             f"bilinear: weight has shape {weight.shape}; expected 3 dimensions (out, in1, in2)"

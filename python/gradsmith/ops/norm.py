@@ -6,12 +6,14 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor
-from ._arguments import kernels
+from ._arguments import kernels, not_tensors
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 
-def _array(t: Tensor | None) -> Any:
+def _array(t: Tensor | None, op: str, name: str) -> Any:
+    if t is not None and not isinstance(t, Tensor):
+        raise not_tensors(op, None, **{name: t})
     return None if t is None else t.data
 
 
@@ -70,15 +72,21 @@ def batch_norm(
         momentum = -1.0
     elif momentum < 0:
         raise ValueError(f"batch_norm: momentum must be 0 or more, or None, got {momentum}")
-    y, stats = k.batch_norm(
-        input.data,
-        None if weight is None else weight.data,
-        None if bias is None else bias.data,
-        None if running_mean is None else running_mean.data,
-        None if running_var is None else running_var.data,
-        num_batches_tracked.data if training and num_batches_tracked is not None else None,
-        training, momentum, eps, None if residual is None else residual.data, relu, False,
-    )  # fmt: skip
+    try:
+        y, stats = k.batch_norm(
+            input.data,
+            None if weight is None else weight.data,
+            None if bias is None else bias.data,
+            None if running_mean is None else running_mean.data,
+            None if running_var is None else running_var.data,
+            num_batches_tracked.data if training and num_batches_tracked is not None else None,
+            training, momentum, eps, None if residual is None else residual.data, relu, False,
+        )  # fmt: skip
+    except (AttributeError, TypeError) as error:
+        raise not_tensors(
+            "batch_norm", error, running_mean=running_mean, running_var=running_var,
+            weight=weight, bias=bias, num_batches_tracked=num_batches_tracked, residual=residual,
+        ) from None  # fmt: skip
     if training:
         if running_mean is not None:
             running_mean._ver[0] += 1
@@ -122,7 +130,8 @@ def instance_norm(
         )
     k = kernels("instance_norm", input)
     y, stats = k.batch_norm(
-        input.data, _array(weight), _array(bias), None, None, None, True, 0.0, eps,
+        input.data, _array(weight, "instance_norm", "weight"),
+        _array(bias, "instance_norm", "bias"), None, None, None, True, 0.0, eps,
         None, False, True,
     )  # fmt: skip
     return apply(
@@ -148,7 +157,8 @@ def group_norm(
     [[-1.0, 1.0, -1.0, 1.0]]
     """
     k = kernels("group_norm", input)
-    y, stats = k.group_norm(input.data, num_groups, _array(weight), _array(bias), eps)
+    w, b = _array(weight, "group_norm", "weight"), _array(bias, "group_norm", "bias")
+    y, stats = k.group_norm(input.data, num_groups, w, b, eps)
     return apply(
         BatchNormBackward, k, y, (input, weight, bias, None),
         (input, weight, None, stats, None), training=True, relu=False,
@@ -197,9 +207,12 @@ def layer_norm(
     """
     k = kernels("layer_norm", input)
     dims = _trailing(input, normalized_shape, "layer_norm")
-    w = None if weight is None else weight.data
-    b = None if bias is None else bias.data
-    y, stats = k.layer_norm(input.data, dims, w, b, eps, False)
+    try:
+        w = None if weight is None else weight.data
+        b = None if bias is None else bias.data
+        y, stats = k.layer_norm(input.data, dims, w, b, eps, False)
+    except (AttributeError, TypeError) as error:
+        raise not_tensors("layer_norm", error, weight=weight, bias=bias) from None
     return apply(
         LayerNormBackward, k, y, (input, weight, bias),
         (input, weight, stats), dims=dims, rms=False,
@@ -222,7 +235,7 @@ def rms_norm(
     dims = _trailing(input, normalized_shape, "rms_norm")
     if eps is None:
         eps = 2.0**-23 if input.dtype.itemsize == 4 else 2.0**-52
-    y, stats = k.layer_norm(input.data, dims, _array(weight), None, eps, True)
+    y, stats = k.layer_norm(input.data, dims, _array(weight, "rms_norm", "weight"), None, eps, True)
     return apply(
         LayerNormBackward, k, y, (input, weight, None),
         (input, weight, stats), dims=dims, rms=True,
