@@ -96,10 +96,14 @@ void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, co
     } else if (unit(p.n, p.b_cs) && (p.m <= 2 || (p.m <= kVecRows && matrix > m.l2))) {
       kernel = &vec_kernel;
     } else if (p.n > 1 && p.m > 1) {
-      // The transposed problem: A^T B^T reads both in place, A B^T then transposes only A, the
-      // smaller, and A^T B walks the larger of the two by rows.
-      bool a_rows = unit(p.m, p.a_rs) && !rows_along_k, b_rows = unit(p.n, p.b_cs);
-      swap = b_rows ? a_rows && p.n < p.m : (rows_along_k ? p.m < p.n : a_rows);
+      // The problem or its transpose, C^T = B^T A^T: whichever moves fewer elements beside the
+      // arithmetic. A right operand whose columns are contiguous is transposed into panels, a left
+      // one whose columns are into slivers, and C of a transposed problem once for each block of k.
+      bool b_rows = unit(p.n, p.b_cs), a_rows = unit(p.m, p.a_rs) && !rows_along_k;
+      int64_t blocks = (p.k + 383) / 384;
+      int64_t plain = (b_rows ? 0 : p.n * p.k) + (a_rows ? p.m * p.k : 0);
+      int64_t turned = (a_rows ? 0 : p.m * p.k) + (b_rows ? p.n * p.k : 0) + p.m * p.n * blocks;
+      swap = turned < plain && (a_rows || rows_along_k);  // B^T must lie well, too
     }
   }
   if (!swap) {

@@ -6,16 +6,13 @@
 // A member of the team owns one rectangle of C (a cell), so nothing is shared and no barrier is
 // needed. Inside a cell, outermost first:
 //   columns by `ncb`, k by `kc`: this block of B is packed into panels that stay in half of the
-//   second
-//     cache. Packing is free where rows of B are contiguous: the first tile on a panel stores what
-//     it reads. Where columns are contiguous (B transposed), 16 x 16 blocks are transposed into the
-//     panel.
-//   rows by `mgroup`: this group of A stays in a quarter of the second cache. Rows of A are read
-//   where
-//     they lie; transposed A is packed into slivers when its stride would make lines collide.
-//   panels of up to 4 vectors, tiles of rows (tile.h). While tiles run, the next panel or the next
-//   rows
-//     are prefetched line by line from inside the loop, so that memory and arithmetic overlap.
+//   second cache. Where rows of B are contiguous the first tile on a panel stores what it reads;
+//   where columns are (B transposed), 16 x 16 blocks are transposed into the panel.
+//   Rows by `mgroup`: this group of A stays in an eighth of the second cache. Rows of A are read
+//   where they lie; transposed A is packed into slivers, or its lines would collide in few sets.
+//   Panels of up to 4 vectors, tiles of rows (tile.h). While tiles run, what comes next is
+//   prefetched from inside their loops, so that memory and arithmetic overlap: the next tile of C,
+//   the next panel of B, the next group of A.
 //
 // The bits of the result depend on m, n, k alone: an element is the sum, in ascending order, of its
 // blocks of kc products (a chain of FMAs each); kc is a function of k. Products with few elements
@@ -29,7 +26,7 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kDepth = 512;        // products summed before an element is written
+constexpr int64_t kDepth = 384;        // products summed before an element is written
 constexpr int64_t kShallow = 128;      // the same where a panel of B is to stay in the first cache
 constexpr int64_t kShallowRows = 256;  // ... because so few rows use it that packing shows
 
@@ -47,6 +44,7 @@ struct Blocking {
   int64_t mgroup;  // rows of A kept close
   int64_t slices;  // parts of k computed apart, 1 mostly
   int nv, height;  // widest panel in vectors, rows of its tile
+  int sliver;      // rows of A packed together
   BMode b_mode;
   bool pack_a;
   bool turned;               // C has unit row stride: tiles are transposed on their way out
@@ -62,7 +60,7 @@ Blocking blocking(const MatmulParams& p) {
   bool row_b = p.b_cs == 1 || p.n == 1;
   bool shallow = row_b && p.m <= kShallowRows;
   int64_t blocks = most(1, ceil_div(p.k, shallow ? kShallow : kDepth));
-  s.kc = most(1, ceil_div(p.k, blocks));
+  s.kc = most(1, round_up(ceil_div(p.k, blocks), kFetchSteps));
   s.slices = 1;
   if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
     s.slices = least(16, p.k / (8 * kDepth));
@@ -77,6 +75,11 @@ Blocking blocking(const MatmulParams& p) {
   int64_t W = s.nv * N, depth = most(s.kc, 64) * size;
   s.ncb = most(1, p.l2 / 2 / depth / W) * W;
   s.mgroup = most(4, p.l2 / 8 / depth / s.height) * s.height;
+  s.sliver = sliver_width<T>(s.height);
+  // groups and blocks of about one size: a narrow last one would read all of the other operand
+  // again
+  s.mgroup = round_up(ceil_div(p.m, ceil_div(p.m, s.mgroup)), s.pack_a ? s.sliver : s.height);
+  s.ncb = round_up(ceil_div(p.n, most(1, (p.n + s.ncb / 4) / s.ncb)), W);
   if (shallow) s.ncb = W;
   if (!row_b)
     s.b_mode = kPackTransposed;
@@ -85,8 +88,7 @@ Blocking blocking(const MatmulParams& p) {
   s.fetch = (p.m * p.k + p.k * p.n) * size > p.l2 / 2;
   s.b_bytes = round_up(least(s.ncb, round_up(p.n, W)) * s.kc * size + 64, 4096);
   if (s.b_mode == kDirect) s.b_bytes = kTileMasks ? 0 : round_up(W * s.kc * size, 4096);
-  s.a_bytes =
-      s.pack_a ? round_up(least(s.mgroup, round_up(p.m, s.height)) * s.kc * size + 64, 4096) : 0;
+  s.a_bytes = s.pack_a ? round_up(round_up(s.mgroup, s.sliver) * s.kc * size + 64, 4096) : 0;
   return s;
 }
 
@@ -147,11 +149,10 @@ void finish_turned(const TileArgs<T>& g, const T* from, int64_t width, int rows,
   }
 }
 
-// Runs the tile of `rows` x nv vectors that g describes, `cols` columns of it stored.
+// Runs the tile fn of `rows` x nv vectors that g describes, `cols` columns of it stored.
 template <class T>
-void run_tile(TileArgs<T>& g, int nv, int rows, int cols, bool packing, bool turned) {
+void run_tile(TileFn<T> fn, TileArgs<T>& g, int nv, int rows, int cols, bool turned) {
   constexpr int N = simd<T>::N;
-  TileFn<T> fn = packing ? Tiles<T>::packing[nv] : Tiles<T>::plain[nv][rows];
   g.last = cols - (nv - 1) * N;
   if (!turned && (kTileMasks || g.last == N)) {
     fn(g);
@@ -162,8 +163,6 @@ void run_tile(TileArgs<T>& g, int nv, int rows, int cols, bool packing, bool tur
   T* c = g.c;
   int64_t ldc = g.ldc;
   int32_t flags = g.flags;
-  if (turned && (flags & kTilePrefetch))
-    for (int j = 0; j < cols; ++j) __builtin_prefetch(c + j * ldc, 1);
   g.c = buffer;
   g.ldc = nv * N;
   g.flags = 0;
@@ -182,28 +181,30 @@ void run_tile(TileArgs<T>& g, int nv, int rows, int cols, bool packing, bool tur
     finish(g, buffer, nv * N, rows, cols, flags);
 }
 
-// Memory that is wanted soon: rows of `count` lines, `jump` bytes apart.
+// Memory that is wanted soon: rows of `count` pairs of lines, `jump` bytes apart.
 struct Lines {
   const char* p;  // of the row that is next
   int64_t left, jump;
   int32_t count, col;
 
   GS_MEMBER void set(const void* start, int64_t rows, int64_t jump_bytes, int64_t row_bytes) {
-    p = (const char*)((uintptr_t)start & ~(uintptr_t)63);
-    count = (int32_t)((row_bytes + 126) / 64);
+    p = (const char*)((uintptr_t)start & ~(uintptr_t)(kFetchBytes - 1));
+    count =
+        (int32_t)(((uintptr_t)start - (uintptr_t)p + row_bytes + kFetchBytes - 1) / kFetchBytes);
     left = rows * count;
     jump = jump_bytes;
     col = 0;
   }
   // Gives up to `room` of them to a tile.
   GS_MEMBER bool take(Fetch* f, int64_t room) {
-    if (left <= 0) return false;
+    f->total = 0;
+    if (left <= 0 || room <= 0) return false;
     int64_t n = left < room ? left : room;
-    f->at = p + col * 64;
+    f->at = p + col * kFetchBytes;
     f->total = n;
     f->left = count - col;
     f->count = count;
-    f->wrap = jump - (count - 1) * (int64_t)64;
+    f->wrap = jump - (count - 1) * kFetchBytes;
     uint32_t to = (uint32_t)(col + n), full = to / (uint32_t)count;
     p += full * jump;
     col = (int32_t)(to - full * (uint32_t)count);
@@ -230,14 +231,13 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
       bool last_block = pc + kc >= x.k;
       int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
                       (last_block && x.bias ? kTileBias : 0) |
-                      (last_block && x.act == kActRelu ? kTileRelu : 0) |
-                      (s.fetch && kc >= 64 ? kTilePrefetch : 0);
+                      (last_block && x.act == kActRelu ? kTileRelu : 0);
       for (int64_t mg = 0; mg < x.m; mg += s.mgroup) {
         int64_t rows = least(s.mgroup, x.m - mg);
         const T* a = x.a + mg * x.ars + pc * x.acs;
         // soon: rows of A of the next group; at the end of a block those of the next block and its
         // first panel
-        Lines next_a = {}, next_b = {}, next_pack = {};
+        Lines next_a = {}, next_b = {}, next_pack = {}, next_c = {};
         if (s.fetch) {
           const T* na = a + rows * x.ars;
           int64_t nrows = least(s.mgroup, x.m - mg - rows), nk = kc;
@@ -252,7 +252,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
           else if (x.ars == 1)
             next_a.set(na, nrows > 0 ? nk : 0, x.acs * size, nrows * size);
         }
-        if (s.pack_a) pack_slivers(a, x.acs, rows, kc, height, a_pack);
+        if (s.pack_a) pack_slivers(a, x.acs, rows, kc, s.sliver, a_pack);
         for (int64_t v = 0; v < nvec;) {
           int nv = panel_vectors(s.nv, nvec - v);
           int width = nv * N, cols = (int)least(width, nc - v * N);
@@ -267,7 +267,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               pack_rows(b, x.brs, kc, cols, width, panel);
               packed = true;
             } else if (s.b_mode == kPackRows) {
-              packing = kTileRows[nv] == height && rows >= height;
+              packing = cols == width && kTileRows[nv] == height &&
+                        tile_rows(height, rows, !s.pack_a) == height;
               if (!packing) {
                 pack_rows(b, x.brs, kc, cols, width, panel);
                 packed = true;
@@ -279,7 +280,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
             int64_t nk = kc, ncols = least(s.nv * N, nc - v * N - width);
             if (mg == 0 && ncols > 0) {
               nb = b + width * x.bcs;
-              if (s.b_mode == kPackRows) next_pack.set(panel + width * kc, 1, 0, kc * ncols * size);
+              if (s.b_mode == kPackRows && s.ncb > s.nv * N)
+                next_pack.set(panel + width * kc, 1, 0, kc * ncols * size);
             } else if (mg + rows >= x.m && v + nv >= nvec) {
               int64_t np = last_block ? 0 : pc + kc, nj = last_block ? jc + nc : jc;
               nk = least(s.kc, x.k - np);
@@ -296,17 +298,15 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
           g.pack = panel;
           g.k = kc;
           g.flags = flags;
-          int64_t sliver = 0, sliver_rows = 0;
+          const int la = s.pack_a ? kSliverA : x.acs == 1 ? kRowsA : kAnyA;
+          int lb = packing ? kPackB : packed ? kPanelB : cols == width ? kRowsB : kAnyB;
           for (int64_t i = 0; i < rows;) {
-            int r = tile_rows(height, rows - i);
+            int r = tile_rows(height, rows - i, !s.pack_a);
             if (s.pack_a) {
-              if (i >= sliver + sliver_rows) {
-                sliver = i;
-                sliver_rows = least(height, rows - i);
-              }
-              g.a = a_pack + sliver * kc + (i - sliver);
+              int64_t in = i % s.sliver;
+              g.a = a_pack + (i - in) * kc + in;
               g.ars = 1;
-              g.acs = sliver_rows;
+              g.acs = s.sliver;
             } else {
               g.a = a + i * x.ars;
               g.ars = x.ars;
@@ -319,14 +319,32 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               g.c = x.c + (mg + i) * x.ldc + jc + v * N;
               g.bias = x.bias ? x.bias + jc + v * N : nullptr;
             }
-            if (!next_b.take(&g.fetch, kc) && !next_pack.take(&g.fetch, kc) &&
-                !next_a.take(&g.fetch, kc))
-              g.fetch.total = 0;
-            run_tile(g, nv, r, cols, packing, s.turned);
+            if (s.fetch) {
+              // C of the next tile
+              const T* nc_at = g.c;
+              if (i + r < rows)
+                nc_at += r * (s.turned ? 1 : x.ldc);
+              else
+                nc_at = x.c + (s.turned ? (jc + v * N + width) * x.ldc + mg
+                                        : mg * x.ldc + jc + v * N + width);
+              if (s.turned)
+                next_c.set(nc_at, cols, x.ldc * size, height * size);
+              else
+                next_c.set(nc_at, height, x.ldc * size, cols * size);
+            }
+            int64_t room = kc / kFetchSteps;
+            next_c.take(&g.fetch[0], room);
+            room -= g.fetch[0].total;
+            if (!next_b.take(&g.fetch[1], room) && !next_pack.take(&g.fetch[1], room))
+              next_a.take(&g.fetch[1], room);
+            TileFn<T> fn = r == kTileRows[nv] ? Tiles<T>::full[nv][la][lb] : nullptr;
+            if (!fn) fn = Tiles<T>::any[nv][r];
+            run_tile(fn, g, nv, r, cols, s.turned);
             if (packing) {
               packing = false;
               g.b = panel;
               g.brs = width;
+              lb = kPanelB;
             }
             i += r;
           }

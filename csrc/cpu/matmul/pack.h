@@ -120,36 +120,43 @@ __attribute__((noinline)) void pack_rows(const T* from, int64_t ld, int64_t dept
     }
 }
 
+// Rows in a sliver of A that tiles of `height` read: whole vectors where tiles fit in evenly,
+// because then a copy is whole lines; each tile reads its part of the row.
 template <class T>
-GS_INLINE void copy8(const T* from, T* to) {
-  typedef T v8 __attribute__((vector_size(8 * sizeof(T)), may_alias, aligned(sizeof(T))));
-  *(v8*)to = *(const v8*)from;
+constexpr int sliver_width(int height) {
+  return simd<T>::N % height == 0 ? simd<T>::N : height;
 }
 
-// Slivers of A: sliver s holds rows s * height .. of a, element (i, k) at to[s * height * depth + k
-// * h + i] with h = min(height, rows left). a: (rows, depth) with row stride 1 and column stride
-// ld.
+// Slivers of A: sliver s holds rows s * width .. of a, element (i, k) at to[s * width * depth + k *
+// width + i]; what is past the last row is not written. a: (rows, depth) with row stride 1 and
+// column stride ld.
 template <class T>
 __attribute__((noinline)) void pack_slivers(const T* a, int64_t ld, int64_t rows, int64_t depth,
-                                            int height, T* to) {
+                                            int width, T* to) {
   constexpr int N = simd<T>::N;
   constexpr int64_t depth_step = 16;  // rows of a read together: one page of each
   for (int64_t k0 = 0; k0 < depth; k0 += depth_step) {
     int64_t k1 = k0 + depth_step < depth ? k0 + depth_step : depth;
-    for (int64_t s = 0; s < rows; s += height) {
-      int h = rows - s < height ? (int)(rows - s) : height;
-      T* q = to + s * depth + k0 * h;
+    for (int64_t s = 0; s < rows; s += width) {
+      int h = rows - s < width ? (int)(rows - s) : width;
+      T* q = to + s * depth + k0 * width;
       const T* p = a + k0 * ld + s;
-      if (h == 8 && sizeof(T) == 4)  // the usual height: whole halves, no masks
-        for (int64_t k = k0; k < k1; ++k, q += 8, p += ld) copy8(p, q);
-      else if (h <= N)
-        for (int64_t k = k0; k < k1; ++k, q += h, p += ld) store_n(q, load_n(p, h), h);
-      else
-        for (int64_t k = k0; k < k1; ++k, q += h, p += ld)
+      if (h == N && width == N) {
+        for (int64_t k = k0; k < k1; ++k, q += N, p += ld) store(q, load(p));
+      } else if (width < N && s + N <= rows) {
+        // what is written past a row of the sliver is overwritten by the next row
+        for (int64_t k = k0; k < k1; ++k, q += width, p += ld)
+          if (k + 1 < depth)
+            store(q, load(p));
+          else
+            store_n(q, load(p), width);
+      } else {
+        for (int64_t k = k0; k < k1; ++k, q += width, p += ld)
           for (int i = 0; i < h; i += N) {
             int n = h - i < N ? h - i : N;
             store_n(q + i, load_n(p + i, n), n);
           }
+      }
     }
   }
 }

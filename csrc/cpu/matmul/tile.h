@@ -9,6 +9,7 @@
 // Sizes: 64-byte vectors 6 x 4, 8 x 3, 14 x 2, 14 x 1 of 32 registers; 32-byte vectors 6 x 2 of 16.
 // A step of the 6 x 4 tile is 24 FMAs (12 cycles) and 11 loads.
 #pragma once
+#include "matmul/pack.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -35,19 +36,21 @@ constexpr bool kTileMasks = false;
 #endif
 
 enum TileFlag : int32_t {
-  kTileScale = 1,     // acc *= alpha
-  kTileAdd = 2,       // acc += c
-  kTileBias = 4,      // acc += bias
-  kTileRelu = 8,      // acc = max(acc, 0)
-  kTilePrefetch = 16  // c is not in the first caches: ask for it before the loop
+  kTileScale = 1,  // acc *= alpha
+  kTileAdd = 2,    // acc += c
+  kTileBias = 4,   // acc += bias
+  kTileRelu = 8    // acc = max(acc, 0)
 };
 
-// Lines to bring into the second cache while a tile runs, one a step: `total` of them from `at` on,
-// a row of them holds `count`; when the `left` lines of this row are done, `at` moves on by `wrap`.
+// Memory to bring into the second cache while a tile runs, a pair of lines every kFetchSteps steps:
+// `total` pairs from `at` on, a row of them holds `count`; when the `left` pairs of this row are
+// done, `at` moves on by `wrap` bytes.
 struct Fetch {
   const char* at;
   int64_t total, left, count, wrap;
 };
+constexpr int64_t kFetchBytes = 128;
+constexpr int64_t kFetchSteps = 4;
 
 template <class T>
 struct TileArgs {
@@ -58,7 +61,7 @@ struct TileArgs {
   T* c;  // row i at c + i * ldc
   int64_t ldc;
   const T* bias;  // of the first column
-  Fetch fetch;
+  Fetch fetch[2];
   T* pack;  // PACK: row k of B is also written to pack + k * NV * N
   int64_t k;
   int last;  // valid lanes of the last vector, 1 .. N; below N only where kTileMasks
@@ -66,60 +69,89 @@ struct TileArgs {
   int32_t flags;
 };
 
-template <class T, int MR, int NV, bool PACK>
+// How a tile reads A and B. The fast ones leave nothing but loads and FMAs in the loop: a masked
+// load is a load and an operation of the FMA ports, and one pointer or counter more a step takes
+// some of their slots, too.
+enum TileA : int {
+  kAnyA,    // any strides
+  kRowsA,   // acs == 1
+  kSliverA  // ars == 1, acs == sliver_width(MR)
+};
+enum TileB : int {
+  kAnyB,    // any row stride, the last vector masked
+  kRowsB,   // any row stride, whole vectors
+  kPanelB,  // rows of NV * N
+  kPackB    // as kRowsB, and what is read goes to `pack`, too
+};
+
+template <class T, int MR, int NV, int LA, int LB>
 __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
+  constexpr int S = sliver_width<T>(MR),
+                U = kFetchSteps;  // steps without a pointer or counter moved
   const T* __restrict a = g.a;
   const T* __restrict b = g.b;
   T* __restrict c = g.c;
   T* __restrict pack = g.pack;
   int64_t ars = g.ars, acs = g.acs, brs = g.brs, ldc = g.ldc;
   int last = kTileMasks ? g.last : N, flags = g.flags;
-  if (flags & kTilePrefetch) {
-#pragma GCC unroll 64
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 64
-      for (int j = 0; j < NV; ++j)
-        if (j * GS_VBYTES % 64 == 0) __builtin_prefetch(c + i * ldc + j * N, 1);
-  }
   V acc[MR][NV];
 #pragma GCC unroll 64
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
-  auto step = [&]() __attribute__((always_inline)) {
+  // step u after the pointers; `move` on them afterwards, by steps
+  auto step = [&](int u, int move) __attribute__((always_inline)) {
     V bv[NV];
+    const T* row = LB == kPanelB ? b + u * NV * N : b;
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j)
-      bv[j] = kTileMasks && j == NV - 1 ? load_n(b + j * N, last) : load(b + j * N);
-    b += brs;
-    if (PACK) {
+      bv[j] =
+          kTileMasks && LB == kAnyB && j == NV - 1 ? load_n(row + j * N, last) : load(row + j * N);
+    if (LB != kPanelB)
+      b += brs;
+    else if (move)
+      b += move * NV * N;
+    if (LB == kPackB) {
 #pragma GCC unroll 64
-      for (int j = 0; j < NV; ++j) store(pack + j * N, bv[j]);
-      pack += NV * N;
+      for (int j = 0; j < NV; ++j) store(pack + (u * NV + j) * N, bv[j]);
+      if (move) pack += move * NV * N;
     }
 #pragma GCC unroll 64
     for (int i = 0; i < MR; ++i) {
-      V x = set1(a[i * ars]);
+      V x = set1(LA == kRowsA ? a[i * ars + u] : LA == kSliverA ? a[u * S + i] : a[i * ars]);
 #pragma GCC unroll 64
       for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, bv[j], acc[i][j]);
     }
-    a += acs;
+    if (LA == kAnyA)
+      a += acs;
+    else if (move)
+      a += LA == kSliverA ? move * S : move;
   };
   int64_t k = g.k;
-  if (g.fetch.total > 0) {
-    const char* at = g.fetch.at;
-    int64_t left = g.fetch.left, rest = k > g.fetch.total ? k - g.fetch.total : 0;
-    for (; k > rest; --k) {
-      __builtin_prefetch(at, 0, 2);
-      --left;
-      at += left ? 64 : g.fetch.wrap;
-      left = left ? left : g.fetch.count;
-      step();
+  if constexpr (LA != kAnyA) {
+    auto steps = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int u = 0; u < U; ++u) step(u, u == U - 1 ? U : 0);
+    };
+    for (int f = 0; f < 2; ++f) {
+      int64_t n = g.fetch[f].total < k / U ? g.fetch[f].total : k / U;
+      if (n <= 0) continue;
+      const char* at = g.fetch[f].at;
+      int64_t left = g.fetch[f].left;
+      for (k -= n * U; n > 0; --n) {
+        __builtin_prefetch(at, 0, 2);
+        __builtin_prefetch(at + 64, 0, 2);
+        --left;
+        at += left ? kFetchBytes : g.fetch[f].wrap;
+        left = left ? left : g.fetch[f].count;
+        steps();
+      }
     }
+    for (; k >= U; k -= U) steps();
   }
-  for (; k > 0; --k) step();
+  for (; k > 0; --k) step(0, 1);
   if (flags & kTileScale) {
     V alpha = set1(g.alpha);
 #pragma GCC unroll 64
@@ -168,10 +200,10 @@ template <class T>
 using TileFn = void (*)(const TileArgs<T>&);
 
 // The tile of MR rows and NV vectors where the registers hold one, else nothing.
-template <class T, int MR, int NV, bool PACK>
+template <class T, int MR, int NV, int LA, int LB>
 constexpr TileFn<T> tile_or_none() {
   if constexpr (NV <= kTileNV && MR <= kTileRows[NV < 5 ? NV : 0])
-    return tile<T, MR, NV, PACK>;
+    return tile<T, MR, NV, LA, LB>;
   else
     return nullptr;
 }
@@ -179,27 +211,39 @@ constexpr TileFn<T> tile_or_none() {
 // Tiles by vectors and rows, see tile_rows() for which are used.
 template <class T>
 struct Tiles {
-#define GS_TILES(NV)                                                                        \
-  {                                                                                         \
-    nullptr, tile_or_none<T, 1, NV, false>(), tile_or_none<T, 2, NV, false>(),              \
-        tile_or_none<T, 3, NV, false>(), tile_or_none<T, 4, NV, false>(),                   \
-        tile_or_none<T, 5, NV, false>(), tile_or_none<T, 6, NV, false>(),                   \
-        tile_or_none<T, 7, NV, false>(), tile_or_none<T, 8, NV, false>(), nullptr, nullptr, \
-        nullptr, nullptr, nullptr, tile_or_none<T, 14, NV, false>()                         \
+#define GS_EDGE(MR, NV) tile_or_none<T, MR, NV, kAnyA, kAnyB>()
+#define GS_TILES(NV)                                                                         \
+  {                                                                                          \
+    nullptr, GS_EDGE(1, NV), GS_EDGE(2, NV), GS_EDGE(3, NV), GS_EDGE(4, NV), GS_EDGE(5, NV), \
+        GS_EDGE(6, NV), GS_EDGE(7, NV), GS_EDGE(8, NV), nullptr, nullptr, nullptr, nullptr,  \
+        nullptr, GS_EDGE(14, NV)                                                             \
   }
-  static constexpr TileFn<T> plain[5][15] = {
-      {}, GS_TILES(1), GS_TILES(2), GS_TILES(3), GS_TILES(4)};
+  static constexpr TileFn<T> any[5][15] = {{}, GS_TILES(1), GS_TILES(2), GS_TILES(3), GS_TILES(4)};
 #undef GS_TILES
-  // The full-height tile that also packs the rows of B it reads.
-  static constexpr TileFn<T> packing[5] = {
-      nullptr, tile_or_none<T, kTileRows[1], 1, true>(), tile_or_none<T, kTileRows[2], 2, true>(),
-      tile_or_none<T, kTileNV >= 3 ? kTileRows[3] : 99, 3, true>(),
-      tile_or_none<T, kTileNV >= 4 ? kTileRows[4] : 99, 4, true>()};
+#undef GS_EDGE
+  // Tiles of full height, by how A and B lie.
+#define GS_FULL(NV, LA, LB) tile_or_none<T, NV <= kTileNV ? kTileRows[NV] : 99, NV, LA, LB>()
+#define GS_FULLS(NV)                                                                    \
+  {                                                                                     \
+    {GS_FULL(NV, kAnyA, kAnyB), GS_FULL(NV, kAnyA, kRowsB), GS_FULL(NV, kAnyA, kRowsB), \
+     GS_FULL(NV, kAnyA, kPackB)},                                                       \
+        {nullptr, GS_FULL(NV, kRowsA, kRowsB), GS_FULL(NV, kRowsA, kPanelB),            \
+         GS_FULL(NV, kRowsA, kPackB)},                                                  \
+    {                                                                                   \
+      nullptr, nullptr, GS_FULL(NV, kSliverA, kPanelB), GS_FULL(NV, kSliverA, kPackB)   \
+    }                                                                                   \
+  }
+  static constexpr TileFn<T> full[5][3][4] = {
+      {}, GS_FULLS(1), GS_FULLS(2), GS_FULLS(3), GS_FULLS(4)};
+#undef GS_FULLS
+#undef GS_FULL
 };
 
-// Rows of the next tile when `left` are left: tiles of `height`, then one or two smaller ones.
-GS_INLINE int tile_rows(int height, int64_t left) {
-  if (left >= height) return height;
+// Rows of the next tile when `left` are left: tiles of `height`, then one or two smaller ones. Low
+// tiles wait for B: where rows may be cut freely, 8 go as 4 + 4, not 6 + 2.
+GS_INLINE int tile_rows(int height, int64_t left, bool even) {
+  if (left >= height)
+    return even && left > height && left < 2 * height && height <= 8 ? (int)(left + 1) / 2 : height;
   return left <= 8 ? (int)left : (int)(left + 1) / 2;
 }
 
