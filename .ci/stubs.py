@@ -1,69 +1,116 @@
-"""Writes python/gradsmith/_cpu.pyi, the type stub of the compiled module.
+"""Writes python/gradsmith/_cpu.pyi, the type stub of the compiled module, from the module itself.
 
 usage: stubs.py [--check]
 
-pybind11-stubgen reads the signatures that the bindings declare; this shortens what it writes (any number is an
-int or a float here, arrays are Any: the bindings check them) so that the stub says the same with every version of
-pybind11. --check writes nothing and fails when the stub in the tree is another one. Needs gradsmith
-(installed or on PYTHONPATH), pybind11-stubgen and ruff.
+The functions of the module are builtins that know the names and defaults of their arguments: the stub takes the types
+from the defaults, everything else is Any, because the bindings check arrays. The types of what the C
+classes store stand below, and must name exactly what the classes have. --check writes nothing and fails when the stub
+in the tree is another one. Needs gradsmith (installed or on PYTHONPATH) and ruff.
 """
 
 import difflib
-import os
-import re
+import inspect
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+import gradsmith  # noqa: F401  the module needs the package's classes
+from gradsmith import _cpu
+
 TARGET = Path(__file__).resolve().parent.parent / "python" / "gradsmith" / "_cpu.pyi"
-HEADER = (
-    '"""Kernels and runtime of the CPU. Written by .ci/stubs.py from the compiled module."""\n\n'
-)
-# what stubgen writes (without "typing.") -> what the stub says
-SHORTER = (
-    (r"(Supports(Int|Index) \| )*Supports(Int|Index)(?= \| Supports(Int|Index))? \| Supports(Int|Index)", "int"),
-    (r"SupportsFloat \| SupportsIndex", "float"),
-    (r"\bSupportsInt\b|\bSupportsIndex\b", "int"),
-    (r"\bSupportsFloat\b", "float"),
-    (r"(numpy|np)\.(typing\.)?(ndarray|NDArray|ArrayLike)(\[[^\n]*?\]\]|\[[^\n]*?\])?", "Any"),
-    (r"types\.CapsuleType|CapsuleType|\bcapsule\b|\bhandle\b", "Any"),
-    (r"collections\.abc\.", ""),
-)  # fmt: skip
+HEADER = '''"""Kernels and runtime of the CPU. Written by .ci/stubs.py from the compiled module."""
+
+from typing import Any
+
+import numpy as np
+'''
+CLASSES = {
+    "Version": {},
+    "TensorBase": {
+        "data": "np.ndarray",
+        "_k": "Any  # the kernel module of its device",
+        "_ver": "Version  # [0] is the number of changes of the memory, shared by its views",
+        "_rg": "bool  # requires a gradient",
+        "_node": "Any  # what made it; None for a leaf",
+        "_idx": "int  # which output of the node",
+        "_at": "int  # version at which the node is valid",
+        "_grad": "Any",
+        "_acc": "Any  # the node that accumulates into a leaf",
+        "_view": "bool",
+    },
+    "NodeBase": {
+        "k": "Any",
+        "needs": "tuple",
+        "saved": "tuple",
+        "_saved": "tuple | None",
+        "edges": "tuple",
+        "seq": "int",
+        "outputs": "int",
+        "hooks": "Any",
+        "retain": "Any",
+    },
+    "Accumulate": {},
+}
+METHODS = {
+    "Version": (
+        "def __getitem__(self, i: int) -> int: ...",
+        "def __setitem__(self, i: int, value: int) -> None: ...",
+    ),
+}
+STORED = ("member_descriptor", "getset_descriptor")
+
+
+def describe(name: str, cls: type) -> str:
+    if name not in CLASSES:
+        raise SystemExit(f"stubs.py: say in CLASSES what the class {name} stores")
+    there = {
+        n
+        for n, v in vars(cls).items()
+        if type(v).__name__ in STORED and n not in ("__dict__", "__weakref__")
+    }
+    if CLASSES[name] and there != set(CLASSES[name]):
+        odd = sorted(there ^ set(CLASSES[name]))
+        raise SystemExit(f"stubs.py: CLASSES and the class {name} differ in {', '.join(odd)}")
+    base = "" if cls.__base__ in (object, None) else f"({cls.__base__.__name__})"
+    lines = [f"{n}: {t}" for n, t in CLASSES[name].items()] + list(METHODS.get(name, ()))
+    return f"class {name}{base}:\n" + "".join(f"    {line}\n" for line in lines or ["..."])
+
+
+def function(name: str, f: object) -> str:
+    try:
+        parameters = list(inspect.signature(f).parameters.values())  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        return f"def {name}(*args: Any, **kwargs: Any) -> Any: ...\n"
+    parts = []
+    for i, p in enumerate(parameters):
+        if p.kind is p.VAR_KEYWORD:
+            parts.append(f"**{p.name}: Any")
+        elif p.kind is p.VAR_POSITIONAL:
+            parts.append(f"*{p.name}: Any")
+        elif p.default is p.empty:
+            parts.append(f"{p.name}: Any")
+        else:
+            known = type(p.default) in (bool, int, float, str)
+            kind = type(p.default).__name__ if known else "Any"
+            parts.append(f"{p.name}: {kind} = {p.default!r}")
+        last = i + 1 == len(parameters) or parameters[i + 1].kind is not p.POSITIONAL_ONLY
+        if p.kind is p.POSITIONAL_ONLY and last:
+            parts.append("/")
+    return f"def {name}({', '.join(parts)}) -> Any: ...\n"
 
 
 def generate() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pybind11_stubgen", "gradsmith._cpu", "-o", folder]
-        command += ["--numpy-array-use-type-var", "--print-invalid-expressions-as-is"]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-        if done.returncode:
-            raise SystemExit(f"pybind11-stubgen failed:\n{done.stdout}{done.stderr}")
-        text = Path(folder, "gradsmith", "_cpu.pyi").read_text()
-    text = text.replace("typing.", "")
-    text = re.sub(r'\A""".*?"""\n', "", text, count=1, flags=re.S)
-    text = re.sub(r"^(from|import) .*\n", "", text, flags=re.M)
-    text = re.sub(r"^__all__.*\n", "", text, flags=re.M)
-    text = re.sub(r"^(\w+: [^=\n]+) = .*$", r"\1", text, flags=re.M)  # values differ by machine
-    text = re.sub(r"^(\w+: [^#\n]+?) *#.*$", r"\1", text, flags=re.M)
-    for pattern, short in SHORTER:
-        text = re.sub(pattern, short, text)
-    # stubs need no docstrings and no body: one line a function
-    text = re.sub(r'\n +"""(?:[^"]|"(?!""))*"""', " ...", text)
-    text = re.sub(r":\s*\n +\.\.\.", ": ...", text)
-    names = {
-        "collections.abc": ("Callable", "Iterable", "Iterator", "Mapping", "Sequence"),
-        "typing": ("Any", "ClassVar", "Final", "overload"),
-    }
-    head = ""
-    for module, candidates in names.items():
-        used = [n for n in candidates if re.search(rf"\b{n}\b", text)]
-        if used:
-            head += f"from {module} import {', '.join(used)}\n"
-    return formatted(HEADER + head + "\n" + text)
-
-
-def formatted(text: str) -> str:
+    text = HEADER
+    members = {n: v for n, v in vars(_cpu).items() if not n.startswith("__")}
+    for name, value in members.items():
+        if isinstance(value, type):
+            text += "\n" + describe(name, value)
+    text += "\n"
+    for name, value in sorted(members.items()):
+        if callable(value) and not isinstance(value, type):
+            text += function(name, value)
+        elif not isinstance(value, type):
+            text += f"{name}: {type(value).__name__}\n"
     command = ["ruff", "format", "--stdin-filename", str(TARGET), "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
