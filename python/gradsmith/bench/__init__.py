@@ -1,6 +1,7 @@
 """Microbenchmarks: every kernel family over documented shapes, against the machine's own peaks and peers.
 
     gradsmith bench [family...] [--against numpy,torch,jax,tensorflow] [--threads N] [--json F] [--plot F]
+    gradsmith bench steps [net...]     (whole training steps and inference: see bench/steps)
 
 Results are checked equal before timing. Libraries take turns within one run; the median of the rounds is
 reported. The peaks (FMA loop, large copy) are measured beside each case, so a noisy machine shifts
@@ -24,7 +25,7 @@ from typing import Any
 
 from .case import Case
 
-__all__ = ["Case", "families", "main", "run_case"]
+__all__ = ["Case", "families", "main", "run_case", "versions"]
 
 PEERS = ("numpy", "torch", "jax", "tensorflow")
 
@@ -283,6 +284,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=None, help="rounds of the median (default 9)")
     parser.add_argument("--json", metavar="F", help="write the records here")
     parser.add_argument("--plot", metavar="F", help="write a roofline picture here")
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["steps"]:  # whole networks, each library in its own process
+        from . import steps
+
+        return steps.main(argv[1:])
     args = parser.parse_args(argv)
 
     known = families()
@@ -301,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     threads = args.threads or get_num_threads()
     if os.environ.get(_CHILD) != str(threads):
         # NumPy's BLAS reads its thread count when it is loaded, and it is loaded by now.
-        return _again(list(sys.argv[1:] if argv is None else argv), threads)
+        return _again(list(argv), threads)
     set_num_threads(threads)
     peers = [p for p in asked if importlib.util.find_spec(p) is not None]
     for p in asked:
@@ -338,7 +344,7 @@ def main(argv: list[str] | None = None) -> int:
             "isa": _cpu.isa(),
             "threads": threads,
             "date": time.strftime("%Y-%m-%d"),
-            "versions": _versions(peers),
+            "versions": versions(peers),
             "records": records,
         }
         with open(args.json, "w") as f:
@@ -348,7 +354,8 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def _versions(peers: list[str]) -> dict[str, str]:
+def versions(peers: list[str]) -> dict[str, str]:
+    """Of gradsmith and of the peers."""
     from .._version import __version__
 
     return {

@@ -1,0 +1,125 @@
+"""Our side of the comparison: the functional ops, eager or captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import gradsmith as gs
+import gradsmith.nn.functional as F
+from gradsmith import optim
+
+from .nets import Net
+
+VARIANTS = ("captured", "eager")
+
+
+class Ops:
+    def __init__(self, net: Net, training: bool):
+        self.training = training
+        self.p = {
+            name: gs.tensor(w, requires_grad=training and net.trained(name))
+            for name, w in net.weights().items()
+        }
+        self._lstm: Any = None
+
+    def weight(self, name: str) -> Any:
+        return self.p[f"{name}.weight"]
+
+    def linear(self, x: Any, name: str) -> Any:
+        return F.linear(x, self.p[f"{name}.weight"], self.p[f"{name}.bias"])
+
+    def conv(self, x: Any, stride: int, padding: int, name: str) -> Any:
+        return F.conv2d(x, self.p[f"{name}.weight"], self.p.get(f"{name}.bias"), stride, padding)
+
+    def batch_norm(self, x: Any, name: str) -> Any:
+        p = self.p
+        return F.batch_norm(
+            x,
+            p[f"{name}.running_mean"],
+            p[f"{name}.running_var"],
+            p[f"{name}.weight"],
+            p[f"{name}.bias"],
+            self.training,
+        )
+
+    def layer_norm(self, x: Any, name: str) -> Any:
+        return F.layer_norm(x, x.shape[-1:], self.p[f"{name}.weight"], self.p[f"{name}.bias"])
+
+    def relu(self, x: Any) -> Any:
+        return F.relu(x)
+
+    def gelu(self, x: Any) -> Any:
+        return F.gelu(x, approximate="tanh")
+
+    def add(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def max_pool(self, x: Any) -> Any:
+        return F.max_pool2d(x, 2)
+
+    def mean_pool(self, x: Any) -> Any:
+        return x.mean((1, 2))
+
+    def flatten(self, x: Any) -> Any:
+        return x.flatten(1)
+
+    def embedding(self, x: Any, name: str) -> Any:
+        return F.embedding(x, self.p[f"{name}.weight"])
+
+    def attention(self, qkv: Any, heads: int) -> Any:
+        n, t, width = qkv.shape
+        split = qkv.reshape(n, t, 3, heads, width // 3 // heads)
+        q, k, v = (split.select(2, i).transpose(1, 2) for i in range(3))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return y.transpose(1, 2).reshape(n, t, width // 3)
+
+    def lstm(self, x: Any, name: str) -> Any:
+        if self._lstm is None:
+            w = {n.removeprefix(f"{name}."): t for n, t in self.p.items() if n.startswith(name)}
+            hidden = w["weight_hh"].shape[1]
+            self._lstm = gs.nn.LSTM(x.shape[-1], hidden, batch_first=True)
+            self._lstm.load_state_dict({f"{n}_l0": t.numpy() for n, t in w.items()})
+            for n in w:  # the optimizer and the module share the parameters
+                self.p[f"{name}.{n}"] = getattr(self._lstm, f"{n}_l0")
+        return self._lstm(x)[0]
+
+    def last(self, x: Any) -> Any:
+        return x[:, -1]
+
+
+def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> Callable[[], Any]:
+    """As in with_torch.py."""
+    gs.set_num_threads(threads)
+    x, y = net.data(batch)
+    tx, ty = gs.from_numpy(x), gs.from_numpy(y)
+    b = Ops(net, training)
+    capture: Any = gs.capture if variant == "captured" else lambda f: f
+    if not training:
+
+        def forward(a: Any) -> Any:
+            with gs.no_grad():
+                return net.forward(b, a)
+
+        run = capture(forward)
+        return lambda: np.asarray(run(tx).data)
+
+    with gs.no_grad():
+        net.forward(b, tx[:1] if net.name == "lstm" else tx[:2])  # makes the modules
+    for name, w in net.weights().items():
+        if ".running_" in name:
+            b.p[name].data[...] = w
+    optimizer = optim.AdamW([t for n, t in b.p.items() if net.trained(n)], lr=1e-3)
+
+    def update(a: Any, target: Any) -> Any:
+        optimizer.zero_grad()
+        logits = net.forward(b, a).reshape(-1, net.classes)
+        loss = F.cross_entropy(logits, target.reshape(-1))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step = capture(update)
+    return lambda: step(tx, ty).item()

@@ -1,0 +1,116 @@
+"""The benchmark runner: equality before timing, floors, whole steps in processes of their own."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gradsmith.bench import Case, families, main, run_case
+from gradsmith.bench import steps as whole
+from gradsmith.bench.steps.nets import NETS, Floor
+
+
+def test_a_peer_with_another_result_is_not_timed(rng):
+    x = rng.normal(size=100)
+
+    def setup(peers):
+        runs = {"gradsmith": lambda: x, "numpy": lambda: x * (1 + 1e-6), "torch": lambda: x + 1}
+        return {n: f for n, f in runs.items() if n == "gradsmith" or n in peers}
+
+    r = run_case(Case("copy", setup, bytes=1e6), {"numpy", "torch"}, 1, 1e-4, 2)
+    assert set(r["ratio"]) == {"numpy"}
+    assert r["wrong"] and "differs" in r["notes"]["torch"]
+    assert r["share_of_copy"] > 0 and "share_of_fma_peak" not in r
+
+
+def test_a_peer_that_fails_is_reported():
+    def setup(peers):
+        return {"gradsmith": lambda: np.ones(1), "jax": lambda: 1 / 0}
+
+    r = run_case(Case("one", setup, flops=1e3), {"jax"}, 1, 1e-4, 1)
+    assert r["ratio"] == {} and "ZeroDivisionError" in r["notes"]["jax"]
+    assert "wrong" not in r
+
+
+def test_every_family_has_cases():
+    from gradsmith.bench import cases_of
+
+    assert {"matmul", "conv", "activation", "norm", "pool", "optimizer"} <= set(families())
+    for family in families():
+        names = [c.name for c in cases_of(family, quick=True)]
+        assert names and len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("argv", [["nothing"], ["--against", "theano"], ["--threads", "0"]])
+def test_wrong_arguments(argv, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(argv)
+    assert e.value.code == 2
+    assert argv[-1] in capsys.readouterr().err or argv[0] == "--threads"
+
+
+@pytest.mark.parametrize(
+    "argv", [["nothing"], ["--mode", "x"], ["--threads", "a"], ["--batch", "0"], ["--against", "x"]]
+)
+def test_wrong_arguments_of_steps(argv):
+    with pytest.raises(SystemExit) as e:
+        whole.main(argv)
+    assert e.value.code == 2
+
+
+def test_floor_counts_multiply_adds():
+    sizes = (784, 512, 256, 10)
+    products = sum(a * b for a, b in itertools.pairwise(sizes))
+    floor = Floor(NETS["mlp"], 128)
+    assert floor.flops == 2 * 128 * products
+    assert floor.step_flops == 2 * 128 * (3 * products - 784 * 512)
+    assert floor.parameters == products + sum(sizes[1:])
+    # the stage of each block pair has the same number of operations; known size of ResNet-18
+    resnet = Floor(NETS["resnet18"], 1)
+    assert math.isclose(resnet.flops / 2, 0.5557e9, rel_tol=1e-3)
+    assert resnet.parameters == 11_173_962
+    assert Floor(NETS["gpt"], 16).out == (16, 64, 1000)
+    assert Floor(NETS["lstm"], 2).out == (2, 10)
+
+
+def _mlp_loss(net, batch):
+    """The loss of the first step in float64."""
+    w = {n: a.astype("f8") for n, a in net.weights().items()}
+    x, y = net.data(batch)
+    x = x.astype("f8")
+    layers = len(w) // 2
+    for i in range(layers):
+        x = x @ w[f"fc{i}.weight"].T + w[f"fc{i}.bias"]
+        if i < layers - 1:
+            x = np.maximum(x, 0)
+    x -= x.max(1, keepdims=True)
+    return float((np.log(np.exp(x).sum(1)) - x[np.arange(batch), y]).mean())
+
+
+def test_worker_trains_and_answers():
+    command = [sys.executable, "-m", "gradsmith.bench.steps.worker"]
+    command += ["gradsmith", "eager", "mlp-tiny", "train", "8", "1"]
+    asked = json.dumps({"seconds": 0.01}) + "\n"
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    first, timed = map(json.loads, done.stdout.splitlines())
+    assert math.isclose(first["first"][0], _mlp_loss(NETS["mlp-tiny"], 8), rel_tol=1e-5)
+    assert first["first"][2] < first["first"][0]
+    assert len(timed["times"]) >= 3 and min(timed["times"]) > 0
+
+
+def test_steps_reports_a_worker_that_fails(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(whole.VARIANTS, "gradsmith", ("eager",))
+    monkeypatch.setitem(whole.NETS, "broken", NETS["mlp-tiny"])  # unknown to the worker
+    assert whole.main(["broken", "--against", "none", "--threads", "1", "--rounds", "1"]) == 1
+    assert "KeyError" in capsys.readouterr().err
+    out = tmp_path / "r.json"
+    argv = ["mlp-tiny", "--against", "none", "--threads", "1", "--rounds", "1", "--seconds", "0.01"]
+    assert whole.main([*argv, "--json", str(out)]) == 0
+    (record,) = json.loads(out.read_text())["records"]
+    assert record["seconds"]["gradsmith"] > 0 and "ratio" not in record
