@@ -46,6 +46,20 @@ def test_no_tensor(name, value):
         CASES[name](value)
 
 
+def test_none_where_a_tensor_is_needed():
+    for op in (lambda: F.conv1d(None, w), lambda: F.conv2d(image, None), lambda: F.linear(x, None)):
+        with pytest.raises(TypeError, match=r"(input|weight) must be a Tensor, got None"):
+            op()
+
+
+def test_variance_of_nothing():
+    t = gs.zeros(0, 3, requires_grad=True)
+    for correction in (1, 0, -3):
+        v, m = gs.var_mean(t, 0, correction=correction)
+        (v.sum() + m.sum()).backward()
+        assert t.grad.shape == (0, 3)
+
+
 @pytest.mark.parametrize("dim", [(0, 1), 1.0, "0", None], ids=str)
 def test_dim_that_is_no_integer(dim):
     for op in (

@@ -24,5 +24,7 @@ def not_tensors(op: str, error: Exception | None, **arguments: Any) -> Exception
             return TypeError(
                 f"{op}: {name} must be a Tensor, got {what}. Make one with gs.tensor({name})."
             )
+    if error is not None and not isinstance(error, AttributeError):
+        return error
     missing = [name for name, x in arguments.items() if x is None]
-    return error or TypeError(f"{op}: {' and '.join(missing or arguments)} must be a Tensor")
+    return TypeError(f"{op}: {(missing or ['input'])[0]} must be a Tensor, got None")

@@ -305,7 +305,7 @@ class VarBackward(_Reduce):
             g = k.mul(g, (1.0 if self.root else 2.0) / m if m > 0 else float("nan"))
             dx = k.mul_diff(g, x, mean)
         if grad_mean is not None:
-            g = k.mul(grad_mean.reshape(self.kept), 1.0 / n)
+            g = k.mul(grad_mean.reshape(self.kept), 1.0 / n if n else 0.0)
             dx = k.expand(g, self.shape) if dx is None else k.add(dx, g)
         return (dx,)
 
