@@ -162,6 +162,17 @@ GS_INLINE void each_own_panel(const Ctx* ctx, int64_t panels, F f) {
   for (int64_t x = panels * ctx->tid / ctx->nt; x < panels * (ctx->tid + 1) / ctx->nt; ++x) f(x);
 }
 
+// Asks for the lines of `units` elements at p while a product runs; write: they will be stored.
+template <class T>
+GS_INLINE void ask(const T* p, int64_t units, bool write) {
+  for (int64_t u = 0; u < units; u += 64 / (int64_t)sizeof(T)) {
+    if (write)
+      __builtin_prefetch(p + u, 1, 2);
+    else
+      __builtin_prefetch(p + u, 0, 2);
+  }
+}
+
 // ---------------------------------------------------------------- forward
 
 template <class T>
@@ -233,6 +244,24 @@ __attribute__((noinline)) void update(const RecurrentParams& p, const Layout<T>&
   }
 }
 
+// What update() will read and write: rows lie far apart, so no hardware sees them coming.
+template <class T>
+GS_INLINE void ask_forward(const RecurrentParams& p, const Layout<T>& s, const Rows& rows,
+                           const ForwardBuffers<T>& f, int64_t t, int64_t b0, int64_t m,
+                           int64_t u0) {
+  const int64_t H = p.hidden, G = gate_count(p.mode), tn = rows.after(t), next = rows.count(tn);
+  const int64_t units = least(s.units, H - u0);
+  for (int64_t b = b0; b < b0 + m; ++b) {
+    int64_t row = rows.at(t, b);
+    for (int64_t k = 0; k < G; ++k) ask(f.gates + (row * G + k) * H + u0, units, true);
+    ask(f.out + row * p.out_row + u0, units, true);
+    if (b < next) {
+      ask(f.hprev + rows.at(tn, b) * H + u0, units, true);
+      if (p.mode == kLstm) ask(f.aux + rows.at(tn, b) * H + u0, units, true);
+    }
+  }
+}
+
 template <class T>
 void forward(const void* params, void* const* buf, const Ctx* ctx) {
   const RecurrentParams& p = *(const RecurrentParams*)params;
@@ -277,6 +306,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t item = begin; item < end; ++item) {
       int64_t x = item / tiles, i = item % tiles, b0 = i * count / tiles,
               m = (i + 1) * count / tiles - b0;
+      ask_forward(p, s, rows, f, t, b0, m, x * s.units);
       block_product(h + b0 * rows.stride() * H, rows.stride() * H, (int64_t)1, m,
                     packed + x * s.depth * s.width, s.width, (int64_t)s.nvec,
                     fresh ? (int64_t)0 : s.depth, part, s.width, false);
@@ -357,6 +387,24 @@ __attribute__((noinline)) void update_back(const RecurrentParams& p, const Layou
 }
 
 template <class T>
+GS_INLINE void ask_backward(const RecurrentParams& p, const Layout<T>& s, const Rows& rows,
+                            const BackwardBuffers<T>& f, int64_t t, int64_t b0, int64_t m,
+                            int64_t u0) {
+  const int64_t H = p.hidden, G = gate_count(p.mode), units = least(s.units, H - u0);
+  for (int64_t b = b0; b < b0 + m; ++b) {
+    int64_t row = rows.at(t, b);
+    for (int64_t k = 0; k < G; ++k) {
+      ask(f.gates + (row * G + k) * H + u0, units, false);
+      ask(f.dgates + (row * G + k) * H + u0, units, true);
+      if (p.mode == kGru) ask(f.dhidden + (row * G + k) * H + u0, units, true);
+    }
+    if (p.mode <= kGru) ask(f.aux + row * H + u0, units, false);
+    if (p.mode == kGru) ask(f.hprev + row * H + u0, units, false);
+    if (f.dout) ask(f.dout + row * p.out_row + u0, units, false);
+  }
+}
+
+template <class T>
 void backward(const void* params, void* const* buf, const Ctx* ctx) {
   const RecurrentParams& p = *(const RecurrentParams*)params;
   constexpr int N = simd<T>::N;
@@ -397,6 +445,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
       int64_t x = item / tiles, i = item % tiles, b0 = i * count / tiles,
               m = (i + 1) * count / tiles - b0;
       int64_t some = most(0, least(m, next_count - b0));
+      ask_backward(p, s, rows, f, t, b0, m, x * s.units);
       if (some)
         block_product(f.dhidden + rows.at(tn, b0) * s.depth, ars, (int64_t)1, some,
                       packed + x * s.depth * s.width, s.width, (int64_t)s.nvec, s.depth, part,

@@ -15,6 +15,7 @@ from .loader import Loader
 from .split import KFold, random_split, train_test_split
 from .synthetic import make_blobs, make_moons, make_regression, make_spirals
 from .table import CSVDataset
+from .text import is_sentence, make_text
 from .transforms import (
     Clip,
     ColorJitter,
@@ -60,10 +61,12 @@ __all__ = [
     "download",
     "fashion_mnist",
     "idx_folder",
+    "is_sentence",
     "make_blobs",
     "make_moons",
     "make_regression",
     "make_spirals",
+    "make_text",
     "mnist",
     "random_split",
     "read_idx",

@@ -142,7 +142,7 @@ class _Recurrent(Module):
             x = x.unsqueeze(0 if self.batch_first else 1)
         sizes = None
         if packed is not None:
-            sizes = packed.batch_sizes.data
+            sizes = packed.batch_sizes.numpy()
             batch = int(sizes[0])
         else:
             batch = x.shape[0 if self.batch_first else 1]

@@ -36,7 +36,7 @@ class PackedSequence(NamedTuple):
 
 
 def _lengths(lengths: Any, op: str) -> np.ndarray:
-    n = np.asarray(lengths.data if isinstance(lengths, Tensor) else lengths)
+    n = np.asarray(lengths.numpy() if isinstance(lengths, Tensor) else lengths)
     if n.ndim != 1 or n.dtype.kind not in "iu":
         raise TypeError(f"{op}: lengths must be a 1-d sequence of integers")
     return n.astype(np.int64)
@@ -93,7 +93,7 @@ def pad_packed_sequence(
 
     total_length: T, at least the longest length (ValueError).
     """
-    sizes = sequence.batch_sizes.data
+    sizes = sequence.batch_sizes.numpy()
     steps, B = len(sizes), int(sizes[0])
     T = steps if total_length is None else int(total_length)
     if steps > T:
@@ -106,7 +106,7 @@ def pad_packed_sequence(
     for t in range(steps):
         rows[t, : sizes[t]] = np.arange(starts[t], starts[t + 1])
     if sequence.unsorted_indices is not None:
-        back = sequence.unsorted_indices.data
+        back = sequence.unsorted_indices.numpy()
         rows, lengths = rows[:, back], lengths[back]
     if batch_first:
         rows = rows.T
