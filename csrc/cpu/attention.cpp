@@ -7,8 +7,8 @@
 //
 // Forward: a task is a group of up to kGroup rows of one head. Its outer loop takes kKeys keys at a
 // time: K is packed transposed, V by rows, both padded to whole vectors; the inner loop takes kRows
-// rows: scores of kRows x kKeys in the first cache (register tiles of matmul/tile.h), one pass over
-// each row for the maximum and one for exp and the sum, then P V into accumulators that are
+// rows: scores of kRows x kKeys in the first cache (register tiles of matmul/block.h), one pass
+// over each row for the maximum and one for exp and the sum, then P V into accumulators that are
 // rescaled when a later block of keys raises a row's maximum. Up to kKeys keys there is one block
 // and no rescaling: everything of a head stays in the first caches. Causal rows take only the tiles
 // up to the diagonal.

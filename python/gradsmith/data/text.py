@@ -8,13 +8,26 @@ import numpy as np
 
 __all__ = ["is_sentence", "make_text"]
 
-_NOUNS = "cat dog bird child teacher farmer sailor king queen horse painter doctor".split()
+_NOUNS = [
+    "cat",
+    "dog",
+    "bird",
+    "child",
+    "teacher",
+    "farmer",
+    "sailor",
+    "king",
+    "queen",
+    "horse",
+    "painter",
+    "doctor",
+]
 _PLURAL = {"child": "children"}
-_ADJECTIVES = "small old quiet clever hungry brave young tired".split()
-_VERBS = "see follow like help chase hear find call".split()  # with an object
-_ALONE = "sleep sing laugh wait run smile rest dance".split()  # without
-_PLACES = "river garden house market forest bridge harbour tower".split()
-_WHERE = "near in behind beside".split()
+_ADJECTIVES = ["small", "old", "quiet", "clever", "hungry", "brave", "young", "tired"]
+_VERBS = ["see", "follow", "like", "help", "chase", "hear", "find", "call"]  # with an object
+_ALONE = ["sleep", "sing", "laugh", "wait", "run", "smile", "rest", "dance"]  # without
+_PLACES = ["river", "garden", "house", "market", "forest", "bridge", "harbour", "tower"]
+_WHERE = ["near", "in", "behind", "beside"]
 
 
 def _plural(noun: str) -> str:
