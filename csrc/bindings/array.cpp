@@ -1,8 +1,11 @@
 #include "array.h"
 
+#include "../graph/graph.h"
 #include "elementwise.h"
 
 namespace gs {
+
+void recording_sees(PyObject* array);  // capture.cpp
 
 namespace {
 
@@ -153,6 +156,7 @@ Array array_in(py::handle h, const char* op, const char* name) {
   }
   if (a.size == 0) a.contiguous = true;
   a.data = (char*)proxy->data;
+  if (recorder) recording_sees(h.ptr());
   if ((uintptr_t)a.data % (uintptr_t)item != 0)
     value_error(
         op, std::string(name) + " is not aligned to its element size; pass " + name + ".copy()");
@@ -258,7 +262,7 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
                  shape_text(shape, ndim).c_str());
     throw py::error_already_set();
   }
-  if (bytes <= 256) {
+  if (bytes <= 256 && !recorder) {
     // NumPy's own cache of small blocks is faster
     Py_INCREF(descr);
     PyObject* o = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, nullptr, nullptr,

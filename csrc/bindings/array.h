@@ -15,6 +15,9 @@ namespace py = pybind11;
 
 namespace gs {
 
+struct Recorder;                         // csrc/graph/graph.h
+extern thread_local Recorder* recorder;  // of this thread, or nullptr
+
 const char* dtype_name(DType t);
 int64_t dtype_size(DType t);
 PyObject* dtype_object(DType t);  // borrowed numpy.dtype
@@ -56,6 +59,12 @@ Array array_dense(py::handle h, const char* op, const char* name);
 Array dense(const Array& a);
 // dst[...] = src over any strides, dtypes converted; shapes must be equal.
 void copy_into(const Array& src, const Array& dst);
+// Host code that looks at values: raises through `raise` where `ok` says no. A captured step makes
+// the same check at each replay. args: what ok and raise need to know beside the data.
+typedef bool (*CheckFn)(const void* data, const int64_t* args);
+typedef void (*RaiseFn)(const Array& a, const int64_t* args);
+void check_values(const Array& a, CheckFn ok, RaiseFn raise, std::initializer_list<int64_t> args);
+
 // An array that the kernel writes in place: writeable, else ValueError.
 Array array_out(py::handle h, const char* op, const char* name);
 // Checks: float32 or float64; same dtype as another; a given shape.
@@ -85,6 +94,16 @@ void run_kernel(const Kernel& kernel, DType dtype, const void* params, size_t pa
 template <class P>
 void run(const Kernel& kernel, DType dtype, const P& params,
          std::initializer_list<Buffer> buffers) {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_clear_padding)
+  if (recorder) {  // recordings are compared byte by byte
+    P clean = params;
+    __builtin_clear_padding(&clean);
+    run_kernel(kernel, dtype, &clean, sizeof(P), buffers.begin(), (int)buffers.size());
+    return;
+  }
+#endif
+#endif
   run_kernel(kernel, dtype, &params, sizeof(P), buffers.begin(), (int)buffers.size());
 }
 

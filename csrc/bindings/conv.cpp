@@ -186,7 +186,7 @@ ConvParams forward_params(int nd, const char* op, const int64_t* x, const std::s
     value_error(op, "input has shape " + x_text + "; its last axis must be " + text(f[3] * groups) +
                         " (weight is " + f_text + ", groups=" + text(groups) +
                         "). Channels are last; check the layer before it");
-  ConvParams p;
+  ConvParams p{};
   int64_t out[2];
   const char* axis[2] = {"height", nd == 1 ? "length" : "width"};
   for (int i = 0; i < 2; ++i) {

@@ -45,7 +45,7 @@ py::object map(const Kernel& kernel, int op, const char* name, Operand* args, in
                bool plain_check = true) {
   DType t = common_dtype(args, n, name, target);
   if (plain_check) check_kind(t, kinds, name);
-  ElementwiseParams p;
+  ElementwiseParams p{};
   p.op = op;
   for (int i = 0; i < constant_count; ++i) p.constant[i] = constants[i];
   for (int k = 0; k < n; ++k)
@@ -144,7 +144,7 @@ py::object clamp(py::handle x, py::handle lo, py::handle hi, bool in_place) {
   Operand a;
   a.array = in_place ? array_out(x, op, "input") : array_in(x, op, "input");
   check_kind(a.array.dtype, kNumbers, op);
-  ElementwiseParams p;
+  ElementwiseParams p{};
   p.op = kClamp;
   clamp_bounds(lo, hi, a.array.dtype, op, p.constant, p.iscalar);
   if (a.array.dtype == kU8) {
@@ -367,7 +367,7 @@ void bind_elementwise(py::module_& module) {
         Operand args[] = {operand(cond), operand(x, "where", "input"),
                           operand(y, "where", "other")};
         DType t = common_dtype(args + 1, 2, "where", nullptr);
-        ElementwiseParams p;
+        ElementwiseParams p{};
         for (int k = 1; k < 3; ++k)
           if (args[k].is_number) set_number(args[k], t, "where", &p.scalar[k], &p.iscalar[k]);
         Array out;

@@ -21,16 +21,24 @@ std::string place(const Array& a, int64_t i) {
 
 template <class T>
 void check_range(const Array& index, int64_t rows) {
-  const T* p = index.as<T>();
-  bool bad = false;
-  for (int64_t i = 0; i < index.size; ++i) bad |= (uint64_t)(int64_t)p[i] >= (uint64_t)rows;
-  if (!bad) return;
-  for (int64_t i = 0; i < index.size; ++i)
-    if ((uint64_t)(int64_t)p[i] >= (uint64_t)rows)
-      throw py::index_error("embedding: index " + std::to_string(p[i]) + " at position " +
-                            place(index, i) + " is out of range: num_embeddings is " +
-                            std::to_string(rows) + ", so indices run from 0 to " +
-                            std::to_string(rows - 1));
+  check_values(
+      index,
+      [](const void* data, const int64_t* args) {
+        const T* p = (const T*)data;
+        bool bad = false;
+        for (int64_t i = 0; i < args[0]; ++i) bad |= (uint64_t)(int64_t)p[i] >= (uint64_t)args[1];
+        return !bad;
+      },
+      [](const Array& a, const int64_t* args) {
+        const T* p = a.as<T>();
+        for (int64_t i = 0; i < a.size; ++i)
+          if ((uint64_t)(int64_t)p[i] >= (uint64_t)args[1])
+            throw py::index_error("embedding: index " + std::to_string(p[i]) + " at position " +
+                                  place(a, i) + " is out of range: num_embeddings is " +
+                                  std::to_string(args[1]) + ", so indices run from 0 to " +
+                                  std::to_string(args[1] - 1));
+      },
+      {index.size, rows});
 }
 
 Array read_index(py::handle h, int64_t rows) {

@@ -40,15 +40,26 @@ Array index_in(py::handle h, const char* op, int64_t length, int64_t lowest) {
     copy_into(a, c);
     a = c;
   }
-  const int64_t* p = a.as<int64_t>();
-  int64_t lo = 0, hi = -1;
-  for (int64_t i = 0; i < a.size; ++i) {
-    lo = p[i] < lo ? p[i] : lo;
-    hi = p[i] > hi ? p[i] : hi;
-  }
-  if (lo < lowest || hi >= length)
-    throw py::index_error(std::string(op) + ": index " + std::to_string(lo < lowest ? lo : hi) +
-                          " is out of range for an axis of size " + std::to_string(length));
+  check_values(
+      a,
+      [](const void* data, const int64_t* args) {
+        const int64_t* p = (const int64_t*)data;
+        int64_t lo = 0, hi = -1;
+        for (int64_t i = 0; i < args[0]; ++i) {
+          lo = p[i] < lo ? p[i] : lo;
+          hi = p[i] > hi ? p[i] : hi;
+        }
+        return lo >= args[1] && hi < args[2];
+      },
+      [](const Array& index, const int64_t* args) {
+        const int64_t* p = index.as<int64_t>();
+        int64_t bad = 0;
+        for (int64_t i = 0; i < index.size; ++i)
+          if (p[i] < args[1] || p[i] >= args[2]) bad = p[i];
+        throw py::index_error(std::string((const char*)args[3]) + ": index " + std::to_string(bad) +
+                              " is out of range for an axis of size " + std::to_string(args[2]));
+      },
+      {a.size, lowest, length, (int64_t)(intptr_t)op});
   return a;
 }
 

@@ -138,10 +138,15 @@ void bind_loss(py::module_& module) {
         Array status = loss.domain ? array_new(kF64, {1}) : Array();
         if (loss.domain) *status.as<double>() = 0;
         run(loss.forward, i.x.dtype, p, {in(i.x), in(i.t), in(i.w), in(i.q), out(y), out(status)});
-        if (loss.domain && *status.as<double>() != 0)
-          value_error(loss.name,
-                      "input has a value that is not in [0, 1]. Apply a sigmoid first, or use "
-                      "binary_cross_entropy_with_logits");
+        if (loss.domain)
+          check_values(
+              status, [](const void* s, const int64_t*) { return *(const double*)s == 0; },
+              [](const Array&, const int64_t* args) {
+                value_error((const char*)args[0],
+                            "input has a value that is not in [0, 1]. Apply a sigmoid first, or "
+                            "use binary_cross_entropy_with_logits");
+              },
+              {(int64_t)(intptr_t)loss.name});
         return result(y);
       },
       py::arg("name"), py::arg("input"), py::arg("target"), py::arg("weight") = py::none(),
@@ -186,6 +191,15 @@ void bind_loss(py::module_& module) {
                                 std::to_string(i.p.classes - 1) + " (ignore_index is " +
                                 std::to_string(ignore_index) + ")");
         }
+        check_values(
+            total, [](const void* s, const int64_t*) { return !(((const double*)s)[1] >= 0); },
+            [](const Array& a, const int64_t* args) {
+              throw py::index_error(
+                  "nll_loss: target element " + std::to_string((int64_t)a.as<double>()[1]) +
+                  " is not a class; classes are 0 to " + std::to_string(args[0] - 1) +
+                  " (ignore_index is " + std::to_string(args[1]) + ")");
+            },
+            {i.p.classes, ignore_index});
         return py::make_tuple(result(y), result(total));
       },
       py::arg("input"), py::arg("target"), py::arg("weight") = py::none(),

@@ -24,27 +24,35 @@ SoftmaxParams axis_params(const Array& x, int64_t dim, bool log, const char* op)
 // Throws IndexError when an index is neither a class nor ignored: int scan without branches first.
 template <class I>
 void check_indices(const Array& target, int64_t classes, int64_t ignore) {
-  const I* t = target.as<I>();
-  const I high = (I)classes, skip = (I)ignore;
-  const bool can_skip = (int64_t)skip == ignore;
-  int bad = 0;
-  for (int64_t i = 0; i < target.size; ++i)
-    bad |= (t[i] < 0 || t[i] >= high) && !(can_skip && t[i] == skip);
-  if (!bad) return;
-  for (int64_t i = 0; i < target.size; ++i) {
-    if ((t[i] >= 0 && t[i] < high) || (can_skip && t[i] == skip)) continue;
-    std::string at;
-    int64_t rest = i;
-    for (int d = target.ndim - 1; d >= 0; --d) {
-      at = std::to_string(rest % target.shape[d]) + (at.empty() ? "" : ", ") + at;
-      rest /= target.shape[d];
-    }
-    throw py::index_error("cross_entropy: target[" + at + "] is " + std::to_string((int64_t)t[i]) +
-                          ", but there are " + std::to_string(classes) + " classes (0 .. " +
-                          std::to_string(classes - 1) + ") and ignore_index is " +
-                          std::to_string(ignore) +
-                          ". Check the labels, or the size of the last layer");
-  }
+  check_values(
+      target,
+      [](const void* data, const int64_t* args) {
+        const I* t = (const I*)data;
+        const I high = (I)args[1], skip = (I)args[2];
+        const bool can_skip = (int64_t)skip == args[2];
+        int bad = 0;
+        for (int64_t i = 0; i < args[0]; ++i)
+          bad |= (t[i] < 0 || t[i] >= high) && !(can_skip && t[i] == skip);
+        return !bad;
+      },
+      [](const Array& a, const int64_t* args) {
+        const I* t = a.as<I>();
+        for (int64_t i = 0; i < a.size; ++i) {
+          if ((t[i] >= 0 && t[i] < (I)args[1]) || (int64_t)t[i] == args[2]) continue;
+          std::string at;
+          int64_t rest = i;
+          for (int d = a.ndim - 1; d >= 0; --d) {
+            at = std::to_string(rest % a.shape[d]) + (at.empty() ? "" : ", ") + at;
+            rest /= a.shape[d];
+          }
+          throw py::index_error(
+              "cross_entropy: target[" + at + "] is " + std::to_string((int64_t)t[i]) +
+              ", but there are " + std::to_string(args[1]) + " classes (0 .. " +
+              std::to_string(args[1] - 1) + ") and ignore_index is " + std::to_string(args[2]) +
+              ". Check the labels, or the size of the last layer");
+        }
+      },
+      {target.size, classes, ignore});
 }
 
 // (loss, dlogits or None)

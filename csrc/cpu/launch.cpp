@@ -8,6 +8,7 @@
 #include <mutex>
 #include <new>
 
+#include "../graph/graph.h"
 #include "runtime.h"
 
 namespace gs {
@@ -67,6 +68,8 @@ void slot_free(int slot) {
 }
 
 void launch(const Launch& call) {
+  Recorder* watching = recorder;
+  if (watching) watching->before(call);
   // Kernels over lists of tensors (optimizers) bring more buffers than the stack should hold.
   void* few[kMaxBuffers];
   std::unique_ptr<void*[]> many(call.buffer_count > kMaxBuffers ? new void*[call.buffer_count]
@@ -77,7 +80,7 @@ void launch(const Launch& call) {
         call.buffers[i].base ? (char*)call.buffers[i].base + call.buffers[i].offset : nullptr;
   char* scratch = nullptr;
   if (call.plan.scratch) {
-    scratch = (char*)pool_alloc(call.plan.scratch);
+    scratch = (char*)pool_take(call.plan.scratch);
     if (!scratch) throw std::bad_alloc();
   }
   int64_t nt = call.plan.work / kWorkPerMember + 1;
@@ -95,7 +98,8 @@ void launch(const Launch& call) {
     fprintf(stderr, "gradsmith: %s %s, %d of %lld tasks at once, %zu bytes of scratch, %.1f us\n",
             call.entry->name, isa_active(), (int)nt, (long long)call.plan.tasks, call.plan.scratch,
             (now() - start) * 1e6);
-  if (scratch) pool_free(scratch, call.plan.scratch);
+  if (scratch) pool_give(scratch, call.plan.scratch);
+  if (watching) watching->after(call);
 }
 
 }  // namespace gs

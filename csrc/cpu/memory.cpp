@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../graph/graph.h"
 #include "runtime.h"
 
 namespace gs {
@@ -105,7 +106,7 @@ void trim_locked(size_t keep) {
 
 }  // namespace
 
-void* pool_alloc(size_t bytes) {
+void* pool_take(size_t bytes) {
   if (bytes > ((size_t)1 << 46)) return nullptr;
   pthread_mutex_lock(&mutex);
   prepare();
@@ -132,7 +133,7 @@ void* pool_alloc(size_t bytes) {
   return p;
 }
 
-void pool_free(void* p, size_t bytes) {
+void pool_give(void* p, size_t bytes) {
   if (!p) return;
   pthread_mutex_lock(&mutex);
   int c = class_of(bytes);
@@ -147,6 +148,19 @@ void pool_free(void* p, size_t bytes) {
     if (stats.cached > cache_limit) trim_locked(cache_limit);
   }
   pthread_mutex_unlock(&mutex);
+}
+
+void* pool_alloc(size_t bytes) {
+  void* p = pool_take(bytes);
+  if (recorder && p) recorder->allocated(p, bytes);
+  return p;
+}
+
+void pool_free(void* p, size_t bytes) {
+  if (!p) return;
+  Recorder* r = recorder_any.load(std::memory_order_relaxed);
+  if (r && r->released(p)) return;
+  pool_give(p, bytes);
 }
 
 PoolStats pool_stats() {

@@ -63,6 +63,8 @@ void team_barrier_wait(void* barrier, int nt);
 // ---- memory (memory.cpp)
 void* pool_alloc(size_t bytes);  // 64-byte aligned, not zeroed; nullptr when memory is out
 void pool_free(void* p, size_t bytes);
+void* pool_take(size_t bytes);  // the same for memory that a recording should not see: scratch
+void pool_give(void* p, size_t bytes);
 struct PoolStats {
   uint64_t in_use, cached, peak, system_calls, hits, misses;
 };

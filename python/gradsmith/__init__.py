@@ -54,6 +54,8 @@ def __getattr__(name: str) -> object:
 
     if name in _LAZY:
         return importlib.import_module(_LAZY[name])
+    if name in ("capture", "CaptureError"):
+        return getattr(importlib.import_module("gradsmith.core.capture"), name)
     if name in ("save", "load"):
         module = importlib.import_module("gradsmith.interop.safetensors")
         return getattr(module, name)
@@ -61,4 +63,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY, "save", "load"])
+    return sorted([*globals(), *_LAZY, "save", "load", "capture", "CaptureError"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
-from . import random
+from . import random, recording
 from .tensor import Tensor, check_device, resolve_dtype, wrap
 
 __all__ = [
@@ -202,6 +202,7 @@ def randn_like(x: Tensor) -> Tensor:
 
 
 def _generator() -> np.random.Generator:
+    recording.host_read("a draw of random integers", "Draw them outside and pass them in")
     seed, counter = random.next_counter()
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, counter]))
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-__all__ = ["manual_seed", "next_counter", "set_state", "state"]
+from .recording import host_read
+
+__all__ = ["manual_seed", "next_counter", "set_state", "state", "take"]
 
 _lock = threading.Lock()  # one op at a time takes a counter
 _seed = 0
@@ -25,6 +27,7 @@ def manual_seed(seed: int) -> None:
     True
     """
     global _seed, _counter
+    host_read("manual_seed()", "Set the seed before the call")
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"manual_seed: seed must be an integer, got {type(seed).__name__}")
     seed = int(seed)
@@ -44,6 +47,15 @@ def next_counter() -> tuple[int, int]:
         return _seed, c
 
 
+def take(n: int) -> tuple[int, int]:
+    """(seed, first counter) for the n draws of a replayed program."""
+    global _counter
+    with _lock:
+        c = _counter
+        _counter += n
+        return _seed, c
+
+
 def state() -> dict[str, int]:
     """The state as two integers, to be stored in a checkpoint."""
     return {"seed": _seed, "counter": _counter}
@@ -53,6 +65,7 @@ def set_state(value: dict[str, Any]) -> None:
     """Continues from a stored state. ValueError when it is not one."""
     global _seed, _counter
     try:
+        host_read("set_state()", "Set the random state before the call")
         seed, counter = int(value["seed"]), int(value["counter"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(

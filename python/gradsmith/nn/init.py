@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import random
+from ..core import random, recording
 from ..core.tensor import Tensor
 
 __all__ = [
@@ -123,6 +123,7 @@ def trunc_normal_(
 
 
 def _generator() -> np.random.Generator:
+    recording.host_read("this initialisation", "Initialise outside")
     seed, counter = random.next_counter()
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, counter]))
 

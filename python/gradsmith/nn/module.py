@@ -349,7 +349,7 @@ class Module:
             if set_to_none or p._grad is None:
                 p._grad = None
             else:
-                p._grad.data.fill(0)
+                p._k.fill_(p._grad.data, 0.0)
 
     def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
         """Converts float parameters and buffers to a dtype in place; device must be 'cpu'."""

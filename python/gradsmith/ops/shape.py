@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import recording
 from ..core.autograd import Node, apply, apply_, apply_view, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
@@ -419,6 +420,10 @@ def _index_parts(index: Any) -> tuple:
         elif isinstance(i, _BASIC):
             parts.append(i)
         else:
+            if isinstance(i, Tensor):
+                recording.host_read(
+                    "indexing with a tensor", "Use gs.index_select, gs.gather or an embedding"
+                )
             a = i.data if isinstance(i, Tensor) else np.asarray(i)
             if a.size == 0 and not isinstance(i, (Tensor, np.ndarray)):
                 a = a.astype(np.int64)
@@ -564,6 +569,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
             def write() -> None:
                 k.copy_(view, filled)
     else:
+        recording.host_read("assignment through an index array", "Use gs.scatter or gs.where")
         if not data.flags.writeable:
             raise ValueError("index assignment: the tensor is read-only; clone() it first")
         array = source.data if source is not None else np.asarray(value, data.dtype)
@@ -1020,6 +1026,7 @@ def masked_select(input: Any, mask: Any) -> Tensor:
     [2.0]
     """
     x, m = _input(input, "masked_select"), _input(mask, "masked_select")
+    recording.host_read("masked_select", "Use gs.where, whose result has a fixed shape")
     if m.data.dtype != np.bool_:
         raise TypeError(f"masked_select: mask has dtype {m.data.dtype}; bool is needed")
     shape = np.broadcast_shapes(x.data.shape, m.data.shape)

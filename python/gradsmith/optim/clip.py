@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
+from ..core import recording
 from ..core.tensor import Tensor, wrap
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
@@ -41,6 +42,7 @@ def global_norm(
     if len(sets) <= 1:
         _cpu.grad_norm(control, sets[0] if sets else [], p, max_norm, slot)
         return
+    recording.host_read("a norm over gradients of several dtypes", "Clip each dtype by itself")
     norms = np.empty(len(sets))
     for i, part in enumerate(sets):
         _cpu.grad_norm(control, part, p)
@@ -76,12 +78,18 @@ def get_total_norm(
 
 
 def _report(given: list[Tensor], control: np.ndarray, p: float, strict: bool, op: str) -> Tensor:
+    if strict:
+        recording.host_read(
+            f"{op}(error_if_nonfinite=True)", "Pass False, or check the norm outside"
+        )
     if strict and control[2] == 0:
         raise RuntimeError(
             f"{op}: the total norm of order {p:g} is {control[0]}, so the gradients hold a NaN or an "
             "infinity. Nothing was scaled. Lower the learning rate, or pass error_if_nonfinite=False."
         )
     dtype = given[0].data.dtype if given else np.float32
+    if recording.here():  # by a kernel, so that a replay does it again
+        return wrap(_cpu.cast(control[:1], np.dtype(dtype).name).reshape(()), _cpu)
     return wrap(np.array(control[0], dtype), _cpu)
 
 

@@ -25,6 +25,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..core import recording
+
 __all__ = [
     "ChainedScheduler",
     "ConstantLR",
@@ -137,8 +139,11 @@ class LRScheduler:
         """Go to the next step (or to ``epoch``) and write the rate into the optimizer."""
         t = self.last_epoch + 1 if epoch is None else self._checked(epoch)
         self._values(t)  # a schedule that has ended raises here, before anything is changed
+        if epoch is not None:
+            recording.host_read("scheduler.step(epoch)", "Step the scheduler outside")
         self.last_epoch = t
         self._apply()
+        recording.note("scheduler", self)
 
     def get_last_lr(self) -> list[float]:
         """The rates in use now, one per parameter group."""
@@ -888,6 +893,9 @@ class ReduceLROnPlateau(LRScheduler):
 
     def step(self, metrics: float, epoch: int | None = None) -> None:  # type: ignore[override]
         """Look at one value of the watched quantity and drop the rate if it is time."""
+        recording.host_read(
+            "ReduceLROnPlateau.step()", "Step it outside, with a value that was returned"
+        )
         value = float(metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         if self._better(value):

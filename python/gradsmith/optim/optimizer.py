@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
+from ..core import recording
 from ..core.tensor import Tensor, wrap
 
 __all__ = ["Optimizer"]
@@ -264,7 +265,7 @@ class Optimizer:
                 if set_to_none:
                     p._grad = None
                 else:
-                    p._grad.data.fill(0)
+                    p._k.fill_(p._grad.data, 0.0)
                     p._grad._ver[0] += 1
 
     # ---- what a rule defines
@@ -336,6 +337,7 @@ class Optimizer:
             for own, numbers in undo:
                 own.update(numbers)
             self.skipped += 1
+        recording.note("optimizer", self)
         return loss
 
     def advance(self) -> None:

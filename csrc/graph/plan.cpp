@@ -1,0 +1,304 @@
+// From a recording to a program: where each array lives, which members run which kernel, and where
+// they wait for each other.
+//
+// Memory: an array lives from the first kernel that touches it to the last; arrays are placed by
+// falling size at the lowest free offset (best fit among the gaps) of one arena.
+// Members: kernels keep their order. A kernel too small to be shared runs on one member: the one
+// that made what it reads, or, when it depends on nothing since the last barrier, the least loaded
+// one, so that independent small kernels run side by side. A barrier stands before a kernel that
+// touches memory which another member has touched since the last one (one of the two writing).
+#include <string.h>
+
+#include <algorithm>
+
+#include "conv.h"
+#include "graph.h"
+#include "matmul.h"
+
+namespace gs {
+
+namespace {
+
+constexpr int64_t kAlign = 64;
+// Within a team that is awake a second member costs a barrier, not a wake-up.
+constexpr int64_t kTeamWork = 1500;
+
+int64_t rounded(size_t n) { return ((int64_t)n + kAlign - 1) / kAlign * kAlign; }
+
+struct CopyInit {
+  const char* from;
+  size_t bytes;
+};
+void run_init(const void* params, void* const* buf, const Ctx*) {
+  const CopyInit& p = *(const CopyInit*)params;
+  memcpy(buf[0], p.from, p.bytes);
+}
+
+struct CheckCall {
+  CheckFn fn;
+  const int64_t* args;
+  std::atomic<int>* failed;
+  int op;
+};
+void run_check(const void* params, void* const* buf, const Ctx*) {
+  const CheckCall& p = *(const CheckCall*)params;
+  if (!p.fn(buf[0], p.args)) p.failed->store(p.op);
+}
+
+}  // namespace
+
+Program::~Program() {
+  if (arena) pool_give(arena, arena_bytes);
+  if (scratch) pool_give(scratch, scratch_total);
+  for (size_t i = 0; i < constants.size(); ++i)
+    if (constants[i]) pool_give(constants[i], objects[i].bytes);
+  if (random_slot >= 0) slot_free(random_slot);
+}
+
+void Program::place_memory() {
+  std::vector<int> order;
+  unshared_bytes = constant_bytes = 0;
+  for (size_t i = 0; i < objects.size(); ++i) {
+    MemoryObject& o = objects[i];
+    if (o.first < 0) continue;
+    if (o.home == Home::kArena && !o.written && !o.external) o.home = Home::kConstant;
+    if (o.home == Home::kConstant) constant_bytes += o.bytes;
+    if (o.home == Home::kArena) {
+      order.push_back((int)i);
+      unshared_bytes += (size_t)rounded(o.bytes);
+    }
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return objects[a].bytes > objects[b].bytes; });
+  std::vector<int> placed;
+  int64_t end = 0;
+  for (int i : order) {
+    MemoryObject& o = objects[(size_t)i];
+    std::vector<std::pair<int64_t, int64_t>> taken;
+    for (int j : placed) {
+      const MemoryObject& p = objects[(size_t)j];
+      if (!options.reuse || (p.first <= o.last && o.first <= p.last))
+        taken.emplace_back(p.place, p.place + rounded(p.bytes));
+    }
+    std::sort(taken.begin(), taken.end());
+    int64_t need = rounded(o.bytes), at = 0, best = -1, best_gap = INT64_MAX;
+    for (auto& t : taken) {
+      if (t.first - at >= need && t.first - at < best_gap) best = at, best_gap = t.first - at;
+      at = std::max(at, t.second);
+    }
+    o.place = best >= 0 ? best : at;
+    end = std::max(end, o.place + need);
+    placed.push_back(i);
+  }
+  arena_bytes = (size_t)end;
+}
+
+void Program::resolve() {
+  if (arena_bytes) {
+    arena = (char*)pool_take(arena_bytes);
+    if (arena) memset(arena, 0, arena_bytes);  // takes the page faults now
+  }
+  by_object.assign(objects.size(), {});
+  bound.assign(objects.size(), nullptr);
+  constants.assign(objects.size(), nullptr);
+  for (size_t i = 0; i < objects.size(); ++i) {
+    MemoryObject& o = objects[i];
+    if (o.first < 0) continue;
+    if (o.home == Home::kArena) {
+      bound[i] = arena + o.place;
+    } else if (o.home == Home::kConstant) {
+      constants[i] = bound[i] = (char*)pool_take(o.bytes);
+      if (bound[i]) memcpy(bound[i], o.init.data(), o.init.size());
+    } else {
+      bound[i] = o.base;
+    }
+  }
+  size_t count = 0;
+  for (auto& op : ops) count += op.buffers.size();
+  pointers.assign(count, nullptr);
+  void** at = pointers.data();
+  for (size_t k = 0; k < ops.size(); ++k) {
+    RecordedOp& op = ops[k];
+    Step s{};
+    s.op = (int)k;
+    s.buffers = at;
+    s.nt = 1;
+    for (auto& b : op.buffers) {
+      if (b.object >= 0) {
+        *at = bound[(size_t)b.object] + b.offset;
+        by_object[(size_t)b.object].push_back(Patch{at, b.offset});
+      }
+      ++at;
+    }
+    if (op.entry) {
+      s.run = op.entry->run;
+    } else if (op.check) {
+      std::vector<int64_t> args = op.params;
+      op.params.resize(sizeof(CheckCall) / 8 + args.size());
+      int64_t* tail = op.params.data() + sizeof(CheckCall) / 8;
+      memcpy(tail, args.data(), args.size() * 8);
+      CheckCall c{op.check, tail, &failed, (int)k};
+      memcpy(op.params.data(), &c, sizeof(c));
+      s.run = run_check;
+    } else {
+      const MemoryObject& o = objects[(size_t)op.init];
+      CopyInit c{o.init.data(), o.init.size()};
+      op.params.resize(sizeof(c) / 8);
+      memcpy(op.params.data(), &c, sizeof(c));
+      s.run = run_init;
+    }
+    s.params = op.params.data();
+    steps.push_back(s);
+  }
+}
+
+namespace {
+
+struct Touch {
+  int64_t space, low, high;  // space 0: the arena, -1: the team's scratch, else the object + 1
+  bool write;
+  int who;  // -1: the team
+};
+
+}  // namespace
+
+void Program::schedule() {
+  // Checks of what no kernel of the program has written yet are made before anything runs.
+  std::vector<Step> kept;
+  std::vector<char> written(objects.size(), 0);
+  for (Step& s : steps) {
+    RecordedOp& op = ops[(size_t)s.op];
+    const MemoryObject* first = op.check ? &objects[(size_t)op.buffers[0].object] : nullptr;
+    if (first && !written[(size_t)op.buffers[0].object] && first->home != Home::kArena) {
+      prologue.push_back(s.op);
+    } else {
+      kept.push_back(s);
+    }
+    for (auto& b : op.buffers)
+      if (b.object >= 0 && (b.access & kWrite)) written[(size_t)b.object] = 1;
+  }
+  steps.swap(kept);
+
+  int team = options.threads;
+  size_t shared = 0;
+  std::vector<size_t> own((size_t)team, 0);
+  std::vector<Touch> since;
+  std::vector<int64_t> load((size_t)team, 0);
+  int last_nt = 0;
+  barriers = 0;
+  std::vector<Touch> mine;
+  for (Step& s : steps) {
+    const RecordedOp& op = ops[(size_t)s.op];
+    int64_t nt = op.plan.work / kTeamWork + 1;
+    nt = std::min(std::min(nt, op.plan.tasks), (int64_t)team);
+    s.nt = (int)std::max<int64_t>(nt, 1);
+    mine.clear();
+    for (auto& b : op.buffers) {
+      if (b.object < 0) continue;
+      const MemoryObject& o = objects[(size_t)b.object];
+      if (o.home == Home::kConstant) continue;
+      Touch t{b.object + 1, 0, 1, (b.access & kWrite) != 0, -1};
+      if (o.home == Home::kArena) t = Touch{0, o.place, o.place + rounded(o.bytes), t.write, -1};
+      mine.push_back(t);
+    }
+    if (s.nt > 1 && op.plan.scratch) mine.push_back(Touch{-1, 0, 1, true, -1});
+    bool conflict_team = false;
+    int conflict_member = -1;
+    bool conflict_many = false;
+    for (const Touch& a : mine)
+      for (const Touch& b : since) {
+        if (a.space != b.space || !(a.write || b.write) || a.low >= b.high || b.low >= a.high)
+          continue;
+        if (b.who < 0)
+          conflict_team = true;
+        else if (conflict_member < 0)
+          conflict_member = b.who;
+        else if (conflict_member != b.who)
+          conflict_many = true;
+      }
+    bool wait = conflict_team || conflict_many || !options.barriers;
+    if (s.nt > 1) wait = wait || conflict_member >= 0 || (last_nt && last_nt != s.nt);
+    if (wait && team > 1 && (!since.empty() || !options.barriers)) {
+      s.barrier = 1;
+      ++barriers;
+      since.clear();
+      std::fill(load.begin(), load.end(), 0);
+      last_nt = 0;
+      conflict_member = -1;
+    }
+    if (s.nt == 1) {
+      if (conflict_member >= 0) {
+        s.owner = conflict_member;
+      } else {
+        s.owner = 0;
+        if (options.side_by_side)
+          for (int m = 1; m < team; ++m)
+            if (load[(size_t)m] < load[(size_t)s.owner]) s.owner = m;
+      }
+      load[(size_t)s.owner] += op.plan.work + 50;
+      own[(size_t)s.owner] = std::max(own[(size_t)s.owner], op.plan.scratch);
+    } else {
+      for (int m = 0; m < s.nt; ++m) load[(size_t)m] += op.plan.work / s.nt + 50;
+      shared = std::max(shared, op.plan.scratch);
+      last_nt = s.nt;
+    }
+    // A failed check stops everybody at the same place: nobody may have gone on.
+    for (Touch& t : mine) {
+      t.who = s.nt == 1 ? s.owner : -1;
+      since.push_back(t);
+    }
+  }
+  // After a check inside the program everybody waits, and then looks at its result.
+  for (size_t k = 0; k + 1 < steps.size(); ++k)
+    if (ops[(size_t)steps[k].op].check && !steps[k + 1].barrier) {
+      steps[k + 1].barrier = 1;
+      ++barriers;
+    }
+  scratch_total = (size_t)rounded(shared);
+  std::vector<size_t> at((size_t)team);
+  for (int m = 0; m < team; ++m) {
+    at[(size_t)m] = scratch_total;
+    scratch_total += (size_t)rounded(own[(size_t)m]);
+  }
+  scratch_bytes = scratch_total;
+  if (scratch_total) {
+    scratch = (char*)pool_take(scratch_total);
+    if (scratch) memset(scratch, 0, scratch_total);
+  }
+  for (Step& s : steps) {
+    if (!ops[(size_t)s.op].plan.scratch) continue;
+    s.scratch = s.nt == 1 ? scratch + at[(size_t)s.owner] : scratch;
+  }
+}
+
+void Program::build() {
+  // Constants that host code put into memory which a kernel then changes: copied in at each replay.
+  std::vector<RecordedOp> all;
+  for (size_t k = 0; k < ops.size(); ++k) {
+    for (size_t i = 0; i < objects.size(); ++i) {
+      MemoryObject& o = objects[i];
+      if (o.init_before != (int)k || !(o.written || o.home == Home::kOutput)) continue;
+      RecordedOp copy;
+      copy.init = (int)i;
+      copy.plan.work = (int64_t)o.bytes / 16;
+      copy.buffers.push_back(RecordedBuffer{(int)i, 0, kWrite});
+      all.push_back(std::move(copy));
+    }
+    all.push_back(std::move(ops[k]));
+  }
+  ops.swap(all);
+  for (auto& o : objects) o.first = o.last = -1;
+  for (size_t k = 0; k < ops.size(); ++k)
+    for (auto& b : ops[k].buffers)
+      if (b.object >= 0) {
+        MemoryObject& o = objects[(size_t)b.object];
+        if (o.first < 0) o.first = (int)k;
+        o.last = (int)k;
+      }
+  place_memory();
+  resolve();
+  schedule();
+  memset(barrier, 0, sizeof(barrier));
+}
+
+}  // namespace gs

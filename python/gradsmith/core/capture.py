@@ -1,0 +1,685 @@
+"""gs.capture: a function of tensors, recorded kernel by kernel and replayed in C++.
+
+The first call with a new kind of arguments runs the function as it is, the second one records every
+kernel that it launches, later ones replay the recording: no Python between kernels, one team of
+threads for all of them, memory planned beforehand. docs/capture.md tells what may stand in such a
+function; core/watch.py finds what a program depends on.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .. import _cpu
+from . import random, recording
+from .autograd import is_grad_enabled
+from .recording import CaptureError
+from .tensor import Tensor, wrap
+from .watch import OptimizerState, SchedulerState, Watch
+
+__all__ = ["PASSES", "CaptureError", "Captured", "capture"]
+
+PASSES = {
+    "side_by_side": "independent small kernels run on different threads",
+    "barriers": "threads wait for each other only where memory crosses from one to another",
+    "memory": "arrays whose lives do not meet share memory",
+}
+
+_MAX_PROGRAMS = 16
+_MAX_FAILURES = 3
+_verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
+_live: weakref.WeakSet[Captured] = weakref.WeakSet()
+
+# Functions that return what a program depends on beside arguments and state: precision switches.
+mode_hooks: list[Callable[[], Any]] = []
+
+
+def _say(text: str) -> None:
+    if _verbose:
+        print(f"gradsmith: capture: {text}", file=sys.stderr)
+
+
+# ---- trees of arguments and results
+
+
+def flatten(x: Any, leaves: list[Any]) -> Any:
+    """Appends the leaves of tuples, lists and dicts to `leaves`; returns the structure."""
+    kind = type(x)
+    if kind is tuple or kind is list:
+        return (kind.__name__, tuple([flatten(v, leaves) for v in x]))
+    if kind is dict:
+        return ("dict", tuple(x), tuple([flatten(v, leaves) for v in x.values()]))
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return (kind, tuple([flatten(v, leaves) for v in x]))
+    leaves.append(x)
+    return None
+
+
+def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
+    it = iter(leaves)
+
+    def build(t: Any) -> Any:
+        if t is None:
+            return next(it)
+        if t[0] == "tuple":
+            return tuple([build(v) for v in t[1]])
+        if t[0] == "list":
+            return [build(v) for v in t[1]]
+        if t[0] == "dict":
+            return {k: build(v) for k, v in zip(t[1], t[2])}
+        return t[0](*[build(v) for v in t[1]])
+
+    return build(tree)
+
+
+# ---- what raises while a recording runs
+
+
+def _refusing(name: str, what: str) -> Callable:
+    original = getattr(Tensor, name)
+
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        recording.host_read(what)
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+_READERS = {
+    "item": "item()",
+    "numpy": "numpy()",
+    "tolist": "tolist()",
+    "__array__": "np.asarray(tensor)",
+    "__dlpack__": "__dlpack__()",
+    "__float__": "float(tensor)",
+    "__int__": "int(tensor)",
+    "__bool__": "bool(tensor) (an `if`, `while`, `and`, `not` or `assert` on a tensor)",
+    "__index__": "a tensor as a Python index",
+    "__repr__": "printing a tensor",
+    "__reduce__": "pickling a tensor",
+}
+
+
+class _Guarded:
+    """While it is entered, reading values raises in the recording thread (other threads read on)."""
+
+    def __enter__(self) -> None:
+        self.before: dict[str, Any] = {}
+        for name, what in _READERS.items():
+            self.before[name] = Tensor.__dict__.get(name)
+            setattr(Tensor, name, _refusing(name, what))
+        backward = self.backward = Tensor.backward
+
+        def noted(t: Tensor, *args: Any, **kwargs: Any) -> None:
+            recording.note("backward", None)
+            backward(t, *args, **kwargs)
+
+        setattr(Tensor, "backward", noted)  # noqa: B010
+        recording.notes.clear()
+        recording.thread = threading.get_ident()
+
+    def __exit__(self, *exc: object) -> None:
+        recording.thread = None
+        setattr(Tensor, "backward", self.backward)  # noqa: B010
+        for name, method in self.before.items():
+            if method is None:
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
+
+
+class _Program:
+    """A native program and what Python does around its replay."""
+
+    def __init__(self, native: Any, tree: Any, mode: tuple):
+        self.native = native
+        self.tree = tree  # of the arguments
+        self.mode = mode
+        self.actions: list[Any] = []
+        self.grads: list[tuple[Tensor, int]] = []  # parameter, index of the output
+        self.cleared: list[Tensor] = []  # parameters that have no gradient afterwards
+        self.results: list[tuple[str, Any]] = []  # how to get each leaf of the result
+        self.result_tree: Any = None
+        self.draws = 0
+        self.checks = False
+        self.names = ""
+        self.watch: Any = None
+
+    def ready(self) -> bool:
+        return all([a.ready() for a in self.actions])
+
+
+class Captured:
+    """What `gs.capture` returns: call it like the function.
+
+    `programs` lists what has been recorded; `report()` tells what a program does, `verify(*args)`
+    compares a replay with the function itself.
+    """
+
+    def __init__(self, fn: Callable, passes: Any = None, fallback: bool = False):
+        self.fn: Callable = fn.fn if isinstance(fn, Captured) else fn
+        if not callable(fn):
+            raise TypeError(f"capture: expected a function, got {type(fn).__name__}")
+        self.passes = _options(passes)
+        self.name = getattr(fn, "__qualname__", type(fn).__name__)
+        self._fallback = fallback
+        self._programs: list[_Program] = []
+        self._last: _Program | None = None
+        self._seen: dict[Any, int] = {}
+        self._drafts: dict[Any, tuple[Any, int]] = {}  # a recording to compare the next one with
+        self._failures = 0
+        self._misses = 0
+        self.reason: str | None = None  # why it stays eager
+        self._lock = threading.RLock()
+        self.__wrapped__ = fn
+        _live.add(self)
+
+    # ---- the call
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if recording.thread is not None and recording.here():
+            return self.fn(*args, **kwargs)  # part of the recording around it
+        with self._lock:
+            p = self._last
+            if (
+                p is not None
+                and not kwargs
+                and p.mode == self._mode()
+                and p.native.check(args)
+                and p.ready()
+            ):
+                return self._replay(p, args)
+            return self._other(args, kwargs)
+
+    def _mode(self) -> tuple:
+        if mode_hooks:
+            return (is_grad_enabled(), _cpu.get_num_threads(), *[h() for h in mode_hooks])
+        return (is_grad_enabled(), _cpu.get_num_threads())
+
+    def _other(self, args: tuple, kwargs: dict) -> Any:
+        leaves: list[Any] = []
+        tree = flatten((args, kwargs) if kwargs else args, leaves)
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, np.ndarray):
+                leaves[i] = leaf = Tensor(leaf)
+            if isinstance(leaf, Tensor) and not leaf.data.flags.c_contiguous and not leaf._rg:
+                leaves[i] = wrap(leaf._k.contiguous(leaf.data), leaf._k)
+        rebuilt = unflatten(tree, leaves)
+        args, kwargs = rebuilt if kwargs else (rebuilt, {})
+        mode = self._mode()
+        flat = tuple(leaves)
+        reasons = []
+        for p in reversed(self._programs):
+            if p.tree != tree or p.mode != mode:
+                continue
+            if p.native.check(flat) and p.ready():
+                self._programs.remove(p)
+                self._programs.append(p)
+                self._last = p
+                return self._replay(p, flat)
+            reasons.append(p.native.reason)
+        if self.reason is not None:
+            return self.fn(*args, **kwargs)
+        why = self._cannot(leaves)
+        if why is not None:
+            _say(f"{self.name}: eager: {why}")
+            return self.fn(*args, **kwargs)
+        key = (tree, mode, tuple([_sign(x) for x in leaves]))
+        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        if seen == 1:
+            return self.fn(*args, **kwargs)
+        if reasons:
+            # Something that is not an argument changes from call to call?
+            self._misses += 1
+            if self._misses > 8:
+                self._give_up(f"what it depends on changes at every call: {reasons[0]}")
+                return self.fn(*args, **kwargs)
+        _say(f"{self.name}: recording" + (f" again: {reasons[0]}" if reasons else ""))
+        return self._record(args, kwargs, leaves, tree, mode, key)
+
+    def _cannot(self, leaves: list[Any]) -> str | None:
+        spans = []
+        for i, x in enumerate(leaves):
+            if isinstance(x, Tensor):
+                if x._rg:
+                    return f"argument {i} requires a gradient"
+                if x.data.size:
+                    a = x.data.__array_interface__["data"][0]
+                    spans.append((a, a + x.data.nbytes, x.data.shape, x.data.dtype))
+        spans.sort(key=lambda s: s[:2])
+        for a, b in itertools.pairwise(spans):
+            if b[0] < a[1] and (a[0] != b[0] or a[2:] != b[2:]):
+                return "two arguments share a part of their memory; pass a clone()"
+        return None
+
+    def _give_up(self, why: str) -> None:
+        self.reason = why
+        warnings.warn(
+            f"gradsmith: {self.name} is not captured and runs eagerly: {why}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    # ---- replay
+    def _replay(self, p: _Program, leaves: tuple) -> Any:
+        native = p.native
+        if p.checks:
+            native.check_inputs()
+        for action in p.actions:
+            action.advance()
+        if p.draws:
+            native.set_random(*random.take(p.draws))
+        try:
+            arrays = native.replay()
+        except BaseException:
+            for action in reversed(p.actions):
+                action.undo()
+            raise
+        for action in p.actions:
+            action.done()
+        for t, i in p.grads:
+            g = native.holder(i)
+            if g is None:
+                g = wrap(arrays[i], _cpu)
+                native.set_holder(i, g)
+            if t._grad is not g:
+                t._grad = g
+        for t in p.cleared:
+            t._grad = None
+        return _results(p, arrays, leaves)
+
+    # ---- recording
+    def _record(
+        self, args: tuple, kwargs: dict, leaves: list[Any], tree: Any, mode: tuple, key: Any
+    ) -> Any:
+        """Runs the function under the recorder. A second recording must agree with the first one in all
+        but what a replay renews; then it becomes a program. That finds what Python computed from data."""
+        watch = Watch(self.fn)
+        if watch.reason is not None:
+            self._give_up(watch.reason)
+            return self.fn(*args, **kwargs)
+        arrays = [x.data for x in leaves if isinstance(x, Tensor)]
+        shared = watch.shares_memory(arrays)
+        if shared is not None:
+            _say(f"{self.name}: eager: an argument shares memory with {shared}")
+            return self.fn(*args, **kwargs)
+        saved = watch.snapshot() if self._fallback else None
+        rec = _cpu.Recording()
+        if not rec.start(arrays):
+            return self.fn(*args, **kwargs)  # another thread records now
+        entry = [(t, t._grad) for t in watch.trainable]
+        before = random.state()
+        try:
+            with _Guarded():
+                out = self.fn(*args, **kwargs)
+                notes = list(recording.notes)
+            plan = _Plan(rec, watch, leaves, out, entry, notes)
+        except CaptureError as error:
+            rec.stop()
+            if saved is None:
+                raise
+            watch.restore(saved)
+            random.set_state(before)
+            self._give_up(str(error))
+            return self.fn(*args, **kwargs)
+        except BaseException:
+            rec.stop()
+            raise
+        after = random.state()
+        result = plan.result
+        del out
+        why = plan.problem()
+        if why is None and plan.leaks():
+            gc.collect()
+            if plan.leaks():
+                why = (
+                    "tensors made inside it are kept outside (in a list, an attribute, a hook); a "
+                    "replay would not renew them. Return them instead"
+                )
+        rec.stop()
+        why = why or rec.error or None
+        if why is None and (before["seed"] != after["seed"]):
+            why = "it sets the random seed"
+        if why is not None:
+            self._failures += 1
+            if self._failures >= _MAX_FAILURES or rec.error:
+                self._give_up(why)
+            return result
+        draft = self._drafts.pop(key, None)
+        if draft is not None:
+            why = rec.difference(draft[0], before["counter"], draft[1])
+            if not why:
+                draft[0].drop()
+        if draft is None or why:
+            if why:
+                _say(f"{self.name}: recording again: {why}")
+                self._failures += 1
+                if self._failures >= _MAX_FAILURES:
+                    self._give_up(why)
+                    return result
+            self._drafts[key] = (rec, before["counter"])
+            return result
+        self._failures = 0
+        p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
+        plan.fill(p)
+        p.draws = after["counter"] - before["counter"]
+        self._programs.append(p)
+        if len(self._programs) > _MAX_PROGRAMS:
+            self._programs.pop(0)
+        self._last = p
+        if _verbose:
+            s = p.native.stats()
+            _say(
+                f"{self.name}: recorded {s['ops']} operations, {s['barriers']} barriers, arena "
+                f"{s['arena_bytes']} bytes (of {s['unshared_bytes']}), {s['guards']} guards"
+            )
+        return result
+
+    # ---- looking into it
+    @property
+    def programs(self) -> list[dict[str, Any]]:
+        """One dict for each program: operations, barriers, arena_bytes, replays, ..."""
+        return [{**p.native.stats(), "mode": p.mode} for p in self._programs]
+
+    def report(self, runs: int = 20) -> str:
+        """Text on the program used last: operations, fusions, arena, barriers, time by operation.
+
+        Times are measured by replaying with a barrier around each operation, on a copy of the state
+        that is put back; they are zero before the first replay.
+        """
+        p = self._last
+        if p is None:
+            return f"{self.name}: no program yet" + (f" ({self.reason})" if self.reason else "")
+        s = p.native.stats()
+        saved = p.watch.snapshot()
+        p.native.profile(True)
+        try:
+            for _ in range(runs):
+                p.native.replay()
+        finally:
+            times = p.native.times()
+            p.native.profile(False)
+            p.watch.restore(saved)
+        lines = [
+            f"{self.name}: {s['steps']} operations on {s['threads']} threads, {s['barriers']} barriers, "
+            f"arena {s['arena_bytes']} bytes ({s['unshared_bytes']} without sharing), scratch "
+            f"{s['scratch_bytes']}, {s['replays']} replays, {s['allocations']} new result arrays",
+            f"{'operation':32s} {'threads':>8s} {'barrier':>8s} {'us':>9s}",
+        ]
+        for (name, nt, owner, barrier, _, note), t in zip(p.native.listing(), times):
+            where = str(nt) if nt > 1 else f"#{owner}"
+            lines.append(
+                f"{name:32s} {where:>8s} {'yes' if barrier else '':>8s} {t / runs * 1e6:9.2f}"
+                + (f"  {note}" if note else "")
+            )
+        lines.append(f"{'sum':32s} {'':8s} {'':8s} {sum(times) / runs * 1e6:9.2f}")
+        return "\n".join(lines)
+
+    def verify(self, *args: Any, **kwargs: Any) -> int:
+        """Runs the function and its replay from the same state and compares the bits of results,
+        parameters, states and gradients; the state is put back. Returns how many arrays were
+        compared. AssertionError names the first one that differs.
+        """
+        with self._lock:
+            if self._last is None:
+                raise CaptureError(f"verify: {self.name} has no program yet; call it twice first")
+            watch = Watch(self.fn)
+            saved, state = watch.snapshot(), random.state()
+            try:
+                expected = self._state_of(self.fn(*args, **kwargs), watch)
+                watch.restore(saved)
+                random.set_state(state)
+                replays = sum(p.native.stats()["replays"] for p in self._programs)
+                got = self._state_of(self(*args, **kwargs), watch)
+                if sum(p.native.stats()["replays"] for p in self._programs) == replays:
+                    raise CaptureError("verify: no program fits these arguments yet")
+            finally:
+                watch.restore(saved)
+                random.set_state(state)
+            for (name, a), (_, b) in zip(expected, got):
+                if (a is None) != (b is None):
+                    raise AssertionError(f"verify: {name} is there in one of the two runs only")
+                if a is not None and (
+                    a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes()
+                ):
+                    raise AssertionError(f"verify: {name} differs between function and replay")
+            return len(expected)
+
+    def _state_of(self, out: Any, watch: Watch) -> list[tuple[str, Any]]:
+        leaves: list[Any] = []
+        flatten(out, leaves)
+        items: list[tuple[str, Any]] = [
+            (f"result {i}", x.data.copy()) for i, x in enumerate(leaves) if isinstance(x, Tensor)
+        ]
+        for name, t in watch.named():
+            items.append((name, t.data.copy()))
+        for t in watch.trainable:
+            items.append(
+                (f"gradient of {t.shape}", None if t._grad is None else t._grad.data.copy())
+            )
+        return items
+
+    def __repr__(self) -> str:
+        return f"<captured {self.name}: {len(self._programs)} programs>"
+
+
+def _results(p: _Program, arrays: tuple, leaves: tuple) -> Any:
+    made = []
+    for kind, value in p.results:
+        if kind == "array":
+            made.append(wrap(arrays[value], _cpu))
+        elif kind == "input":
+            made.append(leaves[value])
+        else:
+            made.append(value)
+    return made[0] if p.result_tree is None else unflatten(p.result_tree, made)
+
+
+class _Plan:
+    """What remains to be done while the recording still runs, and the way from it to a program."""
+
+    def __init__(
+        self, rec: Any, watch: Watch, leaves: list[Any], out: Any, entry: list, notes: list
+    ):
+        self.rec, self.watch, self.leaves, self.notes = rec, watch, leaves, notes
+        self.results: list[tuple[str, Any]] = []
+        self.outputs: list[tuple[np.ndarray, Any, Any]] = []
+        self.grads: list[tuple[Tensor, int]] = []
+        self.cleared: list[Tensor] = []
+        self.grad_guards: list[tuple[Tensor, Any]] = []
+        self.unfinished = False
+        used: set[int] = set()
+        k = _cpu
+        backwards = any(kind == "backward" for kind, _ in notes)
+        for t, before in entry:
+            g = t._grad
+            was_read = before is not None and rec.touched(before.data)
+            if before is None:
+                if backwards or g is not None:
+                    self.grad_guards.append((t, None))
+            elif was_read:
+                self.grad_guards.append((t, before))
+            if g is None:
+                if before is not None:
+                    self.cleared.append(t)
+            elif g is not before:
+                if not rec.whole(g.data) or id(g.data) in used:
+                    t._grad = g = wrap(k.copy(g.data), k)
+                used.add(id(g.data))
+                self.grads.append((t, len(self.outputs)))
+                self.outputs.append((g.data, g, t))
+        found: list[Any] = []
+        self.result_tree = flatten(out, found)
+        made: list[Any] = []
+        positions = {id(x): i for i, x in enumerate(leaves) if isinstance(x, Tensor)}
+        known = {id(t) for _, t in watch.named()}
+        by_array: dict[int, int] = {}
+        for x in found:
+            if not isinstance(x, Tensor):
+                if isinstance(x, np.ndarray):
+                    recording.thread = threading.get_ident()
+                    try:
+                        recording.host_read("returning a NumPy array", "Return the tensor")
+                    finally:
+                        recording.thread = None
+                self.results.append(("value", x))
+                made.append(x)
+            elif id(x) in positions:
+                self.results.append(("input", positions[id(x)]))
+                made.append(x)
+            elif id(x) in known:
+                self.results.append(("value", x))
+                made.append(x)
+            else:
+                if x._rg and x._node is not None and _unfinished(x._node):
+                    self.unfinished = True
+                a = x.data
+                if id(a) in by_array:
+                    self.results.append(("array", by_array[id(a)]))
+                else:
+                    if not rec.whole(a) or id(a) in used:
+                        a = k.copy(a)
+                    used.add(id(a))
+                    by_array[id(x.data)] = len(self.outputs)
+                    self.results.append(("array", len(self.outputs)))
+                    self.outputs.append((a, None, None))
+                made.append(x if self.unfinished else wrap(a, k))
+        self.result = made[0] if self.result_tree is None else unflatten(self.result_tree, made)
+
+    def problem(self) -> str | None:
+        if self.unfinished:
+            return (
+                "its result still needs a backward pass, and a replay keeps no graph. Call backward() "
+                "inside the function, or put it under no_grad()"
+            )
+        return self.watch.changed(self.notes)
+
+    def leaks(self) -> int:
+        known = [a for a, _, _ in self.outputs]
+        return self.rec.alive(known)[0]
+
+    def finish(self, threads: int, passes: dict[str, bool], before: dict, after: dict) -> Any:
+        leaves: list[tuple] = []
+        first: dict[tuple, int] = {}
+        for i, x in enumerate(self.leaves):
+            if isinstance(x, Tensor):
+                key = (x.data.__array_interface__["data"][0], x.data.shape)
+                same = first.setdefault(key, i) if x.data.size else i
+                leaves.append((type(x), x.data, same if same != i else -1))
+            else:
+                leaves.append((x,))
+        return self.rec.finish(
+            leaves, self.outputs, threads, passes, before["counter"], after["counter"]
+        )
+
+    def fill(self, p: _Program) -> None:
+        native = p.native
+        self.watch.guard(native)
+        for t, g in self.grad_guards:
+            native.guard_attribute(t, "_grad", g, "a gradient from before the call")
+            if g is not None:
+                native.guard_tensor(g, g.data, "a gradient from before the call")
+        for kind, what in self.notes:
+            if kind == "optimizer":
+                p.actions.append(OptimizerState(what, native))
+            elif kind == "scheduler":
+                p.actions.append(SchedulerState(what))
+        p.grads, p.cleared = self.grads, self.cleared
+        p.results, p.result_tree = self.results, self.result_tree
+        p.checks = native.has_checks()
+        p.watch = self.watch
+
+
+def _unfinished(node: Any) -> bool:
+    """Whether a node's graph still holds what backward needs."""
+    seen, stack = set(), [node]
+    while stack:
+        n = stack.pop()
+        if id(n) in seen:
+            continue
+        seen.add(id(n))
+        try:
+            if n.saved:
+                return True
+        except (RuntimeError, AttributeError):
+            return False  # freed by a backward pass
+        stack += [e[0] for e in n.edges if e is not None]
+    return False
+
+
+def _sign(x: Any) -> Any:
+    """What two arguments have in common that the same program may serve."""
+    if isinstance(x, Tensor):
+        return (type(x), x.data.shape, x.data.dtype.str)
+    try:
+        hash(x)
+    except TypeError:
+        return (type(x), id(x))
+    return (type(x), x)
+
+
+def _options(passes: Any) -> dict[str, bool]:
+    chosen = dict.fromkeys(PASSES, True)
+    if passes is None or passes is True:
+        return chosen
+    if passes is False:
+        return dict.fromkeys(PASSES, False)
+    if isinstance(passes, dict):
+        given = passes
+    else:
+        given = {**dict.fromkeys(PASSES, False), **dict.fromkeys(passes, True)}
+    for name, on in given.items():
+        if name not in PASSES:
+            raise ValueError(f"capture: unknown pass {name!r}; there are {', '.join(PASSES)}")
+        chosen[name] = bool(on)
+    return chosen
+
+
+def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = False) -> Any:
+    """A function that records what `fn` does and replays it without Python.
+
+    fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists and dicts
+    of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
+    the modules, grad mode, threads) runs `fn`, the second records, later ones replay, to the same bits.
+    passes: names of the optimisations to use (`gs.core.capture.PASSES`), a dict of switches, None for
+    all. fallback: run eagerly, with one warning, instead of raising when `fn` cannot be captured.
+
+    Raises CaptureError, while recording, where `fn` reads values on the host (`item()`, `numpy()`,
+    `bool()`, printing): the message names the line. Works as a decorator too.
+
+    >>> import gradsmith as gs
+    >>> model = gs.nn.Linear(2, 1); opt = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> @gs.capture
+    ... def step(x, y):
+    ...     opt.zero_grad()
+    ...     loss = gs.nn.functional.mse_loss(model(x), y)
+    ...     loss.backward()
+    ...     opt.step()
+    ...     return loss
+    >>> x, y = gs.ones(4, 2), gs.zeros(4, 1)
+    >>> losses = [step(x, y).item() for _ in range(4)]
+    >>> losses[3] < losses[0], step.programs[0]["replays"]
+    (True, 2)
+    """
+    if fn is None:
+        return lambda f: Captured(f, passes, fallback)
+    return Captured(fn, passes, fallback)
+
+
+def _after_fork() -> None:
+    recording.thread = None
+    for c in list(_live):
+        c._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,60 @@
+"""What the rest of the library knows of a recording (core/capture.py): whether one runs in this thread.
+
+Code that looks at values on the host, or changes Python state that a step depends on, calls one of
+these; outside of a recording they cost one comparison.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import threading
+from typing import Any
+
+__all__ = ["CaptureError", "here", "host_read", "note"]
+
+_package = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+thread: int | None = None  # the thread that records
+notes: list[tuple[str, Any]] = []  # optimizers and schedulers that stepped, in order
+
+
+class CaptureError(RuntimeError):
+    """A function cannot be captured; the message says which line and what to do."""
+
+
+def here() -> bool:
+    """Whether this thread is recording."""
+    return thread is not None and thread == threading.get_ident()
+
+
+def user_line() -> str:
+    """The innermost line outside of the library, as `file:line: source`."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_package):
+        frame = frame.f_back
+    if frame is None:
+        return "(unknown line)"
+    name, line = frame.f_code.co_filename, frame.f_lineno
+    text = linecache.getline(name, line).strip()
+    return f"{name}:{line}" + (f": {text}" if text else "")
+
+
+def host_read(what: str, advice: str = "") -> None:
+    """Raises CaptureError when this thread records: a replay would not look at the value again."""
+    if thread is not None and here():
+        advice = advice or (
+            "Return the tensor and read it after the call, or keep the computation in gradsmith "
+            "operations (gs.where for a choice)"
+        )
+        raise CaptureError(
+            f"{what} inside a captured function reads values on the host, and a replay would use the "
+            f"old ones ({user_line()}). {advice}."
+        )
+
+
+def note(kind: str, what: Any) -> None:
+    """Remembers that an optimizer or scheduler stepped in this recording."""
+    if here():
+        notes.append((kind, what))

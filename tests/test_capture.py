@@ -1,0 +1,1017 @@
+"""The captured step: the same bits as the function itself, or an error that says what to do."""
+
+import os
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+import gradsmith as gs
+import gradsmith.nn as nn
+import gradsmith.nn.functional as F
+from gradsmith.core import random as gs_random
+from gradsmith.core.capture import PASSES
+
+STEPS = 50
+
+
+def data(shape, classes, n=STEPS, batch=8, seed=0):
+    r = np.random.default_rng(seed)
+    x = r.normal(size=(n, batch, *shape)).astype(np.float32)
+    return x, r.integers(0, classes, (n, batch))
+
+
+def bits(arrays):
+    return [None if a is None else (a.dtype.str, a.shape, a.tobytes()) for a in arrays]
+
+
+def state_of(model, opt):
+    out = [t.data.copy() for t in model.parameters()]
+    out += [b.data.copy() for b in model.buffers()]
+    for own in opt.state.values():
+        out += [np.array(getattr(v, "data", v)) for _, v in sorted(own.items())]
+    return out
+
+
+def train(make, optimizer, x, y, captured, *, before=None, passes=None, steps=None, extra=None):
+    """Losses and final state of a training run."""
+    gs.manual_seed(3)
+    model = make()
+    opt = optimizer(model.parameters())
+
+    def step(a, b):
+        opt.zero_grad()
+        loss = F.cross_entropy(model(a), b)
+        loss.backward()
+        if extra is not None:
+            extra(model)
+        opt.step()
+        return loss
+
+    run = gs.capture(step, passes=passes) if captured else step
+    losses = []
+    for i in range(steps or len(x)):
+        if before is not None:
+            before(i, model, opt)
+        losses.append(run(gs.tensor(x[i]), gs.tensor(y[i])).data.copy())
+    grads = [p.grad.data.copy() for p in model.parameters()]
+    if captured:
+        assert run.reason is None, run.reason
+    return losses + state_of(model, opt) + grads + [np.array(gs_random.state()["counter"])], run
+
+
+def same(make, optimizer, x, y, replays=None, **kwargs):
+    a, _ = train(make, optimizer, x, y, False, **kwargs)
+    b, run = train(make, optimizer, x, y, True, **kwargs)
+    assert bits(a) == bits(b)
+    done = sum(p["replays"] for p in run.programs)
+    if replays is not None:
+        assert done == replays
+    return run, a
+
+
+def adamw(p):
+    return gs.optim.AdamW(p, lr=1e-2)
+
+
+def small():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+MODELS = {
+    "mlp": (lambda: gs.models.mlp(12, 33, 20, 5, dropout=0.3), (12,), 5, 50),
+    "lenet": (lambda: gs.models.lenet(image_size=8, num_classes=5), (8, 8, 1), 5, 50),
+    "resnet18": (lambda: gs.models.resnet18(4, 3), (8, 8, 3), 4, 50),
+}
+
+
+@pytest.mark.parametrize("name", gs.models.names())
+def test_models_50_steps(name):
+    if name not in MODELS:
+        pytest.skip("has tests of its own")
+    make, shape, classes, n = MODELS[name]
+    if name == "resnet18":
+        n = 6  # all 50 in test_resnet_50_steps
+    x, y = data(shape, classes, n, batch=4)
+    same(make, adamw, x, y, replays=n - 3)
+
+
+@pytest.mark.slow
+def test_resnet_50_steps():
+    make, shape, classes, n = MODELS["resnet18"]
+    x, y = data(shape, classes, n, batch=4)
+    same(make, adamw, x, y, replays=n - 3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_threads_same_bits(name):
+    make, shape, classes, _ = MODELS[name]
+    x, y = data(shape, classes, 8, batch=16)
+    results = []
+    for n in (1, 2, 3):
+        with gs.threads(n):
+            results.append(bits(train(make, adamw, x, y, True)[0]))
+            results.append(bits(train(make, adamw, x, y, False)[0]))
+    assert all(r == results[0] for r in results)
+
+
+@pytest.mark.parametrize("name", [None, *PASSES])
+def test_each_pass_alone_and_off(name):
+    make, shape, classes, _ = MODELS["lenet"]
+    x, y = data(shape, classes, 6, batch=8)
+    with gs.threads(2):
+        a, _ = train(make, adamw, x, y, False)
+        for passes in ([name] if name else [], {name: False} if name else True):
+            b, _ = train(make, adamw, x, y, True, passes=passes)
+            assert bits(a) == bits(b)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: gs.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: gs.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "dampening": lambda p: gs.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
+    "adagrad": lambda p: gs.optim.Adagrad(p, lr=0.1, lr_decay=0.01),
+    "rmsprop": lambda p: gs.optim.RMSprop(p, lr=0.01, centered=True, momentum=0.5),
+    "adadelta": lambda p: gs.optim.Adadelta(p, lr=1.0),
+    "adam": lambda p: gs.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "amsgrad": lambda p: gs.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": adamw,
+    "nadam": lambda p: gs.optim.NAdam(p, lr=0.01),
+    "adamax": lambda p: gs.optim.Adamax(p, lr=0.01),
+    "radam": lambda p: gs.optim.RAdam(p, lr=0.01),
+    "asgd": lambda p: gs.optim.ASGD(p, lr=0.05, t0=5, lambd=0.1),
+    "l1": lambda p: gs.optim.SGD(p, lr=0.1, l1=0.01, clip_value=0.1),
+    "clipped": lambda p: gs.optim.AdamW(p, lr=0.01, max_grad_norm=0.5),
+    "careful": lambda p: gs.optim.AdamW(p, lr=0.01, max_grad_norm=0.5, skip_nonfinite=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(name):
+    x, y = data((6,), 4, 12)
+    same(small, OPTIMIZERS[name], x, y, replays=9)
+
+
+def test_parameter_groups():
+    x, y = data((6,), 4, 8)
+
+    def groups(p):
+        p = list(p)
+        return gs.optim.AdamW(
+            [{"params": p[:2], "lr": 0.1}, {"params": p[2:], "weight_decay": 0.5}], lr=0.01
+        )
+
+    same(small, groups, x, y, replays=5)
+
+
+def test_options_changed_between_steps():
+    x, y = data((6,), 4, 16)
+
+    def before(i, model, opt):
+        g = opt.param_groups[0]
+        g["lr"] = 0.01 * (i % 3 + 1)
+        g["weight_decay"] = 0.1 * (i % 2)
+        g["betas"] = (0.9 - 0.01 * i, 0.99)
+        opt.max_grad_norm = 0.1 + 0.1 * i
+        opt.clip_value = None if i % 2 else 0.05
+
+    same(small, adamw, x, y, replays=13, before=before)
+
+
+def test_norm_clipping_switched_on_later():
+    x, y = data((6,), 4, 12)
+
+    def before(i, model, opt):
+        opt.max_grad_norm = 0.1 if i >= 6 else None
+
+    same(small, adamw, x, y, before=before)
+
+
+def test_momentum_changed_to_another_kernel():
+    x, y = data((6,), 4, 12)
+
+    def before(i, model, opt):
+        opt.param_groups[0]["momentum"] = 0.9 if i >= 6 else 0.0
+
+    same(small, lambda p: gs.optim.SGD(p, lr=0.1), x, y, before=before)
+
+
+def test_nonfinite_steps_are_skipped():
+    x, y = data((6,), 4, 12)
+    x[7, 0, 0] = np.nan
+    run, _ = same(small, OPTIMIZERS["careful"], x, y, replays=9)
+    assert run.programs[0]["replays"] == 9
+
+
+def test_clip_grad_functions_inside():
+    x, y = data((6,), 4, 10)
+
+    def extra(model):
+        gs.optim.clip_grad_norm_(model.parameters(), 0.3)
+        gs.optim.clip_grad_value_(model.parameters(), 0.1)
+
+    same(small, adamw, x, y, replays=7, extra=extra)
+
+
+def test_clip_grad_norm_returns_each_norm():
+    x, y = data((6,), 4, 8)
+
+    def run(captured):
+        gs.manual_seed(0)
+        model = small()
+
+        def step(a, b):
+            model.zero_grad()
+            F.cross_entropy(model(a), b).backward()
+            return gs.optim.clip_grad_norm_(model.parameters(), 0.3)
+
+        f = gs.capture(step) if captured else step
+        return [f(gs.tensor(a), gs.tensor(b)).item() for a, b in zip(x, y)]
+
+    assert run(True) == run(False)
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+@pytest.mark.parametrize("kind", ["OneCycleLR", "CosineAnnealingLR", "StepLR"])
+def test_schedules(kind, where):
+    x, y = data((6,), 4, 12)
+
+    def run(captured):
+        gs.manual_seed(0)
+        model = small()
+        opt = gs.optim.AdamW(model.parameters(), lr=0.01)
+        make = {
+            "OneCycleLR": lambda: gs.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=20),
+            "CosineAnnealingLR": lambda: gs.optim.lr_scheduler.CosineAnnealingLR(opt, 12),
+            "StepLR": lambda: gs.optim.lr_scheduler.StepLR(opt, 2, 0.5),
+        }
+        schedule = make[kind]()
+
+        def step(a, b):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(a), b)
+            loss.backward()
+            opt.step()
+            if where == "inside":
+                schedule.step()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        losses = []
+        for a, b in zip(x, y):
+            losses.append(f(gs.tensor(a), gs.tensor(b)).item())
+            if where == "outside":
+                schedule.step()
+        if captured:
+            assert sum(p["replays"] for p in f.programs) == 9
+        return losses, schedule.last_epoch, opt.param_groups[0]["lr"]
+
+    assert run(True) == run(False)
+
+
+def test_dropout_counters_and_seeds():
+    make = lambda: nn.Sequential(nn.Linear(6, 32), nn.Dropout(0.5), nn.Linear(32, 4))  # noqa: E731
+    x, y = data((6,), 4, 12)
+
+    def before(i, model, opt):
+        if i == 8:
+            gs.manual_seed(77)
+
+    same(make, adamw, x, y, replays=9, before=before)
+
+
+def test_dropout_rate_changed():
+    make = lambda: nn.Sequential(nn.Linear(6, 32), nn.Dropout(0.5), nn.Linear(32, 4))  # noqa: E731
+    x, y = data((6,), 4, 12)
+
+    def before(i, model, opt):
+        if i == 7:
+            model[1].p = 0.1
+
+    same(make, adamw, x, y, before=before)
+
+
+def test_random_tensors_inside():
+    def f(x):
+        return x + gs.randn(4) * gs.rand(4)
+
+    step = gs.capture(f)
+    x = gs.ones(4)
+    gs.manual_seed(1)
+    a = [step(x).tolist() for _ in range(6)]
+    gs.manual_seed(1)
+    assert a == [f(x).tolist() for _ in range(6)]
+    assert step.programs[0]["replays"] == 3
+
+
+def test_batch_norm_modes_and_momentum():
+    make = lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))  # noqa: E731
+    x, y = data((6,), 4, 24)
+
+    def before(i, model, opt):
+        model.train(i < 8 or i >= 16)
+        if i == 18:
+            model[1].momentum = 0.5
+
+    same(make, adamw, x, y, before=before)
+
+
+def test_odd_last_batch_is_eager():
+    x, y = data((6,), 4, 8)
+    gs.manual_seed(0)
+    model = small()
+    opt = adamw(model.parameters())
+
+    @gs.capture
+    def step(a, b):
+        opt.zero_grad()
+        loss = F.cross_entropy(model(a), b)
+        loss.backward()
+        opt.step()
+        return loss
+
+    for i in range(5):
+        step(gs.tensor(x[i]), gs.tensor(y[i]))
+    step(gs.tensor(x[5, :3]), gs.tensor(y[5, :3]))
+    assert len(step.programs) == 1
+    step(gs.tensor(x[6]), gs.tensor(y[6]))
+    assert step.programs[0]["replays"] == 3
+
+
+def test_load_state_dict_and_resume(tmp_path):
+    x, y = data((6,), 4, 20)
+
+    def run(captured):
+        gs.manual_seed(0)
+        model = small()
+        opt = adamw(model.parameters())
+
+        def step(a, b):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(a), b)
+            loss.backward()
+            opt.step()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        losses = []
+        for i in range(20):
+            if i == 6:
+                kept = {k: v.data.copy() for k, v in model.state_dict().items()}
+                path = str(tmp_path / f"s{captured}.safetensors")
+                gs.save(
+                    {"m": model.state_dict(), "o": opt.named_state(model.named_parameters())}, path
+                )
+            if i == 12:
+                model.load_state_dict(kept)
+            if i == 15:
+                state = gs.load(path)
+                model.load_state_dict(state["m"])
+                opt.load_named_state(model.named_parameters(), state["o"])
+            losses.append(f(gs.tensor(x[i]), gs.tensor(y[i])).item())
+        return bits(state_of(model, opt)), losses
+
+    assert run(True) == run(False)
+
+
+def test_replaced_arrays_are_seen():
+    x, y = data((6,), 4, 20)
+
+    def before(i, model, opt):
+        if i in (6, 9):  # the same kind of array: the program moves to it
+            w = model[0].weight
+            w.data = np.array(w.data * 0.5)
+        if i == 12:  # another parameter
+            model[2].bias = nn.Parameter(np.full(4, 0.25, np.float32))
+            opt.param_groups[0]["params"][3] = model[2].bias
+
+    same(small, adamw, x, y, before=before)
+
+
+def test_closures_and_globals_are_seen():
+    class Config:
+        scale = 2.0
+
+    config, other = Config(), gs.tensor([1.0, 2.0])
+    table = {"shift": 1.0}
+
+    def f(x):
+        return x * config.scale + other * table["shift"]
+
+    step = gs.capture(f)
+    x = gs.tensor([1.0, 1.0])
+    for i in range(20):
+        if i == 5:
+            config.scale = 3.0
+        if i == 9:
+            other = gs.tensor([5.0, 6.0])
+        if i == 12:
+            table["shift"] = -1.0
+        if i == 15:
+            other.data[...] = 7.0
+        assert step(x).tolist() == f(x).tolist(), i
+
+
+def test_a_number_that_changes_at_every_call_stays_eager():
+    count = [0]
+
+    def f(x):
+        return x * count[0]
+
+    step = gs.capture(f)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for i in range(30):
+            count[0] = i
+            assert step(gs.ones(2)).tolist() == [i, i]
+
+
+def test_python_state_changed_inside_stays_eager():
+    class Counter:
+        n = 0
+
+    c = Counter()
+    c.n = 0
+
+    def f(x):
+        c.n += 1
+        return x * 2
+
+    step = gs.capture(f)
+    with pytest.warns(RuntimeWarning, match=r"c\.n"):
+        for _ in range(10):
+            step(gs.ones(2))
+    assert c.n == 10 and not step.programs
+
+
+def test_tensors_kept_outside_stay_eager():
+    kept = []
+
+    def f(x):
+        y = x * 2
+        kept.append(y)
+        return y + 1
+
+    step = gs.capture(f)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for i in range(8):
+            step(gs.full((2,), float(i)))
+    assert [k.tolist()[0] for k in kept] == [2.0 * i for i in range(8)]
+
+
+READS = {
+    "item": lambda t: t.sum().item(),
+    "numpy": lambda t: t.numpy(),
+    "tolist": lambda t: t.tolist(),
+    "asarray": lambda t: np.asarray(t),
+    "float": lambda t: float(t.sum()),
+    "int": lambda t: int(t.sum()),
+    "bool": lambda t: bool(t.sum() > 0),
+    "branch": lambda t: 1 if t.sum() > 0 else 0,
+    "repr": lambda t: repr(t),
+    "format": lambda t: f"{t}",
+    "index": lambda t: [1, 2, 3][t.sum().long()],
+    "dlpack": lambda t: np.from_dlpack(t),
+    "masked": lambda t: gs.masked_select(t, t > 0),
+    "getitem": lambda t: t[t > 0],
+    "randint": lambda t: gs.randint(0, 3, (2,)),
+    "seed": lambda t: gs.manual_seed(1),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_reading_values_names_the_line(name):
+    read = READS[name]
+
+    def f(x):
+        y = x * 0.0 + 1.0
+        read(y)  # this line or the lambda
+        return y
+
+    step = gs.capture(f)
+    x = gs.ones(1)
+    step(x)  # eager: reading is allowed
+    with pytest.raises(gs.CaptureError, match=r"test_capture\.py:\d+"):
+        step(x)
+    read(x)  # and outside again
+
+
+def test_fallback_warns_once_and_goes_on():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
+    twin = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
+    twin.load_state_dict({k: v.data.copy() for k, v in model.state_dict().items()})
+
+    def make(m):
+        def f(x):
+            y = m(x).sum()
+            y.item()
+            return y
+
+        return f
+
+    gs.manual_seed(0)
+    expected = [make(twin)(gs.ones(4, 3)).item() for _ in range(5)]
+    gs.manual_seed(0)
+    step = gs.capture(make(model), fallback=True)
+    with gs.no_grad(), pytest.warns(RuntimeWarning, match="item"):
+        got = [step(gs.ones(4, 3)).item() for _ in range(5)]
+    assert got == expected
+    assert bits([b.data for b in model.buffers()]) == bits([b.data for b in twin.buffers()])
+
+
+def test_host_writes_stay_eager():
+    def f(x):
+        y = x * 2
+        y.data[0] = 100.0
+        return y + 1
+
+    step = gs.capture(f)
+    with pytest.warns(RuntimeWarning, match="host code wrote"):
+        for i in range(6):
+            x = gs.tensor([float(i), 1.0])
+            assert step(x).tolist() == f(x).tolist()
+
+
+def test_values_computed_on_the_host_from_data_stay_eager():
+    def f(x):
+        return x + gs.tensor(x.data * 2)  # NumPy on the raw array
+
+    step = gs.capture(f)
+    with pytest.warns(RuntimeWarning, match="host code computed"):
+        for i in range(12):
+            x = gs.tensor([float(i), 1.0])
+            assert step(x).tolist() == f(x).tolist()
+
+
+def test_numpy_random_inside_stays_eager():
+    r = np.random.default_rng(0)
+    seen = []
+
+    def f(x):
+        return x + gs.tensor(r.normal(size=2).astype(np.float32))
+
+    step = gs.capture(f)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(10):
+            seen.append(tuple(step(gs.ones(2)).tolist()))
+    assert len(set(seen)) == 10
+
+
+def test_constants_made_inside():
+    def f(x):
+        mask = gs.tensor(np.tril(np.ones((3, 3), np.float32)))
+        buffer = gs.zeros(3, 3)
+        buffer[1] = x[0]
+        return x * mask + buffer + gs.arange(3).float()
+
+    step = gs.capture(f)
+    for i in range(8):
+        x = gs.tensor(np.random.default_rng(i).normal(size=(3, 3)).astype(np.float32))
+        assert bits([step(x).data]) == bits([f(x).data])
+    assert step.programs[0]["replays"] == 5
+
+
+def test_results_survive_the_next_call():
+    step = gs.capture(lambda x: (x * 2, {"sum": x.sum()}, [x, 3, "a", None]))
+    kept = []
+    for i in range(10):
+        kept.append(step(gs.full((600,), float(i))))
+    for i, (a, b, c) in enumerate(kept):
+        assert a.tolist() == [2.0 * i] * 600 and b["sum"].item() == 600 * i
+        assert c[0].tolist()[0] == i and c[1:] == [3, "a", None]
+
+
+def test_views_and_shared_results():
+    def f(x):
+        y = x * 2
+        return y, y[1], y.T, y
+
+    step = gs.capture(f)
+    for i in range(6):
+        x = gs.tensor(np.arange(6, dtype=np.float32).reshape(2, 3) + i)
+        for a, b in zip(step(x), f(x)):
+            assert a.tolist() == b.tolist()
+
+
+def test_gradients_are_readable_and_kept():
+    x, y = data((6,), 4, 8)
+    gs.manual_seed(0)
+    model = small()
+
+    @gs.capture
+    def step(a, b):
+        model.zero_grad()
+        F.cross_entropy(model(a), b).backward()
+
+    kept = []
+    for a, b in zip(x, y):
+        step(gs.tensor(a), gs.tensor(b))
+        kept.append(model[0].weight.grad)
+    for g, a, b in zip(kept, x, y):
+        model.zero_grad()
+        F.cross_entropy(model(gs.tensor(a)), gs.tensor(b)).backward()
+        assert bits([g.data]) == bits([model[0].weight.grad.data])
+
+
+@pytest.mark.parametrize("clear", ["first", "last", "outside", "fill", "never"])
+def test_zero_grad_in_every_place(clear):
+    x, y = data((6,), 4, 12)
+
+    def run(captured):
+        gs.manual_seed(0)
+        model = small()
+        opt = gs.optim.SGD(model.parameters(), lr=0.01)
+
+        def step(a, b):
+            if clear == "first":
+                opt.zero_grad()
+            if clear == "fill":
+                opt.zero_grad(set_to_none=False)
+            loss = F.cross_entropy(model(a), b)
+            loss.backward()
+            opt.step()
+            if clear == "last":
+                model.zero_grad()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        out = []
+        for i, (a, b) in enumerate(zip(x, y)):
+            out.append(f(gs.tensor(a), gs.tensor(b)).item())
+            if clear == "outside":
+                opt.zero_grad()
+            if i == 8:  # gradients that somebody else leaves
+                F.cross_entropy(model(gs.tensor(a)), gs.tensor(b)).backward()
+            out += [None if p.grad is None else p.grad.data.tobytes() for p in model.parameters()]
+        return out
+
+    assert run(True) == run(False)
+
+
+def test_accumulation_over_two_calls():
+    x, y = data((6,), 4, 12)
+
+    def run(captured):
+        gs.manual_seed(0)
+        model = small()
+        opt = adamw(model.parameters())
+
+        def forward(a, b):
+            loss = F.cross_entropy(model(a), b)
+            loss.backward()
+            return loss
+
+        f = gs.capture(forward) if captured else forward
+        out = []
+        for i, (a, b) in enumerate(zip(x, y)):
+            out.append(f(gs.tensor(a), gs.tensor(b)).item())
+            if i % 2:
+                opt.step()
+                opt.zero_grad()
+        return out, bits(state_of(model, opt))
+
+    assert run(True) == run(False)
+
+
+def test_inference_and_grad_modes():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8)).eval()
+    f = gs.capture(lambda x: model(x))
+    x = gs.tensor(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
+    with gs.no_grad():
+        expected = model(x).tolist()
+        for _ in range(6):
+            assert f(x).tolist() == expected
+        assert f.programs[0]["replays"] == 3
+    with pytest.warns(RuntimeWarning, match="backward"):
+        for _ in range(6):  # a graph is wanted: eager, and the gradient is right
+            model.zero_grad()
+            f(x).sum().backward()
+            assert model[0].weight.grad is not None
+
+
+def test_input_is_bound_without_copy_and_may_move():
+    step = gs.capture(lambda x: x * 2 + 1)
+    block = np.arange(40, dtype=np.float32)
+    for i in range(10):
+        x = gs.tensor(block[i : i + 8])
+        assert step(x).tolist() == (block[i : i + 8] * 2 + 1).tolist()
+    assert step.programs[0]["replays"] == 7
+    strided = gs.tensor(np.arange(16, dtype=np.float32)[::2])
+    assert step(strided).tolist() == (np.arange(16)[::2] * 2 + 1).tolist()
+    assert step(np.arange(8, dtype=np.float32)).tolist() == (np.arange(8) * 2 + 1).tolist()
+
+
+def test_inputs_changed_in_place():
+    def f(x):
+        with gs.no_grad():
+            x.add_(1.0)
+        return x * 2
+
+    step = gs.capture(f)
+    for i in range(8):
+        a, b = gs.full((4,), float(i)), gs.full((4,), float(i))
+        assert step(a).tolist() == f(b).tolist() and a.tolist() == b.tolist()
+
+
+def test_same_tensor_twice_and_overlapping_inputs():
+    step = gs.capture(lambda a, b: a * 2 + b)
+    block = np.arange(20, dtype=np.float32)
+    x = gs.tensor(block[:8])
+    for _ in range(6):
+        assert step(x, x).tolist() == (block[:8] * 3).tolist()
+    assert step(x, gs.zeros(8)).tolist() == (block[:8] * 2).tolist()
+    for _ in range(6):
+        assert step(x, gs.tensor(block[2:10])).tolist() == (block[:8] * 2 + block[2:10]).tolist()
+
+
+def test_input_that_overlaps_a_parameter():
+    model = nn.Linear(4, 4)
+    opt = gs.optim.SGD(model.parameters(), lr=0.1)
+
+    def f(x):
+        opt.zero_grad()
+        loss = model(x).sum()
+        loss.backward()
+        opt.step()
+        return loss
+
+    step = gs.capture(f)
+    twin = nn.Linear(4, 4)
+    twin.load_state_dict({k: v.data.copy() for k, v in model.state_dict().items()})
+    for _ in range(5):
+        step(gs.ones(4, 4))
+    w = model.weight.data.copy(), model.bias.data.copy()
+    got = step(model.weight.detach()).item()
+    model.weight.data[...], model.bias.data[...] = w
+    assert got == f(model.weight.detach()).item()
+
+
+def test_thread_count_changed():
+    x, y = data((6,), 4, 16)
+    before = gs.get_num_threads()
+
+    def change(i, model, opt):
+        gs.set_num_threads(1 + i // 4 % 3)
+
+    try:
+        same(small, adamw, x, y, before=change)
+    finally:
+        gs.set_num_threads(before)
+
+
+def test_exception_inside_leaves_everything_usable():
+    model = small()
+    fail = [False]
+
+    def f(x):
+        y = model(x)
+        if fail[0]:
+            raise KeyError("mine")
+        return y.sum()
+
+    step = gs.capture(f)
+    x = gs.ones(2, 6)
+    with gs.no_grad():
+        expected = f(x).item()
+        step(x)
+        fail[0] = True
+        with pytest.raises(KeyError, match="mine"):
+            step(x)
+        fail[0] = False
+        for _ in range(5):
+            assert step(x).item() == expected
+    assert gs.ones(1).item() == 1.0
+
+
+def test_bad_labels_raise_at_replay_too():
+    x, y = data((6,), 4, 8)
+    gs.manual_seed(0)
+    model = small()
+    opt = adamw(model.parameters())
+
+    @gs.capture
+    def step(a, b):
+        opt.zero_grad()
+        loss = F.cross_entropy(model(a), b)
+        loss.backward()
+        opt.step()
+        return loss
+
+    for i in range(5):
+        step(gs.tensor(x[i]), gs.tensor(y[i]))
+    before = bits(state_of(model, opt))
+    bad = y[5].copy()
+    bad[3] = 99
+    with pytest.raises(IndexError, match=r"target\[3\] is 99"):
+        step(gs.tensor(x[5]), gs.tensor(bad))
+    assert bits(state_of(model, opt)) == before
+    step(gs.tensor(x[5]), gs.tensor(y[5]))
+
+
+def test_check_inside_a_program():
+    def f(x):
+        return F.binary_cross_entropy(x * 2, gs.full((4,), 0.5)) + 1
+
+    step = gs.capture(f)
+    for n in (1, 2, 3):
+        with gs.threads(n):
+            for _ in range(5):
+                assert step(gs.full((4,), 0.25)).item() == f(gs.full((4,), 0.25)).item()
+            with pytest.raises(ValueError, match="not in"):
+                step(gs.full((4,), 3.0))
+            assert step(gs.full((4,), 0.25)).item() == f(gs.full((4,), 0.25)).item()
+
+
+def test_capture_inside_capture():
+    inner = gs.capture(lambda x: x * 2)
+    outer = gs.capture(lambda x: inner(x) + 1)
+    for i in range(8):
+        assert outer(gs.full((3,), float(i))).tolist() == [2.0 * i + 1] * 3
+    assert outer.programs[0]["replays"] == 5
+
+
+def test_two_threads_in_one_program():
+    model = small()
+    step = gs.capture(lambda x: model(x))
+    xs = [
+        gs.tensor(np.random.default_rng(i).normal(size=(16, 6)).astype(np.float32))
+        for i in range(8)
+    ]
+    with gs.no_grad():
+        expected = [model(x).tolist() for x in xs]
+    wrong = []
+
+    def work():
+        with gs.no_grad():
+            for _ in range(20):
+                for x, e in zip(xs, expected):
+                    if step(x).tolist() != e:
+                        wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_after_capture():
+    model = small()
+    with gs.threads(2), gs.no_grad():
+        step = gs.capture(lambda x: model(x))
+        x = gs.ones(64, 6)
+        expected = next(v for v in [step(x).tolist() for _ in range(6)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+        if pid == 0:
+            os._exit(0 if step(x).tolist() == expected else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert step(x).tolist() == expected
+
+
+def test_optimizer_stepped_twice_stays_eager():
+    x, y = data((6,), 4, 10)
+
+    def run(captured):
+        gs.manual_seed(0)
+        model = small()
+        opt = adamw(model.parameters())
+
+        def step(a, b):
+            for _ in range(2):
+                opt.zero_grad()
+                loss = F.cross_entropy(model(a), b)
+                loss.backward()
+                opt.step()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [f(gs.tensor(a), gs.tensor(b)).item() for a, b in zip(x, y)]
+
+    assert run(True) == run(False)
+
+
+def test_forward_hooks_stay_eager():
+    model = small()
+    seen = []
+    model[0].register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    step = gs.capture(lambda x: model(x))
+    with gs.no_grad(), pytest.warns(RuntimeWarning, match="hooks"):
+        for _ in range(6):
+            step(gs.ones(2, 6))
+    assert len(seen) == 6
+
+
+def test_frozen_parameters_are_seen():
+    x, y = data((6,), 4, 12)
+
+    def before(i, model, opt):
+        model[0].requires_grad_(i < 6)
+
+    out = []
+    for captured in (False, True):
+        gs.manual_seed(3)
+        model = small()
+        opt = adamw(model.parameters())
+
+        def step(a, b, model=model, opt=opt):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(a), b)
+            loss.backward()
+            opt.step()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        losses = []
+        for i in range(12):
+            before(i, model, opt)
+            losses.append(f(gs.tensor(x[i]), gs.tensor(y[i])).item())
+        out.append((losses, bits(state_of(model, opt))))
+    assert out[0] == out[1]
+
+
+def test_nothing_is_allocated_after_the_third_call():
+    import resource
+
+    make, shape, classes, _ = MODELS["lenet"]
+    x, y = data(shape, classes, 2, batch=8)
+    gs.manual_seed(0)
+    model = make()
+    opt = adamw(model.parameters())
+
+    @gs.capture
+    def step(a, b):
+        opt.zero_grad()
+        loss = F.cross_entropy(model(a), b)
+        loss.backward()
+        opt.step()
+        return loss
+
+    a, b = gs.tensor(x[0]), gs.tensor(y[0])
+    for _ in range(4):
+        step(a, b)
+    before = gs.memory_stats()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        step(a, b)
+    after = gs.memory_stats()
+    assert after["system_calls"] == before["system_calls"]
+    assert after["hits"] == before["hits"] and after["misses"] == before["misses"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 5
+    assert step.programs[0]["allocations"] == 0
+
+
+def test_report_and_verify():
+    make, shape, classes, _ = MODELS["lenet"]
+    x, y = data(shape, classes, 6, batch=4)
+    gs.manual_seed(0)
+    model = make()
+    opt = adamw(model.parameters())
+
+    @gs.capture
+    def step(a, b):
+        opt.zero_grad()
+        loss = F.cross_entropy(model(a), b)
+        loss.backward()
+        opt.step()
+        return loss
+
+    assert "no program" in step.report()
+    with pytest.raises(gs.CaptureError):
+        step.verify(gs.tensor(x[0]), gs.tensor(y[0]))
+    for a, b in zip(x, y):
+        step(gs.tensor(a), gs.tensor(b))
+    before = bits(state_of(model, opt))
+    text = step.report()
+    assert "adam" in text and "arena" in text and "barriers" in text
+    assert bits(state_of(model, opt)) == before
+    assert step.verify(gs.tensor(x[0]), gs.tensor(y[0])) > 10
+    assert bits(state_of(model, opt)) == before
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match="function"):
+        gs.capture(3)
+    with pytest.raises(ValueError, match="unknown pass"):
+        gs.capture(lambda x: x, passes=["nonsense"])
+    step = gs.capture(lambda x, scale: x * scale)
+    for scale in (1.0, 2.0):
+        for _ in range(5):
+            assert step(gs.ones(2), scale).tolist() == [scale, scale]
+            assert step(gs.ones(2), scale=scale).tolist() == [scale, scale]
+    with pytest.raises(TypeError):
+        step(gs.ones(2))
+
+
+def test_empty_inputs():
+    step = gs.capture(lambda x: x * 2 + gs.ones(0, 3))
+    for _ in range(5):
+        assert step(gs.zeros(0, 3)).shape == (0, 3)
