@@ -1,7 +1,7 @@
 """gs.capture: a function of tensors, recorded kernel by kernel and replayed in C++.
 
-The first call with a new kind of arguments runs the function as it is, the second one records every
-kernel that it launches, later ones replay the recording: no Python between kernels, one team of
+The first call with a new kind of arguments runs the function as it is, the second and third record every
+kernel that it launches and are compared, later ones replay: no Python between kernels, one team of
 threads for all of them, memory planned beforehand. docs/capture.md tells what may stand in such a
 function; core/watch.py finds what a program depends on.
 """
@@ -649,7 +649,7 @@ def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = 
 
     fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists and dicts
     of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
-    the modules, grad mode, threads) runs `fn`, the second records, later ones replay, to the same bits.
+    the modules, grad mode, threads) runs `fn`, two record it, later ones replay, to the same bits.
     passes: names of the optimisations to use (`gs.core.capture.PASSES`), a dict of switches, None for
     all. fallback: run eagerly, with one warning, instead of raising when `fn` cannot be captured.
 
@@ -666,8 +666,8 @@ def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = 
     ...     opt.step()
     ...     return loss
     >>> x, y = gs.ones(4, 2), gs.zeros(4, 1)
-    >>> losses = [step(x, y).item() for _ in range(4)]
-    >>> losses[3] < losses[0], step.programs[0]["replays"]
+    >>> losses = [step(x, y).item() for _ in range(5)]
+    >>> losses[4] < losses[0], step.programs[0]["replays"]
     (True, 2)
     """
     if fn is None:

@@ -86,17 +86,17 @@ class Watch:
             self._value(fn.keywords, "the arguments of a partial")
         elif isinstance(fn, types.MethodType):
             if isinstance(fn.__func__, types.FunctionType):
-                self._function(fn.__func__)
+                self._function(fn.__func__, root=True)
             self._value(fn.__self__, "self")
         elif isinstance(fn, types.FunctionType):
-            self._function(fn)
+            self._function(fn, root=True)
         else:
             call = type(fn).__call__
             if isinstance(call, types.FunctionType) and not _ours(call):
                 self._function(call)
             self._value(fn, getattr(type(fn), "__name__", "fn"))
 
-    def _function(self, fn: types.FunctionType) -> None:
+    def _function(self, fn: types.FunctionType, root: bool = False) -> None:
         if id(fn) in self._functions or len(self._functions) > 500:
             return
         self._functions.add(id(fn))
@@ -111,7 +111,7 @@ class Watch:
             stack += [c for c in code.co_consts if isinstance(c, types.CodeType)]
         names = {n for code in codes for n in code.co_names}
         self._names |= names
-        if not _ours(fn):
+        if root or not _ours(fn):
             scope = fn.__globals__
             for n in sorted(names):
                 if n in scope:
