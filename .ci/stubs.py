@@ -3,8 +3,8 @@
 usage: stubs.py [--check]
 
 The functions of the module are builtins that know the names and defaults of their arguments: the stub takes the types
-from the defaults, everything else is Any, because the bindings check arrays. The types of what the C
-classes store stand below, and must name exactly what the classes have. --check writes nothing and fails when the stub
+from the defaults, everything else is Any, because the bindings check arrays. The types of what the classes
+Tensor and Node store stand below; what another class has is Any. --check writes nothing and fails when the stub
 in the tree is another one. Needs gradsmith (installed or on PYTHONPATH) and ruff.
 """
 
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 '''
 CLASSES = {
-    "Version": {},
     "TensorBase": {
         "data": "np.ndarray",
         "_k": "Any  # the kernel module of its device",
@@ -49,7 +48,6 @@ CLASSES = {
         "hooks": "Any",
         "retain": "Any",
     },
-    "Accumulate": {},
 }
 METHODS = {
     "Version": (
@@ -61,19 +59,24 @@ STORED = ("member_descriptor", "getset_descriptor")
 
 
 def describe(name: str, cls: type) -> str:
-    if name not in CLASSES:
-        raise SystemExit(f"stubs.py: say in CLASSES what the class {name} stores")
-    there = {
-        n
-        for n, v in vars(cls).items()
-        if type(v).__name__ in STORED and n not in ("__dict__", "__weakref__")
-    }
-    if CLASSES[name] and there != set(CLASSES[name]):
-        odd = sorted(there ^ set(CLASSES[name]))
-        raise SystemExit(f"stubs.py: CLASSES and the class {name} differ in {', '.join(odd)}")
-    base = "" if cls.__base__ in (object, None) else f"({cls.__base__.__name__})"
-    lines = [f"{n}: {t}" for n, t in CLASSES[name].items()] + list(METHODS.get(name, ()))
-    return f"class {name}{base}:\n" + "".join(f"    {line}\n" for line in lines or ["..."])
+    """Attributes (typed in CLASSES, else Any), properties and methods of a class."""
+    known = CLASSES.get(name, {})
+    lines = [f"{n}: {t}" for n, t in known.items()] + list(METHODS.get(name, ()))
+    members = {n: v for n, v in vars(cls).items() if not n.startswith(("__", "_pybind11"))}
+    if gone := sorted(set(known) - set(members)):
+        raise SystemExit(f"stubs.py: the class {name} no longer has {', '.join(gone)}")
+    for n, v in sorted(members.items()):
+        if n in known:
+            continue
+        stored = type(v).__name__ in STORED or isinstance(v, property)
+        lines.append(
+            f"{n}: Any" if stored else f"def {n}(self, *args: Any, **kwargs: Any) -> Any: ..."
+        )
+    if type(cls) is not type:  # pybind11's: they can be made
+        lines.insert(0, "def __init__(self, *args: Any, **kwargs: Any) -> None: ...")
+    base = cls.__base__.__name__ if cls.__base__ else "object"
+    head = f"class {name}:" if base.startswith(("object", "pybind11")) else f"class {name}({base}):"
+    return head + "\n" + "".join(f"    {line}\n" for line in lines or ["..."])
 
 
 def function(name: str, f: object) -> str:
