@@ -81,7 +81,7 @@ class Ops:
             w = {n.removeprefix(f"{name}."): t for n, t in self.p.items() if n.startswith(name)}
             hidden = w["weight_hh"].shape[1]
             self._lstm = gs.nn.LSTM(x.shape[-1], hidden, batch_first=True)
-            self._lstm.load_state_dict({f"{n}_l0": t.numpy() for n, t in w.items()})
+            self._lstm.load_state_dict({f"{n}_l0": t.data for n, t in w.items()})
             for n in w:  # the optimizer and the module share the parameters
                 self.p[f"{name}.{n}"] = getattr(self._lstm, f"{n}_l0")
         return self._lstm(x)[0]
