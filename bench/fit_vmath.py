@@ -82,6 +82,7 @@ def main():
         return mp.erfc(t / mp.sqrt(2)) / 2 * mp.exp(t * t / 2) / u
 
     fit("normal", mills, lambda u: 1 / mills(u), 1 / (1 + 14.5 / 4), 1.0, 9)
+    mills_table()
     q = float(mp.pi / 4) + 1e-6
     fit("sin", lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, lambda z: z, 1e-9, q * q, 3)
     fit("cos", lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, lambda z: z**2, 1e-5, q * q, 2)

@@ -425,3 +425,61 @@ def test_glu(rng):
         F.glu(gs.ones(2, 3))
     with pytest.raises(IndexError, match="out of range"):
         F.glu(gs.ones(2, 4), 2)
+
+
+LARGE = 65536 + 37  # from 65536 elements on forward saves less: a bit an element, or the derivative
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_large_arrays_give_the_same_bits(name, rng):
+    """The kernels for large arrays against those for small ones, element by element."""
+    fn = CASES[name][0]
+    x = (rng.standard_normal(LARGE) * 3).astype(np.float32)
+    x[:8] = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-40, -20.0, 6.0]
+    dy = rng.standard_normal(LARGE).astype(np.float32)
+    dy[100] = np.nan
+    y, g = grads(fn, x, dy)
+    with gs.no_grad():
+        np.testing.assert_array_equal(fn(gs.tensor(x)).numpy(), y)
+    for at in range(0, LARGE, 16384):
+        part = slice(at, min(at + 16384, LARGE))
+        y_part, g_part = grads(fn, x[part], dy[part])
+        np.testing.assert_array_equal(y[part], y_part)
+        np.testing.assert_array_equal(g[part], g_part)
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "gelu", "silu", "mish", "softplus"])
+def test_past_the_caches(name, rng):
+    """8 MB arrays, written with streaming stores; aligned and not."""
+    fn, ref, _ = CASES[name]
+    n = 2**21 + 5
+    x = rng.standard_normal(n).astype(np.float32)
+    dy = rng.standard_normal(n).astype(np.float32)
+    y, g = grads(fn, x, dy)
+    some = rng.integers(0, n, 5000)
+    some[:2] = 0, n - 1
+    np.testing.assert_allclose(y[some], ref(x[some].astype(np.float64)), rtol=2e-6, atol=1e-6)
+    y_some, g_some = grads(fn, x[some], dy[some])
+    np.testing.assert_array_equal(g[some], g_some)
+    np.testing.assert_array_equal(y[some], y_some)
+
+
+def test_large_relu_in_place_and_on_views(rng):
+    x = rng.standard_normal((300, 401)).astype(np.float32)
+    t = gs.tensor(x, requires_grad=True)
+    y = F.relu(t * 1.0, inplace=True) + F.relu(t.T).T
+    y.sum().backward()
+    np.testing.assert_array_equal(y.detach().numpy(), 2 * np.maximum(x, 0))
+    np.testing.assert_array_equal(t.grad.numpy(), np.where(x > 0, 2, 0).astype(np.float32))
+
+
+def test_bits_are_checked():
+    k = gs.tensor([1.0])._k
+    with pytest.raises(ValueError, match="saved bits"):
+        k.activation_mask_backward(np.ones(40, np.float32), np.zeros(4, np.uint8), 0.0)
+    with pytest.raises(ValueError, match="one bit"):
+        k.activation_mask(k.ACTIVATIONS["tanh"], np.ones(4, np.float32))
+    with pytest.raises(ValueError, match="derivative"):
+        k.activation_slope(k.ACTIVATIONS["relu"], np.ones(4, np.float32))
+    with pytest.raises(TypeError):
+        k.activation_slope(k.ACTIVATIONS["gelu"], np.ones(4))

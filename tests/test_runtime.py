@@ -224,3 +224,49 @@ def test_verbose_prints_the_kernel():
 def test_show_config_names_the_choice():
     text = gs.show_config(measure=False)
     assert _cpu.isa() in text and "threads" in text and gs.__version__ in text
+
+
+STREAMING = """
+import hashlib, sys
+import numpy as np
+import gradsmith as gs, gradsmith.nn.functional as F
+rng = np.random.default_rng(1)
+def digest(name, fn, *shapes):
+    for dtype in (np.float32, np.float64):
+        leaves = [gs.tensor(rng.standard_normal(s).astype(dtype), requires_grad=True) for s in shapes]
+        y = fn(*leaves)
+        y.backward(gs.tensor(rng.standard_normal(y.shape).astype(dtype)))
+        h = hashlib.sha256(y.detach().numpy().tobytes())
+        for t in leaves:
+            h.update(t.grad.numpy().tobytes())
+        print(name, dtype.__name__, shapes, h.hexdigest())
+for n in (5, 1024, 20000, 70003):
+    for f in ("relu", "leaky_relu", "relu6", "gelu", "silu", "mish", "tanh", "softplus", "hardswish"):
+        digest(f, getattr(F, f), (n,))
+    digest("add", lambda a, b: a + b, (n,), (n,))
+    digest("exp", lambda a: (a * 2.0).exp(), (n,))
+    digest("where", lambda a, b: gs.where(a > b, a, b), (n,), (n,))
+for rows, c in ((300, 3), (300, 16), (500, 64), (70, 100), (40, 2048)):
+    for relu in (False, True):
+        digest("batch_norm", lambda x, w, b: F.batch_norm(x, None, None, w, b, True, relu=relu), (rows, c), (c,), (c,))
+    digest("layer_norm", lambda x, w, b: F.layer_norm(x, c, w, b), (rows, c), (c,), (c,))
+for c in (3, 16, 20, 64):
+    digest("group_norm", lambda x, w, b: F.group_norm(x, 1, w, b), (3, 7, 5, c), (c,), (c,))
+    for args in ((2,), (3, 2, 1), (3, 1, 1)):
+        digest("max_pool2d", lambda x: F.max_pool2d(x, *args), (2, 9, 8, c))
+        digest("avg_pool2d", lambda x: F.avg_pool2d(x, *args), (2, 9, 8, c))
+    digest("adaptive", lambda x: F.adaptive_avg_pool2d(x, 2), (2, 9, 8, c))
+"""
+
+
+def test_streaming_stores_change_no_bit():
+    """Outputs written past the caches, all of them or none, in place of large ones only."""
+    outputs = []
+    for limit in ("0", str(2**60)):
+        env = {**os.environ, "GRADSMITH_STREAM_BYTES": limit}
+        run = subprocess.run(
+            [sys.executable, "-c", STREAMING], env=env, capture_output=True, text=True, check=True
+        )
+        outputs.append(run.stdout.splitlines())
+    assert len(outputs[0]) > 100
+    assert outputs[0] == outputs[1]

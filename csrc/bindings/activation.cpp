@@ -8,6 +8,8 @@ namespace gs {
 namespace {
 
 const Kernel forward("activation"), backward("activation_backward");
+const Kernel forward_mask("activation_mask"), backward_mask("activation_mask_backward");
+const Kernel forward_slope("activation_slope");
 const Kernel rrelu_forward("rrelu"), rrelu_back("rrelu_backward");
 const Kernel prelu_forward("prelu"), prelu_back("prelu_backward");
 
@@ -95,6 +97,50 @@ void bind_activation(py::module_& module) {
       },
       py::arg("op"), py::arg("dy"), py::arg("saved"), py::arg("a") = 0.0, py::arg("b") = 0.0,
       py::arg("c") = 0.0);
+  m.def(
+      "activation_mask",
+      [](int op, py::handle x, double a, double b) {
+        const char* name = check_op(op);
+        if (op != kAct_relu && op != kAct_leaky_relu && op != kAct_hardtanh && op != kAct_threshold)
+          value_error(name, "its derivative is not kept as one bit");
+        Array in_x = array_dense(x, name, "input"), y = array_like(in_x);
+        check_float(in_x, name, "input");
+        Array bits = array_new(kU8, {(in_x.size + 15) / 16 * 2});
+        run(forward_mask, in_x.dtype, ActivationParams{in_x.size, op, a, b, 0},
+            {in(in_x), out(y), out(bits)});
+        return py::make_tuple(result(y), result(bits));
+      },
+      py::arg("op"), py::arg("x"), py::arg("a") = 0.0, py::arg("b") = 0.0,
+      "(y, bits): float32; a bit an element says whether the derivative is 1.");
+  m.def(
+      "activation_mask_backward",
+      [](py::handle dy, py::handle bits, double slope) {
+        Array g = array_dense(dy, "activation", "grad"),
+              b = array_dense(bits, "activation", "bits");
+        check_float(g, "activation", "grad");
+        if (b.dtype != kU8 || b.size != (g.size + 15) / 16 * 2)
+          value_error("activation",
+                      "the saved bits do not fit a gradient of shape " + g.shape_text());
+        Array dx = array_like(g);
+        run(backward_mask, g.dtype, ActivationParams{g.size, kAct_relu, slope, 0, 0},
+            {in(g), in(b), out(dx)});
+        return result(dx);
+      },
+      py::arg("dy"), py::arg("bits"), py::arg("slope") = 0.0,
+      "dy where the bit is set, else slope * dy.");
+  m.def(
+      "activation_slope",
+      [](int op, py::handle x, double a) {
+        const char* name = check_op(op);
+        if (op != kAct_gelu && op != kAct_gelu_tanh && op != kAct_silu && op != kAct_mish)
+          value_error(name, "its derivative is not computed by its forward pass");
+        Array in_x = array_dense(x, name, "input"), y = array_like(in_x), d = array_like(in_x);
+        check_float(in_x, name, "input");
+        run(forward_slope, in_x.dtype, ActivationParams{in_x.size, op, a, 0, 0},
+            {in(in_x), out(y), out(d)});
+        return py::make_tuple(result(y), result(d));
+      },
+      py::arg("op"), py::arg("x"), py::arg("a") = 0.0, "(y, derivative): float32.");
   m.def(
       "rrelu",
       [](py::handle x, double lower, double upper, uint64_t seed, uint64_t counter) {

@@ -34,7 +34,7 @@ struct TeamCall {
 
 void member(void* arg, int tid, int nt, void* barrier) {
   const TeamCall& c = *(const TeamCall*)arg;
-  Ctx ctx{tid, nt, c.scratch, slots, barrier, team_barrier_wait};
+  Ctx ctx{tid, nt, c.scratch, slots, barrier, team_barrier_wait, machine().stream};
   c.entry->run(c.params, c.pointers, &ctx);
 }
 

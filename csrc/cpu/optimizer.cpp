@@ -324,7 +324,10 @@ void update(const void* params, void* const* buf, const Ctx* ctx) {
     for (; i + N <= n; i += N) {
       V x[B];
 #pragma GCC unroll 8
-      for (int k = 0; k < B; ++k) x[k] = load(a[k] + i);
+      for (int k = 0; k < B; ++k) {
+        fetch(a[k] + i);
+        x[k] = load(a[k] + i);
+      }
       prepare.apply(x);
       rule.step(x);
 #pragma GCC unroll 8

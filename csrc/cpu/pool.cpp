@@ -137,6 +137,13 @@ struct Pool {
       store_n(p, v, n);
   }
   template <bool FULL>
+  static GS_MEMBER void put(bool stream, T* p, V v, int n) {
+    if (FULL)
+      write(stream, p, v);
+    else
+      store_n(p, v, n);
+  }
+  template <bool FULL>
   static GS_MEMBER I get_index(const uint8_t* p, int n) {
     Bytes b = {};
     memcpy(&b, p, FULL ? N : n);
@@ -442,8 +449,9 @@ struct Pool {
   // ---- backward, windows side by side: each writes its own elements of dx
   // taps a0..a1, b0..b1 of one window; dx: tap (0, 0)
   template <int K, bool MAX, bool FULL>
-  static GS_MEMBER void tile_vec(const T* dy, const uint8_t* index, T* dx, int64_t ls, int64_t ps,
-                                 int a0, int a1, int b0, int b1, int kw, T inv, int n) {
+  static GS_MEMBER void tile_vec(bool stream, const T* dy, const uint8_t* index, T* dx, int64_t ls,
+                                 int64_t ps, int a0, int a1, int b0, int b1, int kw, T inv, int n) {
+    fetch(dy);
     V g = get<FULL>(dy, n);
     I at = {};
     if (MAX)
@@ -455,25 +463,29 @@ struct Pool {
       for (int a = 0; a < K; ++a)
 #pragma GCC unroll 3
         for (int b = 0; b < K; ++b)
-          put<FULL>(dx + a * ls + b * ps, MAX ? (at == set1((S)(a * K + b)) ? g : V{}) : g, n);
+          put<FULL>(stream, dx + a * ls + b * ps, MAX ? (at == set1((S)(a * K + b)) ? g : V{}) : g,
+                    n);
     } else {
       for (int a = a0; a < a1; ++a)
         for (int b = b0; b < b1; ++b)
-          put<FULL>(dx + a * ls + b * ps, MAX ? (at == set1((S)(a * kw + b)) ? g : V{}) : g, n);
+          put<FULL>(stream, dx + a * ls + b * ps, MAX ? (at == set1((S)(a * kw + b)) ? g : V{}) : g,
+                    n);
     }
   }
   template <int K, bool MAX>
-  static GS_MEMBER void tile_window(const T* dy, const uint8_t* index, T* dx, int64_t c, int64_t ls,
-                                    int64_t ps, int a0, int a1, int b0, int b1, int kw, T inv) {
+  static GS_MEMBER void tile_window(bool stream, const T* dy, const uint8_t* index, T* dx,
+                                    int64_t c, int64_t ls, int64_t ps, int a0, int a1, int b0,
+                                    int b1, int kw, T inv) {
     int64_t j = 0;
     for (; j + N <= c; j += N)
-      tile_vec<K, MAX, true>(dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
+      tile_vec<K, MAX, true>(stream, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
     if (j < c)
-      tile_vec<K, MAX, false>(dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv,
+      tile_vec<K, MAX, false>(stream, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv,
                               (int)(c - j));
   }
   template <bool MAX>
-  static void tile_row(const Geometry& g, const T* dy, const uint8_t* index, T* dx, int64_t i) {
+  static void tile_row(const Geometry& g, bool stream, const T* dy, const uint8_t* index, T* dx,
+                       int64_t i) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c;
     int a0 = g.y.first[i], a1 = g.y.last[i];
@@ -484,9 +496,10 @@ struct Pool {
       const uint8_t* ix = MAX ? index + j * p.c : (const uint8_t*)dx;
       T inv = MAX ? (T)0 : (T)1 / divisor(g, i, j);
       if (two && b0 == 0 && b1 == 2)
-        tile_window<2, MAX>(dy + j * p.c, ix, out, p.c, line, p.c, a0, a1, b0, b1, 2, inv);
+        tile_window<2, MAX>(stream, dy + j * p.c, ix, out, p.c, line, p.c, a0, a1, b0, b1, 2, inv);
       else
-        tile_window<0, MAX>(dy + j * p.c, ix, out, p.c, line, p.c, a0, a1, b0, b1, (int)p.kw, inv);
+        tile_window<0, MAX>(stream, dy + j * p.c, ix, out, p.c, line, p.c, a0, a1, b0, b1,
+                            (int)p.kw, inv);
     }
     // what no window covers: columns at the right, rows at the bottom
     int64_t right = g.x.start[p.ow - 1] + g.x.last[p.ow - 1], bottom = g.y.start[i] + a1;
@@ -519,7 +532,7 @@ struct Pool {
   }
   // B vectors of channels of one pixel; more: dx already holds the sum over earlier windows
   template <bool MAX, int B, class IX>
-  static GS_MEMBER void collect(const Holder* list, int count, bool more, const T* dy,
+  static GS_MEMBER void collect(bool stream, const Holder* list, int count, bool more, const T* dy,
                                 const IX* index, T* dx) {
     V acc[B];
 #pragma GCC unroll 4
@@ -533,7 +546,7 @@ struct Pool {
                      : acc[v] + load(d + v * N) * set1(list[k].inv);
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < B; ++v) store(dx + v * N, acc[v]);
+    for (int v = 0; v < B; ++v) write(stream, dx + v * N, acc[v]);
   }
   template <bool MAX, class IX>
   static void collect_tail(const Holder* list, int count, bool more, const T* dy, const IX* index,
@@ -549,16 +562,18 @@ struct Pool {
     store_n(dx, acc, n);
   }
   template <bool MAX, class IX>
-  static void collect_pixel(const Holder* list, int count, bool more, const T* dy, const IX* index,
-                            T* dx, int64_t c) {
+  static void collect_pixel(bool stream, const Holder* list, int count, bool more, const T* dy,
+                            const IX* index, T* dx, int64_t c) {
     int64_t k = 0;
     for (; k + 4 * N <= c; k += 4 * N)
-      collect<MAX, 4>(list, count, more, dy + k, index + k, dx + k);
-    for (; k + N <= c; k += N) collect<MAX, 1>(list, count, more, dy + k, index + k, dx + k);
+      collect<MAX, 4>(stream, list, count, more, dy + k, index + k, dx + k);
+    for (; k + N <= c; k += N)
+      collect<MAX, 1>(stream, list, count, more, dy + k, index + k, dx + k);
     if (k < c) collect_tail<MAX>(list, count, more, dy + k, index + k, dx + k, (int)(c - k));
   }
   template <bool MAX, class IX>
-  static void collect_row(const Geometry& g, const T* dy, const IX* index, int64_t h, T* dx) {
+  static void collect_row(const Geometry& g, bool stream, const T* dy, const IX* index, int64_t h,
+                          T* dx) {
     constexpr int kHolders = 64;
     const PoolParams& p = g.p;
     Holder list[kHolders];
@@ -578,7 +593,7 @@ struct Pool {
             b /= p.dw;
           }
           if (count == kHolders) {
-            collect_pixel<MAX>(list, count, more, dy, index, dx, p.c);
+            collect_pixel<MAX>(stream, list, count, more, dy, index, dx, p.c);
             more = true;
             count = 0;
           }
@@ -587,7 +602,7 @@ struct Pool {
           list[count++].inv = MAX ? (T)0 : (T)1 / divisor(g, i, j);
         }
       }
-      collect_pixel<MAX>(list, count, more, dy, index, dx, p.c);
+      collect_pixel<MAX>(stream, list, count, more, dy, index, dx, p.c);
     }
   }
 
@@ -628,21 +643,24 @@ struct Pool {
         few_sample<MAX>(g, dy + t * p.oh * row, index + t * p.oh * row, dx + t * image);
       return;
     }
+    const bool stream = streams(ctx, p.n * image * (int64_t)sizeof(T), dx, p.c * sizeof(T));
     bool tiled =
         !p.adaptive && p.dh == 1 && p.dw == 1 && p.sh == p.kh && p.sw == p.kw && sizeof(IX) == 1;
     // with padding the first window may be cut short, but every element still lies in one window at
     // most
     if (tiled) {
       each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
-        tile_row<MAX>(g, dy + r * row, (const uint8_t*)index + (MAX ? r * row : 0),
+        tile_row<MAX>(g, stream, dy + r * row, (const uint8_t*)index + (MAX ? r * row : 0),
                       dx + r / p.oh * image, r % p.oh);
       });
+      if (stream) write_fence();
       return;
     }
     each_row(p.n * p.h, p.w * p.c * (int64_t)sizeof(T), ctx, [&](int64_t r) {
       int64_t from = r / p.h * p.oh * row;
-      collect_row<MAX>(g, dy + from, index + from, r % p.h, dx + r * p.w * p.c);
+      collect_row<MAX>(g, stream, dy + from, index + from, r % p.h, dx + r * p.w * p.c);
     });
+    if (stream) write_fence();
   }
   static void max_backward(const void* params, void* const* buf, const Ctx* ctx) {
     Geometry g;

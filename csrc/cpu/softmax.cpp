@@ -46,6 +46,8 @@ GS_INLINE T row_max(const T* x, int64_t n) {
   V m0 = set1(low), m1 = m0, m2 = m0, m3 = m0;
   int64_t i = 0;
   for (; i + 4 * N <= n; i += 4 * N) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) fetch(x + i + j * N);
     m0 = max(m0, load(x + i));
     m1 = max(m1, load(x + i + N));
     m2 = max(m2, load(x + i + 2 * N));
@@ -53,11 +55,7 @@ GS_INLINE T row_max(const T* x, int64_t n) {
   }
   for (; i + N <= n; i += N) m0 = max(m0, load(x + i));
   if (i < n) m1 = max(m1, load_or(x + i, (int)(n - i), low));
-  T a[N];
-  store(a, max(max(m0, m1), max(m2, m3)));
-  for (int h = N / 2; h > 0; h /= 2)
-    for (int j = 0; j < h; ++j) a[j] = a[j] > a[j + h] ? a[j] : a[j + h];
-  return a[0];
+  return hmax(max(max(m0, m1), max(m2, m3)));
 }
 
 // Sum over i < n of f(i, count): f gives the vector of elements i .. i + count - 1, zero past

@@ -22,7 +22,8 @@ namespace gs {
   X(hardswish)                                                                    \
   X(hardsigmoid)                                                                  \
   X(softsign)                                                                     \
-  X(threshold) /* a: threshold, b: value */
+  X(threshold) /* a: threshold, b: value */                                       \
+  X(product)   /* backward only: dy times the derivative that forward saved */
 
 enum Activation : int32_t {
 #define X(name) kAct_##name,
@@ -38,6 +39,12 @@ struct ActivationParams {
   int32_t op;
   double a, b, c;
 };
+
+// Forward passes that leave backward less to do, float32:
+// activation_mask: buffers x, y, bits. For relu, leaky_relu, hardtanh and threshold backward asks
+// only whether the derivative is 1: bit i % 16 of the 16-bit word i / 16. y may be x.
+// activation_mask_backward: buffers dy, bits, dx: dx = bit ? dy : a dy (0 for a = 0).
+// activation_slope: buffers x, y, d. d is the derivative; backward is `product`.
 
 // rrelu, rrelu_backward: y = x > 0 ? x : slope * x with slope uniform in [lower, upper) by element.
 // buffers x, y; dy, saved, dx: saved is x, or y when lower >= 0.

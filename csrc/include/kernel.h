@@ -50,6 +50,7 @@ struct Ctx {
   const SlotValue* slots;  // the slot table
   void* barrier;           // opaque
   void (*barrier_wait)(void*, int nt);
+  int64_t stream;  // outputs of so many bytes and more are written past the caches
 
   // Waits until every member has come here. All members must make the same calls.
   GS_MEMBER void sync() const {

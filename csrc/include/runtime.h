@@ -80,6 +80,7 @@ void slot_free(int slot);
 struct Machine {
   char name[96];
   int64_t l1d, l2, l3;  // bytes; sensible guesses where the system does not tell
+  int64_t stream;       // outputs of so many bytes and more are written past the caches
 };
 const Machine& machine();
 

@@ -70,7 +70,49 @@ struct Walk {
   char (*room)[kBlock * 8];     // a block for each operand
 };
 
+// n bytes (a multiple of 64) from L1 past the caches to dst, aligned to 64
+GS_INLINE void stream_out(char* dst, const char* src, int64_t n) {
+  constexpr int N = simd<float>::N;
+  for (int64_t i = 0; i < n; i += 64)
+#pragma GCC unroll 4
+    for (int j = 0; j < 16; j += N)
+      write<true>((float*)(dst + i) + j, load((const float*)(src + i) + j));
+}
+
+// The result of a block stays in L1 and is copied from there past the caches; meanwhile the next
+// block of each input is fetched.
+GS_INLINE void walk_stream(Walk& w, int64_t n) {
+  const int o = w.inputs;
+  const int64_t tasks = (n + kRun - 1) / kRun;
+  const void* in[3];
+  for (int64_t t = w.ctx->tid; t < tasks; t += w.ctx->nt) {
+    int64_t e = (t + 1) * kRun < n ? (t + 1) * kRun : n;
+    for (int64_t b = t * kRun; b < e; b += kBlock) {
+      int64_t m = e - b < kBlock ? e - b : kBlock;
+      char* dst = w.base[o] + b * w.item[o];
+      for (int k = 0; k < o; ++k) {
+        in[k] = w.room[k];
+        if (!w.linear[k]) continue;
+        in[k] = w.base[k] + b * w.item[k];
+        const char* next = (const char*)in[k] + kBlock * w.item[k];
+        for (int64_t i = 0; i < kBlock * w.item[k]; i += 64) __builtin_prefetch(next + i);
+      }
+      if (m < kBlock) {
+        w.fn(*w.p, m, in, dst);
+      } else {
+        w.fn(*w.p, m, in, w.room[o]);
+        stream_out(dst, w.room[o], kBlock * w.item[o]);
+      }
+    }
+  }
+  write_fence();
+}
+
 GS_INLINE void walk_flat(Walk& w, int64_t n) {
+  bool own = true;  // nothing is overwritten that is read
+  for (int k = 0; k < w.inputs; ++k)
+    if (w.base[k] == w.base[w.inputs]) own = false;
+  if (own && streams(w.ctx, n * w.item[w.inputs], w.base[w.inputs])) return walk_stream(w, n);
   bool whole = true;
   for (int k = 0; k < w.inputs; ++k)
     if (!w.linear[k]) whole = false;

@@ -60,7 +60,26 @@ void ternary(const void* params, void* const* buf, const Ctx* ctx) {
   walk(p, buf, ctx, 3, item, numbers.at, table[p.op]);
 }
 
-// y = cond ? a : b; cond is bool; U carries the bits of the dtype
+// y = cond ? a : b; cond is bool
+template <class T>
+void choose_vec(const P&, int64_t n, const void* const* in, void* out) {
+  typedef typename simd<T>::V V;
+  typedef typename simd<T>::I I;
+  constexpr int N = simd<T>::N;
+  typedef uint8_t Bytes __attribute__((vector_size(N)));
+  const uint8_t* c = (const uint8_t*)in[0];
+  const T *a = (const T*)in[1], *b = (const T*)in[2];
+  T* y = (T*)out;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) {
+    Bytes bytes;
+    __builtin_memcpy(&bytes, c + i, N);
+    V t = load(a + i), f = load(b + i);
+    store(y + i, __builtin_convertvector(bytes, I) != 0 ? t : f);
+  }
+  for (; i < n; ++i) y[i] = c[i] ? a[i] : b[i];
+}
+// the same for other types; U carries their bits
 template <class U>
 void choose(const P&, int64_t n, const void* const* in, void* out) {
   const uint8_t* c = (const uint8_t*)in[0];
@@ -73,12 +92,12 @@ void choose(const P&, int64_t n, const void* const* in, void* out) {
   }
 }
 
-template <class T, class U>
+template <class T, BlockFn fn>
 void where(const void* params, void* const* buf, const Ctx* ctx) {
   const P& p = *(const P*)params;
   const Numbers<T> numbers(p);
   const int64_t item[] = {1, sizeof(T), sizeof(T), sizeof(T)};
-  walk(p, buf, ctx, 3, item, numbers.at, choose<U>);
+  walk(p, buf, ctx, 3, item, numbers.at, fn);
 }
 
 void ternary_plan(const void* params, Plan* plan) {
@@ -91,12 +110,12 @@ void where_plan(const void* params, Plan* plan) { walk_plan(*(const P*)params, 5
 const KernelEntry entries[] = {
     {"ternary", kF32, ternary<float>, ternary_plan},
     {"ternary", kF64, ternary<double>, ternary_plan},
-    {"where", kF32, where<float, uint32_t>, where_plan},
-    {"where", kF64, where<double, uint64_t>, where_plan},
-    {"where", kI32, where<int32_t, uint32_t>, where_plan},
-    {"where", kI64, where<int64_t, uint64_t>, where_plan},
-    {"where", kU8, where<uint8_t, uint8_t>, where_plan},
-    {"where", kBool, where<uint8_t, uint8_t>, where_plan},
+    {"where", kF32, where<float, choose_vec<float>>, where_plan},
+    {"where", kF64, where<double, choose_vec<double>>, where_plan},
+    {"where", kI32, where<int32_t, choose<uint32_t>>, where_plan},
+    {"where", kI64, where<int64_t, choose<uint64_t>>, where_plan},
+    {"where", kU8, where<uint8_t, choose<uint8_t>>, where_plan},
+    {"where", kBool, where<uint8_t, choose<uint8_t>>, where_plan},
 };
 
 }  // namespace

@@ -124,7 +124,10 @@ struct Kernel {
   static GS_MEMBER void sum_rows(const T* x, int64_t ld, const T* k, T* s, T* q, int n) {
     V shift = load(k), d[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) d[r] = get<FULL>(x + r * ld, n) - shift;
+    for (int r = 0; r < R; ++r) {
+      fetch(x + r * ld);
+      d[r] = get<FULL>(x + r * ld, n) - shift;
+    }
     V sum = load(s), sq = load(q);
     if (R == 8) {
       V q0 = d[0] * d[0], q1 = d[4] * d[4];
@@ -274,31 +277,42 @@ struct Kernel {
     }
   }
 
+  // y = v; whole vectors past the caches where `stream` says so
+  template <bool FULL>
+  static GS_MEMBER void put(bool stream, T* p, V v, int n) {
+    if (FULL)
+      write(stream, p, v);
+    else
+      store_n(p, v, n);
+  }
+
   // ---- y = (x - hi) * a + b
   template <int R, bool RELU, bool RES, bool FULL>
-  static GS_MEMBER void apply_rows(const T* x, const T* res, T* y, int64_t ld, const T* coef,
-                                   int64_t cl, int n) {
+  static GS_MEMBER void apply_rows(bool stream, const T* x, const T* res, T* y, int64_t ld,
+                                   const T* coef, int64_t cl, int n) {
     V hi = load(coef), a = load(coef + cl), b = load(coef + 2 * cl);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+      fetch(x + r * ld);
       V v = fma(get<FULL>(x + r * ld, n) - hi, a, b);
       if (RES) v += get<FULL>(res + r * ld, n);
       if (RELU) v = v <= V{} ? V{} : v;
-      put<FULL>(y + r * ld, v, n);
+      put<FULL>(stream, y + r * ld, v, n);
     }
   }
   template <int R, bool RELU, bool RES>
-  static GS_MEMBER void apply_block(const T* x, const T* res, T* y, int64_t ld, int64_t cols,
-                                    const T* coef, int64_t cl) {
+  static GS_MEMBER void apply_block(bool stream, const T* x, const T* res, T* y, int64_t ld,
+                                    int64_t cols, const T* coef, int64_t cl) {
     int64_t j = 0;
     for (; j + N <= cols; j += N)
-      apply_rows<R, RELU, RES, true>(x + j, res + j, y + j, ld, coef + j, cl, N);
+      apply_rows<R, RELU, RES, true>(stream, x + j, res + j, y + j, ld, coef + j, cl, N);
     if (j < cols)
-      apply_rows<R, RELU, RES, false>(x + j, res + j, y + j, ld, coef + j, cl, (int)(cols - j));
+      apply_rows<R, RELU, RES, false>(stream, x + j, res + j, y + j, ld, coef + j, cl,
+                                      (int)(cols - j));
   }
   template <bool RELU, bool RES>
-  static void apply_piece(const Cut& cut, const Piece& w, const T* x, const T* res, T* y,
-                          const T* coef) {
+  static void apply_piece(bool stream, const Cut& cut, const Piece& w, const T* x, const T* res,
+                          T* y, const T* coef) {
     int64_t ld = cut.cols, cl = cut.padded(), r = 0;
     x += w.at;
     y += w.at;
@@ -308,11 +322,13 @@ struct Kernel {
       res = x;
     coef += w.sample * 6 * cl + w.col;
     for (; r + 4 <= w.rows; r += 4)
-      apply_block<4, RELU, RES>(x + r * ld, res + r * ld, y + r * ld, ld, w.width, coef, cl);
+      apply_block<4, RELU, RES>(stream, x + r * ld, res + r * ld, y + r * ld, ld, w.width, coef,
+                                cl);
     for (; r < w.rows; ++r)
-      apply_block<1, RELU, RES>(x + r * ld, res + r * ld, y + r * ld, ld, w.width, coef, cl);
+      apply_block<1, RELU, RES>(stream, x + r * ld, res + r * ld, y + r * ld, ld, w.width, coef,
+                                cl);
     if (w.rest)
-      apply_block<1, RELU, RES>(x + r * ld, res + r * ld, y + r * ld, ld, w.rest, coef, cl);
+      apply_block<1, RELU, RES>(stream, x + r * ld, res + r * ld, y + r * ld, ld, w.rest, coef, cl);
   }
 
   static void forward(const void* params, void* const* buf, const Ctx* ctx) {
@@ -350,18 +366,27 @@ struct Kernel {
     }
     ctx->sync();
     if (p.training && buf[5] && ctx->tid == 0) ++((int64_t*)buf[5])[0];
+    const bool stream = past_caches(p, cut, ctx, y);
     // own tasks from the last to the first
     int64_t mine = (cut.tasks - ctx->tid + ctx->nt - 1) / ctx->nt;
     for (int64_t i = mine - 1; i >= 0; --i) {
       Piece w;
       w.init(p, cut, ctx->tid + i * ctx->nt);
       if (p.relu)
-        res ? apply_piece<true, true>(cut, w, x, res, y, coef)
-            : apply_piece<true, false>(cut, w, x, res, y, coef);
+        res ? apply_piece<true, true>(stream, cut, w, x, res, y, coef)
+            : apply_piece<true, false>(stream, cut, w, x, res, y, coef);
       else
-        res ? apply_piece<false, true>(cut, w, x, res, y, coef)
-            : apply_piece<false, false>(cut, w, x, res, y, coef);
+        res ? apply_piece<false, true>(stream, cut, w, x, res, y, coef)
+            : apply_piece<false, false>(stream, cut, w, x, res, y, coef);
     }
+    if (stream) write_fence();
+  }
+  // every vector of the output must lie on a vector's boundary
+  static GS_MEMBER bool past_caches(const ChannelNormParams& p, const Cut& cut, const Ctx* ctx,
+                                    const T* out) {
+    int64_t sample = p.rows * p.channels;
+    int64_t step = (p.outer > 1 ? cut.cols | sample : cut.cols) * (int64_t)sizeof(T);
+    return streams(ctx, p.outer * sample * (int64_t)sizeof(T), out, step);
   }
 
   // ---- backward
@@ -383,6 +408,8 @@ struct Kernel {
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+      fetch(dy + r * ld);
+      fetch(x + r * ld);
       V z = get<FULL>(x + r * ld, n) - hi;
       g[r] = masked<M, FULL>(get<FULL>(dy + r * ld, n), y + r * ld, z, a, b, n);
       h[r] = g[r] * z;
@@ -437,8 +464,8 @@ struct Kernel {
 
   // R rows: dx = A * dy + B * (x - hi) + D; with STATS false dx = A * dy
   template <int R, Mask M, bool STATS, bool DRES, bool FULL>
-  static GS_MEMBER void dx_rows(const T* dy, const T* x, const T* y, T* dx, T* dres, int64_t ld,
-                                const T* coef, int64_t cl, int n) {
+  static GS_MEMBER void dx_rows(bool stream, const T* dy, const T* x, const T* y, T* dx, T* dres,
+                                int64_t ld, const T* coef, int64_t cl, int n) {
     V hi = {}, a = {}, b = {}, A = load(coef + 3 * cl), B = {}, D = {};
     if (STATS || M == kFromX) hi = load(coef);
     if (M == kFromX) {
@@ -452,26 +479,28 @@ struct Kernel {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       V z = {};
+      fetch(dy + r * ld);
+      fetch(x + r * ld);
       if (STATS || M == kFromX) z = get<FULL>(x + r * ld, n) - hi;
       V g = masked<M, FULL>(get<FULL>(dy + r * ld, n), y + r * ld, z, a, b, n);
-      if (dx) put<FULL>(dx + r * ld, STATS ? fma(g, A, fma(z, B, D)) : g * A, n);
-      if (DRES) put<FULL>(dres + r * ld, g, n);
+      if (dx) put<FULL>(stream, dx + r * ld, STATS ? fma(g, A, fma(z, B, D)) : g * A, n);
+      if (DRES) put<FULL>(stream, dres + r * ld, g, n);
     }
   }
   template <int R, Mask M, bool STATS, bool DRES>
-  static GS_MEMBER void dx_block(const T* dy, const T* x, const T* y, T* dx, T* dres, int64_t ld,
-                                 int64_t cols, const T* coef, int64_t cl) {
+  static GS_MEMBER void dx_block(bool stream, const T* dy, const T* x, const T* y, T* dx, T* dres,
+                                 int64_t ld, int64_t cols, const T* coef, int64_t cl) {
     int64_t j = 0;
     for (; j + N <= cols; j += N)
-      dx_rows<R, M, STATS, DRES, true>(dy + j, x + j, y + j, dx ? dx + j : dx,
+      dx_rows<R, M, STATS, DRES, true>(stream, dy + j, x + j, y + j, dx ? dx + j : dx,
                                        DRES ? dres + j : dres, ld, coef + j, cl, N);
     if (j < cols)
-      dx_rows<R, M, STATS, DRES, false>(dy + j, x + j, y + j, dx ? dx + j : dx,
+      dx_rows<R, M, STATS, DRES, false>(stream, dy + j, x + j, y + j, dx ? dx + j : dx,
                                         DRES ? dres + j : dres, ld, coef + j, cl, (int)(cols - j));
   }
   template <Mask M, bool STATS, bool DRES>
-  static void dx_piece(const Cut& cut, const Piece& w, const T* dy, const T* x, const T* y, T* dx,
-                       T* dres, const T* coef) {
+  static void dx_piece(bool stream, const Cut& cut, const Piece& w, const T* dy, const T* x,
+                       const T* y, T* dx, T* dres, const T* coef) {
     int64_t ld = cut.cols, cl = cut.padded(), r = 0;
     dy += w.at;
     x += w.at;
@@ -480,18 +509,19 @@ struct Kernel {
     if (DRES) dres += w.at;
     coef += w.sample * 6 * cl + w.col;
     for (; r + 4 <= w.rows; r += 4)
-      dx_block<4, M, STATS, DRES>(dy + r * ld, x + r * ld, y + r * ld, dx ? dx + r * ld : dx,
-                                  DRES ? dres + r * ld : dres, ld, w.width, coef, cl);
-    for (; r < w.rows + (w.rest > 0); ++r)
-      dx_block<1, M, STATS, DRES>(dy + r * ld, x + r * ld, y + r * ld, dx ? dx + r * ld : dx,
-                                  DRES ? dres + r * ld : dres, ld, r < w.rows ? w.width : w.rest,
+      dx_block<4, M, STATS, DRES>(stream, dy + r * ld, x + r * ld, y + r * ld,
+                                  dx ? dx + r * ld : dx, DRES ? dres + r * ld : dres, ld, w.width,
                                   coef, cl);
+    for (; r < w.rows + (w.rest > 0); ++r)
+      dx_block<1, M, STATS, DRES>(stream, dy + r * ld, x + r * ld, y + r * ld,
+                                  dx ? dx + r * ld : dx, DRES ? dres + r * ld : dres, ld,
+                                  r < w.rows ? w.width : w.rest, coef, cl);
   }
   template <Mask M, bool DRES>
-  static GS_MEMBER void dx_any(bool stats, const Cut& cut, const Piece& w, const T* dy, const T* x,
-                               const T* y, T* dx, T* dres, const T* coef) {
-    stats ? dx_piece<M, true, DRES>(cut, w, dy, x, y, dx, dres, coef)
-          : dx_piece<M, false, DRES>(cut, w, dy, x, y, dx, dres, coef);
+  static GS_MEMBER void dx_any(bool stats, bool stream, const Cut& cut, const Piece& w, const T* dy,
+                               const T* x, const T* y, T* dx, T* dres, const T* coef) {
+    stats ? dx_piece<M, true, DRES>(stream, cut, w, dy, x, y, dx, dres, coef)
+          : dx_piece<M, false, DRES>(stream, cut, w, dy, x, y, dx, dres, coef);
   }
 
   static void backward(const void* params, void* const* buf, const Ctx* ctx) {
@@ -548,20 +578,22 @@ struct Kernel {
           if (dgamma) dgamma[j] = (T)b;
         }
     if (!dx && !dres) return;
-    bool st = p.training;
+    bool st = p.training, stream = past_caches(p, cut, ctx, dx ? dx : dres);
+    if (dx && dres && !past_caches(p, cut, ctx, dres)) stream = false;
     int64_t mine = (cut.tasks - ctx->tid + ctx->nt - 1) / ctx->nt;
     for (int64_t i = mine - 1; i >= 0; --i) {
       Piece w;
       w.init(p, cut, ctx->tid + i * ctx->nt);
       if (mask == kNoMask)
-        dx_any<kNoMask, false>(st, cut, w, dy, x, y, dx, dres, coef);
+        dx_any<kNoMask, false>(st, stream, cut, w, dy, x, y, dx, dres, coef);
       else if (mask == kFromX)
-        dx_any<kFromX, false>(st, cut, w, dy, x, y, dx, dres, coef);
+        dx_any<kFromX, false>(st, stream, cut, w, dy, x, y, dx, dres, coef);
       else if (dres)
-        dx_any<kFromY, true>(st, cut, w, dy, x, y, dx, dres, coef);
+        dx_any<kFromY, true>(st, stream, cut, w, dy, x, y, dx, dres, coef);
       else
-        dx_any<kFromY, false>(st, cut, w, dy, x, y, dx, dres, coef);
+        dx_any<kFromY, false>(st, stream, cut, w, dy, x, y, dx, dres, coef);
     }
+    if (stream) write_fence();
   }
 
   // Sums of a sample over its chunks, and A, B, D of groups g0..g1

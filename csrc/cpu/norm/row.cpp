@@ -95,6 +95,12 @@ struct Row {
     else
       store_n(p, v, n);
   }
+  static GS_MEMBER void put(bool stream, T* p, V v, int n) {
+    if (n == N)
+      write(stream, p, v);
+    else
+      store_n(p, v, n);
+  }
   // lanes from n on set to zero
   static GS_MEMBER V keep(V v, int n) {
     return n == N ? v : (iota<T>() < set1((typename simd<T>::S)n) ? v : V{});
@@ -146,12 +152,18 @@ struct Row {
     if (RMS) {
       var = sum(cols,
                 [=](int64_t j, int n) {
+                  fetch(x + j);
                   V v = get(x + j, n);
                   return v * v;
                 }) /
             (double)cols;
     } else {
-      mean = sum(cols, [=](int64_t j, int n) { return get(x + j, n); }) / (double)cols;
+      mean = sum(cols,
+                 [=](int64_t j, int n) {
+                   fetch(x + j);
+                   return get(x + j, n);
+                 }) /
+             (double)cols;
       V c = set1((T)mean);
       double d;
       moments(x, cols, c, &d, &var);
@@ -166,7 +178,7 @@ struct Row {
   }
 
   template <bool RMS, bool G, bool B>
-  static void forward_rows(const RowNormParams& p, int64_t r0, int64_t r1, const T* x,
+  static void forward_rows(const RowNormParams& p, bool stream, int64_t r0, int64_t r1, const T* x,
                            const T* gamma, const T* beta, T* y, double* stats) {
     for (int64_t r = r0; r < r1; ++r) {
       const T* in = x + r * p.cols;
@@ -181,7 +193,7 @@ struct Row {
           v *= get(gamma + j, n);
         else if (B)
           v += get(beta + j, n);
-        put(out + j, v, n);
+        put(stream, out + j, v, n);
       };
       int64_t j = 0;
       for (; j + N <= p.cols; j += N) step(j, N);
@@ -193,18 +205,24 @@ struct Row {
     const T *x = (const T*)buf[0], *gamma = (const T*)buf[1], *beta = (const T*)buf[2];
     T* y = (T*)buf[3];
     double* stats = (double*)buf[4];
+    const bool stream = past_caches(p, ctx, y);
     int64_t per = p.cols < 512 ? 16384 / p.cols : 16;
     if (per * 4 > p.rows) per = p.rows / 4 ? p.rows / 4 : 1;
     int64_t tasks = (p.rows + per - 1) / per;
     for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
       int64_t a = t * per, b = a + per < p.rows ? a + per : p.rows;
       if (gamma)
-        beta ? forward_rows<RMS, true, true>(p, a, b, x, gamma, beta, y, stats)
-             : forward_rows<RMS, true, false>(p, a, b, x, gamma, beta, y, stats);
+        beta ? forward_rows<RMS, true, true>(p, stream, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, true, false>(p, stream, a, b, x, gamma, beta, y, stats);
       else
-        beta ? forward_rows<RMS, false, true>(p, a, b, x, gamma, beta, y, stats)
-             : forward_rows<RMS, false, false>(p, a, b, x, gamma, beta, y, stats);
+        beta ? forward_rows<RMS, false, true>(p, stream, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, false, false>(p, stream, a, b, x, gamma, beta, y, stats);
     }
+    if (stream) write_fence();
+  }
+  static GS_MEMBER bool past_caches(const RowNormParams& p, const Ctx* ctx, const T* out) {
+    int64_t row = p.cols * (int64_t)sizeof(T);
+    return streams(ctx, p.rows * row, out, row);
   }
   static void forward(const void* params, void* const* buf, const Ctx* ctx) {
     const RowNormParams& p = *(const RowNormParams*)params;
@@ -221,8 +239,8 @@ struct Row {
   }
   // R rows from x, dy (ld = cols): dx and sums of dgamma, dbeta
   template <bool RMS, bool G, int R>
-  static GS_MEMBER void backward_rows(int64_t cols, const T* dy, const T* x, const double* stats,
-                                      const T* gamma, T* dx, T* pg, T* pb) {
+  static GS_MEMBER void backward_rows(bool stream, int64_t cols, const T* dy, const T* x,
+                                      const double* stats, const T* gamma, T* dx, T* pg, T* pb) {
     Grad s[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -235,12 +253,16 @@ struct Row {
       const T *g = dy + r * cols, *in = x + r * cols;
       Grad q = s[r];
       auto dyg = [=](int64_t j, int n) {
+        fetch(g + j);
         return G ? get(g + j, n) * get(gamma + j, n) : get(g + j, n);
       };
       if (!RMS) s[r].m1 = set1((T)(sum(cols, dyg) / (double)cols));
-      s[r].m2 = set1((
-          T)(sum(cols, [=](int64_t j, int n) { return dyg(j, n) * xhat<RMS>(get(in + j, n), q); }) /
-             (double)cols));
+      s[r].m2 = set1((T)(sum(cols,
+                             [=](int64_t j, int n) {
+                               fetch(in + j);
+                               return dyg(j, n) * xhat<RMS>(get(in + j, n), q);
+                             }) /
+                         (double)cols));
     }
     auto step = [&](int64_t j, int n) {
       V g = G ? get(gamma + j, n) : V{}, a[R], b[R];
@@ -252,7 +274,7 @@ struct Row {
         if (dx) {
           V v = G ? b[r] * g : b[r];
           v = RMS ? v : v - s[r].m1;
-          put(dx + r * cols + j, fnma(h, s[r].m2, v) * s[r].rs, n);
+          put(stream, dx + r * cols + j, fnma(h, s[r].m2, v) * s[r].rs, n);
         }
       }
       if (pg)
@@ -273,6 +295,7 @@ struct Row {
     T *dx = (T*)buf[4], *dgamma = (T*)buf[5], *dbeta = (T*)buf[6];
     T* part = (T*)ctx->scratch;  // (chunks, 2, cols)
     int64_t cols = p.cols, per = chunk_rows(cols), chunks = chunks_of(p);
+    const bool stream = dx && past_caches(p, ctx, dx);
     for (int64_t t = ctx->tid; t < chunks; t += ctx->nt) {
       int64_t r = t * per, e = r + per < p.rows ? r + per : p.rows;
       T *pg = dgamma ? part + t * 2 * cols : nullptr,
@@ -280,12 +303,13 @@ struct Row {
       if (pg) memset(pg, 0, (size_t)cols * sizeof(T));
       if (pb) memset(pb, 0, (size_t)cols * sizeof(T));
       for (; r + 4 <= e; r += 4)
-        backward_rows<RMS, G, 4>(cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
+        backward_rows<RMS, G, 4>(stream, cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
                                  dx ? dx + r * cols : dx, pg, pb);
       for (; r < e; ++r)
-        backward_rows<RMS, G, 1>(cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
+        backward_rows<RMS, G, 1>(stream, cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
                                  dx ? dx + r * cols : dx, pg, pb);
     }
+    if (stream) write_fence();
     if (!dgamma && !dbeta) return;
     ctx->sync();
     for (int64_t t = ctx->tid; t < (cols + 63) / 64; t += ctx->nt)

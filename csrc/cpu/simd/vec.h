@@ -73,6 +73,56 @@ GS_INLINE vd load(const double* p) { return *(const vd_u*)p; }
 GS_INLINE void store(float* p, vf v) { *(vf_u*)p = v; }
 GS_INLINE void store(double* p, vd v) { *(vd_u*)p = v; }
 
+// ---- stores that may go past the caches
+//
+// write<true> needs an address aligned to GS_VBYTES and is not ordered with other stores:
+// write_fence() before another thread may look. It saves the read of the line that is overwritten
+// (a third of the traffic of a copy) and costs the next reader its cache hit, so it pays for
+// arrays that would not stay in the core's own cache: those of Ctx::stream bytes and more.
+template <bool kStream>
+GS_INLINE void write(float* p, vf v) {
+#if defined(__AVX512F__)
+  if (kStream) return _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  if (kStream) return _mm256_stream_ps(p, (__m256)v);
+#elif defined(__x86_64__)
+  if (kStream) return _mm_stream_ps(p, (__m128)v);
+#endif
+  store(p, v);
+}
+template <bool kStream>
+GS_INLINE void write(double* p, vd v) {
+#if defined(__AVX512F__)
+  if (kStream) return _mm512_stream_pd(p, (__m512d)v);
+#elif defined(__AVX2__)
+  if (kStream) return _mm256_stream_pd(p, (__m256d)v);
+#elif defined(__x86_64__)
+  if (kStream) return _mm_stream_pd(p, (__m128d)v);
+#endif
+  store(p, v);
+}
+// The same, chosen at run time: one predictable branch.
+template <class T, class V>
+GS_INLINE void write(bool stream, T* p, V v) {
+  if (stream)
+    write<true>(p, v);
+  else
+    write<false>(p, v);
+}
+GS_INLINE void write_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+// Whether an output of `bytes` at p, whose rows start `step` bytes apart, is to be streamed.
+GS_INLINE bool streams(const Ctx* ctx, int64_t bytes, const void* p, int64_t step = 0) {
+  return bytes >= ctx->stream && (((uintptr_t)p | (uintptr_t)step) & (GS_VBYTES - 1)) == 0;
+}
+// How far ahead of a streaming loop its inputs are fetched: a page. The hardware's own prefetcher
+// stops at pages and does not keep enough lines in flight for two inputs.
+constexpr int64_t kAhead = 4096;
+GS_INLINE void fetch(const void* p) { __builtin_prefetch((const char*)p + kAhead); }
+
 // All lanes equal to x.
 GS_INLINE vf set1(float x) { return x - (vf){}; }
 GS_INLINE vd set1(double x) { return x - (vd){}; }
@@ -261,27 +311,76 @@ struct Sum16 {
   }
 };
 
-// Tree sum of the lanes of one vector; for sums whose order is private to one instruction set.
-template <class V>
-GS_INLINE typename lane<V>::T hsum(V v) {
-  using T = typename lane<V>::T;
-  constexpr int n = (int)(sizeof(V) / sizeof(T));
-  T a[n];
-  store(a, v);
-  for (int h = n / 2; h > 0; h /= 2)
-    for (int i = 0; i < h; ++i) a[i] += a[i + h];
-  return a[0];
+// Sum and maximum of the lanes of one vector by halves: lane i with lane i + h, h = N / 2, ..., 1.
+// For sums whose order is private to one instruction set. A NaN may or may not pass hmax.
+#if defined(__x86_64__)
+struct AddLanes {
+  static GS_MEMBER __m128 of(__m128 a, __m128 b) { return a + b; }
+  static GS_MEMBER __m128d of(__m128d a, __m128d b) { return a + b; }
+#if defined(__AVX2__)
+  static GS_MEMBER __m256 of(__m256 a, __m256 b) { return a + b; }
+  static GS_MEMBER __m256d of(__m256d a, __m256d b) { return a + b; }
+#endif
+};
+struct MaxLanes {
+  static GS_MEMBER __m128 of(__m128 a, __m128 b) { return _mm_max_ps(a, b); }
+  static GS_MEMBER __m128d of(__m128d a, __m128d b) { return _mm_max_pd(a, b); }
+#if defined(__AVX2__)
+  static GS_MEMBER __m256 of(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+  static GS_MEMBER __m256d of(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
+#endif
+};
+template <class F>
+GS_INLINE float fold_lanes(__m128 v) {
+  v = F::of(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(F::of(v, _mm_shuffle_ps(v, v, 1)));
 }
-template <class V>
-GS_INLINE typename lane<V>::T hmax(V v) {
-  using T = typename lane<V>::T;
-  constexpr int n = (int)(sizeof(V) / sizeof(T));
-  T a[n];
-  store(a, v);
-  T m = a[0];
-  for (int i = 1; i < n; ++i) m = a[i] > m ? a[i] : m;
-  return m;
+template <class F>
+GS_INLINE double fold_lanes(__m128d v) {
+  return _mm_cvtsd_f64(F::of(v, _mm_unpackhi_pd(v, v)));
 }
+#if defined(__AVX2__)
+template <class F>
+GS_INLINE float fold_lanes(__m256 v) {
+  return fold_lanes<F>(F::of(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
+}
+template <class F>
+GS_INLINE double fold_lanes(__m256d v) {
+  return fold_lanes<F>(F::of(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1)));
+}
+#endif
+#if defined(__AVX512F__)
+template <class F>
+GS_INLINE float fold_lanes(__m512 v) {
+  return fold_lanes<F>(F::of(_mm512_castps512_ps256(v),
+                             _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1))));
+}
+template <class F>
+GS_INLINE double fold_lanes(__m512d v) {
+  return fold_lanes<F>(F::of(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)));
+}
+typedef __m512 native_f;
+typedef __m512d native_d;
+#elif defined(__AVX2__)
+typedef __m256 native_f;
+typedef __m256d native_d;
+#else
+typedef __m128 native_f;
+typedef __m128d native_d;
+#endif
+GS_INLINE float hsum(vf v) { return fold_lanes<AddLanes>((native_f)v); }
+GS_INLINE double hsum(vd v) { return fold_lanes<AddLanes>((native_d)v); }
+GS_INLINE float hmax(vf v) { return fold_lanes<MaxLanes>((native_f)v); }
+GS_INLINE double hmax(vd v) { return fold_lanes<MaxLanes>((native_d)v); }
+#else
+GS_INLINE float hsum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+GS_INLINE double hsum(vd v) { return v[0] + v[1]; }
+GS_INLINE float hmax(vf v) {
+  float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+  return a > b ? a : b;
+}
+GS_INLINE double hmax(vd v) { return v[0] > v[1] ? v[0] : v[1]; }
+#endif
 
 }  // namespace GS_ISA
 }  // namespace gs

@@ -37,6 +37,10 @@ __all__ = [
 
 _CODES: dict[str, int] = _cpu.ACTIVATIONS  # the kernels' numbers of the functions
 _NAMES = {code: name for name, code in _CODES.items()}
+_MASKED = frozenset(_CODES[n] for n in ("relu", "leaky_relu", "hardtanh", "threshold"))
+_SAVES_LESS = _MASKED | {_CODES[n] for n in ("gelu", "gelu_tanh", "silu", "mish")}
+_LEAKY, _PRODUCT = _CODES["leaky_relu"], _CODES["product"]
+_LARGE = 65536  # elements from which a second saved array costs less than it saves
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
 
@@ -56,6 +60,42 @@ class ActivationBackward(Node):
         return (self.k.activation_backward(self.op, grad, self.saved[0], *self.args),)
 
 
+class MaskBackward(ActivationBackward):
+    """dx = dy where the saved bit is set, else slope * dy."""
+
+    __slots__ = ("slope",)
+    slope: float
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.activation_mask_backward(grad, self.saved[0], self.slope),)
+
+
+class SlopeBackward(ActivationBackward):
+    """dx = dy * the saved derivative."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        return (self.k.activation_backward(_PRODUCT, grad, self.saved[0]),)
+
+
+def _save_less(x: Tensor, op: int, args: tuple) -> Tensor:
+    """Large float32 arrays that will be differentiated: forward saves a bit an element where the derivative
+    has two values, and the derivative itself where that costs as much as the function."""
+    k = x._k
+    if op in _MASKED:
+        y, bits = k.activation_mask(op, x.data, *args)
+        slope = args[0] if op == _LEAKY else 0.0
+        return apply(MaskBackward, k, y, (x,), (bits,), op=op, slope=slope)
+    y, d = k.activation_slope(op, x.data, *args)
+    return apply(SlopeBackward, k, y, (x,), (d,), op=op)
+
+
+def _large(x: Tensor) -> bool:
+    data = x.data
+    return data.size >= _LARGE and data.dtype.itemsize == 4 and x._rg and is_grad_enabled()
+
+
 def _from_output(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -> Tensor:
     """An op whose gradient needs its output only."""
     if not isinstance(x, Tensor):
@@ -67,6 +107,8 @@ def _from_output(x: Tensor, name: str, args: tuple = (), inplace: bool = False) 
             ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,),
             save_output=True, name=name, op=op, args=args,
         )  # fmt: skip
+    if op in _MASKED and _large(x):
+        return _save_less(x, op, args)
     y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
     return apply(ActivationBackward, k, y, (x,), (), True, op=op, args=args)
 
@@ -86,6 +128,8 @@ def _from_input(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -
         return apply_(
             ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,), name=name
         )
+    if op in _SAVES_LESS and _large(x):
+        return _save_less(x, op, args)
     y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
     return apply(ActivationBackward, k, y, (x,), (x,), op=op, args=args)
 
