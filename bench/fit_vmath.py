@@ -53,6 +53,18 @@ def fit(name, fun, weight, lo, hi, degree):
     )
 
 
+def mills_table(degree=6):
+    """Mills' ratio over sqrt(2 pi) around k / 2 for k < 32: a row a power, a column a k."""
+    d = 0.25 * np.cos(np.pi * (np.arange(64) + 0.5) / 64)
+    columns = []
+    for k in range(32):
+        t = [mp.mpf(0.5 * k + v) for v in d]
+        y = np.array([float(mp.erfc(v / mp.sqrt(2)) / 2 * mp.exp(v * v / 2)) for v in t])
+        powers = np.vander(d, degree + 1, increasing=True) / y[:, None]
+        columns.append(np.linalg.lstsq(powers, np.ones(len(d)), rcond=None)[0])
+    print("mills", np.array(columns, np.float32).T.tolist())
+
+
 def main():
     half = float(mp.log(2) / 2) + 1e-3
     fit("exp", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half, half, 4)

@@ -448,7 +448,9 @@ def test_large_arrays_give_the_same_bits(name, rng):
         np.testing.assert_array_equal(g[part], g_part)
 
 
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "sigmoid", "gelu", "silu", "mish", "softplus"])
+@pytest.mark.parametrize(
+    "name", ["relu", "leaky_relu", "sigmoid", "gelu", "silu", "mish", "softplus"]
+)
 def test_past_the_caches(name, rng):
     """8 MB arrays, written with streaming stores; aligned and not."""
     fn, ref, _ = CASES[name]

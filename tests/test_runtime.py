@@ -250,6 +250,12 @@ for rows, c in ((300, 3), (300, 16), (500, 64), (70, 100), (40, 2048)):
     for relu in (False, True):
         digest("batch_norm", lambda x, w, b: F.batch_norm(x, None, None, w, b, True, relu=relu), (rows, c), (c,), (c,))
     digest("layer_norm", lambda x, w, b: F.layer_norm(x, c, w, b), (rows, c), (c,), (c,))
+for n in (10, 16, 33, 100, 5000):
+    digest("softmax", lambda x: F.softmax(x, -1), (37, n))
+    digest("log_softmax", lambda x: F.log_softmax(x, -1), (37, n))
+    for smooth in (0.0, 0.1):
+        t = gs.tensor(rng.integers(0, n, 37))
+        digest("cross_entropy", lambda x: F.cross_entropy(x, t, label_smoothing=smooth), (37, n))
 for c in (3, 16, 20, 64):
     digest("group_norm", lambda x, w, b: F.group_norm(x, 1, w, b), (3, 7, 5, c), (c,), (c,))
     for args in ((2,), (3, 2, 1), (3, 1, 1)):

@@ -110,6 +110,22 @@ GS_INLINE typename simd<T>::V keep(typename simd<T>::V v, int n) {
   return n == simd<T>::N ? v : (first_lanes<T>(n) ? v : typename simd<T>::V{});
 }
 
+// Large results are made in a block in L1 and go from there past the caches: n elements to dst.
+constexpr int64_t kRoom = 4096;
+template <class T>
+GS_INLINE bool past_caches(const Ctx* ctx, int64_t rows, int64_t n, const void* out) {
+  return out && n <= kRoom && rows * n * (int64_t)sizeof(T) >= ctx->stream;
+}
+template <class T>
+GS_INLINE void stream_row(T* dst, const T* src, int64_t n) {
+  constexpr int N = simd<T>::N;
+  int64_t i = (int64_t)((0 - (uintptr_t)dst) % GS_VBYTES / sizeof(T));
+  i = i < n ? i : n;
+  if (i) store_n(dst, load_n(src, (int)i), (int)i);
+  for (; i + N <= n; i += N) write<true>(dst + i, load(src + i));
+  if (i < n) store_n(dst + i, load_n(src + i, (int)(n - i)), (int)(n - i));
+}
+
 // e[i] = exp(x[i] - m), returns their sum; e may be absent
 template <class T, bool kStore>
 GS_INLINE T exp_row(const T* x, T* e, T m, int64_t n) {
@@ -142,15 +158,22 @@ template <class T>
 void softmax_row_backward(const T* dy, const T* y, T* dx, int64_t n, bool log) {
   if (log) {
     T s = row_sum<T>(
-        n, [=](int64_t i, int k) __attribute__((always_inline)) { return get(dy + i, k); });
+        n, [=](int64_t i, int k) __attribute__((always_inline)) {
+          fetch(dy + i);
+          fetch(y + i);
+          return get(dy + i, k);
+        });
     row_each<T>(
         n, [=](int64_t i, int k) __attribute__((always_inline)) {
           put(dx + i, get(dy + i, k) - exp(get(y + i, k)) * s, k);
         });
   } else {
     T s = row_sum<T>(
-        n, [=](int64_t i, int k)
-               __attribute__((always_inline)) { return get(dy + i, k) * get(y + i, k); });
+        n, [=](int64_t i, int k) __attribute__((always_inline)) {
+          fetch(dy + i);
+          fetch(y + i);
+          return get(dy + i, k) * get(y + i, k);
+        });
     row_each<T>(
         n, [=](int64_t i, int k) __attribute__((always_inline)) {
           put(dx + i, get(y + i, k) * (get(dy + i, k) - s), k);
@@ -363,18 +386,23 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
   const SoftmaxParams& p = *(const SoftmaxParams*)params;
   const T* x = (const T*)buf[0];
   T* y = (T*)buf[1];
+  const bool stream = p.inner == 1 && past_caches<T>(ctx, p.outer, p.n, y);
+  alignas(64) T room[kRoom];
   softmax_tasks(
       p, simd<T>::N, ctx,
       [&](int64_t r, int count) {
+        T* to = stream ? room : y + r * p.n;
         if (p.n <= kNarrow)
-          softmax_narrow(x + r * p.n, y + r * p.n, p.n, count, p.log);
+          softmax_narrow(x + r * p.n, to, p.n, count, p.log);
         else
-          softmax_row(x + r * p.n, y + r * p.n, p.n, p.log);
+          softmax_row(x + r * p.n, to, p.n, p.log);
+        if (stream) stream_row(y + r * p.n, room, count * p.n);
       },
       [&](int64_t o, int64_t j, int k) {
         int64_t at = o * p.n * p.inner + j;
         softmax_columns(x + at, y + at, Columns<T>{p.n, p.inner, k}, p.log);
       });
+  if (stream) write_fence();
 }
 
 template <class T>
@@ -382,19 +410,24 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
   const SoftmaxParams& p = *(const SoftmaxParams*)params;
   const T *dy = (const T*)buf[0], *y = (const T*)buf[1];
   T* dx = (T*)buf[2];
+  const bool stream = p.inner == 1 && past_caches<T>(ctx, p.outer, p.n, dx);
+  alignas(64) T room[kRoom];
   softmax_tasks(
       p, simd<T>::N, ctx,
       [&](int64_t r, int count) {
         const T *g = dy + r * p.n, *v = y + r * p.n;
+        T* to = stream ? room : dx + r * p.n;
         if (p.n <= kNarrow)
-          softmax_narrow_backward(g, v, dx + r * p.n, p.n, count, p.log);
+          softmax_narrow_backward(g, v, to, p.n, count, p.log);
         else
-          softmax_row_backward(g, v, dx + r * p.n, p.n, p.log);
+          softmax_row_backward(g, v, to, p.n, p.log);
+        if (stream) stream_row(dx + r * p.n, room, count * p.n);
       },
       [&](int64_t o, int64_t j, int k) {
         int64_t at = o * p.n * p.inner + j;
         softmax_columns_backward(dy + at, y + at, dx + at, Columns<T>{p.n, p.inner, k}, p.log);
       });
+  if (stream) write_fence();
 }
 
 template <class T>
@@ -590,6 +623,8 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
     }
     f.scale = (T)(1 / denominator);
   }
+  const bool stream = past_caches<T>(ctx, p.rows, C, d);
+  alignas(64) T room[kRoom];
   for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
     int64_t e = (t + 1) * group < p.rows ? (t + 1) * group : p.rows;
     double sum = 0;
@@ -598,7 +633,8 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
       for (int64_t r = t * group; r < e; r += N) {
         int count = e - r < N ? (int)(e - r) : N;
         T l[N];
-        f.narrow(x + r * C, target, r, count, l, d ? d + r * C : nullptr);
+        f.narrow(x + r * C, target, r, count, l, stream ? room : d ? d + r * C : nullptr);
+        if (stream) stream_row(d + r * C, room, count * C);
         for (int j = 0; j < count; ++j) {
           if (p.reduction == kReduceNone) loss[r + j] = l[j];
           sum += (double)l[j];
@@ -608,14 +644,16 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
       continue;
     }
     for (int64_t r = t * group; r < e; ++r) {
-      T* dr = d ? d + r * C : nullptr;
+      T* dr = stream ? room : d ? d + r * C : nullptr;
       T l = indices ? f.by_index(x + r * C, target.at(r), dr)
                     : f.by_probability(x + r * C, (const T*)target.p + r * C, dr);
+      if (stream) stream_row(d + r * C, room, C);
       if (p.reduction == kReduceNone) loss[r] = l;
       sum += (double)l;
     }
     losses[t] = sum;
   }
+  if (stream) write_fence();
   if (p.reduction == kReduceNone) return;
   ctx->sync();
   if (ctx->tid == 0) {
