@@ -45,13 +45,17 @@ Job<T> make_job(const ConvParams& p) {
   j.channels = ceil_div(p.channels, N) * N;
   int64_t tiles = j.g.tiles, width = min64(W, j.out.padded);
   int64_t filters = E * p.channels * j.out.padded * B, inputs = E * tiles * j.channels * B;
-  int64_t most = max64(p.l2 * 6 / 10 / (E * (j.channels + width) * B), 12);
+  // a block of tiles shares the cache with the filters where these fit
+  int64_t space = filters < p.l2 / 2 ? max64(p.l2 * 55 / 100 - filters, p.l2 / 5) : p.l2 * 6 / 10;
+  int64_t most = max64(space / (E * (j.channels + width) * B), 12);
   j.blocks = max64(ceil_div(tiles, most), min64(8, tiles / 16));
   if (j.blocks > 1) j.blocks += j.blocks % 2;
   // bytes that pass between the caches
   double by_tiles =
       (filters > p.l2 / 2 ? (double)filters * (double)(j.blocks + 1) : 0) + (double)filters;
-  double by_filters = (double)inputs * (double)(j.out.count + 1);
+  int64_t room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
+  double by_filters = (double)inputs * (double)(j.out.count + 1) +
+                      (double)filters * 2 * (double)(ceil_div(tiles, room) - 1);
   j.by_filters = by_filters < by_tiles;
   int64_t members = max64(1, p.threads);
   j.zeros = align64((size_t)(j.channels * B));
@@ -63,18 +67,17 @@ Job<T> make_job(const ConvParams& p) {
     j.own = align64(j.zeros + (size_t)(E * (j.v.step + j.m.step) * B));
   } else {
     int64_t per = j.g.rows * j.g.cols;
-    int64_t room = 16 * p.l2 / (E * j.channels * B);
-    j.images = max64(1, min64(p.n, room / per));
+    j.images = max64(1, min64(p.n, 16 * p.l2 / (E * j.channels * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per;
-    j.ranges = ceil_div(all, max64(p.l2 * 6 / 10 / (E * width * B), 32));
+    j.ranges = ceil_div(all, room);
     j.range = ceil_div(all, j.ranges);
-    int64_t slice = max64(p.l2 * 4 / 10 / (E * width * B) / N, 2) * N;
-    j.slice = min64(p.channels, ceil_div(ceil_div(p.channels, ceil_div(p.channels, slice)), N) * N);
-    j.v = planes(all, j.channels);
+    j.slice = kGroup;
+    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 4 / 10) j.slice /= 2;
+    j.v = grouped(all, E);
     j.u = planes(j.slice, width);
     j.m = planes(j.range, width);
-    j.own_at = align64((size_t)(E * j.v.step * B));
+    j.own_at = align64((size_t)(j.v.group * ceil_div(j.channels, kGroup) * B));
     j.own = align64(j.zeros + (size_t)(E * (j.u.step + j.m.step) * B));
   }
   j.scratch = j.own_at + (size_t)members * j.own;
@@ -141,8 +144,9 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
         int64_t count = min64(j.slice, C - c);
         filter_tiles<T, M>(p, w, k0, nv, c, c + count, u, j.u);
         for (int e = 0; e < E; ++e)
-          product<T, false>(nv, v + e * j.v.step + t0 * j.v.ld + c, j.v.ld, t1 - t0,
-                            u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0);
+          product<T, false>(
+              nv, v + c / kGroup * j.v.group + e * j.v.step + t0 * j.v.ld + c % kGroup, j.v.ld,
+              t1 - t0, u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0);
       }
       output_tiles<T, M>(p, j.g, m, j.m, first + t0, first + t1, bias ? bias + k0 : nullptr, y + k0,
                          min64(nv * N, p.filters - k0));

@@ -173,10 +173,17 @@ GS_INLINE double winograd_operations(const ConvParams& p) {
 
 // A transformed tensor: plane e (of A * A) is (rows, ld) and starts at e * step. Steps are no
 // multiple of a page, so that the stores of a tile do not all meet in one set of the cache.
+// Channels c, c + kGroup, ... lie `group` apart: planes that are multiplied group by group hold one
+// group each, so that they are read as one stream.
+constexpr int64_t kGroup = 64;
 struct Planes {
-  int64_t ld, step;
+  int64_t ld, step, group;
 };
-GS_INLINE Planes planes(int64_t rows, int64_t ld) { return Planes{ld, rows * ld + 16}; }
+GS_INLINE Planes planes(int64_t rows, int64_t ld) { return Planes{ld, rows * ld + 16, kGroup}; }
+// All channels' groups, E planes each.
+GS_INLINE Planes grouped(int64_t rows, int E) {
+  return Planes{kGroup, rows * kGroup + 16, E * (rows * kGroup + 16)};
+}
 
 // v[e][t - t0][c] = B^T d B for tiles [t0, t1); lanes past C are zero. zeros: C zeros
 template <class T, int M>
@@ -197,6 +204,7 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
       }
     for (int64_t c = 0; c < C; c += N) {
       int lanes = (int)min64(N, C - c);
+      T* o = v + c / kGroup * s.group + c % kGroup;
       V d[A][A];
       if (lanes == N) {
 #pragma GCC unroll 6
@@ -220,7 +228,7 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
       for (int i = 0; i < A; ++i) {
         Points<T, M>::input(d[i]);
 #pragma GCC unroll 6
-        for (int j = 0; j < A; ++j) store(v + (i * A + j) * s.step + c, d[i][j]);
+        for (int j = 0; j < A; ++j) store(o + (i * A + j) * s.step, d[i][j]);
       }
     }
   }
@@ -288,6 +296,7 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* ze
                        : zeros;
     for (int64_t k = 0; k < K; k += N) {
       int lanes = (int)min64(N, K - k);
+      T* o = dm + k / kGroup * s.group + k % kGroup;
       V d[A][M], sum = V{};
       if (lanes == N) {
 #pragma GCC unroll 4
@@ -319,7 +328,7 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* ze
         V r[A];
         Points<T, M>::output_adjoint(d[i], r);
 #pragma GCC unroll 6
-        for (int j = 0; j < A; ++j) store(dm + (i * A + j) * s.step + k, r[j]);
+        for (int j = 0; j < A; ++j) store(o + (i * A + j) * s.step, r[j]);
       }
     }
   }
@@ -392,6 +401,7 @@ void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N, A = M + 2;
   int64_t C = p.channels;
+  constexpr int64_t ahead = 64 / (int64_t)sizeof(T);
   for (int64_t c = c0; c < c1; c += N)
     for (int v = 0; v < nv; ++v) {
       int64_t k = k0 + v * N;
@@ -400,6 +410,8 @@ void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c
       for (int tap = 0; tap < 9; ++tap) {
         V r[N];
         const T* q = w + (k * 9 + tap) * C + c;
+        // too many streams for the hardware to foresee
+        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + ahead, 0, 2);
         if (filters == N && lanes == N) {
 #pragma GCC unroll 16
           for (int i = 0; i < N; ++i) r[i] = load(q + i * 9 * C);
@@ -442,6 +454,8 @@ void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, 
       int lanes = (int)min64(N, C - c);
       const T* q = w + k * 9 * C + c;
       T* out = u + (k - k0) * s.ld + v * N;
+#pragma GCC unroll 9
+      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(q + (9 + tap) * C, 0, 2);
       V d[3][A];
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
@@ -488,6 +502,8 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
         for (int i = 0; i < 3; ++i) d[i][j] = r[i];
       }
       T* out = dw + k * 9 * C + c;
+#pragma GCC unroll 9
+      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(out + (9 + tap) * C, 1, 2);
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
         V r[3];
@@ -639,11 +655,11 @@ void product(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t 
   }
 }
 
-// Panels of channels: vectors [first, first + nv) of ceil(channels / N).
+// Panels of channels: vectors [first, first + nv) of ceil(channels / N). None crosses a group.
 struct Panels {
   int64_t channels, vectors, count, padded;
-  GS_MEMBER int64_t first(int64_t i) const { return i * vectors / count; }
-  GS_MEMBER int nv(int64_t i) const { return (int)(first(i + 1) - first(i)); }
+  GS_MEMBER int64_t first(int64_t i) const { return i * kPanel; }
+  GS_MEMBER int nv(int64_t i) const { return (int)min64(kPanel, vectors - first(i)); }
 };
 template <class T>
 GS_INLINE Panels panels_of(int64_t channels) {

@@ -22,8 +22,7 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kUnit = 8;      // tiles that a member transforms at a time
-constexpr int64_t kFilters = 64;  // filters of a block of dw
+constexpr int64_t kUnit = 8;  // tiles that a member transforms at a time
 
 struct Job {
   Grid g;
@@ -65,7 +64,7 @@ Job make_job(const ConvParams& p) {
   double blocks = (double)ceil_div(j.rows, j.block);
   double by_tiles = (resident ? 0 : 3 * plane * blocks) + 2 * plane * (double)j.slices;
   double by_channels =
-      (v + dm) + 2 * dm * (double)j.in.count + v * (double)ceil_div(p.filters, kFilters);
+      (v + dm) + 2 * dm * (double)j.in.count + v * (double)ceil_div(p.filters, kGroup);
   j.by_channels = by_channels < by_tiles;
   int64_t members = max64(1, p.threads);
   j.zeros = align64((size_t)(max64(C, K) * B));
@@ -100,18 +99,17 @@ Job make_job(const ConvParams& p) {
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
     j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
     j.ranges = min64(j.images, ceil_div(all, room));
-    int64_t slice = max64(p.l2 * 4 / 10 / (E * width * B), 32);
-    j.slice = ceil_div(p.filters, ceil_div(p.filters, slice));
-    j.filter_blocks = ceil_div(p.filters, kFilters);
+    j.slice = kGroup;
+    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 4 / 10) j.slice /= 2;
+    j.filter_blocks = ceil_div(p.filters, kGroup);
     j.units = ceil_div(all, kUnit);
-    j.v = planes(all, C);
-    j.dm = planes(all, K);
+    j.v = j.dm = grouped(all, E);
     j.u = planes(j.slice, width);
     j.dv = planes(min64(j.strip * j.g.cols, all), width);
-    j.du = planes(kFilters, width);
-    j.dm_at = take(E * j.dm.step);
+    j.du = planes(kGroup, width);
+    j.dm_at = take(j.dm.group * ceil_div(K, kGroup));
     if (j.weight) {
-      j.v_at = take(E * j.v.step);
+      j.v_at = take(j.v.group * ceil_div(C, kGroup));
       j.db_at = take(ceil_div(p.n, j.images) * j.units * K);
     }
     j.own_at = at;
@@ -232,8 +230,9 @@ struct Backward {
         if (kept != k) filter_tiles_backward<T, M>(p, w, c0, nv, k, k + count, u, j.u);
         kept = k;
         for (int e = 0; e < E; ++e)
-          product<T, false>(nv, dm + e * j.dm.step + t0 * j.dm.ld + k, j.dm.ld, t1 - t0,
-                            u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0);
+          product<T, false>(
+              nv, dm + k / kGroup * j.dm.group + e * j.dm.step + t0 * j.dm.ld + k % kGroup, j.dm.ld,
+              t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0);
       }
       input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
                                  first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
@@ -247,8 +246,9 @@ struct Backward {
     const T *dm = at(j.dm_at), *v = at(j.v_at);
     T* du = mine;
     for (int e = 0; e < E; ++e)
-      product<T, true>(j.in.nv(i), dm + e * j.dm.step + k0, j.dm.ld, k1 - k0, v + e * j.v.step + c0,
-                       j.v.ld, tiles, du + e * j.du.step, j.du.ld, false);
+      product<T, true>(j.in.nv(i), dm + k0 / kGroup * j.dm.group + e * j.dm.step, j.dm.ld, k1 - k0,
+                       v + c0 / kGroup * j.v.group + e * j.v.step + c0 % kGroup, j.v.ld, tiles,
+                       du + e * j.du.step, j.du.ld, false);
     filter_gradient_tiles<T, M>(p, du, j.du, 1, 0, k0, k1, dw + c0, lanes(i), add);
   }
 
@@ -276,8 +276,8 @@ struct Backward {
           data_task(first, t % j.in.count, r * count / j.ranges, (r + 1) * count / j.ranges);
         } else {
           int64_t f = (t - data) / j.in.count;
-          weight_task((t - data) % j.in.count, f * p.filters / j.filter_blocks,
-                      (f + 1) * p.filters / j.filter_blocks, tiles, n > 0);
+          weight_task((t - data) % j.in.count, f * kGroup, min64(f * kGroup + kGroup, p.filters),
+                      tiles, n > 0);
         }
       }
     }
