@@ -100,7 +100,7 @@ void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, co
       // arithmetic. A right operand whose columns are contiguous is transposed into panels, a left
       // one whose columns are into slivers, and C of a transposed problem once for each block of k.
       bool b_rows = unit(p.n, p.b_cs), a_rows = unit(p.m, p.a_rs) && !rows_along_k;
-      int64_t blocks = (p.k + 383) / 384;
+      int64_t blocks = (p.k + 1023) / 1024;
       int64_t plain = (b_rows ? 0 : p.n * p.k) + (a_rows ? p.m * p.k : 0);
       int64_t turned = (a_rows ? 0 : p.m * p.k) + (b_rows ? p.n * p.k : 0) + p.m * p.n * blocks;
       swap = turned < plain && (a_rows || rows_along_k);  // B^T must lie well, too

@@ -26,9 +26,10 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kDepth = 384;        // products summed before an element is written
-constexpr int64_t kShallow = 128;      // the same where a panel of B is to stay in the first cache
-constexpr int64_t kShallowRows = 256;  // ... because so few rows use it that packing shows
+constexpr int64_t kDepth = 384;         // products summed before an element is written
+constexpr int64_t kTurnedDepth = 1024;  // the same where tiles are transposed when they are written
+constexpr int64_t kShallow = 128;       // the same where a panel of B is to stay in the first cache
+constexpr int64_t kShallowRows = 256;   // ... because so few rows use it that packing shows
 
 GS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GS_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -58,13 +59,13 @@ Blocking blocking(const MatmulParams& p) {
   constexpr int64_t size = sizeof(T);
   Blocking s;
   bool row_b = p.b_cs == 1 || p.n == 1;
-  bool shallow = row_b && p.m <= kShallowRows;
-  int64_t blocks = most(1, ceil_div(p.k, shallow ? kShallow : kDepth));
+  s.turned = p.c_cs != 1;
+  bool shallow = row_b && p.m <= kShallowRows && !s.turned;
+  int64_t blocks = most(1, ceil_div(p.k, shallow ? kShallow : s.turned ? kTurnedDepth : kDepth));
   s.kc = most(1, round_up(ceil_div(p.k, blocks), kFetchSteps));
   s.slices = 1;
   if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
     s.slices = least(16, p.k / (8 * kDepth));
-  s.turned = p.c_cs != 1;
   s.pack_a = p.a_cs != 1 && p.a_rs == 1 && !shallow && p.m * p.k * size > 128 * 1024 && p.n > 4 * N;
   // 32 registers: 6 x 4; 8 x 3 where slivers of A are packed (8 floats are half a line); 14 x 2
   // where tiles are transposed when stored, so that a row of C gets most of a line at once
