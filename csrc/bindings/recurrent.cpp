@@ -36,6 +36,7 @@ Steps steps_of(const char* op, const Array& x, int mode, bool reverse, bool batc
   p.reverse = reverse;
   p.hidden = hidden;
   p.members = get_num_threads();
+  p.l2 = machine().l2;
   s.sizes = array_optional(sizes_h, op, "batch_sizes");
   if (s.sizes.present()) {
     s.sizes = dense(s.sizes);

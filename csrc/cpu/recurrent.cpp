@@ -12,9 +12,11 @@
 // the cell, which reads the input part, and writes state, cell and activated gates once. Backward a
 // panel is 4 N units wide over all G H gradients of the gates.
 //
-// Items (panel, rows) of a step are dealt in one piece to each member, the same at each step: a
-// member keeps to its own panels, packed by itself. One barrier a step. An item's result does not
-// depend on the others, so the bits are the same for any team.
+// Where the packed weights fit into one core's second cache, each member takes some sequences of
+// the batch through all steps: nothing is shared and nobody waits. Otherwise items (panel, rows) of
+// a step are dealt in one piece to each member, the same at each step, so that a member keeps to
+// its own panels, packed by itself, with one barrier a step. An item's result does not depend on
+// the others, so the bits are the same for any team and either way.
 #include "recurrent.h"
 
 #include "matmul/block.h"
@@ -150,10 +152,27 @@ void pack_forward(const RecurrentParams& p, const Layout<T>& s, const T* w, int6
   }
 }
 
-// The items of a step that belong to this member: [*begin, *end) of panels * tiles.
-GS_INLINE void share(const Ctx* ctx, int64_t items, int64_t* begin, int64_t* end) {
-  *begin = items * ctx->tid / ctx->nt;
-  *end = items * (ctx->tid + 1) / ctx->nt;
+// The part of a step that is this member's: items (panel, tile of rows), the rows from `first` on.
+struct Share {
+  int64_t first, count, tiles, begin, end;
+
+  // rows: how many the step has
+  GS_MEMBER Share(const Ctx* ctx, bool by_rows, int64_t batch, int64_t rows, int64_t panels,
+                  int64_t height) {
+    first = by_rows ? batch * ctx->tid / ctx->nt : 0;
+    count = by_rows ? least(rows, batch * (ctx->tid + 1) / ctx->nt) - first : rows;
+    count = most(0, count);
+    tiles = ceil_div(count, height);
+    begin = by_rows ? 0 : panels * tiles * ctx->tid / ctx->nt;
+    end = by_rows ? panels * tiles : panels * tiles * (ctx->tid + 1) / ctx->nt;
+  }
+  GS_MEMBER int64_t panel(int64_t item) const { return item / tiles; }
+  GS_MEMBER int64_t row(int64_t tile) const { return first + tile * count / tiles; }
+};
+
+template <class T>
+GS_INLINE bool split_by_rows(const RecurrentParams& p, const Layout<T>& s, const Ctx* ctx) {
+  return ctx->nt > 1 && s.weight_bytes() <= p.l2 / 8 * 5 && p.batch >= 4 * ctx->nt;
 }
 
 // Panels that this member packs: those that its items mostly lie in.
@@ -296,23 +315,23 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
         if (p.mode == kLstm) ln.put(f.aux + at, f.c0 ? ln.get(f.c0 + b * H + u) : zero<T>());
       }
   ctx->sync();
+  const bool by_rows = split_by_rows(p, s, ctx);
   alignas(64) T part[14 * 4 * N];
   for (int64_t step = 0; step < p.steps; ++step) {
-    int64_t t = p.reverse ? p.steps - 1 - step : step, count = rows.count(t);
-    int64_t tiles = ceil_div(count, s.height), begin, end;
-    share(ctx, s.panels * tiles, &begin, &end);
+    int64_t t = p.reverse ? p.steps - 1 - step : step;
+    Share mine(ctx, by_rows, p.batch, rows.count(t), s.panels, s.height);
     bool fresh = step == 0 && !f.h0;
     const T* h = f.hprev + rows.at(t, 0) * H;
-    for (int64_t item = begin; item < end; ++item) {
-      int64_t x = item / tiles, i = item % tiles, b0 = i * count / tiles,
-              m = (i + 1) * count / tiles - b0;
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      int64_t x = mine.panel(item), i = item % mine.tiles, b0 = mine.row(i),
+              m = mine.row(i + 1) - b0;
       ask_forward(p, s, rows, f, t, b0, m, x * s.units);
       block_product(h + b0 * rows.stride() * H, rows.stride() * H, (int64_t)1, m,
                     packed + x * s.depth * s.width, s.width, (int64_t)s.nvec,
                     fresh ? (int64_t)0 : s.depth, part, s.width, false);
       update(p, s, rows, f, t, b0, m, x * s.units, part);
     }
-    ctx->sync();
+    if (!by_rows) ctx->sync();
   }
 }
 
@@ -436,14 +455,14 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
   ctx->sync();
   alignas(64) T part[14 * 4 * N];
   const int64_t ars = rows.stride() * s.depth;
+  const bool by_rows = split_by_rows(p, s, ctx);
   for (int64_t step = 0; step < p.steps; ++step) {
-    int64_t t = p.reverse ? step : p.steps - 1 - step, count = rows.count(t);
+    int64_t t = p.reverse ? step : p.steps - 1 - step;
     int64_t tn = rows.after(t), next_count = rows.count(tn);
-    int64_t tiles = ceil_div(count, s.height), begin, end;
-    share(ctx, s.panels * tiles, &begin, &end);
-    for (int64_t item = begin; item < end; ++item) {
-      int64_t x = item / tiles, i = item % tiles, b0 = i * count / tiles,
-              m = (i + 1) * count / tiles - b0;
+    Share mine(ctx, by_rows, p.batch, rows.count(t), s.panels, s.height);
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      int64_t x = mine.panel(item), i = item % mine.tiles, b0 = mine.row(i),
+              m = mine.row(i + 1) - b0;
       int64_t some = most(0, least(m, next_count - b0));
       ask_backward(p, s, rows, f, t, b0, m, x * s.units);
       if (some)
@@ -452,17 +471,17 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                       s.width, false);
       update_back(p, s, rows, f, t, b0, m, x * s.units, part);
     }
-    ctx->sync();
+    if (!by_rows) ctx->sync();
   }
   if (!f.dh0) return;
+  if (by_rows) ctx->sync();
   // the initial state: through the gates of the first step of each sequence
   for (int64_t t = 0; t < p.steps; ++t) {
-    int64_t first = rows.count(rows.before(t)), count = most(0, rows.count(t) - first);
-    int64_t tiles = ceil_div(count, s.height), begin, end;
-    share(ctx, s.panels * tiles, &begin, &end);
-    for (int64_t item = begin; item < end; ++item) {
-      int64_t x = item / tiles, i = item % tiles, b0 = first + i * count / tiles,
-              m = first + (i + 1) * count / tiles - b0;
+    int64_t first = rows.count(rows.before(t)), count = rows.count(t) - first;
+    Share mine(ctx, false, p.batch, count, s.panels, s.height);
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      int64_t x = mine.panel(item), i = item % mine.tiles, b0 = first + mine.row(i),
+              m = first + mine.row(i + 1) - b0;
       block_product(f.dhidden + rows.at(t, b0) * s.depth, ars, (int64_t)1, m,
                     packed + x * s.depth * s.width, s.width, (int64_t)s.nvec, s.depth, part,
                     s.width, false);

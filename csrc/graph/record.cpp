@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "activation.h"
+#include "attention.h"
 #include "dropout.h"
 #include "elementwise.h"
 #include "graph.h"
@@ -211,6 +212,12 @@ Counter* counter_of(RecordedOp& op, uint64_t** seed) {
   if (!strcmp(n, "uniform") || !strcmp(n, "normal")) {
     *seed = &((RandomParams*)p)->seed;
     return &((RandomParams*)p)->counter;
+  }
+  if (!strcmp(n, "attention") || !strcmp(n, "attention_backward")) {
+    AttentionParams* a = (AttentionParams*)p;
+    if (a->dropout != 1) return nullptr;
+    *seed = &a->seed;
+    return &a->counter;
   }
   return nullptr;
 }

@@ -24,6 +24,7 @@ struct RecurrentParams {
   int64_t row_t, row_b, out_row;
   int32_t mode, reverse;
   int32_t members;  // threads that may come, never changes the result
+  int64_t l2;       // bytes of second cache a core has, neither
 };
 
 }  // namespace gs

@@ -19,6 +19,7 @@ _NONE = (0.0, 0, 0)  # dropout: probability, seed, counter
 class AttentionBackward(Node):
     """dv = P^T do, dS = P (do v^T - rowsum(do o)), dq = scale dS k, dk = scale dS^T q."""
 
+    __slots__ = ("causal", "draw", "mask", "scale")
     mask: Any
     causal: bool
     scale: float
@@ -36,6 +37,7 @@ class AttentionBackward(Node):
 class AttentionQkvBackward(Node):
     """The same for q, k and v in one array."""
 
+    __slots__ = ("causal", "draw", "heads", "mask", "scale", "time_first")
     heads: int
     time_first: bool
     mask: Any

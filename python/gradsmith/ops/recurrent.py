@@ -17,23 +17,24 @@ LSTM, GRU, RNN_TANH, RNN_RELU = range(4)
 class RecurrentBackward(Node):
     """The time loop in reverse gives the gradients of the gates; weights and inputs follow by products."""
 
+    __slots__ = ("batch_first", "directions", "mode", "sizes")
     mode: int
     batch_first: bool
     sizes: Any
     directions: int
-    kept: tuple  # (gates, hprev, aux) of each direction
 
     def backward(self, dout: Any, dhn: Any, dcn: Any = None) -> tuple:
         k, D = self.k, self.directions
-        x, *weights = self.saved
+        # input, (w_ih, w_hh) of each direction, (gates, hprev, aux) of each direction
+        x, *rest = self.saved
         need_x, need_h, need_c, *need_w = self.needs
         rows = x.reshape(-1, x.shape[-1]) if x.flags.c_contiguous else None
         dx: Any = None
         grads: list[Any] = []
         states: tuple[list, list] = ([], [])
         for d in range(D):
-            w_ih, w_hh = weights[2 * d : 2 * d + 2]
-            gates, hprev, aux = self.kept[d]
+            w_ih, w_hh = rest[2 * d : 2 * d + 2]
+            gates, hprev, aux = rest[2 * D + 3 * d : 2 * D + 3 * d + 3]
             dg, dh, dh0, dc0 = k.recurrent_backward(
                 self.mode, gates, w_hh, self.sizes, self.batch_first, d, hprev, aux, dout,
                 None if dhn is None else dhn[d], None if dcn is None else dcn[d], need_h, need_c,
@@ -107,7 +108,7 @@ def recurrent_layer(
     hn = k.empty((D, B, H), name)
     cn = k.empty((D, B, H), name) if mode == LSTM else None
     data = x.data
-    kept = []
+    kept: list[Any] = []
     for d in range(D):
         w, u, b, c = weights[4 * d : 4 * d + 4]
         assert w is not None and u is not None
@@ -117,21 +118,20 @@ def recurrent_layer(
             None if h0 is None else h0.data[d], None if c0 is None else c0.data[d], sizes,
             batch_first, d, out, hn, cn,
         )  # fmt: skip
-        kept.append((gates, hprev, aux))
+        kept += [gates, hprev, hprev if aux is None else aux]  # RNN has no third
     outs = (out, hn, cn) if mode == LSTM else (out, hn)
     inputs = (x, h0, c0 if mode == LSTM else None, *weights)
-    saved = [x]
+    saved: list[Any] = [x]
     for d in range(D):
-        saved += [weights[4 * d], weights[4 * d + 1]]  # type: ignore[list-item]
+        saved += [weights[4 * d], weights[4 * d + 1]]
     return apply(
         RecurrentBackward,
         k,
         outs,
         inputs,
-        saved,
+        saved + kept,
         mode=mode,
         batch_first=batch_first,
         sizes=sizes,
         directions=D,
-        kept=tuple(kept),
     )
