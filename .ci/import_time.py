@@ -1,6 +1,8 @@
-"""Checks the time of `import gradsmith`: at most NumPy's import + 30 ms, medians over fresh processes in turn.
+"""Prints the time of `import gradsmith` beside NumPy's, medians over fresh processes in turn.
 
-Processor time, so that a busy machine does not count; wall time is printed beside it.
+usage: import_time.py [--check]
+
+--check fails when it is more than NumPy's + 30 ms of processor time; not for machines that others use, too.
 """
 
 import os
@@ -28,7 +30,7 @@ def main() -> int:
         print(f"{kind} time: numpy {numpy:.0f} ms, gradsmith {ours:.0f} ms, {extra:.1f} ms more")
         if i == 0:
             limit = extra
-    return limit > 30
+    return "--check" in sys.argv and limit > 30
 
 
 if __name__ == "__main__":
