@@ -1,6 +1,6 @@
 """A character-level GPT learns the made-up sentences of gs.data.make_text.
 
-    python examples/char_gpt.py [--steps 600] [--seed 0]
+    python examples/char_gpt.py [--steps 2000] [--seed 0]
 
 Prints the loss, then a sample and how many of its lines the grammar accepts.
 """
@@ -36,7 +36,7 @@ def main(steps: int, seed: int, batch: int = 16, context: int = 64) -> float:
         gs.optim.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 99:
+        if step % 500 == 499:
             print(f"step {step + 1}: loss {loss.item():.3f}, {time.perf_counter() - start:.0f} s")
     prompt = np.full((8, 1), number["\n"])
     out = model.generate(prompt, 400, temperature=0.7).numpy()
@@ -49,7 +49,7 @@ def main(steps: int, seed: int, batch: int = 16, context: int = 64) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     main(options.steps, options.seed)

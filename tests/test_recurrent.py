@@ -233,10 +233,10 @@ def test_against_torch(rng, kind, both, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch", [6, 40])  # work split by units, by sequences
-def test_same_bits_on_any_number_of_threads(rng, kind, batch):
+@pytest.mark.parametrize("batch, hidden", [(6, 640), (40, 100)])  # split by units, by sequences
+def test_same_bits_on_any_number_of_threads(rng, kind, batch, hidden):
     before = gs.get_num_threads()
-    layer = make(kind, 24, 100, bidirectional=True)
+    layer = make(kind, 24, hidden, bidirectional=True)
     x = gs.tensor(rng.standard_normal((6, batch, 24)).astype(np.float32), requires_grad=True)
     seen = []
     try:
