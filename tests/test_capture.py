@@ -1015,3 +1015,108 @@ def test_empty_inputs():
     step = gs.capture(lambda x: x * 2 + gs.ones(0, 3))
     for _ in range(5):
         assert step(gs.zeros(0, 3)).shape == (0, 3)
+
+
+def trained(capture, resume=None, epochs=3, **kwargs):
+    """A Trainer's run: history, state, and the trainer."""
+    r = np.random.default_rng(1)
+    x = r.normal(size=(77, 6)).astype(np.float32)
+    y = r.integers(0, 4, 77)
+    gs.manual_seed(5)
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4)
+    )
+    opt = gs.optim.AdamW(model.parameters(), lr=0.01)
+    schedule = gs.optim.lr_scheduler.CosineAnnealingLR(opt, 30)
+    t = gs.train.Trainer(
+        model, "cross_entropy", opt, schedule, metrics=["accuracy"], capture=capture
+    )
+    loader = gs.data.Loader((x, y), 16, shuffle=True, seed=3)
+    history = t.fit(loader, (x, y), epochs=epochs, progress=False, resume=resume, **kwargs)
+    rows = [{k: v for k, v in row.items() if "second" not in k} for row in history]
+    return rows, bits(state_of(model, opt)), t
+
+
+def test_trainer_captures_by_itself(tmp_path):
+    a, b = trained(False), trained(True)
+    assert a[:2] == b[:2]
+    step = b[2]._captured[True]
+    assert step.reason is None and step.programs[0]["replays"] >= 9
+    clipped = [trained(c, max_grad_norm=0.1)[:2] for c in (False, True)]
+    assert clipped[0] == clipped[1] != a[:2]
+    windows = [trained(c, accumulate=2)[:2] for c in (False, True)]
+    assert windows[0] == windows[1]
+    first = trained(True, epochs=2)[2]
+    path = tmp_path / "half.safetensors"
+    first.save(path)
+    again = trained(True, resume=path)
+    assert again[1] == a[1]
+
+
+def test_trainer_falls_back_with_one_warning():
+    def loss(pred, target):
+        value = F.cross_entropy(pred, target)
+        value.item()
+        return value
+
+    r = np.random.default_rng(1)
+    x, y = r.normal(size=(64, 6)).astype(np.float32), r.integers(0, 4, 64)
+    out = []
+    for capture in (False, True):
+        gs.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+        opt = adamw(model.parameters())
+        t = gs.train.Trainer(model, loss, opt, capture=capture)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            t.fit((x, y), epochs=2, batch_size=8, progress=False)
+        told = [w for w in seen if "not captured" in str(w.message)]
+        assert len(told) == int(capture)
+        out.append(bits(state_of(model, opt)))
+    assert out[0] == out[1]
+
+
+def test_verbose_tells(capfd, monkeypatch):
+    import gradsmith.core.capture as module
+
+    monkeypatch.setattr(module, "_verbose", True)
+    step = gs.capture(lambda x: x * 2)
+    for _ in range(4):
+        step(gs.ones(2))
+    err = capfd.readouterr().err
+    assert "recorded 1 operations" in err and "arena" in err
+
+
+def test_replaced_methods_are_seen():
+    x, y = data((6,), 4, 16)
+
+    def before(i, model, opt):
+        if i == 8:
+            layer = model[1]
+            layer.forward = lambda x: F.relu(x) * 0.5
+
+    same(small, adamw, x, y, before=before)
+
+    def run(captured):
+        gs.manual_seed(0)
+        model = small()
+        opt = adamw(model.parameters())
+        calls = []
+
+        def step(a, b):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(a), b)
+            loss.backward()
+            opt.step()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for i, (a, b) in enumerate(zip(x, y)):
+                if i == 8:
+                    opt.step = lambda usual=opt.step: (calls.append(1), usual())
+                f(gs.tensor(a), gs.tensor(b))
+        return len(calls), bits(state_of(model, opt))
+
+    assert run(True) == run(False)

@@ -1,11 +1,15 @@
 // Bindings of the captured step: a recording (csrc/graph/record.cpp) with the arrays that it saw,
 // and a program with what must hold before it may be replayed.
-#include <deque>
+#include <math.h>
+
+#include <algorithm>
 #include <memory>
 #include <unordered_set>
 
 #include "../graph/graph.h"
 #include "array.h"
+#include "autograd.h"
+#include "optimizer.h"
 
 namespace gs {
 
@@ -111,7 +115,7 @@ void Recording::see(PyObject* a) {
 // ---- what must hold before a replay
 
 struct Guard {
-  enum Kind { kItem, kSize, kCell, kListItem, kListSize, kAttribute, kTensor } kind;
+  enum Kind { kItem, kSize, kCell, kListItem, kListSize, kAttribute, kTensor, kGrad } kind;
   py::object owner, key, value;
   int64_t number = 0;
   int object = -1;  // kTensor: memory that follows the tensor's array, or -1
@@ -137,8 +141,6 @@ struct Output {
   py::object parameter;
 };
 
-PyObject *names_data, *names_rg, *names_grad;  // interned, live as long as the process
-
 bool same_value(PyObject* a, PyObject* b) {
   if (a == b) return true;
   if (Py_TYPE(a) != Py_TYPE(b)) return false;
@@ -148,6 +150,120 @@ bool same_value(PyObject* a, PyObject* b) {
   int r = PyObject_RichCompareBool(a, b, Py_EQ);
   if (r < 0) PyErr_Clear();
   return r == 1;
+}
+
+// The step counts and scalars of an optimizer whose rule is known here: what Optimizer.advance does
+// in Python, with the same operations in the same order, so that the numbers have the same bits.
+struct Stepper {
+  enum Rule { kSgd, kAdam } rule;
+  struct Set {
+    py::dict group;
+    std::vector<int> slots;
+    std::vector<py::dict> owns;
+    bool flag;  // amsgrad, or momentum > 0: which kernel was recorded
+  };
+  py::dict own;  // the optimizer's __dict__
+  std::vector<Set> sets;
+  std::vector<Version*> versions;
+  std::vector<py::object> held;
+  bool decoupled_always, norm;
+  int clip_slot;
+
+  bool number(PyObject* dict, PyObject* name, double* out) const {
+    PyObject* v = PyDict_GetItem(dict, name);
+    if (!v) return false;
+    if (PyFloat_CheckExact(v))
+      *out = PyFloat_AS_DOUBLE(v);
+    else if (PyLong_CheckExact(v))
+      *out = PyLong_AsDouble(v);
+    else
+      return false;
+    return true;
+  }
+  bool advance(bool write);
+};
+
+struct Names {
+  PyObject *lr, *betas, *eps, *weight_decay, *l1, *maximize, *amsgrad, *step, *momentum, *dampening,
+      *nesterov, *decoupled, *clip_value, *max_grad_norm;
+};
+Names nm;
+
+// write = false: only whether the kernels and options are such that it can be done.
+bool Stepper::advance(bool write) {
+  PyObject* clip = PyDict_GetItem(own.ptr(), nm.clip_value);
+  double clip_value = INFINITY, max_norm = 0;
+  if (!clip || (clip != Py_None && !number(own.ptr(), nm.clip_value, &clip_value))) return false;
+  PyObject* limit = PyDict_GetItem(own.ptr(), nm.max_grad_norm);
+  if (!limit || (limit != Py_None) != norm) return false;
+  if (norm && !number(own.ptr(), nm.max_grad_norm, &max_norm)) return false;
+  SlotValue* table = slot_table();
+  for (Set& s : sets) {
+    PyObject* g = s.group.ptr();
+    double lr, decay, l1;
+    if (!number(g, nm.lr, &lr) || !number(g, nm.weight_decay, &decay) || !number(g, nm.l1, &l1))
+      return false;
+    PyObject* maximize = PyDict_GetItem(g, nm.maximize);
+    PyObject* count = PyDict_GetItem(s.owns[0].ptr(), nm.step);
+    if (!maximize || !count || !PyLong_CheckExact(count)) return false;
+    double t = PyLong_AsDouble(count) + 1;
+    bool apart = decoupled_always;
+    double v[kOptimizerScalars] = {};
+    int n = 5;
+    if (rule == kAdam) {
+      PyObject* amsgrad = PyDict_GetItem(g, nm.amsgrad);
+      PyObject* betas = PyDict_GetItem(g, nm.betas);
+      double eps;
+      if (!amsgrad || (amsgrad == Py_True) != s.flag || !betas || !PyTuple_CheckExact(betas) ||
+          PyTuple_GET_SIZE(betas) != 2 || !number(g, nm.eps, &eps))
+        return false;
+      PyObject *x = PyTuple_GET_ITEM(betas, 0), *y = PyTuple_GET_ITEM(betas, 1);
+      if (!PyFloat_CheckExact(x) || !PyFloat_CheckExact(y)) return false;
+      double b1 = PyFloat_AS_DOUBLE(x), b2 = PyFloat_AS_DOUBLE(y);
+      if (!apart) apart = PyDict_GetItem(g, nm.decoupled) == Py_True;
+      if (write) {
+        double correction = 1 / sqrt(1 - pow(b2, t));
+        v[5] = lr / (1 - pow(b1, t));
+        v[6] = b1;
+        v[7] = 1 - b1;
+        v[8] = b2;
+        v[9] = 1 - b2;
+        v[10] = eps;
+        v[11] = correction;
+        n = 12;
+      }
+    } else {
+      double m, dampening;
+      PyObject* nesterov = PyDict_GetItem(g, nm.nesterov);
+      if (!number(g, nm.momentum, &m) || !number(g, nm.dampening, &dampening) || !nesterov ||
+          (m != 0) != s.flag)
+        return false;
+      v[5] = lr;
+      n = 6;
+      if (m != 0) {
+        v[6] = t == 1 ? 0.0 : m;
+        v[7] = t == 1 ? 1.0 : 1.0 - dampening;
+        v[8] = nesterov == Py_True ? m : 0.0;
+        n = 9;
+      }
+    }
+    if (!write) continue;
+    v[0] = maximize == Py_True ? -1.0 : 1.0;
+    v[1] = clip_value;
+    v[2] = apart ? 0.0 : decay;
+    v[3] = l1;
+    v[4] = apart ? 1.0 - lr * decay : 1.0;
+    for (int i = 0; i < n; ++i) table[s.slots[(size_t)i]].f = v[i];
+    PyObject* next = PyLong_FromDouble(t);
+    if (!next) throw py::error_already_set();
+    for (py::dict& o : s.owns) PyDict_SetItem(o.ptr(), nm.step, next);
+    Py_DECREF(next);
+  }
+  if (write) {
+    if (norm) table[clip_slot].f = max_norm;
+    for (Version* x : versions) ++x->value;
+  }
+  return true;
 }
 
 struct PyProgram {
@@ -162,6 +278,14 @@ struct PyProgram {
   std::string reason;
   uint64_t allocations = 0;
   std::atomic<bool> busy{false};
+  std::vector<Stepper> steppers;
+  std::vector<PyObject*> cleared;  // parameters without a gradient afterwards, held by guards
+  std::vector<py::object> cleared_held;
+  bool grad_mode = true;
+  bool direct = false;            // call() does everything
+  py::object module;              // of the kernels
+  std::vector<int> leaf_outputs;  // the outputs that the function returns, in order
+  bool single = false;            // one tensor
 
   void add_fixed() {
     fixed.clear();
@@ -182,7 +306,9 @@ struct PyProgram {
   }
   bool guard_holds(Guard& g);
   bool check(py::handle leaves);
+  void run();  // replay without the results
   py::object replay();
+  PyObject* call(PyObject* leaves);
   void raise_failed(int op);
 };
 
@@ -215,14 +341,17 @@ bool PyProgram::guard_holds(Guard& g) {
       Py_DECREF(v);
       return same;
     }
+    case Guard::kGrad: {
+      PyObject* v = ((Tensor*)g.owner.ptr())->grad;
+      return v == g.value.ptr() || (!v && g.value.is_none());
+    }
     case Guard::kTensor: {
-      PyObject* v = PyObject_GetAttr(g.owner.ptr(), names_data);
-      if (!v) {
-        PyErr_Clear();
-        return false;
-      }
-      py::object now = py::reinterpret_steal<py::object>(v);
+      const Tensor* t = (const Tensor*)g.owner.ptr();
+      if (t->requires_grad != (g.number != 0)) return false;
+      PyObject* v = t->data;
       if (v == g.value.ptr()) return true;
+      if (!v) return false;
+      py::object now = py::reinterpret_borrow<py::object>(v);
       if (g.object < 0 || !is_array(v)) return false;
       // Another array of the same kind: the program moves to it.
       const auto *a = proxy_of(v), *b = proxy_of(g.value.ptr());
@@ -267,9 +396,9 @@ bool PyProgram::check(py::handle leaves) {
       reason = "argument " + std::to_string(i) + " has another type";
       return false;
     }
-    py::object data = py::reinterpret_steal<py::object>(PyObject_GetAttr(o, names_data));
-    if (!data || !is_array(data.ptr())) {
-      PyErr_Clear();
+    // The program was recorded with this very type, which is a Tensor.
+    py::handle data = ((Tensor*)o)->data;
+    if (!data || !is_ndarray(data.ptr())) {
       reason = "argument " + std::to_string(i) + " has no array";
       return false;
     }
@@ -281,14 +410,10 @@ bool PyProgram::check(py::handle leaves) {
       reason = "argument " + std::to_string(i) + " has another shape, dtype or layout";
       return false;
     }
-    PyObject* rg = PyObject_GetAttr(o, names_rg);
-    if (rg != Py_False) {
-      Py_XDECREF(rg);
-      PyErr_Clear();
+    if (((Tensor*)o)->requires_grad) {
       reason = "argument " + std::to_string(i) + " requires a gradient";
       return false;
     }
-    Py_DECREF(rg);
     if (in.same_as >= 0) {
       const Input& other = inputs[(size_t)in.same_as];
       if (other.object >= 0 && p.bound[(size_t)other.object] != a->data) {
@@ -336,16 +461,14 @@ void PyProgram::raise_failed(int op) {
   throw std::runtime_error("a check of values failed in a captured step");
 }
 
-py::object PyProgram::replay() {
+void PyProgram::run() {
   // A result that somebody still holds keeps its memory; the next one gets new memory.
   for (Output& o : outputs) {
     Py_ssize_t holders = o.holder.ptr() ? 2 : 1;
     bool kept = Py_REFCNT(o.array.ptr()) > holders;
     if (o.holder.ptr() && !kept) {
-      PyObject* g = PyObject_GetAttr(o.parameter.ptr(), names_grad);
-      PyErr_Clear();
-      kept = Py_REFCNT(o.holder.ptr()) > (g == o.holder.ptr() ? 3 : 1);
-      Py_XDECREF(g);
+      PyObject* g = ((Tensor*)o.parameter.ptr())->grad;
+      kept = Py_REFCNT(o.holder.ptr()) > (g == o.holder.ptr() ? 2 : 1);
     }
     if (kept) {
       Array fresh = array_new(o.dtype, (int)o.shape.size(), o.shape.data());
@@ -361,6 +484,70 @@ py::object PyProgram::replay() {
     failed = p.replay();
   }
   if (failed >= 0) raise_failed(failed);
+}
+
+// The whole call where no Python has to run: nullptr without an error when the program does not
+// fit.
+PyObject* PyProgram::call(PyObject* leaves) {
+  if (!direct || grad_enabled() != grad_mode || get_num_threads() != p.options.threads ||
+      !check(leaves))
+    return nullptr;
+  for (Stepper& s : steppers)
+    if (!s.advance(false)) return nullptr;
+  if (!p.prologue.empty()) {
+    int failed = p.check_inputs();
+    if (failed >= 0) raise_failed(failed);
+  }
+  for (Stepper& s : steppers) s.advance(true);
+  try {
+    run();
+  } catch (...) {
+    for (Stepper& s : steppers)
+      for (auto& set : s.sets) {
+        PyObject* last =
+            PyLong_FromLongLong(PyLong_AsLongLong(PyDict_GetItem(set.owns[0].ptr(), nm.step)) - 1);
+        for (py::dict& o : set.owns) PyDict_SetItem(o.ptr(), nm.step, last);
+        Py_XDECREF(last);
+      }
+    throw;
+  }
+  for (Output& o : outputs) {
+    if (!o.parameter.ptr()) continue;
+    Tensor* t = (Tensor*)o.parameter.ptr();
+    if (!o.holder.ptr()) {
+      Tensor* g = tensor_wrap(o.array.ptr(), module.ptr());
+      if (!g) throw py::error_already_set();
+      o.holder = py::reinterpret_steal<py::object>((PyObject*)g);
+    }
+    if (t->grad != o.holder.ptr()) {
+      PyObject* old = t->grad;
+      t->grad = py::object(o.holder).release().ptr();
+      Py_XDECREF(old);
+    }
+  }
+  for (PyObject* x : cleared) {
+    Tensor* t = (Tensor*)x;
+    if (t->grad != Py_None) {
+      PyObject* old = t->grad;
+      Py_INCREF(Py_None);
+      t->grad = Py_None;
+      Py_XDECREF(old);
+    }
+  }
+  if (single) {
+    Tensor* t = tensor_wrap(outputs[(size_t)leaf_outputs[0]].array.ptr(), module.ptr());
+    if (!t) throw py::error_already_set();
+    return (PyObject*)t;
+  }
+  PyObject* result = PyTuple_New((Py_ssize_t)outputs.size());
+  if (!result) throw py::error_already_set();
+  for (size_t i = 0; i < outputs.size(); ++i)
+    PyTuple_SET_ITEM(result, (Py_ssize_t)i, py::object(outputs[i].array).release().ptr());
+  return result;
+}
+
+py::object PyProgram::replay() {
+  run();
   py::tuple result(outputs.size());
   for (size_t i = 0; i < outputs.size(); ++i)
     PyTuple_SET_ITEM(result.ptr(), (Py_ssize_t)i, py::object(outputs[i].array).release().ptr());
@@ -449,9 +636,14 @@ void check_values(const Array& a, CheckFn ok, RaiseFn raise, std::initializer_li
 }
 
 void bind_capture(py::module_& m) {
-  names_data = PyUnicode_InternFromString("data");
-  names_rg = PyUnicode_InternFromString("_rg");
-  names_grad = PyUnicode_InternFromString("_grad");
+  auto intern = [](const char* s) { return PyUnicode_InternFromString(s); };
+  nm = Names{intern("lr"),          intern("betas"),
+             intern("eps"),         intern("weight_decay"),
+             intern("l1"),          intern("maximize"),
+             intern("amsgrad"),     intern("step"),
+             intern("momentum"),    intern("dampening"),
+             intern("nesterov"),    intern("decoupled_weight_decay"),
+             intern("_clip_value"), intern("_max_grad_norm")};
   py::class_<Recording>(m, "Recording", "One run of a function, launch by launch.")
       .def(py::init<>())
       .def(
@@ -565,7 +757,9 @@ void bind_capture(py::module_& m) {
           })
       .def("guard_tensor",
            [](PyProgram& q, py::object tensor, py::object array, std::string name) {
+             if (!is_tensor(tensor.ptr())) throw py::type_error("guard_tensor: not a Tensor");
              Guard g{Guard::kTensor, tensor, py::none(), array, 0, -1, std::move(name)};
+             g.number = ((Tensor*)tensor.ptr())->requires_grad;
              if (is_array(array.ptr()) && c_contiguous(array.ptr()) && bytes_of(array.ptr()))
                for (size_t i = 0; i < q.p.objects.size(); ++i) {
                  const MemoryObject& o = q.p.objects[i];
@@ -574,6 +768,61 @@ void bind_capture(py::module_& m) {
                    g.object = (int)i;
                }
              q.guards.push_back(std::move(g));
+           })
+      .def("guard_grad",
+           [](PyProgram& q, py::object tensor, py::object grad, std::string name) {
+             if (!is_tensor(tensor.ptr())) throw py::type_error("guard_grad: not a Tensor");
+             q.guards.push_back(
+                 Guard{Guard::kGrad, tensor, py::none(), grad, 0, -1, std::move(name)});
+           })
+      .def(
+          "call",
+          [](PyProgram& q, py::handle leaves) {
+            PyObject* r = q.call(leaves.ptr());
+            return r ? py::reinterpret_steal<py::object>(r)
+                     : py::reinterpret_borrow<py::object>(Py_NotImplemented);
+          },
+          py::arg("leaves"),
+          "Checks, replays and returns the tensor (or the arrays); NotImplemented where Python has "
+          "to do it.")
+      .def("set_direct",
+           [](PyProgram& q, bool grad_mode, py::object module, py::list steppers, py::list cleared,
+              py::list leaf_outputs, bool single) {
+             for (auto item : steppers) {
+               // (rule, own dict, decoupled, norm, clip slot, [(group, slots, owns, flag)],
+               // versions)
+               py::tuple t = py::reinterpret_borrow<py::tuple>(item);
+               Stepper s;
+               s.rule = t[0].cast<std::string>() == "adam" ? Stepper::kAdam : Stepper::kSgd;
+               s.own = t[1];
+               s.decoupled_always = t[2].cast<bool>();
+               s.norm = t[3].cast<bool>();
+               s.clip_slot = t[4].cast<int>();
+               for (auto each : t[5]) {
+                 py::tuple u = py::reinterpret_borrow<py::tuple>(each);
+                 Stepper::Set set;
+                 set.group = u[0];
+                 set.slots = u[1].cast<std::vector<int>>();
+                 for (auto o : u[2]) set.owns.push_back(py::reinterpret_borrow<py::dict>(o));
+                 set.flag = u[3].cast<bool>();
+                 s.sets.push_back(std::move(set));
+               }
+               for (auto v : t[6]) {
+                 if (Py_TYPE(v.ptr()) != &version_type) throw py::type_error("not a version");
+                 s.versions.push_back((Version*)v.ptr());
+                 s.held.push_back(py::reinterpret_borrow<py::object>(v));
+               }
+               q.steppers.push_back(std::move(s));
+             }
+             for (auto c : cleared) {
+               q.cleared_held.push_back(py::reinterpret_borrow<py::object>(c));
+               q.cleared.push_back(c.ptr());
+             }
+             for (auto i : leaf_outputs) q.leaf_outputs.push_back(i.cast<int>());
+             q.single = single;
+             q.grad_mode = grad_mode;
+             q.module = module;
+             q.direct = true;
            })
       .def("set_random",
            [](PyProgram& q, uint64_t seed, uint64_t counter) {

@@ -154,6 +154,7 @@ class _Program:
         self.checks = False
         self.names = ""
         self.watch: Any = None
+        self.direct = self.single = False
 
     def ready(self) -> bool:
         return all([a.ready() for a in self.actions])
@@ -180,6 +181,7 @@ class Captured:
         self._failures = 0
         self._misses = 0
         self.reason: str | None = None  # why it stays eager
+        self.parts: Any = None  # for owners: what it was made for
         self._lock = threading.RLock()
         self.__wrapped__ = fn
         _live.add(self)
@@ -190,14 +192,13 @@ class Captured:
             return self.fn(*args, **kwargs)  # part of the recording around it
         with self._lock:
             p = self._last
-            if (
-                p is not None
-                and not kwargs
-                and p.mode == self._mode()
-                and p.native.check(args)
-                and p.ready()
-            ):
-                return self._replay(p, args)
+            if p is not None and not kwargs:
+                if p.direct and (not mode_hooks or p.mode == self._mode()):
+                    r = p.native.call(args)
+                    if r is not NotImplemented:
+                        return r if p.single else _results(p, r, args)
+                elif p.mode == self._mode() and p.native.check(args) and p.ready():
+                    return self._replay(p, args)
             return self._other(args, kwargs)
 
     def _mode(self) -> tuple:
@@ -370,8 +371,8 @@ class Captured:
             return result
         self._failures = 0
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
-        plan.fill(p)
         p.draws = after["counter"] - before["counter"]
+        plan.fill(p)
         self._programs.append(p)
         if len(self._programs) > _MAX_PROGRAMS:
             self._programs.pop(0)
@@ -585,7 +586,7 @@ class _Plan:
         native = p.native
         self.watch.guard(native)
         for t, g in self.grad_guards:
-            native.guard_attribute(t, "_grad", g, "a gradient from before the call")
+            native.guard_grad(t, g, "a gradient from before the call")
             if g is not None:
                 native.guard_tensor(g, g.data, "a gradient from before the call")
         for kind, what in self.notes:
@@ -597,6 +598,12 @@ class _Plan:
         p.results, p.result_tree = self.results, self.result_tree
         p.checks = native.has_checks()
         p.watch = self.watch
+        steppers = [a.native() if isinstance(a, OptimizerState) else None for a in p.actions]
+        if p.draws == 0 and all(s is not None for s in steppers):
+            p.single = p.result_tree is None and p.results[0][0] == "array"
+            outputs = [value for kind, value in p.results if kind == "array"]
+            native.set_direct(p.mode[0], _cpu, steppers, p.cleared, outputs, p.single)
+            p.direct = True
 
 
 def _unfinished(node: Any) -> bool:

@@ -25,6 +25,8 @@ __all__ = ["OptimizerState", "SchedulerState", "Watch"]
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _TABLES = ("_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_hooks")
 _READS_OPTIONS = {"param_groups", "get_last_lr", "lr_at", "last_epoch", "grad_norm", "skipped"}
+# Numbers of our own layers that their arrays' shapes hold already.
+_SIZES = {"in_features", "out_features", "in_channels", "out_channels", "num_features"}
 _LIMIT = 4096
 _MISSING = object()
 
@@ -244,11 +246,14 @@ class Watch:
         own = m.__dict__
         if own.get("_hooks") or own.get("_pre_hooks"):
             self.reason = f"the module {name} has forward hooks, which a replay would not call. Remove them first"
+        self._guard(("size", own, None, len(own), f"the attributes of {name}"))
         for table in ("_hooks", "_pre_hooks"):
             if table in own:
                 self._guard(("size", own[table], None, len(own[table]), f"the hooks of {name}"))
         for key, value in list(own.items()):
-            if key not in _TABLES:
+            if key in _TABLES or isinstance(value, (Tensor, self._kinds[0])):
+                continue  # tensors and modules are in the tables too
+            if not (key in _SIZES and _ours(type(m))):
                 self._guard(("item", own, key, value, f"{name}.{key}"))
                 if not isinstance(value, _PLAIN):
                     self._value(value, f"{name}.{key}")
@@ -274,11 +279,12 @@ class Watch:
 
     def _optimizer(self, o: Any, name: str) -> None:
         base = self._kinds[1]
-        if type(o).step is not base.step:
+        if type(o).step is not base.step or "step" in o.__dict__:
             self.reason = (
                 f"the optimizer {type(o).__name__} has a step() of its own, whose numbers a replay would "
                 "not renew. Give it a kernel and scalars (see Optimizer), or leave it uncaptured"
             )
+        self._guard(("size", o.__dict__, None, len(o.__dict__), f"the attributes of {name}"))
         self.optimizers[id(o)] = o
         for i, group in enumerate(o.param_groups):
             for j, p in enumerate(group["params"]):
@@ -376,9 +382,7 @@ class Watch:
             else:
                 native.guard_size(owner, name)
         for name, t in self.tensors.values():
-            native.guard_tensor(t, t.data, f"the array of {name}")
-            if t.data.dtype.kind == "f":
-                native.guard_attribute(t, "_rg", t._rg, f"requires_grad of {name}")
+            native.guard_tensor(t, t.data, f"the array or requires_grad of {name}")
 
     def snapshot(self) -> Any:
         """Copies of all that a step changes: arrays, gradients, optimizers' and schedulers' numbers."""
@@ -450,6 +454,25 @@ class OptimizerState:
             _cpu.slots_write(o._clip_slot.ids, (o._max_grad_norm,))
         for v in self.versions:
             v[0] += 1
+
+    def native(self) -> tuple | None:
+        """For Program.set_direct, where C++ knows the rule."""
+        from ..optim import SGD, Adam, AdamW
+
+        o, kind = self.o, type(self.o)
+        if kind not in (SGD, Adam, AdamW) or self.skip:
+            return None
+        flag = "momentum" if kind is SGD else "amsgrad"
+        sets = [(g, list(ids), owns, bool(g[flag])) for _, g, ids, owns, _ in self.sets]
+        return (
+            "sgd" if kind is SGD else "adam",
+            o.__dict__,
+            kind is AdamW,
+            self.norm,
+            o._clip_slot.ids[0],
+            sets,
+            self.versions,
+        )
 
     def undo(self) -> None:
         for owns, old in self.before:

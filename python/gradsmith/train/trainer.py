@@ -60,6 +60,8 @@ class Trainer:
             ``f(y, pred)``.
         callbacks: see ``gs.train.callbacks``.
         device: where the model is put.
+        capture: record the update kernel by kernel and replay it (``gs.capture``), to the same bits;
+            what cannot be captured runs eagerly, with one warning that says why.
 
     >>> import numpy as np, gradsmith as gs
     >>> model = gs.nn.Sequential(gs.nn.Linear(2, 16), gs.nn.Tanh(), gs.nn.Linear(16, 2))
@@ -81,6 +83,7 @@ class Trainer:
         metrics: Any = (),
         callbacks: Iterable[Callback] = (),
         device: str = "cpu",
+        capture: bool = True,
     ) -> None:
         if not hasattr(model, "parameters") or not callable(model):
             raise TypeError(f"Trainer: model must be a Module, not {type(model).__name__}.")
@@ -99,6 +102,8 @@ class Trainer:
         self._eval_metrics: list[Metric] = copy.deepcopy(self.metrics)
         self.history = History()
         self.config: dict[str, Any] = {}  # anything JSON-like that should travel with checkpoints
+        self.capture = bool(capture)
+        self._captured: dict[bool, Any] = {}  # whether predictions are returned -> the update
         self.epoch = self.step = 0  # finished epochs, optimizer updates
         self.logs: dict[str, Any] = {}
         self.loss = math.nan  # mean loss of the last update
@@ -249,18 +254,45 @@ class Trainer:
             clip_grad_norm_(self.model.parameters(), max_norm)
             optimizer.step()
 
+    def _replayed(self, batch: Batch, max_norm: float | None) -> bool:
+        """The update on one batch through `gs.capture`."""
+        from ..core.capture import Captured
+
+        inputs, target, n = batch
+        keep = bool(self.metrics)
+        step = self._captured.get(keep)
+        if step is None or step.parts != (self.model, self.loss_function, self.optimizer):
+            fn = _update_of(self.model, self.loss_function, self.optimizer, keep)
+            step = self._captured[keep] = Captured(fn, fallback=True)
+            step.name = "Trainer's update"
+            step.parts = (self.model, self.loss_function, self.optimizer)
+        optimizer = self.optimizer
+        self.lr = float(optimizer.param_groups[0]["lr"])
+        before = optimizer.max_grad_norm
+        if max_norm is not None:
+            optimizer.max_grad_norm = max_norm
+        self._stepping = True
+        try:
+            loss, pred = step(inputs, target)
+        except Exception:  # not an interrupt, which may have hit half an update
+            self._stepping = False
+            raise
+        finally:
+            optimizer.max_grad_norm = before
+        self._count(1, n, loss.item() * n, [(pred.data, target.data)] if keep else [()])
+        return True
+
     def _update(self, window: list[Batch], max_norm: float | None) -> bool:
         """One optimizer step on the mean loss over all samples of the window."""
+        if self.capture and len(window) == 1 and self.guard is None and _ours(self.optimizer):
+            return self._replayed(window[0], max_norm)
         total = sum(n for _, _, n in window)
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.zero_grad()
         seen, summed = [], 0.0
         for inputs, target, n in window:
             pred = self.model(*inputs)
-            loss = self.loss_function(pred, target)
-            if not isinstance(loss, Tensor) or loss.size != 1:
-                got = f"shape {loss.shape}" if isinstance(loss, Tensor) else type(loss).__name__
-                raise ValueError(f"fit: the loss must be a Tensor of one element, got {got}.")
+            loss = _scalar(self.loss_function(pred, target))
             value = loss.item()
             if self.guard is not None and not math.isfinite(value):
                 self.optimizer.zero_grad()
@@ -274,6 +306,11 @@ class Trainer:
             seen.append((pred.data, target.data) if self.metrics else ())
         self._stepping = True  # from here to the end of the update nothing can be saved
         self._step(max_norm)
+        self._count(len(window), total, summed, seen)
+        return True
+
+    def _count(self, batches: int, total: int, summed: float, seen: list) -> None:
+        """What follows the optimizer's step: the schedule, the sums, the metrics."""
         self.step += 1
         if self.scheduler is not None and not _plateau(self.scheduler):
             self.scheduler.step()
@@ -281,12 +318,11 @@ class Trainer:
         sums = self._sums
         sums["loss"] += summed
         sums["samples"] += total
-        sums["batches"] += len(window)
+        sums["batches"] += batches
         for metric in self.metrics:
             for arrays in seen:
                 metric.update(*arrays)
         self._stepping = False
-        return True
 
     def _finish_epoch(self, bar: Progress) -> None:
         sums = self._sums
@@ -484,6 +520,33 @@ class Trainer:
 
 
 # Helpers ---------------------------------------------------------------------------------------
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.size != 1:
+        got = f"shape {loss.shape}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"fit: the loss must be a Tensor of one element, got {got}.")
+    return loss
+
+
+def _ours(optimizer: Any) -> bool:
+    from ..optim import Optimizer
+
+    return isinstance(optimizer, Optimizer)
+
+
+def _update_of(model: Any, loss_function: Any, optimizer: Any, keep: bool) -> Callable:
+    """The update as a function of its batch alone, which is what can be captured."""
+
+    def update(inputs: tuple, target: Tensor) -> tuple:
+        optimizer.zero_grad()
+        pred = model(*inputs)
+        loss = _scalar(loss_function(pred, target))
+        loss.backward()
+        optimizer.step()
+        return loss, pred if keep else None
+
+    return update
 
 
 def _no_sums() -> dict[str, Any]:
