@@ -1120,3 +1120,16 @@ def test_replaced_methods_are_seen():
         return len(calls), bits(state_of(model, opt))
 
     assert run(True) == run(False)
+
+
+def test_conv_precision_is_part_of_the_program():
+    x = gs.tensor(np.random.default_rng(0).normal(size=(2, 16, 16, 64)).astype(np.float32))
+    w = gs.tensor(np.random.default_rng(1).normal(size=(64, 3, 3, 64)).astype(np.float32))
+    step = gs.capture(lambda a: F.conv2d(a, w, padding=1))
+    before = gs.get_conv_precision()
+    try:
+        for i in range(16):
+            gs.set_conv_precision("strict" if i // 8 % 2 else "default")
+            assert bits([step(x).data]) == bits([F.conv2d(x, w, padding=1).data])
+    finally:
+        gs.set_conv_precision(before)

@@ -40,9 +40,6 @@ _MAX_FAILURES = 3
 _verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
 _live: weakref.WeakSet[Captured] = weakref.WeakSet()
 
-# Functions that return what a program depends on beside arguments and state: precision switches.
-mode_hooks: list[Callable[[], Any]] = []
-
 
 def _say(text: str) -> None:
     if _verbose:
@@ -193,7 +190,7 @@ class Captured:
         with self._lock:
             p = self._last
             if p is not None and not kwargs:
-                if p.direct and (not mode_hooks or p.mode == self._mode()):
+                if p.direct:
                     r = p.native.call(args)
                     if r is not NotImplemented:
                         return r if p.single else _results(p, r, args)
@@ -202,8 +199,6 @@ class Captured:
             return self._other(args, kwargs)
 
     def _mode(self) -> tuple:
-        if mode_hooks:
-            return (is_grad_enabled(), _cpu.get_num_threads(), *[h() for h in mode_hooks])
         return (is_grad_enabled(), _cpu.get_num_threads())
 
     def _other(self, args: tuple, kwargs: dict) -> Any:
@@ -234,7 +229,7 @@ class Captured:
         if why is not None:
             _say(f"{self.name}: eager: {why}")
             return self.fn(*args, **kwargs)
-        key = (tree, mode, tuple([_sign(x) for x in leaves]))
+        key = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         if seen == 1:
             return self.fn(*args, **kwargs)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from .. import _cpu
 from .._version import __version__
+from . import recording
 
 __all__ = [
     "empty_cache",
@@ -74,6 +75,7 @@ def set_conv_precision(precision: str) -> None:
             f"set_conv_precision: precision must be a string, got {type(precision).__name__}"
         )
     _cpu.set_conv_precision(precision)
+    recording.modes["conv_precision"] = precision
 
 
 def get_conv_precision() -> str:

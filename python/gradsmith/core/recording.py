@@ -12,11 +12,14 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["CaptureError", "here", "host_read", "note"]
+__all__ = ["CaptureError", "here", "host_read", "modes", "note"]
 
 _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 thread: int | None = None  # the thread that records
+# Switches that decide which kernels run (precisions); whoever changes one writes it here too, and a
+# program is used only while they are as they were.
+modes: dict[str, Any] = {"conv_precision": "default"}
 notes: list[tuple[str, Any]] = []  # optimizers and schedulers that stepped, in order
 
 

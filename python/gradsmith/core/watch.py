@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
+from . import recording
 from .tensor import Tensor
 
 __all__ = ["OptimizerState", "SchedulerState", "Watch"]
@@ -59,6 +60,9 @@ class Watch:
         from ..optim.optimizer import Optimizer
 
         self._kinds = (Module, Optimizer, LRScheduler)
+        self._guard(("size", recording.modes, None, len(recording.modes), "the precision"))
+        for mode, value in recording.modes.items():
+            self._guard(("item", recording.modes, mode, value, f"the {mode}"))
         self._root(fn)
         # Attributes of objects count when some code reached names them; new code may name more.
         for _ in range(4):
