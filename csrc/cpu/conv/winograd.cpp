@@ -28,11 +28,12 @@ struct Job {
   Grid g;
   Panels out;
   int64_t channels;  // padded
-  bool by_filters;
-  int64_t blocks, block;                     // by tiles: tasks, and the most tiles of one
-  int64_t images, ranges, range, slice;      // by filters: of a round, of a task
-  Planes v, m, u;                            // u: of a panel (by tiles) or of a slice
-  size_t u_at, own_at, own, zeros, scratch;  // own: bytes of a member, in it zeros, then v or u, m
+  bool by_filters, own_filters;
+  int64_t blocks, block;                 // by tiles: tasks, and the most tiles of one
+  int64_t images, ranges, range, slice;  // by filters: of a round, of a task
+  Planes v, m, u;                        // u: of a panel (by tiles) or of a slice
+  // bytes; own: of a member, in it zeros, filters (own_filters), then v or u, m
+  size_t own_at, own, zeros, filters, scratch;
 };
 
 template <class T, int M>
@@ -63,8 +64,13 @@ Job<T> make_job(const ConvParams& p) {
     j.block = ceil_div(tiles, j.blocks);
     j.v = planes(j.block, j.channels);
     j.m = planes(j.block, width);
-    j.own_at = align64((size_t)(filters + j.out.count * E * 16 * B));
-    j.own = align64(j.zeros + (size_t)(E * (j.v.step + j.m.step) * B));
+    // for few tiles, members rather repeat the transform than read what another one has just
+    // written
+    j.own_filters = filters < p.l2 / 2 && tiles <= 512;
+    j.filters = align64((size_t)(filters + j.out.count * E * 16 * B));
+    j.own_at = j.own_filters ? 0 : j.filters;
+    j.own = align64(j.zeros + (j.own_filters ? j.filters : 0) +
+                    (size_t)(E * (j.v.step + j.m.step) * B));
   } else {
     int64_t per = j.g.rows * j.g.cols;
     j.images = max64(1, min64(p.n, 16 * p.l2 / (E * j.channels * B * per)));
@@ -99,17 +105,18 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   if (!j.by_filters) {
     // Panel i of the transformed filters; E planes of C rows.
     auto panel = [&](int64_t i) {
-      return (T*)ctx->scratch + E * (C * j.out.first(i) * N + 16 * i);
+      return (j.own_filters ? mine : (T*)ctx->scratch) + E * (C * j.out.first(i) * N + 16 * i);
     };
+    int64_t start = j.own_filters ? 0 : ctx->tid, step = j.own_filters ? 1 : ctx->nt;
     int64_t slices = ceil_div(C, N);
-    for (int64_t t = ctx->tid; t < j.out.count * slices; t += ctx->nt) {
+    for (int64_t t = start; t < j.out.count * slices; t += step) {
       int64_t i = t / slices, c = t % slices * N;
       Planes s = planes(C, j.out.nv(i) * N);
       filter_tiles<T, M>(p, w, j.out.first(i) * N, j.out.nv(i), c, min64(c + N, C),
                          panel(i) + c * s.ld, s);
     }
-    ctx->sync();
-    T *v = mine, *m = mine + E * j.v.step;
+    if (!j.own_filters) ctx->sync();
+    T *v = mine + (j.own_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
     for (int64_t b = ctx->tid; b < j.blocks; b += ctx->nt) {
       int64_t t0 = b * j.g.tiles / j.blocks, t1 = (b + 1) * j.g.tiles / j.blocks;
       input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
@@ -158,8 +165,9 @@ template <class T, int M>
 void forward_plan(const void* params, Plan* plan) {
   const ConvParams& p = *(const ConvParams*)params;
   Job<T> j = make_job<T, M>(p);
-  int64_t shared = j.by_filters ? ceil_div(j.images * j.g.rows * j.g.cols, kUnit)
-                                : j.out.count * ceil_div(p.channels, simd<T>::N);
+  int64_t shared = j.by_filters    ? ceil_div(j.images * j.g.rows * j.g.cols, kUnit)
+                   : j.own_filters ? 1
+                                   : j.out.count * ceil_div(p.channels, simd<T>::N);
   plan->tasks =
       min64(max64(1, p.threads), max64(j.by_filters ? j.out.count * j.ranges : j.blocks, shared));
   plan->scratch = j.scratch;

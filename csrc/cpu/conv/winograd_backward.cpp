@@ -65,7 +65,8 @@ Job make_job(const ConvParams& p) {
   double by_tiles = (resident ? 0 : 3 * plane * blocks) + 2 * plane * (double)j.slices;
   double by_channels =
       (v + dm) + 2 * dm * (double)j.in.count + v * (double)ceil_div(p.filters, kGroup);
-  j.by_channels = by_channels < by_tiles;
+  // one slice would be one task
+  j.by_channels = by_channels < by_tiles || j.slices == 1;
   int64_t members = max64(1, p.threads);
   j.zeros = align64((size_t)(max64(C, K) * B));
   size_t at = 0;
