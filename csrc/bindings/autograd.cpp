@@ -328,6 +328,10 @@ struct Names {
   PyObject* name = interned("name");
   PyObject* a_shape = interned("a_shape");
   PyObject* b_shape = interned("b_shape");
+  PyObject* hooks = interned("_hooks");
+  PyObject* pre_hooks = interned("_pre_hooks");
+  PyObject* forward = interned("forward");
+  PyObject* call_hooked = interned("_call_hooked");
 };
 Names* names = nullptr;
 
@@ -663,6 +667,53 @@ PyObject* keep(PyObject*, PyObject* const* args, Py_ssize_t n) {
   Py_RETURN_NONE;
 }
 
+// bump(*tensors): counts a change of the memory of each Tensor; None is passed over.
+PyObject* bump(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (is_tensor(args[i])) {
+      ++((Tensor*)args[i])->version->value;
+    } else if (args[i] != Py_None) {
+      PyErr_SetString(PyExc_TypeError, "bump: a Tensor or None is needed");
+      return nullptr;
+    }
+  }
+  Py_RETURN_NONE;
+}
+
+// 1: the dict under this name is not empty, 0: it is, -1: error
+int has_entries(PyObject* module, PyObject* name) {
+  PyObject* d = PyObject_GetAttr(module, name);
+  if (!d) return -1;
+  int r = PyDict_Check(d) ? PyDict_GET_SIZE(d) > 0 : PyObject_IsTrue(d);
+  Py_DECREF(d);
+  return r;
+}
+
+// nn.Module.__call__: forward, or _call_hooked where there are hooks.
+PyObject* module_call(PyObject* self, PyObject* args, PyObject* keywords) {
+  int hooks = has_entries(self, names->hooks);
+  if (hooks == 0) hooks = has_entries(self, names->pre_hooks);
+  if (hooks < 0) {
+    if (PyErr_ExceptionMatches(PyExc_AttributeError))
+      PyErr_Format(PyExc_AttributeError, "%.100s: call super().__init__() in __init__",
+                   Py_TYPE(self)->tp_name);
+    return nullptr;
+  }
+  PyObject* name = hooks ? names->call_hooked : names->forward;
+  Py_ssize_t n = PyTuple_GET_SIZE(args);
+  PyObject* few[8];
+  if (n < 8 && (!keywords || PyDict_GET_SIZE(keywords) == 0)) {
+    few[0] = self;
+    for (Py_ssize_t i = 0; i < n; ++i) few[i + 1] = PyTuple_GET_ITEM(args, i);
+    return PyObject_VectorcallMethod(name, few, (size_t)n + 1, nullptr);
+  }
+  PyObject* method = PyObject_GetAttr(self, name);
+  if (!method) return nullptr;
+  PyObject* r = PyObject_Call(method, args, keywords);
+  Py_DECREF(method);
+  return r;
+}
+
 PyObject* get_enabled(PyObject*, PyObject*) { return PyBool_FromLong(grad_enabled()); }
 
 // Sets the mode; returns the one before.
@@ -709,6 +760,8 @@ PyMethodDef functions[] = {
     {"_record", GS_FAST(record_node), METH_FASTCALL,
      "_record($module, cls, k, inputs, needs, saved, attrs, /)\n--\n\nA node without outputs yet."},
     {"_keep", GS_FAST(keep), METH_FASTCALL, "Appends a Tensor to what a node saved."},
+    {"bump", GS_FAST(bump), METH_FASTCALL,
+     "bump($module, *tensors)\n--\n\nCounts a change in place of each Tensor; None is passed over."},
     {"is_grad_enabled", get_enabled, METH_NOARGS,
      "is_grad_enabled($module, /)\n--\n\nTrue when ops record the graph in this thread."},
     {"_set_grad_enabled", set_enabled, METH_O, "Sets the mode of this thread; returns the former."},
@@ -776,6 +829,15 @@ PyTypeObject accumulator_type = [] {
   t.tp_flags |= Py_TPFLAGS_DISALLOW_INSTANTIATION;
   t.tp_members = nullptr;
   t.tp_getset = nullptr;
+  return t;
+}();
+
+PyTypeObject module_type = [] {
+  PyTypeObject t = make_type("gradsmith._cpu.ModuleBase", sizeof(PyObject), nullptr,
+                             "The call of a Module. Use gradsmith.nn.Module.");
+  t.tp_flags |= Py_TPFLAGS_BASETYPE;
+  t.tp_call = module_call;
+  t.tp_new = PyType_GenericNew;
   return t;
 }();
 
@@ -874,7 +936,8 @@ void bind_autograd(py::module_& m) {
   } types[] = {{"Version", &version_type},
                {"TensorBase", &tensor_type},
                {"NodeBase", &node_type},
-               {"Accumulate", &accumulator_type}};
+               {"Accumulate", &accumulator_type},
+               {"ModuleBase", &module_type}};
   for (auto& t : types) {
     if (PyType_Ready(t.type) < 0) throw py::error_already_set();
     m.attr(t.name) = py::reinterpret_borrow<py::object>((PyObject*)t.type);

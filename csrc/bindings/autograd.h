@@ -54,7 +54,7 @@ struct Node {
   Watch few_watch[3];
 };
 
-extern PyTypeObject version_type, tensor_type, node_type, accumulator_type;
+extern PyTypeObject version_type, tensor_type, node_type, accumulator_type, module_type;
 
 inline bool is_tensor(PyObject* o) { return PyObject_TypeCheck(o, &tensor_type); }
 inline bool is_node(PyObject* o) { return PyObject_TypeCheck(o, &node_type); }

@@ -25,6 +25,7 @@ __all__ = [
     "apply_pair",
     "apply_view",
     "backward",
+    "bump",
     "enable_grad",
     "grad",
     "is_grad_enabled",
@@ -41,6 +42,8 @@ apply_pair: Callable[..., Tensor] = _cpu.apply_pair
 apply_view: Callable[..., Tensor] = _cpu.apply_view
 is_grad_enabled: Callable[[], bool] = _cpu.is_grad_enabled
 _set: Callable[[bool], bool] = _cpu._set_grad_enabled
+# bump(*tensors): counts a change of their memory that was made outside apply_
+bump: Callable[..., None] = _cpu.bump
 _edge: Callable[[Tensor], tuple] = _cpu._edge
 _record: Callable[..., Any] = _cpu._record
 _wants: Callable[[tuple], tuple | None] = _cpu._wants
@@ -264,6 +267,8 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
                 f"backward: a gradient can be made implicitly only for a scalar, this tensor has shape {t.shape}. "
                 "Reduce it (for instance .sum()) or pass backward(gradient)"
             )
+        if t.data.ndim == 0:
+            return t._k.copy(_ONES[t.data.dtype])
         return np.ones(t.data.shape, t.data.dtype)
     g = gradient.data if isinstance(gradient, Tensor) else np.asarray(gradient, t.data.dtype)
     if g.shape != t.data.shape:
@@ -273,3 +278,19 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
     if g.dtype != t.data.dtype:
         raise TypeError(f"backward: gradient has dtype {g.dtype}, the tensor {t.data.dtype}")
     return g
+
+
+_ONES = {np.dtype(t): np.ones((), t) for t in (np.float32, np.float64)}
+
+
+def _backward(self: Tensor, gradient: Any = None, retain_graph: bool = False) -> None:
+    """Adds to the `.grad` of every leaf the gradient of this tensor (of sum(self * gradient)).
+
+    gradient: shape of self; may be left out for one element. retain_graph: keep what the graph
+    saved, so that backward can run again. Raises RuntimeError without a graph.
+    """
+    _run([self], [_seed(self, gradient)], retain_graph, None)
+
+
+_backward.__name__ = "backward"
+Tensor._method("backward", _backward)

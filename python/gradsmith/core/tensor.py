@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
@@ -221,16 +222,6 @@ class Tensor(_cpu.TensorBase):
         return f"tensor({', '.join(parts)})"
 
     # ---- graph
-    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
-        """Adds to the `.grad` of every leaf the gradient of this tensor (of sum(self * gradient)).
-
-        gradient: shape of self; may be left out for one element. retain_graph: keep what the graph
-        saved, so that backward can run again. Raises RuntimeError without a graph.
-        """
-        from .autograd import _seed, backward
-
-        backward([self], [_seed(self, gradient)], retain_graph)
-
     def detach(self) -> Tensor:
         """The same memory without history. In-place changes of either are seen by the other."""
         t = wrap(self.data, self._k)
@@ -306,24 +297,8 @@ class Tensor(_cpu.TensorBase):
     def cpu(self) -> Tensor:
         return self
 
-    def contiguous(self) -> Tensor:
-        """Itself when in C order, else a copy that is."""
-        from .autograd import apply
-        from .views import CloneBackward
-
-        if self.data.flags.c_contiguous:
-            return self
-        return apply(CloneBackward, self._k, self._k.contiguous(self.data), (self,))
-
     def is_contiguous(self) -> Any:
         return self.data.flags.c_contiguous
-
-    def clone(self) -> Tensor:
-        """A copy with its own memory; gradients flow through."""
-        from .autograd import apply
-        from .views import CloneBackward
-
-        return apply(CloneBackward, self._k, self._k.copy(self.data), (self,))
 
     def copy_(self, source: Any) -> Tensor:
         """Overwrites this tensor with `source` (same shape, dtypes converted)."""
@@ -368,9 +343,12 @@ class Tensor(_cpu.TensorBase):
             raise RuntimeError(f"Tensor already has {name}")
         setattr(cls, name, fn)
 
-    if TYPE_CHECKING:  # attached in ops/
+    if TYPE_CHECKING:  # attached in ops/, core/autograd.py and core/views.py
 
         def __getattr__(self, name: str) -> Any: ...
+        def backward(self, gradient: Any = None, retain_graph: builtins.bool = False) -> None: ...
+        def contiguous(self) -> Tensor: ...
+        def clone(self) -> Tensor: ...
         def __add__(self, other: Any) -> Tensor: ...
         def __radd__(self, other: Any) -> Tensor: ...
         def __sub__(self, other: Any) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""Backward rules of the copies and casts that Tensor itself makes."""
+"""Copies that Tensor itself makes, and their backward rules."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Node
+from .autograd import Node, apply
+from .tensor import Tensor
 
 
 class CloneBackward(Node):
     """dx = dy."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         return (grad,)
@@ -30,3 +33,21 @@ class CopyBackward(Node):
 
     def backward(self, grad: Any) -> tuple:
         return (np.zeros_like(grad) if self.needs[0] else None, grad if self.needs[1] else None)
+
+
+def contiguous(self: Tensor) -> Tensor:
+    """Itself when in C order, else a copy that is."""
+    if self.data.flags.c_contiguous:
+        return self
+    k = self._k
+    return apply(CloneBackward, k, k.contiguous(self.data), (self,))
+
+
+def clone(self: Tensor) -> Tensor:
+    """A copy with its own memory; gradients flow through."""
+    k = self._k
+    return apply(CloneBackward, k, k.copy(self.data), (self,))
+
+
+Tensor._method("contiguous", contiguous)
+Tensor._method("clone", clone)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from .. import _cpu
 from ..core.tensor import Parameter, Tensor, check_device, resolve_dtype
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
 M = TypeVar("M", bound="Module")
 
 
-class Module:
+class Module(_cpu.ModuleBase):
     """Base class of layers and networks.
 
     Assign Parameters, Modules and (by `register_buffer`) buffers as attributes in `__init__`, after
@@ -44,8 +45,13 @@ class Module:
 
     training: bool
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
     # Parameters, buffers and submodules stand in a table each, and once more in the instance's
-    # __dict__, where a plain attribute access finds them without __getattr__.
+    # __dict__, where a plain attribute access finds them.
     def __init__(self) -> None:
         d = self.__dict__
         d["_parameters"] = {}
@@ -99,13 +105,6 @@ class Module:
                 d[other].pop(name, None)
         d[table][name] = d[name] = value
 
-    def __getattr__(self, name: str) -> Any:
-        d = self.__dict__
-        for table in ("_parameters", "_buffers", "_modules"):
-            if table in d and name in d[table]:
-                return d[table][name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
     def __delattr__(self, name: str) -> None:
         for table in (self._parameters, self._buffers, self._modules):
             if name in table:
@@ -157,9 +156,8 @@ class Module:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self._hooks or self._pre_hooks):
-            return self.forward(*args, **kwargs) if kwargs else self.forward(*args)
+    # ModuleBase.__call__ calls forward, or this when there are hooks.
+    def _call_hooked(self, *args: Any, **kwargs: Any) -> Any:
         for fn in list(self._pre_hooks.values()):
             changed = fn(self, args)
             if changed is not None:

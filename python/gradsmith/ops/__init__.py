@@ -3,6 +3,7 @@
 One line a family, so that `gs.<op>` finds what ops/<family>.py lists in __all__.
 """
 
+from ..core import views as _views  # clone and contiguous of Tensor
 from .dropout import *
 from .attention import *
 

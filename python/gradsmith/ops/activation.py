@@ -41,6 +41,7 @@ _MASKED = frozenset(_CODES[n] for n in ("relu", "leaky_relu", "hardtanh", "thres
 _SAVES_LESS = _MASKED | {_CODES[n] for n in ("gelu", "gelu_tanh", "silu", "mish")}
 _LEAKY, _PRODUCT = _CODES["leaky_relu"], _CODES["product"]
 _LARGE = 65536  # elements from which a second saved array costs less than it saves
+_RELU = _CODES["relu"]
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
 
@@ -163,7 +164,14 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     >>> gs.relu(gs.tensor([-1.0, 2.0])).tolist()
     [0.0, 2.0]
     """
-    return _from_output(input, "relu", (), inplace)
+    if inplace or not isinstance(input, Tensor):
+        return _from_output(input, "relu", (), inplace)
+    k, data = input._k, input.data
+    if data.size >= _LARGE and _large(input):
+        return _save_less(input, _RELU, ())
+    return apply(
+        ActivationBackward, k, k.activation(_RELU, data), (input,), (), True, op=_RELU, args=()
+    )
 
 
 def relu_(input: Tensor) -> Tensor:

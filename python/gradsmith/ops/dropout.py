@@ -81,6 +81,14 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     >>> sorted(set(y.tolist()))
     [0.0, 2.0]
     """
+    if training and not inplace and 0.0 < p < 1.0 and isinstance(input, Tensor):
+        k = input._k
+        seed, counter = next_counter()
+        scale = 1.0 / (1.0 - p)
+        y = k.dropout(input.data, p, seed, counter, scale, 0.0, 0.0, 0)
+        return apply(
+            DropoutBackward, k, y, (input,), draw=(p, seed, counter), factor=scale, spatial=0
+        )
     return _plain(input, p, training, inplace, (), "dropout")
 
 

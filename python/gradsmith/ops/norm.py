@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.autograd import Node, apply
+from ..core.autograd import Node, apply, bump
 from ..core.tensor import Tensor
 from ._arguments import kernels, not_tensors
 
@@ -88,12 +88,7 @@ def batch_norm(
             weight=weight, bias=bias, num_batches_tracked=num_batches_tracked, residual=residual,
         ) from None  # fmt: skip
     if training:
-        if running_mean is not None:
-            running_mean._ver[0] += 1
-        if running_var is not None:
-            running_var._ver[0] += 1
-        if num_batches_tracked is not None:
-            num_batches_tracked._ver[0] += 1
+        bump(running_mean, running_var, num_batches_tracked)
     keep = relu and residual is not None
     saved: tuple = (input, weight, bias if relu else None, stats)
     return apply(
@@ -180,7 +175,7 @@ class LayerNormBackward(Node):
 def _trailing(input: Tensor, normalized_shape: Any, op: str) -> int:
     if isinstance(normalized_shape, int):
         normalized_shape = (normalized_shape,)
-    shape = tuple(normalized_shape)
+    shape = normalized_shape if type(normalized_shape) is tuple else tuple(normalized_shape)
     n = len(shape)
     if n == 0 or input.data.shape[-n:] != shape:
         raise ValueError(

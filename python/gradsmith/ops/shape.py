@@ -67,6 +67,7 @@ def _is_view(a: np.ndarray, of: np.ndarray) -> bool:
 class ReshapeBackward(Node):
     """dx = dy in the shape of x."""
 
+    __slots__ = ("shape",)
     shape: tuple
 
     def backward(self, grad: Any) -> tuple:
@@ -189,10 +190,14 @@ def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Tensor:
 class PermuteBackward(Node):
     """dx = dy with the axes back in place."""
 
-    inverse: tuple
+    __slots__ = ("order",)
+    order: tuple
 
     def backward(self, grad: Any) -> tuple:
-        return (grad.transpose(self.inverse),)
+        inverse = list(self.order)
+        for i, d in enumerate(self.order):
+            inverse[d] = i
+        return (grad.transpose(inverse),)
 
 
 def permute(input: Any, *dims: Any) -> Tensor:
@@ -202,13 +207,16 @@ def permute(input: Any, *dims: Any) -> Tensor:
     >>> gs.permute(gs.zeros(2, 3, 4), (2, 0, 1)).shape
     (4, 2, 3)
     """
-    x = _input(input, "permute")
-    n = x.data.ndim
-    order = tuple([_axis(d, n, "permute") for d in _ints(dims, "permute")])
-    if sorted(order) != list(range(n)):
-        raise ValueError(f"permute: dims {order} must name each of the {n} axes once")
-    inverse = tuple([order.index(i) for i in range(n)])
-    return apply_view(PermuteBackward, x, x.data.transpose(order), inverse=inverse)
+    x = input if isinstance(input, Tensor) else _input(input, "permute")
+    data = x.data
+    order = _ints(dims, "permute")
+    try:
+        out = data.transpose(order)
+    except ValueError:
+        n = data.ndim
+        order = tuple([_axis(d, n, "permute") for d in order])
+        raise ValueError(f"permute: dims {order} must name each of the {n} axes once") from None
+    return apply_view(PermuteBackward, x, out, order=order)
 
 
 def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
@@ -226,7 +234,7 @@ def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     a, b = _axis(dim0, n, "transpose"), _axis(dim1, n, "transpose")
     order[a], order[b] = b, a
     dims = tuple(order)
-    return apply_view(PermuteBackward, x, x.data.transpose(dims), inverse=dims)
+    return apply_view(PermuteBackward, x, x.data.transpose(dims), order=dims)
 
 
 swapaxes = transpose
@@ -782,7 +790,8 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         if t.data.shape != shape:
             raise ValueError(f"stack: shapes {shape} and {t.data.shape} differ; they must be equal")
     d = _axis(dim, len(shape) + 1, "stack")
-    out = k.cat([np.expand_dims(t.data, d) for t in xs], d)
+    index = _at(d, None)
+    out = k.cat([t.data[index] for t in xs], d)
     return apply(StackBackward, k, out, xs, dim=d)
 
 

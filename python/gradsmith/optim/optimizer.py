@@ -18,7 +18,11 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
+<<<<<<< HEAD
 from ..core import recording
+=======
+from ..core.autograd import bump
+>>>>>>> 4eb0e6c (Module calls in C, plain attributes without __getattr__; copies and backward without imports at each call)
 from ..core.tensor import Tensor, wrap
 
 __all__ = ["Optimizer"]
@@ -321,15 +325,13 @@ class Optimizer:
                 values = (*common, *self.scalars(group, numbers))
                 flat: list[np.ndarray] = []
                 for row in rows:
-                    flat.append(row.data)
-                    flat.append(row.p._grad.data)
-                    flat += row.states
+                    flat += (row.data, row.p._grad.data, *row.states)
                 rows[0].p._k.optimizer_update(
                     name, slots.ids, values, flat, control, self.skip_nonfinite
                 )
                 for row in rows:
                     row.own.update(numbers)
-                    row.p._ver[0] += 1
+                bump(*[row.p for row in rows])
                 self._last.append((index, slots, rows))
                 if skip:
                     undo += [(row.own, before) for row in rows]
