@@ -311,6 +311,10 @@ def test_misuse_is_an_error_not_a_crash(rng):
     empty = gs.Tensor.__new__(gs.Tensor)  # no __init__
     with pytest.raises(AttributeError):
         _ = empty.data
+    with pytest.raises(AttributeError):
+        _ = empty + 1.0
+    with pytest.raises(ValueError, match="without data"):
+        _cpu.apply_pair(Node, k, a, x, empty, 2)
     bare = apply(Node, k, a, (x,))
     with pytest.raises(NotImplementedError, match="Node.backward"):
         bare.sum().backward()

@@ -107,6 +107,7 @@ int tensor_clear(PyObject* o) {
 void tensor_dealloc(PyObject* o) {
   PyObject_GC_UnTrack(o);
   Tensor* t = (Tensor*)o;
+  if (t->accumulator) t->accumulator->leaf = nullptr;  // before anything can run Python
   if (t->weakrefs) PyObject_ClearWeakRefs(o);
   tensor_clear(o);
   Py_CLEAR(t->version);
@@ -388,7 +389,7 @@ Node* record(PyObject* cls, PyObject* k, PyObject* const* inputs, int n, uint64_
   if (!check_class(cls)) return nullptr;
   Node* node = (Node*)node_new((PyTypeObject*)cls, nullptr, nullptr);
   if (!node) return nullptr;
-  Py_INCREF(k);
+  Py_XINCREF(k);
   node->k = k;
   node->needs = needs_tuple(n, mask);
   bool ok = node->needs && reserve_edges(node, n);
@@ -563,6 +564,10 @@ PyObject* apply_pair(PyObject*, PyObject* const* args, Py_ssize_t n) {
     bool keep_a = keep == 2 || (mask & 2), keep_b = keep != 1 || (mask & 1);
     PyObject* items[] = {keep_a ? args[3] : Py_None, keep_b ? args[4] : Py_None};
     ok = save(node, items, 2);
+  }
+  if (ok && !(a->data && b->data)) {
+    PyErr_SetString(PyExc_ValueError, "apply_pair: a Tensor without data");
+    ok = false;
   }
   int plain = ok ? same_shape(a->data, b->data) : -1;
   if (plain < 0)
@@ -849,9 +854,9 @@ bool& grad_enabled() {
 Tensor* tensor_wrap(PyObject* data, PyObject* k) {
   Tensor* t = (Tensor*)tensor_new((PyTypeObject*)tensor_class, nullptr, nullptr);
   if (!t) return nullptr;
-  Py_INCREF(data);
+  Py_XINCREF(data);
   t->data = data;
-  Py_INCREF(k);
+  Py_XINCREF(k);
   t->k = k;
   return t;
 }

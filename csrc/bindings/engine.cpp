@@ -29,6 +29,10 @@ const Names* names = nullptr;
 
 PyObject* call(PyObject* self, PyObject* name, PyObject* a, PyObject* b = nullptr) {
   PyObject* args[] = {self, a, b};
+  if (!self || !a) {
+    PyErr_SetString(PyExc_ValueError, "backward: a Tensor without data");
+    return nullptr;
+  }
   return PyObject_VectorcallMethod(name, args, b ? 3 : 2, nullptr);
 }
 

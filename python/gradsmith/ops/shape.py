@@ -747,7 +747,7 @@ def _tensors(tensors: Any, op: str) -> tuple[Tensor, ...]:
         raise TypeError(f"{op}: expected a tuple or list of Tensors, got {type(tensors).__name__}")
     if not tensors:
         raise ValueError(f"{op}: at least one tensor is needed")
-    return tuple([_input(t, op) for t in tensors])
+    return tuple([t if isinstance(t, Tensor) else _input(t, op) for t in tensors])
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -770,6 +770,7 @@ concat = concatenate = cat
 class StackBackward(Node):
     """Each input gets its slice of dy."""
 
+    __slots__ = ("dim",)
     dim: int
 
     def backward(self, grad: Any) -> tuple:
