@@ -34,6 +34,9 @@ def modules():
 @pytest.mark.parametrize("name", modules())
 def test_module_imports_and_its_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    peer = name.partition(".steps.with_")[2]  # the other side of a comparison may be missing
+    if peer and peer != "gradsmith":
+        pytest.importorskip(peer)
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", []):
         assert hasattr(module, public), f"{name}.__all__ lists {public}"

@@ -766,7 +766,8 @@ PyMethodDef functions[] = {
      "_record($module, cls, k, inputs, needs, saved, attrs, /)\n--\n\nA node without outputs yet."},
     {"_keep", GS_FAST(keep), METH_FASTCALL, "Appends a Tensor to what a node saved."},
     {"bump", GS_FAST(bump), METH_FASTCALL,
-     "bump($module, *tensors)\n--\n\nCounts a change in place of each Tensor; None is passed over."},
+     "bump($module, *tensors)\n--\n\nCounts a change in place of each Tensor; None is passed "
+     "over."},
     {"is_grad_enabled", get_enabled, METH_NOARGS,
      "is_grad_enabled($module, /)\n--\n\nTrue when ops record the graph in this thread."},
     {"_set_grad_enabled", set_enabled, METH_O, "Sets the mode of this thread; returns the former."},

@@ -254,9 +254,11 @@ class Watch:
         for table in ("_hooks", "_pre_hooks"):
             if table in own:
                 self._guard(("size", own[table], None, len(own[table]), f"the hooks of {name}"))
+        # parameters, buffers and submodules stand in a table too and are guarded there
+        tables = [own.get(t, {}) for t in ("_parameters", "_buffers", "_modules")]
         for key, value in list(own.items()):
-            if key in _TABLES or isinstance(value, (Tensor, self._kinds[0])):
-                continue  # tensors and modules are in the tables too
+            if key in _TABLES or any(key in t for t in tables):
+                continue
             if not (key in _SIZES and _ours(type(m))):
                 self._guard(("item", own, key, value, f"{name}.{key}"))
                 if not isinstance(value, _PLAIN):

@@ -18,11 +18,8 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
-<<<<<<< HEAD
 from ..core import recording
-=======
 from ..core.autograd import bump
->>>>>>> 4eb0e6c (Module calls in C, plain attributes without __getattr__; copies and backward without imports at each call)
 from ..core.tensor import Tensor, wrap
 
 __all__ = ["Optimizer"]
