@@ -567,7 +567,6 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.side_by_side = flag("side_by_side", true);
   q->p.options.barriers = flag("barriers", true);
   q->p.options.reuse = flag("memory", true);
-  q->p.options.in_place = flag("in_place", true);
   for (auto item : leaves) {
     Input in;
     py::tuple t = py::reinterpret_borrow<py::tuple>(item);  // (constant,) or (type, array, same_as)
@@ -866,7 +865,6 @@ void bind_capture(py::module_& m) {
              d["unshared_bytes"] = q.p.unshared_bytes;
              d["scratch_bytes"] = q.p.scratch_bytes;
              d["constant_bytes"] = q.p.constant_bytes;
-             d["aliased"] = q.p.aliased;
              d["guards"] = q.guards.size();
              d["replays"] = q.p.replays;
              d["allocations"] = q.allocations;

@@ -104,7 +104,6 @@ struct Options {
   bool side_by_side = true;  // independent small kernels on different members
   bool barriers = true;      // false: no elision, a barrier before every kernel
   bool reuse = true;         // arena memory is reused
-  bool in_place = true;      // a dying operand's memory becomes an elementwise result's
 };
 
 // One kernel of a program as the replay sees it.
@@ -140,7 +139,7 @@ struct Program {
   char* scratch = nullptr;
   size_t scratch_total = 0;
   std::vector<char*> constants;
-  int barriers = 0, aliased = 0;
+  int barriers = 0;
   int random_slot = -1;
   std::vector<uint64_t*> seeds;
   uint64_t seed = 0;
@@ -169,6 +168,7 @@ struct Program {
   void place_memory();
   void resolve();
   void schedule();
+  int64_t assign(int team);
 };
 
 }  // namespace gs

@@ -22,6 +22,8 @@ namespace {
 constexpr int64_t kAlign = 64;
 // Within a team that is awake a second member costs a barrier, not a wake-up.
 constexpr int64_t kTeamWork = 1500;
+// Nanoseconds: to call a kernel, to wait for each other, to call the team together.
+constexpr int64_t kStepCost = 50, kBarrierCost = 1000, kWakeCost = 5000;
 
 int64_t rounded(size_t n) { return ((int64_t)n + kAlign - 1) / kAlign * kAlign; }
 
@@ -179,16 +181,29 @@ void Program::schedule() {
   }
   steps.swap(kept);
 
+  // Small programs are over before a team has come together.
   int team = options.threads;
+  int64_t alone = 0;
+  for (const Step& t : steps) alone += ops[(size_t)t.op].plan.work + kStepCost;
+  if (team == 1 || assign(team) + kWakeCost >= alone) assign(1);
+}
+
+// Gives every step its members and the barriers in front of it; returns the nanoseconds that this
+// is expected to take.
+int64_t Program::assign(int team) {
   size_t shared = 0;
   std::vector<size_t> own((size_t)team, 0);
   std::vector<Touch> since;
   std::vector<int64_t> load((size_t)team, 0);
   int last_nt = 0;
   barriers = 0;
+  int64_t total = 0;
+  auto slowest = [&] { return *std::max_element(load.begin(), load.end()); };
   std::vector<Touch> mine;
   for (Step& s : steps) {
     const RecordedOp& op = ops[(size_t)s.op];
+    s.barrier = 0;
+    s.owner = 0;
     int64_t nt = op.plan.work / kTeamWork + 1;
     nt = std::min(std::min(nt, op.plan.tasks), (int64_t)team);
     s.nt = (int)std::max<int64_t>(nt, 1);
@@ -221,6 +236,7 @@ void Program::schedule() {
     if (wait && team > 1 && (!since.empty() || !options.barriers)) {
       s.barrier = 1;
       ++barriers;
+      total += slowest() + kBarrierCost;
       since.clear();
       std::fill(load.begin(), load.end(), 0);
       last_nt = 0;
@@ -235,10 +251,10 @@ void Program::schedule() {
           for (int m = 1; m < team; ++m)
             if (load[(size_t)m] < load[(size_t)s.owner]) s.owner = m;
       }
-      load[(size_t)s.owner] += op.plan.work + 50;
+      load[(size_t)s.owner] += op.plan.work + kStepCost;
       own[(size_t)s.owner] = std::max(own[(size_t)s.owner], op.plan.scratch);
     } else {
-      for (int m = 0; m < s.nt; ++m) load[(size_t)m] += op.plan.work / s.nt + 50;
+      for (int m = 0; m < s.nt; ++m) load[(size_t)m] += op.plan.work / s.nt + kStepCost;
       shared = std::max(shared, op.plan.scratch);
       last_nt = s.nt;
     }
@@ -248,8 +264,9 @@ void Program::schedule() {
       since.push_back(t);
     }
   }
+  total += slowest();
   // After a check inside the program everybody waits, and then looks at its result.
-  for (size_t k = 0; k + 1 < steps.size(); ++k)
+  for (size_t k = 0; team > 1 && k + 1 < steps.size(); ++k)
     if (ops[(size_t)steps[k].op].check && !steps[k + 1].barrier) {
       steps[k + 1].barrier = 1;
       ++barriers;
@@ -260,6 +277,8 @@ void Program::schedule() {
     at[(size_t)m] = scratch_total;
     scratch_total += (size_t)rounded(own[(size_t)m]);
   }
+  if (scratch) pool_free(scratch, scratch_bytes);
+  scratch = nullptr;
   scratch_bytes = scratch_total;
   if (scratch_total) {
     scratch = (char*)pool_take(scratch_total);
@@ -269,6 +288,7 @@ void Program::schedule() {
     if (!ops[(size_t)s.op].plan.scratch) continue;
     s.scratch = s.nt == 1 ? scratch + at[(size_t)s.owner] : scratch;
   }
+  return total;
 }
 
 void Program::build() {

@@ -16,6 +16,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -151,10 +152,33 @@ class _Program:
         self.checks = False
         self.names = ""
         self.watch: Any = None
+        self.arguments: list[Any] = []  # (shape, dtype, which earlier one it is) or a constant
         self.direct = self.single = False
 
     def ready(self) -> bool:
         return all([a.ready() for a in self.actions])
+
+
+@dataclass
+class _Kind:
+    """An array argument: its shape and dtype, or which earlier argument it is."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    same: int | None
+
+
+def _kinds(leaves: list[Any]) -> list[Any]:
+    first: dict[tuple, int] = {}
+    kinds: list[Any] = []
+    for i, x in enumerate(leaves):
+        if isinstance(x, Tensor):
+            at = (x.data.__array_interface__["data"][0], x.data.shape)
+            same = first.setdefault(at, i) if x.data.size else i
+            kinds.append(_Kind(x.data.shape, x.data.dtype, None if same == i else same))
+        else:
+            kinds.append(x)
+    return kinds
 
 
 class Captured:
@@ -368,6 +392,7 @@ class Captured:
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
         p.draws = after["counter"] - before["counter"]
         plan.fill(p)
+        p.arguments = _kinds(leaves)
         self._programs.append(p)
         if len(self._programs) > _MAX_PROGRAMS:
             self._programs.pop(0)
@@ -395,6 +420,14 @@ class Captured:
         p = self._last
         if p is None:
             return f"{self.name}: no program yet" + (f" ({self.reason})" if self.reason else "")
+        # the arguments of the last call may be gone: zeros of their kind take their places
+        made: list[Any] = []
+        for a in p.arguments:
+            if isinstance(a, _Kind):
+                a = wrap(np.zeros(a.shape, a.dtype), _cpu) if a.same is None else made[a.same]
+            made.append(a)
+        if not p.native.check(tuple(made)):
+            return f"{self.name}: the program does not fit any more: {p.native.reason}"
         s = p.native.stats()
         saved = p.watch.snapshot()
         p.native.profile(True)
