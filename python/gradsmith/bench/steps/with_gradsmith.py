@@ -11,12 +11,15 @@ import gradsmith as gs
 import gradsmith.nn.functional as F
 from gradsmith import optim
 
+from .functional import Functional
 from .nets import Net
 
 VARIANTS = ("captured", "eager")
 
 
-class Ops:
+class Ops(Functional):
+    F = F
+
     def __init__(self, net: Net, training: bool):
         self.training = training
         self.p = {
@@ -25,49 +28,11 @@ class Ops:
         }
         self._lstm: Any = None
 
-    def weight(self, name: str) -> Any:
-        return self.p[f"{name}.weight"]
-
-    def linear(self, x: Any, name: str) -> Any:
-        return F.linear(x, self.p[f"{name}.weight"], self.p[f"{name}.bias"])
-
-    def conv(self, x: Any, stride: int, padding: int, name: str) -> Any:
-        return F.conv2d(x, self.p[f"{name}.weight"], self.p.get(f"{name}.bias"), stride, padding)
-
-    def batch_norm(self, x: Any, name: str) -> Any:
-        p = self.p
-        return F.batch_norm(
-            x,
-            p[f"{name}.running_mean"],
-            p[f"{name}.running_var"],
-            p[f"{name}.weight"],
-            p[f"{name}.bias"],
-            self.training,
-        )
-
-    def layer_norm(self, x: Any, name: str) -> Any:
-        return F.layer_norm(x, x.shape[-1:], self.p[f"{name}.weight"], self.p[f"{name}.bias"])
-
-    def relu(self, x: Any) -> Any:
-        return F.relu(x)
-
-    def gelu(self, x: Any) -> Any:
-        return F.gelu(x, approximate="tanh")
-
-    def add(self, a: Any, b: Any) -> Any:
-        return a + b
-
-    def max_pool(self, x: Any) -> Any:
-        return F.max_pool2d(x, 2)
-
     def mean_pool(self, x: Any) -> Any:
         return x.mean((1, 2))
 
     def flatten(self, x: Any) -> Any:
         return x.flatten(1)
-
-    def embedding(self, x: Any, name: str) -> Any:
-        return F.embedding(x, self.p[f"{name}.weight"])
 
     def attention(self, qkv: Any, heads: int) -> Any:
         n, t, width = qkv.shape
@@ -85,9 +50,6 @@ class Ops:
             for n in w:  # the optimizer and the module share the parameters
                 self.p[f"{name}.{n}"] = getattr(self._lstm, f"{n}_l0")
         return self._lstm(x)[0]
-
-    def last(self, x: Any) -> Any:
-        return x[:, -1]
 
 
 def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> Callable[[], Any]:

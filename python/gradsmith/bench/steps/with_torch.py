@@ -9,12 +9,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .functional import Functional
 from .nets import Net
 
 VARIANTS = ("eager", "compile", "eager+malloc", "compile+malloc")
 
 
-class Ops:
+class Ops(Functional):
+    F = F
+
     def __init__(self, net: Net, training: bool):
         self.training = training
         self.p = {}
@@ -24,49 +27,11 @@ class Ops:
                 t = t.permute(0, 3, 1, 2)  # (out, in, kh, kw) with channels last in memory
             self.p[name] = t.requires_grad_(training and net.trained(name))
 
-    def weight(self, name: str) -> Any:
-        return self.p[f"{name}.weight"]
-
-    def linear(self, x: Any, name: str) -> Any:
-        return F.linear(x, self.p[f"{name}.weight"], self.p[f"{name}.bias"])
-
-    def conv(self, x: Any, stride: int, padding: int, name: str) -> Any:
-        return F.conv2d(x, self.p[f"{name}.weight"], self.p.get(f"{name}.bias"), stride, padding)
-
-    def batch_norm(self, x: Any, name: str) -> Any:
-        p = self.p
-        return F.batch_norm(
-            x,
-            p[f"{name}.running_mean"],
-            p[f"{name}.running_var"],
-            p[f"{name}.weight"],
-            p[f"{name}.bias"],
-            self.training,
-        )
-
-    def layer_norm(self, x: Any, name: str) -> Any:
-        return F.layer_norm(x, x.shape[-1:], self.p[f"{name}.weight"], self.p[f"{name}.bias"])
-
-    def relu(self, x: Any) -> Any:
-        return F.relu(x)
-
-    def gelu(self, x: Any) -> Any:
-        return F.gelu(x, approximate="tanh")
-
-    def add(self, a: Any, b: Any) -> Any:
-        return a + b
-
-    def max_pool(self, x: Any) -> Any:
-        return F.max_pool2d(x, 2)
-
     def mean_pool(self, x: Any) -> Any:
         return x.mean((2, 3))
 
     def flatten(self, x: Any) -> Any:
         return x.permute(0, 2, 3, 1).flatten(1)
-
-    def embedding(self, x: Any, name: str) -> Any:
-        return F.embedding(x, self.p[f"{name}.weight"])
 
     def attention(self, qkv: Any, heads: int) -> Any:
         n, t, width = qkv.shape
@@ -79,9 +44,6 @@ class Ops:
         zero = x.new_zeros(1, x.shape[0], p[f"{name}.weight_hh"].shape[1])
         weights = [p[f"{name}.{n}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         return torch.lstm(x, (zero, zero), weights, True, 1, 0.0, self.training, False, True)[0]
-
-    def last(self, x: Any) -> Any:
-        return x[:, -1]
 
 
 def _input(x: np.ndarray) -> Any:
