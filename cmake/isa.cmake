@@ -15,8 +15,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64" OR CMAKE_OSX_ARCHITECTURES MAT
   set(GS_ISA_DEFINITIONS GS_HAVE_NEON)
 else()
   set(GS_LEVELS base avx2 avx512 avx512bf16)
-  # The baseline only has to be right: -O2 compiles its 16-lane loops of 4-lane vectors several times faster.
-  set(GS_FLAGS_base -O2 -march=x86-64-v2)
+  # The baseline only has to be right: -O1 compiles its 16-lane loops of 4-lane vectors several times faster.
+  set(GS_FLAGS_base -O1 -march=x86-64-v2)
   set(GS_FLAGS_avx2 -O3 -march=x86-64-v2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
   set(GS_FLAGS_avx512 ${GS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
       -mprefer-vector-width=512)

@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace activation_bindings {
 
 const Kernel forward("activation"), backward("activation_backward");
 const Kernel forward_mask("activation_mask"), backward_mask("activation_mask_backward");
@@ -51,9 +51,10 @@ PReluParams prelu_params(const Array& x, const Array& w) {
   return PReluParams{x.size / (channels ? channels : 1), channels ? channels : 1};
 }
 
-}  // namespace
+}  // namespace activation_bindings
 
 void bind_activation(py::module_& module) {
+  using namespace activation_bindings;
   Functions m(module);
   py::dict codes;
   for (int i = 0; i < kActivationCount; ++i) codes[names[i]] = i;

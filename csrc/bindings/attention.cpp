@@ -7,7 +7,7 @@
 
 namespace gs {
 
-namespace {
+namespace attention_bindings {
 
 const Kernel forward_kernel("attention"), backward_kernel("attention_backward");
 const char* const kOp = "scaled_dot_product_attention";
@@ -242,9 +242,10 @@ py::object attention_qkv_backward(py::handle dh, py::handle xh, int64_t heads, b
   return result(dx);
 }
 
-}  // namespace
+}  // namespace attention_bindings
 
 void bind_attention(py::module_& m) {
+  using namespace attention_bindings;
   m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"),
         py::arg("causal"), py::arg("scale"), py::arg("p"), py::arg("seed"), py::arg("counter"),
         py::arg("need_lse"),

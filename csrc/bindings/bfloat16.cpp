@@ -5,11 +5,12 @@
 
 namespace gs {
 
-namespace {
+namespace bfloat16_bindings {
 const Kernel to_bfloat16("float32_to_bfloat16"), from_bfloat16("bfloat16_to_float32");
 }
 
 void bind_bfloat16(py::module_& module) {
+  using namespace bfloat16_bindings;
   Functions m(module);
   m.def(
       "float32_to_bfloat16",

@@ -6,7 +6,7 @@
 
 namespace gs {
 
-namespace {
+namespace conv_bindings {
 
 const Kernel channel_sum("conv_channel_sum");
 constexpr int64_t kLimit = (int64_t)1 << 30;
@@ -554,9 +554,10 @@ py::tuple conv_transpose_backward_weight(int nd, py::handle xh, py::handle gh, p
                         bias ? result(db) : py::object(py::none()));
 }
 
-}  // namespace
+}  // namespace conv_bindings
 
 void bind_conv(py::module_& module) {
+  using namespace conv_bindings;
   Functions m(module);
   m.def("conv", &conv, py::arg("nd"), py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),

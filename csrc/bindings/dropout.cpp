@@ -7,7 +7,7 @@
 
 namespace gs {
 
-namespace {
+namespace dropout_bindings {
 
 const Kernel each_kernel("dropout"), channels_kernel("dropout_channels"), philox_kernel("philox");
 
@@ -39,9 +39,10 @@ void launch_dropout(const Array& x, const Array& y, int spatial, const DropoutPa
     run(channels_kernel, x.dtype, make_channels(x, spatial, p), {in(x), out(y)});
 }
 
-}  // namespace
+}  // namespace dropout_bindings
 
 void bind_dropout(py::module_& module) {
+  using namespace dropout_bindings;
   Functions m(module);
   m.def(
       "dropout",

@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace embedding_bindings {
 
 const Kernel embedding_kernel("embedding"), embedding_backward_kernel("embedding_backward");
 
@@ -92,9 +92,10 @@ py::object backward(py::handle gh, py::handle ih, int64_t rows, int64_t padding)
   return result(dw);
 }
 
-}  // namespace
+}  // namespace embedding_bindings
 
 void bind_embedding(py::module_& module) {
+  using namespace embedding_bindings;
   Functions m(module);
   m.def("embedding", &forward, py::arg("weight"), py::arg("index"), "weight[index]");
   m.def("embedding_backward", &backward, py::arg("grad"), py::arg("index"), py::arg("rows"),

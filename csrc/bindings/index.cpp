@@ -10,7 +10,7 @@
 
 namespace gs {
 
-namespace {
+namespace index_bindings {
 
 const Kernel take_kernel("take"), take_add_kernel("take_add"), gather_kernel("gather"),
     scatter_kernel("scatter"), triangle_kernel("triangle"), one_hot_kernel("one_hot"),
@@ -257,9 +257,10 @@ py::object random(const Kernel& kernel, const char* op, const std::vector<int64_
   return result(out);
 }
 
-}  // namespace
+}  // namespace index_bindings
 
 void bind_index(py::module_& module) {
+  using namespace index_bindings;
   Functions m(module);
   m.def("take", &take, py::arg("input"), py::arg("index"), py::arg("axis"));
   m.def("take_add_", &take_add, py::arg("input"), py::arg("index"), py::arg("axis"),

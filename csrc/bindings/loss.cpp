@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace loss_bindings {
 
 struct Loss {
   const char* name;  // as users know it
@@ -123,9 +123,10 @@ NllInputs nll_inputs(const Array& x, py::handle t, py::handle w, int64_t ignore_
   return in;
 }
 
-}  // namespace
+}  // namespace loss_bindings
 
 void bind_loss(py::module_& module) {
+  using namespace loss_bindings;
   Functions m(module);
   m.def(
       "loss_forward",

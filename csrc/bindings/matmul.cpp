@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace matmul_bindings {
 
 const Kernel matmul_kernel("matmul"), dot_kernel("matmul_dot"), vec_kernel("matmul_vec"),
     colsum_kernel("colsum");
@@ -275,9 +275,10 @@ py::object colsum(py::handle x, py::handle out_h) {
   return c.object;
 }
 
-}  // namespace
+}  // namespace matmul_bindings
 
 void bind_matmul(py::module_& module) {
+  using namespace matmul_bindings;
   Functions m(module);
   m.def(
       "matmul",

@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace norm_bindings {
 
 const Kernel channel_norm("channel_norm"), channel_norm_backward("channel_norm_backward");
 const Kernel row_norm("row_norm"), row_norm_backward("row_norm_backward");
@@ -233,9 +233,10 @@ py::tuple row_backward(py::handle gh, py::handle xh, py::handle sh, py::handle w
                         need_db ? result(db) : none);
 }
 
-}  // namespace
+}  // namespace norm_bindings
 
 void bind_norm(py::module_& module) {
+  using namespace norm_bindings;
   Functions m(module);
   m.def("batch_norm", &batch_norm, py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches"),

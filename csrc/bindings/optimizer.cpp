@@ -7,7 +7,7 @@
 
 namespace gs {
 
-namespace {
+namespace optimizer_bindings {
 
 struct Rule {
   Kernel kernel;
@@ -103,9 +103,10 @@ int64_t list_size(py::handle h, const char* op) {
 
 Scalar fixed(double v) { return Scalar{v, -1}; }
 
-}  // namespace
+}  // namespace optimizer_bindings
 
 void bind_optimizer(py::module_& module) {
+  using namespace optimizer_bindings;
   Functions m(module);
   m.def(
       "optimizer_update",

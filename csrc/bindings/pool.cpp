@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace pool_bindings {
 
 const Kernel max_pool("max_pool"), max_pool_backward("max_pool_backward");
 const Kernel avg_pool("avg_pool"), avg_pool_backward("avg_pool_backward");
@@ -198,9 +198,10 @@ py::object pool_backward(py::handle gh, py::handle ih, const py::tuple& shape,
   return result(dx);
 }
 
-}  // namespace
+}  // namespace pool_bindings
 
 void bind_pool(py::module_& module) {
+  using namespace pool_bindings;
   Functions m(module);
   m.def("max_pool", &max_pool_forward, py::arg("x"), py::arg("geometry"), py::arg("index"),
         py::arg("dims"),

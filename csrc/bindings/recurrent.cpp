@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace recurrent_bindings {
 
 const Kernel forward_kernel("recurrent"), backward_kernel("recurrent_backward");
 const char* const kNames[kRecurrentModes] = {"LSTM", "GRU", "RNN", "RNN"};
@@ -177,9 +177,10 @@ py::tuple backward(int mode, py::handle gates_h, py::handle w_h, py::handle size
                         need_c0 && mode == kLstm ? py::object(result(dc0)) : py::none());
 }
 
-}  // namespace
+}  // namespace recurrent_bindings
 
 void bind_recurrent(py::module_& m) {
+  using namespace recurrent_bindings;
   m.def(
       "recurrent", &forward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"), py::arg("b_hh"),
       py::arg("h0"), py::arg("c0"), py::arg("sizes"), py::arg("batch_first"), py::arg("direction"),

@@ -9,7 +9,7 @@
 
 namespace gs {
 
-namespace {
+namespace reduce_bindings {
 
 const Kernel reduce_kernel("reduce"), argmax_kernel("argmax"), argmin_kernel("argmin"),
     cumsum_kernel("cumsum");
@@ -230,9 +230,10 @@ py::tuple arg(const Kernel& kernel, py::handle x, py::handle axis, bool keepdims
   return py::make_tuple(result(index));
 }
 
-}  // namespace
+}  // namespace reduce_bindings
 
 void bind_reduce(py::module_& module) {
+  using namespace reduce_bindings;
   Functions m(module);
   for (const Spec& s : specs)
     m.def(

@@ -5,7 +5,7 @@
 
 namespace gs {
 
-namespace {
+namespace softmax_bindings {
 
 const Kernel forward("softmax"), backward("softmax_backward");
 const Kernel loss_kernel("cross_entropy"), scale_kernel("scale_rows");
@@ -108,9 +108,10 @@ py::tuple cross_entropy(py::handle logits_h, py::handle target_h, py::handle wei
   return py::make_tuple(result(loss), grad);
 }
 
-}  // namespace
+}  // namespace softmax_bindings
 
 void bind_softmax(py::module_& module) {
+  using namespace softmax_bindings;
   Functions m(module);
   m.def(
       "softmax",
