@@ -56,23 +56,36 @@ GS_OP(MaxAbs, false, 0, abs(x), ((b > a) | (b != b)) ? b : a)
 GS_OP(SumSquareDev, false, 0, (x - c) * (x - c), a + b)
 GS_OP(SumExpDev, false, 0, exp(x - c), a + b)
 
+// What an op does, as functions: the loops around them are compiled once for all ops.
+template <class T>
+struct Functions {
+  T identity;
+  T (*join)(T a, T b);
+  T (*piece)(const T* p, int64_t n, T center);
+  void (*short_rows)(const T* p, int64_t stride, int rows, int64_t n, T* result);  // or null
+  void (*join_strip)(const T* older, T* newer, int64_t n);
+  void (*group_strip)(const T* const* row, int count, const T* center, T* acc, int64_t n);
+};
+
 // A binary counter of partial results: the i-th pushed value meets the others as in a binary tree.
-template <class Op, class T>
+template <class T>
 struct Tree {
+  const Functions<T>* f;
   T level[kLevels];
   int64_t count = 0;
+  GS_MEMBER explicit Tree(const Functions<T>& functions) : f(&functions) {}
   GS_MEMBER void push(T x) {
     int l = 0;
-    for (int64_t c = count; c & 1; c >>= 1, ++l) x = Op::join(level[l], x);
+    for (int64_t c = count; c & 1; c >>= 1, ++l) x = f->join(level[l], x);
     level[l] = x;
     ++count;
   }
   GS_MEMBER T total() const {
-    T x = Op::template identity<T>();
+    T x = f->identity;
     bool any = false;
     for (int l = 0; l < kLevels && (count >> l); ++l)
       if ((count >> l) & 1) {
-        x = any ? Op::join(level[l], x) : level[l];
+        x = any ? f->join(level[l], x) : level[l];
         any = true;
       }
     return x;
@@ -271,16 +284,16 @@ GS_INLINE OuterSplit split_outer(const ReduceParams& p) {
 }
 
 // ---- inner axis reduced
-template <class Op, class T>
-T inner_range(const ReduceParams& p, const T* in, int64_t per_row, int64_t begin, int64_t end,
-              T center) {
-  Tree<Op, T> tree;
+template <class T>
+T inner_range(const ReduceParams& p, const Functions<T>& f, const T* in, int64_t per_row,
+              int64_t begin, int64_t end, T center) {
+  Tree<T> tree(f);
   Rows rows;
   rows.seek(p, begin / per_row);
   int64_t at = begin % per_row * kPiece;
   for (int64_t i = begin; i < end; ++i) {
     int64_t n = p.inner - at < kPiece ? p.inner - at : kPiece;
-    tree.push(piece<Op, T>(in + rows.offset + at, n, center));
+    tree.push(f.piece(in + rows.offset + at, n, center));
     at += kPiece;
     if (at >= p.inner) {
       at = 0;
@@ -290,19 +303,20 @@ T inner_range(const ReduceParams& p, const T* in, int64_t per_row, int64_t begin
   return tree.total();
 }
 
-template <class Op, class T>
-void run_inner(const ReduceParams& p, const T* in, const T* center, T* out, const Ctx* ctx) {
+template <class T>
+void run_inner(const ReduceParams& p, const Functions<T>& f, const T* in, const T* center, T* out,
+               const Ctx* ctx) {
   const InnerSplit s = split_inner(p);
   if (s.segments == 1) {
     for (int64_t t = ctx->tid; t < s.tasks; t += ctx->nt) {
       int64_t e = (t + 1) * s.group < s.outputs ? (t + 1) * s.group : s.outputs;
-      if (Op::kShort && s.pieces == 1 && p.inner <= 16 && p.keep_ndim == 1 && p.keep_out[0] == 1) {
+      if (f.short_rows && s.pieces == 1 && p.inner <= 16 && p.keep_ndim == 1 &&
+          p.keep_out[0] == 1) {
         constexpr int N = simd<T>::N;
         for (int64_t i = t * s.group; i < e; i += N) {
           int m = e - i < N ? (int)(e - i) : N;
           T r[N];
-          if constexpr (Op::kShort)
-            short_rows<Op, T>(in + i * p.keep_in[0], p.keep_in[0], m, p.inner, r);
+          f.short_rows(in + i * p.keep_in[0], p.keep_in[0], m, p.inner, r);
           for (int j = 0; j < m; ++j) out[i + j] = finish(p, r[j], (T)0);
         }
         continue;
@@ -312,9 +326,9 @@ void run_inner(const ReduceParams& p, const T* in, const T* center, T* out, cons
         const T* x = in + offset_of(i, p.keep_ndim, p.keep_shape, p.keep_in);
         T c = center ? center[o] : (T)0, r;
         if (s.pieces == 1)
-          r = piece<Op, T>(x, p.inner, c);
+          r = f.piece(x, p.inner, c);
         else
-          r = inner_range<Op, T>(p, x, s.per_row, 0, s.pieces, c);
+          r = inner_range(p, f, x, s.per_row, 0, s.pieces, c);
         out[o] = finish(p, r, c);
       }
     }
@@ -326,13 +340,13 @@ void run_inner(const ReduceParams& p, const T* in, const T* center, T* out, cons
     int64_t i = t / s.segments, b = t % s.segments * per_segment;
     int64_t e = b + per_segment < s.pieces ? b + per_segment : s.pieces;
     T c = center ? center[offset_of(i, p.keep_ndim, p.keep_shape, p.keep_out)] : (T)0;
-    partial[t] = inner_range<Op, T>(p, in + offset_of(i, p.keep_ndim, p.keep_shape, p.keep_in),
-                                    s.per_row, b, e, c);
+    partial[t] = inner_range(p, f, in + offset_of(i, p.keep_ndim, p.keep_shape, p.keep_in),
+                             s.per_row, b, e, c);
   }
   ctx->sync();
   for (int64_t i = ctx->tid; i < s.outputs; i += ctx->nt) {
     int64_t o = offset_of(i, p.keep_ndim, p.keep_shape, p.keep_out);
-    Tree<Op, T> tree;
+    Tree<T> tree(f);
     for (int64_t k = 0; k < s.segments; ++k) tree.push(partial[i * s.segments + k]);
     out[o] = finish(p, tree.total(), center ? center[o] : (T)0);
   }
@@ -341,7 +355,7 @@ void run_inner(const ReduceParams& p, const T* in, const T* center, T* out, cons
 // ---- inner axis kept
 // y[0 .. n) = join(y, x) or, the other way round, the join of an older x with a newer y
 template <class Op, class T>
-GS_INLINE void join_strip(const T* older, T* newer, int64_t n) {
+__attribute__((noinline)) void join_strip(const T* older, T* newer, int64_t n) {
   constexpr int N = simd<T>::N;
   int64_t i = 0;
   for (; i + N <= n; i += N) store(newer + i, Op::join(load(older + i), load(newer + i)));
@@ -352,7 +366,8 @@ GS_INLINE void join_strip(const T* older, T* newer, int64_t n) {
 
 // acc[0 .. n) over rows row[0 .. count), 1 <= count <= kRows; center: n values or nullptr
 template <class Op, class T>
-GS_INLINE void group_strip(const T* const* row, int count, const T* center, T* acc, int64_t n) {
+__attribute__((noinline)) void group_strip(const T* const* row, int count, const T* center, T* acc,
+                                           int64_t n) {
   typedef typename simd<T>::V V;
   constexpr int N = simd<T>::N, U = 4;
   int64_t i = 0;
@@ -380,9 +395,9 @@ GS_INLINE void group_strip(const T* const* row, int count, const T* center, T* a
 }
 
 // result (n) over rows [begin, end) of the strip at in; room: kStripLevels strips
-template <class Op, class T>
-void strip_range(const ReduceParams& p, const T* in, int64_t begin, int64_t end, const T* center,
-                 T (*room)[kStrip], T* result, int64_t n) {
+template <class T>
+void strip_range(const ReduceParams& p, const Functions<T>& f, const T* in, int64_t begin,
+                 int64_t end, const T* center, T (*room)[kStrip], T* result, int64_t n) {
   T* level[kStripLevels];
   for (int l = 0; l < kStripLevels; ++l) level[l] = room[l];
   T* spare = result;
@@ -396,9 +411,9 @@ void strip_range(const ReduceParams& p, const T* in, int64_t begin, int64_t end,
       row[k] = in + rows.offset;
       rows.next();
     }
-    group_strip<Op, T>(row, m, center, spare, n);
+    f.group_strip(row, m, center, spare, n);
     int l = 0;
-    for (int64_t c = count; c & 1; c >>= 1, ++l) join_strip<Op, T>(level[l], spare, n);
+    for (int64_t c = count; c & 1; c >>= 1, ++l) f.join_strip(level[l], spare, n);
     T* swap = level[l];
     level[l] = spare;
     spare = swap;
@@ -408,18 +423,19 @@ void strip_range(const ReduceParams& p, const T* in, int64_t begin, int64_t end,
   for (int l = 0; l < kStripLevels && (count >> l); ++l)
     if ((count >> l) & 1) {
       if (x)
-        join_strip<Op, T>(level[l], x, n);
+        f.join_strip(level[l], x, n);
       else
         x = level[l];
     }
   for (int64_t i = 0; i < n; ++i) {
-    T v = x ? x[i] : Op::template identity<T>();
+    T v = x ? x[i] : f.identity;
     result[i] = v;
   }
 }
 
-template <class Op, class T>
-void run_outer(const ReduceParams& p, const T* in, const T* center, T* out, const Ctx* ctx) {
+template <class T>
+void run_outer(const ReduceParams& p, const Functions<T>& f, const T* in, const T* center, T* out,
+               const Ctx* ctx) {
   const OuterSplit s = split_outer(p);
   T room[kStripLevels][kStrip];
   T sum[kStrip], mid[kStrip];
@@ -437,7 +453,7 @@ void run_outer(const ReduceParams& p, const T* in, const T* center, T* out, cons
           for (int64_t k = 0; k < n; ++k) mid[k] = center[o + k * p.inner_out];
           cp = mid;
         }
-        strip_range<Op, T>(p, x, 0, s.rows, cp, room, sum, n);
+        strip_range(p, f, x, 0, s.rows, cp, room, sum, n);
         for (int64_t k = 0; k < n; ++k)
           out[o + k * p.inner_out] = finish(p, sum[k], center ? mid[k] : (T)0);
       }
@@ -457,7 +473,7 @@ void run_outer(const ReduceParams& p, const T* in, const T* center, T* out, cons
       for (int64_t k = 0; k < n; ++k) mid[k] = center[o + k * p.inner_out];
       cp = mid;
     }
-    strip_range<Op, T>(p, x, b, e, cp, room, sum, n);
+    strip_range(p, f, x, b, e, cp, room, sum, n);
     T* to = partial + (i * s.segments + g) * p.inner + c0;
     for (int64_t k = 0; k < n; ++k) to[k] = sum[k];
   }
@@ -467,7 +483,7 @@ void run_outer(const ReduceParams& p, const T* in, const T* center, T* out, cons
     int64_t n = p.inner - c0 < kStrip ? p.inner - c0 : kStrip;
     int64_t o = offset_of(i, p.keep_ndim, p.keep_shape, p.keep_out) + c0 * p.inner_out;
     for (int64_t k = 0; k < n; ++k) {
-      Tree<Op, T> tree;
+      Tree<T> tree(f);
       for (int64_t g = 0; g < s.segments; ++g)
         tree.push(partial[(i * s.segments + g) * p.inner + c0 + k]);
       out[o + k * p.inner_out] =
@@ -477,49 +493,56 @@ void run_outer(const ReduceParams& p, const T* in, const T* center, T* out, cons
 }
 
 template <class Op, class T>
-void run_op(const ReduceParams& p, void* const* buf, const Ctx* ctx) {
-  const T *in = (const T*)buf[0], *center = (const T*)buf[1];
-  T* out = (T*)buf[2];
-  if (p.inner_kept)
-    run_outer<Op, T>(p, in, center, out, ctx);
-  else
-    run_inner<Op, T>(p, in, center, out, ctx);
+T join_values(T a, T b) {
+  return Op::join(a, b);
+}
+
+template <class Op, class T>
+Functions<T> functions_of() {
+  Functions<T> f = {};
+  f.identity = Op::template identity<T>();
+  f.join = join_values<Op, T>;
+  f.piece = piece<Op, T>;
+  if constexpr (Op::kShort) f.short_rows = short_rows<Op, T>;
+  f.join_strip = join_strip<Op, T>;
+  f.group_strip = group_strip<Op, T>;
+  return f;
+}
+
+template <class T>
+Functions<T> functions_of(int op) {
+  switch (op) {
+    case kProd:
+      return functions_of<Prod, T>();
+    case kMax:
+      return functions_of<Max, T>();
+    case kMin:
+      return functions_of<Min, T>();
+    case kSumAbs:
+      return functions_of<SumAbs, T>();
+    case kSumSquare:
+      return functions_of<SumSquare, T>();
+    case kMaxAbs:
+      return functions_of<MaxAbs, T>();
+    case kSumSquareDev:
+      return functions_of<SumSquareDev, T>();
+    case kSumExpDev:
+      return functions_of<SumExpDev, T>();
+    default:
+      return functions_of<Sum, T>();
+  }
 }
 
 template <class T>
 void reduce(const void* params, void* const* buf, const Ctx* ctx) {
   const ReduceParams& p = *(const ReduceParams*)params;
-  switch (p.op) {
-    case kSum:
-      run_op<Sum, T>(p, buf, ctx);
-      break;
-    case kProd:
-      run_op<Prod, T>(p, buf, ctx);
-      break;
-    case kMax:
-      run_op<Max, T>(p, buf, ctx);
-      break;
-    case kMin:
-      run_op<Min, T>(p, buf, ctx);
-      break;
-    case kSumAbs:
-      run_op<SumAbs, T>(p, buf, ctx);
-      break;
-    case kSumSquare:
-      run_op<SumSquare, T>(p, buf, ctx);
-      break;
-    case kMaxAbs:
-      run_op<MaxAbs, T>(p, buf, ctx);
-      break;
-    case kSumSquareDev:
-      run_op<SumSquareDev, T>(p, buf, ctx);
-      break;
-    case kSumExpDev:
-      run_op<SumExpDev, T>(p, buf, ctx);
-      break;
-    default:
-      break;
-  }
+  const T *in = (const T*)buf[0], *center = (const T*)buf[1];
+  T* out = (T*)buf[2];
+  const Functions<T> f = functions_of<T>(p.op);
+  if (p.inner_kept)
+    run_outer(p, f, in, center, out, ctx);
+  else
+    run_inner(p, f, in, center, out, ctx);
 }
 
 template <class T>
