@@ -147,7 +147,8 @@ struct Row {
   }
 
   template <bool RMS>
-  static GS_MEMBER Stat row_stat(const T* x, int64_t cols, double eps, double* stats) {
+  static __attribute__((noinline)) Stat row_stat(const T* x, int64_t cols, double eps,
+                                                 double* stats) {
     double mean = 0, var;
     if (RMS) {
       var = sum(cols,
@@ -237,6 +238,23 @@ struct Row {
   static GS_MEMBER V xhat(V x, const Grad& s) {
     return RMS ? x * s.rs : fma(x - s.c, s.rs, s.off);
   }
+  // The two means over a row that its dx needs. A function of its own: rows share the code.
+  template <bool RMS, bool G>
+  static __attribute__((noinline)) void row_means(int64_t cols, const T* dy, const T* x,
+                                                  const T* gamma, Grad* s) {
+    const Grad q = *s;
+    auto dyg = [=](int64_t j, int n) {
+      fetch(dy + j);
+      return G ? get(dy + j, n) * get(gamma + j, n) : get(dy + j, n);
+    };
+    if (!RMS) s->m1 = set1((T)(sum(cols, dyg) / (double)cols));
+    s->m2 = set1((T)(sum(cols,
+                         [=](int64_t j, int n) {
+                           fetch(x + j);
+                           return dyg(j, n) * xhat<RMS>(get(x + j, n), q);
+                         }) /
+                     (double)cols));
+  }
   // R rows from x, dy (ld = cols): dx and sums of dgamma, dbeta
   template <bool RMS, bool G, int R>
   static GS_MEMBER void backward_rows(bool stream, int64_t cols, const T* dy, const T* x,
@@ -249,20 +267,7 @@ struct Row {
       s[r].rs = set1(st.rs);
       s[r].off = set1(st.off);
       s[r].m1 = s[r].m2 = V{};
-      if (!dx) continue;
-      const T *g = dy + r * cols, *in = x + r * cols;
-      Grad q = s[r];
-      auto dyg = [=](int64_t j, int n) {
-        fetch(g + j);
-        return G ? get(g + j, n) * get(gamma + j, n) : get(g + j, n);
-      };
-      if (!RMS) s[r].m1 = set1((T)(sum(cols, dyg) / (double)cols));
-      s[r].m2 = set1((T)(sum(cols,
-                             [=](int64_t j, int n) {
-                               fetch(in + j);
-                               return dyg(j, n) * xhat<RMS>(get(in + j, n), q);
-                             }) /
-                         (double)cols));
+      if (dx) row_means<RMS, G>(cols, dy + r * cols, x + r * cols, gamma, &s[r]);
     }
     auto step = [&](int64_t j, int n) {
       V g = G ? get(gamma + j, n) : V{}, a[R], b[R];
