@@ -515,48 +515,53 @@ struct Loss {
   GS_MEMBER void narrow(const T* x, const Target& target, int64_t first, int count, T* loss,
                         T* d) const {
     using V = typename simd<T>::V;
+    using I = typename simd<T>::I;
+    using S = typename simd<T>::S;
     constexpr int N = simd<T>::N;
+    constexpr S kIgnored = -1, kWrong = -2;  // beside the classes
     const int64_t C = p.classes;
     V z[kNarrow], e[kNarrow], dot = {};
     for (int64_t c = C; c < kNarrow; ++c) z[c] = e[c] = V{};
     load_rows(x, C, count, z);
-    V m = z[0];
-    for (int64_t c = 1; c < C; ++c) m = max(m, z[c]);
     V s = exp_lanes<T>(z, e, C), lse = GS_ISA::log(s);
     if (smooth != 0)
       for (int64_t c = 0; c < C; ++c) dot += weight ? weight[c] * z[c] : z[c];
-    T lm[N], ll[N], lq[N], ldot[N], factor[N], live[N];
-    int64_t cls[N];
-    store(lm, m);
-    store(ll, lse);
-    store(ldot, dot);
-    for (int r = 0; r < N; ++r) lq[r] = factor[r] = live[r] = 0;
-    for (int r = 0; r < count; ++r) {
-      int64_t t = cls[r] = target.at(first + r);
-      loss[r] = 0;
-      if (t == p.ignore_index) continue;
-      live[r] = 1;
-      if (t < 0 || t >= C) {
-        loss[r] = factor[r] = (T)__builtin_nan("");
-        cls[r] = p.ignore_index;
-        continue;
-      }
-      T q = (weight ? weight[t] : (T)1) * keep_target;
-      loss[r] = q * (ll[r] - (x[r * C + t] - lm[r]));
-      if (smooth != 0) loss[r] += smooth * (weights * ll[r] - ldot[r]);
-      lq[r] = q * scale;
-      factor[r] = (q + smooth * (smooth != 0 ? weights : 0)) * scale;
+    S lanes[N];
+    for (int r = 0; r < N; ++r) {
+      int64_t t = r < count ? target.at(first + r) : p.ignore_index;
+      S code = t < 0 || t >= C ? kWrong : (S)t;
+      lanes[r] = t == p.ignore_index ? kIgnored : code;
     }
+    I cls;
+    __builtin_memcpy(&cls, lanes, sizeof cls);
+    V at = {}, q = set1((T)1);  // logit less maximum and weight of each row's class
+    for (int64_t c = 0; c < C; ++c) {
+      I hit = cls == set1((S)c);
+      at = hit ? z[c] : at;
+      if (weight) q = hit ? set1(weight[c]) : q;
+    }
+    const I ignored = cls == set1(kIgnored), wrong = cls == set1(kWrong);
+    const V nan = set1((T)__builtin_nan(""));
+    q *= keep_target;
+    V l = q * (lse - at), factor = q;
+    if (smooth != 0) {
+      l += smooth * (weights * lse - dot);
+      factor += smooth * weights;
+    }
+    l = wrong ? nan : l;
+    store(loss, ignored ? V{} : l);
     if (!d) return;
-    const V on = load(live), f = load(factor) / s, u = on * (smooth * scale);
+    factor *= scale;
+    q *= scale;
+    const V f = (wrong ? nan : factor) / s;
+    const T u = smooth * scale;
     for (int64_t c = 0; c < C; ++c) {
       V v = e[c] * f;
       if (smooth != 0) v -= weight ? u * weight[c] : u;
-      e[c] = on != 0 ? v : V{};
+      v -= cls == set1((S)c) ? q : V{};
+      e[c] = ignored ? V{} : v;
     }
     store_rows(e, C, count, d);
-    for (int r = 0; r < count; ++r)
-      if (cls[r] != p.ignore_index) d[r * C + cls[r]] -= lq[r];
   }
 
   // Row with probabilities q0 (classes)
