@@ -1046,7 +1046,7 @@ def trained(capture, resume=None, epochs=3, **kwargs):
 def test_trainer_captures_by_itself(tmp_path):
     a, b = trained(False), trained(True)
     assert a[:2] == b[:2]
-    step = b[2]._captured[True]
+    step = b[2]._captured["update", True]
     assert step.reason is None and step.programs[0]["replays"] >= 9
     clipped = [trained(c, max_grad_norm=0.1)[:2] for c in (False, True)]
     assert clipped[0] == clipped[1] != a[:2]
@@ -1057,6 +1057,118 @@ def test_trainer_captures_by_itself(tmp_path):
     first.save(path)
     again = trained(True, resume=path)
     assert again[1] == a[1]
+
+
+def test_trainer_captures_windows_evaluation_and_prediction(tmp_path):
+    """Windows of 2, 2 and 1 batches, the last one short, and validation with a short last batch."""
+    runs = [trained(c, epochs=6, accumulate=2) for c in (False, True)]
+    assert runs[0][:2] == runs[1][:2]
+    t, eager = runs[1][2], runs[0][2]
+    x = np.random.default_rng(2).normal(size=(77, 6)).astype(np.float32)
+    y = np.random.default_rng(3).integers(0, 4, 77)
+    for _ in range(5):
+        got, expected = t.predict(x, batch_size=32), eager.predict(x, batch_size=32)
+        assert bits([got]) == bits([expected]) and got.shape == (77, 4)
+        scores = t.evaluate((x, y), batch_size=32)
+        assert scores == eager.evaluate((x, y), batch_size=32)
+        assert scores["accuracy"] == np.mean(got.argmax(1) == y)
+    kept = [t.predict(x[:32]) for _ in range(5)]
+    assert all(bits([k]) == bits(kept[:1]) for k in kept)
+    programs = {kind: c for (kind, _), c in t._captured.items()}
+    assert set(programs) == {
+        "update", "evaluation", "prediction", "window's first batch", "window's next batch",
+        "window's update",
+    }  # fmt: skip
+    for kind, c in programs.items():
+        assert c.reason is None, kind
+        assert sum(p["replays"] for p in c.programs) >= 3, kind
+    assert len(programs["prediction"].programs) == 2  # whole and short batches
+    assert not eager._captured
+    first = trained(True, epochs=3, accumulate=2)[2]
+    path = tmp_path / "half.safetensors"
+    first.save(path)
+    assert trained(True, epochs=6, accumulate=2, resume=path)[1] == runs[0][1]
+
+
+def test_trainer_windows_with_unused_and_foreign_parameters():
+    """One parameter that the loss does not reach, and one that the optimizer does not hold."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.idle, self.inner = nn.Linear(3, 3), small()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    r = np.random.default_rng(1)
+    x, y = r.normal(size=(96, 6)).astype(np.float32), r.integers(0, 4, 96)
+    out = []
+    for capture in (False, True):
+        gs.manual_seed(0)
+        model = Net()
+        held = [p for n, p in model.named_parameters() if n != "inner.0.bias"]
+        opt = gs.optim.AdamW(held, lr=0.01, weight_decay=0.1)
+        t = gs.train.Trainer(model, "cross_entropy", opt, capture=capture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            t.fit((x, y), epochs=5, batch_size=8, accumulate=3, max_grad_norm=0.1, progress=False)
+        assert model.idle.weight.grad is None
+        grads = [p.grad for p in model.parameters()]
+        out.append(bits([*state_of(model, opt), *[None if g is None else g.data for g in grads]]))
+    assert out[0] == out[1]
+    assert sum(p["replays"] for p in t._captured["window's update", False].programs) >= 10
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_trainer_under_a_guard_replays(accumulate):
+    """StopOnNaN stops before the update that a bad batch would spoil, as it does eagerly."""
+    r = np.random.default_rng(1)
+    x, y = r.normal(size=(96, 6)).astype(np.float32), r.integers(0, 4, 96)
+    x[85] = np.nan
+    batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 96, 8)]
+    out = []
+    for capture in (False, True):
+        gs.manual_seed(0)
+        model = small()
+        opt = adamw(model.parameters())
+        t = gs.train.Trainer(
+            model, "cross_entropy", opt, callbacks=[gs.train.StopOnNaN()], capture=capture
+        )
+        t.fit(batches[:10], epochs=3, accumulate=accumulate, progress=False)
+        with pytest.warns(RuntimeWarning, match="was not made"):
+            t.fit(batches, epochs=2, accumulate=accumulate, progress=False)
+        assert t.stop_reason is not None and np.isfinite(model[0].weight.data).all()
+        out.append((t.step, t.stop_reason, bits(state_of(model, opt))))
+    assert out[0] == out[1]
+    assert t._captured["window's update", False].programs[0]["replays"] >= 3
+
+
+def test_trainer_warns_once_for_all_that_it_captures():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.inner(x) * (1.0 if float(x.sum()) > 0 else 0.5)
+
+    r = np.random.default_rng(1)
+    x, y = r.normal(size=(64, 6)).astype(np.float32), r.integers(0, 4, 64)
+    out = []
+    for capture in (False, True):
+        gs.manual_seed(0)
+        model = Reads()
+        opt = adamw(model.parameters())
+        t = gs.train.Trainer(model, "cross_entropy", opt, metrics=["accuracy"], capture=capture)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            t.fit((x, y), (x, y), epochs=4, batch_size=8, accumulate=2, progress=False)
+            t.fit((x, y), (x, y), epochs=1, batch_size=8, progress=False)
+            predicted = [t.predict(x, 16) for _ in range(2)]
+        assert len([w for w in seen if "not captured" in str(w.message)]) == int(capture)
+        out.append((bits(state_of(model, opt)), bits(predicted), t.evaluate((x, y))))
+    assert out[0] == out[1]
 
 
 def test_trainer_falls_back_with_one_warning():

@@ -203,6 +203,7 @@ class Captured:
         self._misses = 0
         self.reason: str | None = None  # why it stays eager
         self.parts: Any = None  # for owners: what it was made for
+        self.siblings: Iterable[Captured] = ()  # for owners: one warning for all of these
         self._lock = threading.RLock()
         self.__wrapped__ = fn
         _live.add(self)
@@ -282,7 +283,10 @@ class Captured:
         return None
 
     def _give_up(self, why: str) -> None:
+        told = any([c.reason is not None for c in self.siblings])
         self.reason = why
+        if told:
+            return
         warnings.warn(
             f"gradsmith: {self.name} is not captured and runs eagerly: {why}",
             RuntimeWarning,

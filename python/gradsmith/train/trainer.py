@@ -33,6 +33,7 @@ import numpy as np
 
 from ..core import random
 from ..core.autograd import no_grad
+from ..core.creation import empty_like
 from ..core.tensor import Tensor
 from ..optim.lr_scheduler import ReduceLROnPlateau
 from .callbacks import Callback, overridden
@@ -60,8 +61,9 @@ class Trainer:
             ``f(y, pred)``.
         callbacks: see ``gs.train.callbacks``.
         device: where the model is put.
-        capture: record the update kernel by kernel and replay it (``gs.capture``), to the same bits;
-            what cannot be captured runs eagerly, with one warning that says why.
+        capture: record updates, evaluation and prediction kernel by kernel and replay them
+            (``gs.capture``), to the same bits; what cannot be captured runs eagerly, with one
+            warning that says why.
 
     >>> import numpy as np, gradsmith as gs
     >>> model = gs.nn.Sequential(gs.nn.Linear(2, 16), gs.nn.Tanh(), gs.nn.Linear(16, 2))
@@ -103,7 +105,7 @@ class Trainer:
         self.history = History()
         self.config: dict[str, Any] = {}  # anything JSON-like that should travel with checkpoints
         self.capture = bool(capture)
-        self._captured: dict[bool, Any] = {}  # whether predictions are returned -> the update
+        self._captured: dict[tuple[str, bool], Any] = {}  # what it does, predictions kept
         self.epoch = self.step = 0  # finished epochs, optimizer updates
         self.logs: dict[str, Any] = {}
         self.loss = math.nan  # mean loss of the last update
@@ -118,6 +120,7 @@ class Trainer:
         self._pending: dict[str, Any] | None = None  # the loader's state in a checkpoint, until fit
         self._source: Any = None
         self._marked: dict[str, Any] = {}
+        self._totals: list[tuple[Any, Tensor]] = []  # parameters and their sums in a window
 
     # Training ----------------------------------------------------------------------------------
 
@@ -254,19 +257,28 @@ class Trainer:
             clip_grad_norm_(self.model.parameters(), max_norm)
             optimizer.step()
 
-    def _replayed(self, batch: Batch, max_norm: float | None) -> bool:
-        """The update on one batch through `gs.capture`."""
+    def _program(self, kind: str, keep: bool, make: Callable[[], Callable]) -> Callable:
+        """The captured function of this kind; the function itself with ``capture=False``."""
         from ..core.capture import Captured
 
+        parts = (self.model, self.loss_function, self.optimizer)
+        step = self._captured.get((kind, keep))
+        if step is None or step.parts != parts:
+            if not self.capture:
+                return make()
+            step = self._captured[kind, keep] = Captured(make(), fallback=True)
+            step.name, step.parts = f"Trainer's {kind}", parts
+            step.siblings = self._captured.values()  # one warning for all of them
+        return step if self.capture else step.fn
+
+    def _replayed(self, batch: Batch, max_norm: float | None) -> bool:
+        """The update on one batch through `gs.capture`."""
         inputs, target, n = batch
         keep = bool(self.metrics)
-        step = self._captured.get(keep)
-        if step is None or step.parts != (self.model, self.loss_function, self.optimizer):
-            fn = _update_of(self.model, self.loss_function, self.optimizer, keep)
-            step = self._captured[keep] = Captured(fn, fallback=True)
-            step.name = "Trainer's update"
-            step.parts = (self.model, self.loss_function, self.optimizer)
-        optimizer = self.optimizer
+        model, loss_function, optimizer = self.model, self.loss_function, self.optimizer
+        step = self._program(
+            "update", keep, lambda: _update_of(model, loss_function, optimizer, keep)
+        )
         self.lr = float(optimizer.param_groups[0]["lr"])
         before = optimizer.max_grad_norm
         if max_norm is not None:
@@ -282,10 +294,63 @@ class Trainer:
         self._count(1, n, loss.item() * n, [(pred.data, target.data)] if keep else [()])
         return True
 
+    def _windowed(self, window: list[Batch], max_norm: float | None) -> bool:
+        """The update on several batches, or under a guard: `gs.capture` of its parts.
+
+        Gradients are summed in arrays that stay where they are, so that the programs find them.
+        """
+        optimizer, keep = self.optimizer, bool(self.metrics)
+        model, loss_function = self.model, self.loss_function
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if [id(p) for p, _ in self._totals] != [id(p) for p in held] or any(
+            p.shape != t.shape or p.dtype != t.dtype for p, t in self._totals
+        ):
+            self._totals = [(p, empty_like(p)) for p in held]
+            self._captured = {k: c for k, c in self._captured.items() if k[0][:3] != "win"}
+        totals = self._totals
+        first = self._program(
+            "window's first batch",
+            keep,
+            lambda: _first_of(model, loss_function, optimizer, totals, keep),
+        )
+        more = self._program(
+            "window's next batch", keep, lambda: _next_of(model, loss_function, keep)
+        )
+        total = sum(n for _, _, n in window)
+        self.lr = float(optimizer.param_groups[0]["lr"])
+        seen, summed = [], 0.0
+        for i, (inputs, target, n) in enumerate(window):
+            if i == 0:
+                loss, pred, given = first(inputs, target, n / total)
+                for k in given:
+                    totals[k][0].grad = totals[k][1]
+            else:
+                loss, pred = more(inputs, target, n / total)
+            value = loss.item()
+            if self.guard is not None and not math.isfinite(value):
+                optimizer.zero_grad()
+                self.guard(self, value)
+                return False
+            summed += value * n
+            seen.append((pred.data, target.data) if keep else ())
+        step = self._program("window's update", False, lambda: _step_of(optimizer))
+        before = optimizer.max_grad_norm
+        if max_norm is not None:
+            optimizer.max_grad_norm = max_norm
+        self._stepping = True
+        try:
+            step()
+        finally:
+            optimizer.max_grad_norm = before
+        self._count(len(window), total, summed, seen)
+        return True
+
     def _update(self, window: list[Batch], max_norm: float | None) -> bool:
         """One optimizer step on the mean loss over all samples of the window."""
-        if self.capture and len(window) == 1 and self.guard is None and _ours(self.optimizer):
-            return self._replayed(window[0], max_norm)
+        if self.capture and _ours(self.optimizer):
+            if len(window) == 1 and self.guard is None:
+                return self._replayed(window[0], max_norm)
+            return self._windowed(window, max_norm)
         total = sum(n for _, _, n in window)
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.zero_grad()
@@ -298,10 +363,7 @@ class Trainer:
                 self.optimizer.zero_grad()
                 self.guard(self, value)
                 return False
-            if n == total:
-                loss.backward()
-            else:  # a constant of the loss's own shape and dtype
-                loss.backward(Tensor(np.full(loss.shape, n / total, loss.dtype)))
+            _backward(loss, n / total)
             summed += value * n
             seen.append((pred.data, target.data) if self.metrics else ())
         self._stepping = True  # from here to the end of the update nothing can be saved
@@ -411,10 +473,12 @@ class Trainer:
         for metric in self._eval_metrics:
             metric.reset()
         summed, samples = 0.0, 0
+        keep, model, loss_function = bool(self._eval_metrics), self.model, self.loss_function
+        step = self._program("evaluation", keep, lambda: _evaluation_of(model, loss_function, keep))
         with self._evaluating():
             for inputs, target, n in batches("evaluate", apart(source), self._dtype()):
-                pred = self.model(*inputs)
-                summed += self.loss_function(pred, target).item() * n
+                loss, pred = step(inputs, target)
+                summed += loss.item() * n
                 samples += n
                 for metric in self._eval_metrics:
                     metric.update(pred.data, target.data)
@@ -438,12 +502,13 @@ class Trainer:
             source: Any = Loader(tuple(arrays), batch_size, prefetch=0)
         else:
             source = x if isinstance(x, list) else source_of("predict", x, batch_size)
-        dtype, parts = self._dtype(), []
+        dtype, parts, model = self._dtype(), [], self.model
+        step = self._program("prediction", True, lambda: lambda inputs: model(*inputs))
         with self._evaluating():
             for batch in apart(source):
                 batch = batch if isinstance(batch, (tuple, list)) else (batch,)
                 inputs = batch if only_inputs or len(batch) == 1 else batch[:-1]
-                pred = self.model(*(tensor_of("predict", a, dtype) for a in flat(inputs)))
+                pred = step(tuple([tensor_of("predict", a, dtype) for a in flat(inputs)]))
                 parts.append(np.array(pred.data))
         if not parts:
             raise ValueError("predict: the data gave no batches.")
@@ -547,6 +612,63 @@ def _update_of(model: Any, loss_function: Any, optimizer: Any, keep: bool) -> Ca
         return loss, pred if keep else None
 
     return update
+
+
+def _backward(loss: Tensor, share: float) -> None:
+    """The gradient of the window's mean from a batch that is this share of its samples."""
+    if share == 1:
+        loss.backward()
+    else:  # a constant of the loss's own shape and dtype
+        loss.backward(Tensor(np.full(loss.shape, share, loss.dtype)))
+
+
+def _first_of(
+    model: Any, loss_function: Any, optimizer: Any, totals: list[tuple[Any, Tensor]], keep: bool
+) -> Callable:
+    """The first batch of a window: its gradients go into `totals`; returns which there are."""
+
+    def first(inputs: tuple, target: Tensor, share: float) -> tuple:
+        optimizer.zero_grad()
+        pred = model(*inputs)
+        loss = _scalar(loss_function(pred, target))
+        _backward(loss, share)
+        given = []
+        with no_grad():
+            for i, (p, total) in enumerate(totals):
+                if p.grad is not None:
+                    total.copy_(p.grad)
+                    p.grad = None
+                    given.append(i)
+        return loss, pred if keep else None, tuple(given)
+
+    return first
+
+
+def _next_of(model: Any, loss_function: Any, keep: bool) -> Callable:
+    """A later batch of a window, whose gradients are added to those that are there."""
+
+    def more(inputs: tuple, target: Tensor, share: float) -> tuple:
+        pred = model(*inputs)
+        loss = _scalar(loss_function(pred, target))
+        _backward(loss, share)
+        return loss, pred if keep else None
+
+    return more
+
+
+def _step_of(optimizer: Any) -> Callable:
+    def step() -> None:
+        optimizer.step()
+
+    return step
+
+
+def _evaluation_of(model: Any, loss_function: Any, keep: bool) -> Callable:
+    def evaluation(inputs: tuple, target: Tensor) -> tuple:
+        pred = model(*inputs)
+        return loss_function(pred, target), pred if keep else None
+
+    return evaluation
 
 
 def _no_sums() -> dict[str, Any]:
