@@ -567,6 +567,9 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.side_by_side = flag("side_by_side", true);
   q->p.options.barriers = flag("barriers", true);
   q->p.options.reuse = flag("memory", true);
+  q->p.options.relu_pool = flag("relu_pool", true);
+  q->p.options.norm_relu = flag("norm_relu", true);
+  q->p.options.optimizer = flag("optimizer", true);
   for (auto item : leaves) {
     Input in;
     py::tuple t = py::reinterpret_borrow<py::tuple>(item);  // (constant,) or (type, array, same_as)
@@ -612,6 +615,7 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.objects = std::move(r.rec.objects);
   {
     py::gil_scoped_release release;
+    q->p.fuse();
     q->p.build();
     q->p.slot_random(first_counter, last_counter);
   }

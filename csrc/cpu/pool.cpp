@@ -191,13 +191,13 @@ struct Pool {
   // B vectors of channels of one window; x: tap (0, 0) of the window; strides ls (line), ps (pixel)
   template <int KH, int KW, int B, bool FULL, class IX>
   static GS_MEMBER void max_vec(const T* x, int64_t ls, int64_t ps, int a0, int a1, int b0, int b1,
-                                int64_t kw, T* y, IX* index, int n) {
-    V best[B];
+                                int64_t kw, T low, int none, T* y, IX* index, int n) {
+    V best[B], floor = set1(low);
     I at[B];
     const T* q = x + a0 * ls + b0 * ps;
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
-      best[v] = get<FULL>(q + v * N, n);
+      best[v] = max(floor, get<FULL>(q + v * N, n));
       at[v] = set1((S)(a0 * kw + b0));
     }
     if (KH) {
@@ -208,35 +208,37 @@ struct Pool {
           if (a || b)
 #pragma GCC unroll 4
             for (int v = 0; v < B; ++v)
-              take(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * KW + b)), best[v],
-                   at[v]);
+              take(max(floor, get<FULL>(x + a * ls + b * ps + v * N, n)), set1((S)(a * KW + b)),
+                   best[v], at[v]);
     } else {
       for (int a = a0; a < a1; ++a)
         for (int b = b0; b < b1; ++b)
 #pragma GCC unroll 4
           for (int v = 0; v < B; ++v)
-            take(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * kw + b)), best[v], at[v]);
+            take(max(floor, get<FULL>(x + a * ls + b * ps + v * N, n)), set1((S)(a * kw + b)),
+                 best[v], at[v]);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
       put<FULL>(y + v * N, best[v], n);
+      if (none) at[v] = best[v] <= floor ? set1((S)none) : at[v];
       if (index) put_index<FULL>(index + v * N, at[v], n);
     }
   }
   template <int KH, int KW, class IX>
   static GS_MEMBER void max_window(const T* x, int64_t c, int64_t ls, int64_t ps, int a0, int a1,
-                                   int b0, int b1, int64_t kw, T* y, IX* index) {
+                                   int b0, int b1, int64_t kw, T low, int none, T* y, IX* index) {
     int64_t j = 0;
     if (!KH)
       for (; j + 4 * N <= c; j += 4 * N)
-        max_vec<KH, KW, 4, true>(x + j, ls, ps, a0, a1, b0, b1, kw, y + j,
+        max_vec<KH, KW, 4, true>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, y + j,
                                  index ? index + j : index, N);
     for (; j + N <= c; j += N)
-      max_vec<KH, KW, 1, true>(x + j, ls, ps, a0, a1, b0, b1, kw, y + j, index ? index + j : index,
-                               N);
+      max_vec<KH, KW, 1, true>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, y + j,
+                               index ? index + j : index, N);
     if (j < c)
-      max_vec<KH, KW, 1, false>(x + j, ls, ps, a0, a1, b0, b1, kw, y + j, index ? index + j : index,
-                                (int)(c - j));
+      max_vec<KH, KW, 1, false>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, y + j,
+                                index ? index + j : index, (int)(c - j));
   }
   // one row of y
   template <int KH, int KW, class IX>
@@ -244,6 +246,8 @@ struct Pool {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c, ls = p.dh * line, ps = p.dw * p.c;
     int a0 = g.y.first[i], a1 = g.y.last[i];
+    T low = p.relu ? (T)0 : -(T)__builtin_inf();
+    int none = p.relu ? (int)(p.kh * p.kw) : 0;
     for (int64_t j = 0; j < p.ow; ++j) {
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * p.c;
@@ -258,9 +262,9 @@ struct Pool {
         continue;
       }
       if (KH && a0 == 0 && a1 == KH && b0 == 0 && b1 == KW)
-        max_window<KH, KW>(q, p.c, ls, ps, a0, a1, b0, b1, KW, out, ix);
+        max_window<KH, KW>(q, p.c, ls, ps, a0, a1, b0, b1, KW, low, none, out, ix);
       else
-        max_window<0, 0>(q, p.c, ls, ps, a0, a1, b0, b1, p.kw, out, ix);
+        max_window<0, 0>(q, p.c, ls, ps, a0, a1, b0, b1, p.kw, low, none, out, ix);
     }
   }
 
@@ -360,6 +364,7 @@ struct Pool {
           I off = (start + set1((S)(b * p.dw * p.c))) & in;
           V v = gather(q, off);
           if (MAX) {
+            if (p.relu) v = max(V{}, v);
             I m = ((v > best) | (v != v)) & in;
             best = m ? v : best;
             at = m ? set1((S)(a * p.kw + b)) : at;
@@ -380,6 +385,7 @@ struct Pool {
         }
       }
       store_n(y + j, best, n);
+      if (MAX && p.relu) at = best <= V{} ? none : at;
       if (MAX && index) put_index<false>(index + j, at, n);
     }
   }

@@ -104,6 +104,7 @@ struct Options {
   bool side_by_side = true;  // independent small kernels on different members
   bool barriers = true;      // false: no elision, a barrier before every kernel
   bool reuse = true;         // arena memory is reused
+  bool relu_pool = true, norm_relu = true, optimizer = true;  // rewrites: fuse.cpp
 };
 
 // One kernel of a program as the replay sees it.
@@ -152,6 +153,7 @@ struct Program {
   Program() = default;
   Program(const Program&) = delete;
   ~Program();
+  void fuse();   // rewrites the calls; before build()
   void build();  // places, steps, barriers; objects have their homes
   void bind(int object, char* base) {
     if (bound[object] == base) return;

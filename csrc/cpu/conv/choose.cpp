@@ -57,7 +57,9 @@ double direct_cycles(ConvPass pass, DType dtype, const ConvParams& p) {
   double backward = taps * (double)p.filters * vectors(p.channels, dtype) / 2;
   if (pass == kConvForward) return forward;
   if (pass == kConvBackwardData) return backward;
-  return pass == kConvBackwardWeight ? 1.1 * backward : 2.1 * backward;
+  // With few channels the vectors of the weight gradient run over the filters.
+  double weight = 1.1 * (p.channels < 16 ? forward : backward);
+  return pass == kConvBackwardWeight ? weight : backward + weight;
 }
 
 // Cycles to transform a vector of a tile: inputs, outputs, dy, dx, and of a filter.

@@ -296,7 +296,7 @@ struct Kernel {
       fetch(x + r * ld);
       V v = fma(get<FULL>(x + r * ld, n) - hi, a, b);
       if (RES) v += get<FULL>(res + r * ld, n);
-      if (RELU) v = v <= V{} ? V{} : v;
+      if (RELU) v = max(V{}, v);
       put<FULL>(stream, y + r * ld, v, n);
     }
   }

@@ -34,6 +34,9 @@ PASSES = {
     "side_by_side": "independent small kernels run on different threads",
     "barriers": "threads wait for each other only where memory crosses from one to another",
     "memory": "arrays whose lives do not meet share memory",
+    "relu_pool": "ReLU and the max-pool behind it in one kernel, forward and backward",
+    "norm_relu": "batch norm with the sum and the ReLU behind it in one kernel, forward and backward",
+    "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
 }
 
 _MAX_PROGRAMS = 16

@@ -1,0 +1,397 @@
+// Rewrites of a recorded list of kernels, made before memory and members are planned: each finds a
+// few calls that meet in arrays nobody else sees and puts fewer in their place. All of them leave
+// the bits as they are: the fused kernels do the same operations in the same order.
+//
+// An array is temporary when it is made and used up within the step. A call may take the place of
+// another when nothing between the two touches what it reads or writes.
+#include <string.h>
+
+#include <algorithm>
+
+#include "activation.h"
+#include "elementwise.h"
+#include "graph.h"
+#include "norm.h"
+#include "optimizer.h"
+#include "pool.h"
+
+namespace gs {
+
+namespace {
+
+// An update of fewer elements than this waits for the next layer's.
+constexpr int64_t kUpdate = 1 << 15;
+
+struct Use {
+  int op, buffer;
+  bool write;
+};
+
+// A ReLU with its backward pass: either bits or the output itself is kept.
+struct Relu {
+  int forward = -1, backward = -1;
+  RecordedBuffer x, y;    // of forward
+  RecordedBuffer dy, dx;  // of backward, when there is one
+  int64_t n = 0;
+};
+
+struct Fuser {
+  std::vector<RecordedOp>& ops;
+  std::vector<MemoryObject>& objects;
+  std::vector<std::vector<Use>> uses;            // by object
+  std::vector<char> dead;                        // by op
+  std::vector<std::vector<RecordedOp>> follows;  // by op: new ones behind it
+
+  explicit Fuser(Program& p) : ops(p.ops), objects(p.objects) {
+    dead.assign(ops.size(), 0);
+    follows.resize(ops.size());
+    index();
+  }
+
+  void index() {
+    uses.assign(objects.size(), {});
+    for (size_t k = 0; k < ops.size(); ++k) {
+      if (dead[k]) continue;
+      for (size_t i = 0; i < ops[k].buffers.size(); ++i) {
+        const RecordedBuffer& b = ops[k].buffers[i];
+        if (b.object >= 0)
+          uses[(size_t)b.object].push_back(Use{(int)k, (int)i, (b.access & kWrite) != 0});
+      }
+    }
+  }
+
+  bool is(int k, const char* name) const {
+    return k >= 0 && !dead[(size_t)k] && ops[(size_t)k].entry &&
+           ops[(size_t)k].entry->dtype == kF32 && strcmp(ops[(size_t)k].entry->name, name) == 0;
+  }
+  template <class P>
+  P& params(int k) {
+    return *(P*)ops[(size_t)k].params.data();
+  }
+  RecordedBuffer& buffer(int k, int i) { return ops[(size_t)k].buffers[(size_t)i]; }
+
+  bool temporary(const RecordedBuffer& b) const {
+    if (b.object < 0 || b.offset != 0) return false;
+    const MemoryObject& o = objects[(size_t)b.object];
+    return o.home == Home::kArena && !o.external && o.init_before < 0;
+  }
+  // The only call that writes the array, or -1.
+  int writer(const RecordedBuffer& b) const {
+    int found = -1;
+    if (b.object < 0 || b.offset != 0 || objects[(size_t)b.object].init_before >= 0) return -1;
+    for (const Use& u : uses[(size_t)b.object])
+      if (u.write) {
+        if (found >= 0 && found != u.op) return -1;
+        found = u.op;
+      }
+    return found;
+  }
+  // Reads of an array, all of them from its start; false when one is not.
+  bool reads(const RecordedBuffer& b, std::vector<Use>* out) const {
+    out->clear();
+    if (b.object < 0) return true;
+    for (const Use& u : uses[(size_t)b.object]) {
+      if (ops[(size_t)u.op].buffers[(size_t)u.buffer].offset != 0) return false;
+      if (!u.write || ops[(size_t)u.op].buffers[(size_t)u.buffer].access == kReadWrite)
+        out->push_back(u);
+    }
+    return true;
+  }
+  static bool same(const RecordedBuffer& a, const RecordedBuffer& b) {
+    return a.object == b.object && a.offset == b.offset;
+  }
+  // Whether `op` may run anywhere from behind call `low` to before call `high`, call `but` apart.
+  bool clear(const RecordedOp& op, int low, int high, int but = -1) const {
+    for (const RecordedBuffer& x : op.buffers)
+      if (x.object >= 0 && objects[(size_t)x.object].init_before >= 0) return false;
+    for (int k = low + 1; k < high; ++k) {
+      for (const RecordedOp& next : follows[(size_t)k])
+        if (conflict(op, next)) return false;
+      if (dead[(size_t)k] || k == but) continue;
+      if (ops[(size_t)k].check || conflict(op, ops[(size_t)k])) return false;
+    }
+    return true;
+  }
+  static bool conflict(const RecordedOp& a, const RecordedOp& b) {
+    for (const RecordedBuffer& x : a.buffers)
+      for (const RecordedBuffer& y : b.buffers)
+        if (x.object >= 0 && x.object == y.object && ((x.access | y.access) & kWrite)) return true;
+    return false;
+  }
+  void changed(RecordedOp& op, const char* note) {
+    op.note = note;
+    op.entry->plan(op.params.data(), &op.plan);
+  }
+
+  // A ReLU at call k whose backward pass, if any, is known.
+  bool find_relu(int k, Relu* r) {
+    bool bits = is(k, "activation_mask");
+    if (!bits && !is(k, "activation")) return false;
+    if (params<ActivationParams>(k).op != kAct_relu) return false;
+    r->forward = k;
+    r->n = params<ActivationParams>(k).n;
+    r->x = buffer(k, 0);
+    r->y = buffer(k, 1);
+    RecordedBuffer kept = bits ? buffer(k, 2) : r->y;
+    if (r->x.object == r->y.object || writer(r->y) != k || writer(kept) != k) return false;
+    if (bits && !temporary(kept)) return false;
+    std::vector<Use> all;
+    if (!reads(kept, &all)) return false;
+    for (const Use& u : all) {
+      bool back = bits ? is(u.op, "activation_mask_backward")
+                       : is(u.op, "activation_backward") && u.buffer == 1 &&
+                             params<ActivationParams>(u.op).op == kAct_relu;
+      if (!back) {
+        if (bits) return false;
+        continue;
+      }
+      if (r->backward >= 0) return false;
+      const ActivationParams& q = params<ActivationParams>(u.op);
+      if (q.n != r->n || (bits && q.a != 0)) return false;
+      r->backward = u.op;
+      r->dy = buffer(u.op, 0);
+      r->dx = buffer(u.op, 2);
+      if (same(r->dy, r->dx)) return false;
+    }
+    return true;
+  }
+  // Who reads the output of a ReLU, its own backward pass left out.
+  bool readers_of(const Relu& r, std::vector<int>* out) const {
+    std::vector<Use> all;
+    out->clear();
+    if (!reads(r.y, &all)) return false;
+    for (const Use& u : all)
+      if (u.op != r.backward) out->push_back(u.op);
+    return true;
+  }
+  int only_reader(const RecordedBuffer& b) const {
+    std::vector<Use> all;
+    return reads(b, &all) && all.size() == 1 ? all[0].op : -1;
+  }
+
+  // relu, max_pool, max_pool_backward, relu's backward -> max_pool, max_pool_backward.
+  // A window whose maximum is not positive keeps the index of no tap at all, so the gradient that
+  // goes back through the pool has the ReLU's zeros already.
+  void relu_pool(int k) {
+    Relu r;
+    if (!find_relu(k, &r) || !temporary(r.y)) return;
+    std::vector<int> all;
+    if (!readers_of(r, &all) || all.size() != 1 || !is(all[0], "max_pool")) return;
+    int pool = all[0], back = -1;
+    PoolParams q = params<PoolParams>(pool);
+    if (q.relu || q.n * q.h * q.w * q.c != r.n || !same(buffer(pool, 0), r.y)) return;
+    RecordedBuffer tap = buffer(pool, 2);
+    if (tap.object >= 0) {
+      if (!temporary(tap) || writer(tap) != pool) return;
+      std::vector<Use> use;
+      if (!reads(tap, &use) || use.size() > 1) return;
+      if (!use.empty()) {
+        back = use[0].op;
+        if (!is(back, "max_pool_backward")) return;
+      }
+    }
+    if ((back >= 0) != (r.backward >= 0)) return;
+    RecordedOp first = ops[(size_t)pool];
+    first.buffers[0] = r.x;
+    first.buffers[0].access = kRead;
+    if (!clear(first, k, pool)) return;
+    if (back >= 0) {
+      RecordedBuffer between = buffer(back, 2);
+      if (!temporary(between) || !same(between, r.dy) || writer(between) != back ||
+          only_reader(between) != r.backward)
+        return;
+      RecordedOp second = ops[(size_t)back];
+      second.buffers[2] = r.dx;
+      if (!clear(second, back, r.backward)) return;
+      changed(second, "with the ReLU before the pool");
+      ops[(size_t)back] = second;
+      dead[(size_t)r.backward] = 1;
+    }
+    ((PoolParams*)first.params.data())->relu = 1;
+    changed(first, "with the ReLU before it");
+    ops[(size_t)pool] = first;
+    dead[(size_t)k] = 1;
+    index();
+  }
+
+  // Whether call k adds two arrays of n elements.
+  bool adds(int k, int64_t n) {
+    if (!is(k, "binary")) return false;
+    const ElementwiseParams& e = params<ElementwiseParams>(k);
+    return e.op == kAdd && e.ndim == 1 && e.shape[0] == n && e.strides[0][0] == 1 &&
+           e.strides[1][0] == 1 && e.strides[2][0] == 1 && buffer(k, 0).object >= 0 &&
+           buffer(k, 1).object >= 0;
+  }
+  // A plain channel_norm whose output only call `reader` reads.
+  bool plain_norm(int norm, const RecordedBuffer& y, int reader, int64_t n) {
+    if (!is(norm, "channel_norm")) return false;
+    const ChannelNormParams& p = params<ChannelNormParams>(norm);
+    return !p.relu && p.outer * p.rows * p.channels == n && buffer(norm, 6).object < 0 &&
+           same(buffer(norm, 7), y) && temporary(y) && only_reader(y) == reader &&
+           temporary(buffer(norm, 8));
+  }
+
+  // channel_norm, (add,) relu -> channel_norm; the same backward.
+  void norm_relu(int k) {
+    Relu r;
+    if (!find_relu(k, &r) || !temporary(r.x) || only_reader(r.x) != k) return;
+    int sum = writer(r.x), norm = -1;
+    RecordedBuffer residual{-1, 0, kRead};
+    if (adds(sum, r.n)) {
+      for (int i = 0; i < 2 && norm < 0; ++i) {
+        RecordedBuffer a = buffer(sum, i), b = buffer(sum, 1 - i);
+        if (a.object == b.object || !plain_norm(writer(a), a, sum, r.n)) continue;
+        norm = writer(a);
+        residual = b;
+      }
+      if (norm < 0) return;
+    } else {
+      norm = sum;
+      sum = -1;
+      if (!plain_norm(norm, r.x, k, r.n)) return;
+    }
+    RecordedOp first = ops[(size_t)norm];
+    ((ChannelNormParams*)first.params.data())->relu = 1;
+    first.buffers[6] = residual;
+    first.buffers[7] = r.y;
+    if (!clear(first, norm, k, sum)) return;
+    if (r.backward >= 0 && !norm_relu_backward(r, norm, sum >= 0)) return;
+    changed(first, sum >= 0 ? "with the sum and the ReLU behind it" : "with the ReLU behind it");
+    ops[(size_t)k] = first;
+    dead[(size_t)norm] = 1;
+    if (sum >= 0) dead[(size_t)sum] = 1;
+    index();
+  }
+  bool norm_relu_backward(const Relu& r, int norm, bool residual) {
+    std::vector<Use> all;
+    if (!temporary(r.dx) || writer(r.dx) != r.backward || !reads(r.dx, &all)) return false;
+    if (!residual && all.size() != 1) return false;
+    int back = -1;
+    for (const Use& u : all)
+      if (is(u.op, "channel_norm_backward") && u.buffer == 0 &&
+          same(buffer(u.op, 1), buffer(norm, 0)) && same(buffer(u.op, 2), buffer(norm, 8)))
+        back = u.op;
+    if (back < 0 || params<ChannelNormParams>(back).relu || buffer(back, 9).object >= 0)
+      return false;
+    RecordedOp second = ops[(size_t)back];
+    ((ChannelNormParams*)second.params.data())->relu = 1;
+    second.buffers[0] = r.dy;
+    // Without a residual the kernel knows the sign from x; gamma and beta are still those of the
+    // forward pass, or nothing could take the place of anything here.
+    bool from_x = !residual && buffer(norm, 1).object >= 0 && buffer(norm, 2).object >= 0 &&
+                  same(second.buffers[3], buffer(norm, 1));
+    if (from_x) {
+      second.buffers[4] = buffer(norm, 2);
+      if (!clear_reads(second.buffers[4], norm, back)) return false;
+    } else {
+      second.buffers[5] = r.y;
+      second.buffers[5].access = kRead;
+    }
+    if (residual) second.buffers[9] = r.dx;
+    if (!clear(second, r.backward, back)) {
+      // others read dx before: then it has to be made first
+      if (!residual || !clear(ops[(size_t)back], r.backward, back)) return false;
+      changed(second, "with the sum's and the ReLU's");
+      ops[(size_t)r.backward] = second;
+      dead[(size_t)back] = 1;
+      return true;
+    }
+    changed(second, residual ? "with the sum's and the ReLU's" : "with the ReLU's");
+    ops[(size_t)back] = second;
+    dead[(size_t)r.backward] = 1;
+    return true;
+  }
+  // Whether nothing writes an array between two calls.
+  bool clear_reads(const RecordedBuffer& b, int low, int high) const {
+    for (const Use& u : uses[(size_t)b.object])
+      if (u.write && u.op > low && u.op < high) return false;
+    return true;
+  }
+
+  // One update of all parameters -> one for each layer, as soon as its gradients are there and
+  // nothing reads its weights any more.
+  void optimizer(int k) {
+    int scalars = 0;
+    if (!scalars_of(ops[(size_t)k], &scalars) || scalars != kOptimizerScalars) return;
+    const RecordedOp whole = ops[(size_t)k];
+    const OptimizerParams& p = *(const OptimizerParams*)whole.params.data();
+    int64_t each = ((int64_t)whole.buffers.size() - 1) / p.count;
+    if (whole.buffers[0].object >= 0 || p.count < 2) return;
+    const int64_t* sizes = (const int64_t*)(&p + 1);
+    auto part = [&](const std::vector<int>& which) {
+      RecordedOp op = whole;
+      op.params_size = sizeof(OptimizerParams) + which.size() * 8;
+      op.params.resize(op.params_size / 8);
+      op.buffers.assign(1, whole.buffers[0]);
+      OptimizerParams* q = (OptimizerParams*)op.params.data();
+      q->count = (int64_t)which.size();
+      for (size_t i = 0; i < which.size(); ++i) {
+        ((int64_t*)(q + 1))[i] = sizes[which[i]];
+        auto at = whole.buffers.begin() + 1 + which[i] * each;
+        op.buffers.insert(op.buffers.end(), at, at + each);
+      }
+      return op;
+    };
+    // The last call before this one that each parameter has to wait for.
+    std::vector<std::pair<int, int>> ready;
+    for (int i = 0; i < (int)p.count; ++i) {
+      RecordedOp one = part({i});
+      int last = k - 1;
+      while (last >= 0 && clear(one, last - 1, last + 1)) --last;
+      ready.emplace_back(last, i);
+    }
+    std::stable_sort(ready.begin(), ready.end());
+    std::vector<int> group;
+    int64_t elements = 0;
+    int groups = 0;
+    for (size_t i = 0; i < ready.size(); ++i) {
+      group.push_back(ready[i].second);
+      elements += sizes[ready[i].second];
+      bool last = i + 1 == ready.size();
+      if (!last && (elements < kUpdate || ready[i + 1].first == ready[i].first)) continue;
+      if (last && groups == 0) return;  // nothing to split
+      RecordedOp op = part(group);
+      changed(op, "right after its gradients");
+      if (ready[i].first >= 0)
+        follows[(size_t)ready[i].first].push_back(op);
+      else
+        follows[(size_t)k].push_back(op);
+      group.clear();
+      elements = 0;
+      ++groups;
+    }
+    dead[(size_t)k] = 1;
+    index();
+  }
+
+  // Takes the dead out and puts the new ones in.
+  void finish() {
+    std::vector<RecordedOp> next;
+    std::vector<int> at(ops.size() + 1);
+    for (size_t k = 0; k < ops.size(); ++k) {
+      at[k] = (int)next.size();
+      if (!dead[k]) next.push_back(std::move(ops[k]));
+      for (RecordedOp& op : follows[k]) next.push_back(std::move(op));
+    }
+    for (MemoryObject& o : objects)
+      if (o.init_before >= 0) o.init_before = at[(size_t)o.init_before];
+    ops.swap(next);
+  }
+};
+
+}  // namespace
+
+void Program::fuse() {
+  auto each = [this](bool on, void (Fuser::*rewrite)(int)) {
+    if (!on) return;
+    Fuser f(*this);
+    for (int k = 0; k < (int)f.ops.size(); ++k)
+      if (!f.dead[(size_t)k]) (f.*rewrite)(k);
+    f.finish();
+  };
+  each(options.relu_pool, &Fuser::relu_pool);
+  each(options.norm_relu, &Fuser::norm_relu);
+  each(options.optimizer, &Fuser::optimizer);
+}
+
+}  // namespace gs
