@@ -23,8 +23,17 @@ else()
   set(GS_BASE_FLAGS -march=x86-64-v2)
   # On top of avx512, and only the families that use the bfloat16 instructions.
   set(GS_FLAGS_avx512bf16 ${GS_FLAGS_avx512} -mavx512bf16)
-  set(GS_OVERRIDES_avx512bf16 bfloat16)
+  set(GS_OVERRIDES_avx512bf16 bfloat16 matmul/bfloat16 conv/bfloat16)
   set(GS_ISA_DEFINITIONS GS_HAVE_AVX2 GS_HAVE_AVX512 GS_HAVE_AVX512BF16)
+  # On top of avx512bf16: tiles of bfloat16, where the compiler knows them.
+  include(CheckCXXCompilerFlag)
+  check_cxx_compiler_flag("-mamx-tile -mamx-bf16" GS_COMPILER_HAS_AMX)
+  if(GS_COMPILER_HAS_AMX)
+    list(APPEND GS_LEVELS amx)
+    set(GS_FLAGS_amx ${GS_FLAGS_avx512bf16} -mamx-tile -mamx-bf16)
+    set(GS_OVERRIDES_amx matmul/bfloat16 conv/bfloat16)
+    list(APPEND GS_ISA_DEFINITIONS GS_HAVE_AMX)
+  endif()
 endif()
 
 # gs_kernel_objects(OUT family...): an object library per instruction set; OUT lists their objects.

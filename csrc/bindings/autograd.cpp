@@ -216,6 +216,7 @@ PyObject* node_new(PyTypeObject* type, PyObject*, PyObject*) {
   n->watch = n->few_watch;
   n->outputs = 1;
   n->seq = ++sequence;
+  n->autocast = autocast();
   return (PyObject*)n;
 }
 

@@ -13,6 +13,17 @@ void bind_bfloat16(py::module_& module) {
   using namespace bfloat16_bindings;
   Functions m(module);
   m.def(
+      "autocast", [] { return autocast(); },
+      "Whether products that this thread starts round float32 operands to bfloat16.");
+  m.def(
+      "set_autocast",
+      [](bool on) {
+        bool before = autocast();
+        autocast() = on;
+        return before;
+      },
+      py::arg("on"), "Sets it for this thread; returns what it was.");
+  m.def(
       "float32_to_bfloat16",
       [](py::handle x) {
         Array a = array_dense(x, "float32_to_bfloat16", "x");

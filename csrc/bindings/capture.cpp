@@ -281,7 +281,7 @@ struct PyProgram {
   std::vector<Stepper> steppers;
   std::vector<PyObject*> cleared;  // parameters without a gradient afterwards, held by guards
   std::vector<py::object> cleared_held;
-  bool grad_mode = true;
+  bool grad_mode = true, autocast_mode = false;
   bool direct = false;            // call() does everything
   py::object module;              // of the kernels
   std::vector<int> leaf_outputs;  // the outputs that the function returns, in order
@@ -489,7 +489,8 @@ void PyProgram::run() {
 // The whole call where no Python has to run: nullptr without an error when the program does not
 // fit.
 PyObject* PyProgram::call(PyObject* leaves) {
-  if (!direct || grad_enabled() != grad_mode || get_num_threads() != p.options.threads ||
+  if (!direct || grad_enabled() != grad_mode || autocast() != autocast_mode ||
+      get_num_threads() != p.options.threads ||
       !check(leaves))
     return nullptr;
   for (Stepper& s : steppers)
@@ -789,7 +790,7 @@ void bind_capture(py::module_& m) {
           "Checks, replays and returns the tensor (or the arrays); NotImplemented where Python has "
           "to do it.")
       .def("set_direct",
-           [](PyProgram& q, bool grad_mode, py::object module, py::list steppers, py::list cleared,
+           [](PyProgram& q, bool grad_mode, bool autocast_mode, py::object module, py::list steppers, py::list cleared,
               py::list leaf_outputs, bool single) {
              for (auto item : steppers) {
                // (rule, own dict, decoupled, norm, clip slot, [(group, slots, owns, flag)],
@@ -824,6 +825,7 @@ void bind_capture(py::module_& m) {
              for (auto i : leaf_outputs) q.leaf_outputs.push_back(i.cast<int>());
              q.single = single;
              q.grad_mode = grad_mode;
+             q.autocast_mode = autocast_mode;
              q.module = module;
              q.direct = true;
            })

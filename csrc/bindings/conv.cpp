@@ -330,9 +330,13 @@ void run_backward(ConvParams& p, const Array& g, const Array& w, const Array& bi
   if (data)
     run(*conv_choose(kConvBackwardData, g.dtype, p).kernel, g.dtype, p,
         {in(g), in(w), in(bias), out(dx)});
-  if (weight)
-    run(*conv_choose(kConvBackwardWeight, g.dtype, p).kernel, g.dtype, p,
-        {in(x), in(g), out(dw), out(db)});
+  if (weight) {
+    c = conv_choose(kConvBackwardWeight, g.dtype, p);
+    run(*c.kernel, g.dtype, p, {in(x), in(g), out(dw), c.bias ? out(db) : out(Array())});
+    if (p.has_bias && !c.bias)
+      run(channel_sum, g.dtype, ChannelSumParams{p.n * p.out_h * p.out_w, p.filters},
+          {in(g), out(db)});
+  }
 }
 
 py::object conv(int nd, py::handle xh, py::handle wh, py::handle bh, py::handle stride,

@@ -331,6 +331,7 @@ bool Pass::step(int state) {
   }
   args[0] = (PyObject*)node;
   for (int i = 0; i < n; ++i) args[1 + i] = slots[i].grad ? slots[i].grad : Py_None;
+  autocast() = node->autocast;
   py::object results = py::reinterpret_steal<py::object>(
       PyObject_VectorcallMethod(names->backward, args, (size_t)n + 1, nullptr));
   if (!results) return false;
@@ -413,9 +414,12 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return nullptr;
   }
   struct Mode {  // nothing is recorded while gradients are computed
-    bool before = grad_enabled();
+    bool before = grad_enabled(), precision = autocast();
     Mode() { grad_enabled() = false; }
-    ~Mode() { grad_enabled() = before; }
+    ~Mode() {
+      grad_enabled() = before;
+      autocast() = precision;
+    }
   } mode;
   try {
     Pass pass;

@@ -8,7 +8,7 @@ namespace gs {
 namespace matmul_bindings {
 
 const Kernel matmul_kernel("matmul"), dot_kernel("matmul_dot"), vec_kernel("matmul_vec"),
-    colsum_kernel("colsum");
+    colsum_kernel("colsum"), bf16_kernel("matmul_bf16");
 
 // An operand as a stack of matrices.
 struct Operand {
@@ -62,8 +62,8 @@ bool overlaps(const Array& x, const Array& y) {
 
 // Runs the kernel that fits. a (m, k), b (k, n), c (m, n); p holds everything but the strides'
 // swap.
-void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, const Array& bias,
-                const Array& c) {
+void run_matmul(MatmulParams& p, DType dtype, bool rounded, const Array& a, const Array& b,
+                const Array& bias, const Array& c) {
   const Machine& m = machine();
   p.l1 = m.l1d;
   p.l2 = m.l2;
@@ -79,6 +79,10 @@ void run_matmul(MatmulParams& p, DType dtype, const Array& a, const Array& b, co
     p.m *= p.batch;
     p.batch = 1;
     p.batch_ndim = 0;
+  }
+  if (rounded) {
+    run(bf16_kernel, dtype, p, {in(a), in(b), in(bias), p.accumulate ? inout(c) : out(c)});
+    return;
   }
   int64_t matrix = p.n * p.k * dtype_size(dtype);
   const Kernel* kernel = &matmul_kernel;
@@ -125,7 +129,8 @@ struct Names {
 };
 
 py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bias_h, bool ta,
-                   bool tb, int act, double alpha, py::handle out_h, bool accumulate) {
+                   bool tb, int act, double alpha, py::handle out_h, bool accumulate,
+                   bool exact = false) {
   const char* op = nm.op;
   Array ax = array_in(ah, op, nm.a), bx = array_in(bh, op, nm.b);
   Array bias = array_optional(bias_h, op, "bias");
@@ -172,9 +177,10 @@ py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bia
                           ",), one value for each output");
     bias = dense(bias);
   }
+  bool rounded = autocast() && dtype == kF32 && !exact;
   // operands that no kernel reads well are copied first
   if (!unit(b.cols, b.cs) && !unit(b.rows, b.rs)) b = densified(std::move(b), tb, false);
-  if (!unit(a.cols, a.cs) && !unit(a.rows, a.rs) && p.m * p.k >= 4096 && p.n > 16)
+  if (!unit(a.cols, a.cs) && !unit(a.rows, a.rs) && (rounded || (p.m * p.k >= 4096 && p.n > 16)))
     a = densified(std::move(a), ta, true);
   if (p.n == 1 && b.rs != 1 && unit(p.k, a.cs)) b = densified(std::move(b), tb, false);
   Array c;
@@ -225,7 +231,7 @@ py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bia
   p.alpha = alpha;
   p.accumulate = accumulate;
   p.act = act;
-  run_matmul(p, dtype, a.x, b.x, bias, c);
+  run_matmul(p, dtype, rounded, a.x, b.x, bias, c);
   return c.object;
 }
 
@@ -282,12 +288,15 @@ void bind_matmul(py::module_& module) {
   Functions m(module);
   m.def(
       "matmul",
-      [](py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha) {
-        return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, py::none(), false);
+      [](py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha,
+         bool exact) {
+        return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, py::none(), false,
+                       exact);
       },
       py::arg("a"), py::arg("b"), py::arg("bias") = py::none(), py::arg("ta") = false,
-      py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0,
-      "act(alpha * a @ b + bias); ta, tb swap the last two axes first. act: 0 none, 1 relu.");
+      py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0, py::arg("exact") = false,
+      "act(alpha * a @ b + bias); ta, tb swap the last two axes first. act: 0 none, 1 relu. exact: "
+      "autocast does not round the operands.");
   m.def(
       "matmul_out",
       [](py::handle out, py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act,

@@ -4,6 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(GS_HAVE_AMX)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include "runtime.h"
 
 namespace gs {
@@ -29,7 +37,12 @@ namespace avx512 {
 #endif
 #if defined(GS_HAVE_AVX512BF16)
 namespace avx512bf16 {
-extern const KernelList bfloat16_kernels;
+extern const KernelList bfloat16_kernels, matmul_bfloat16_kernels, conv_bfloat16_kernels;
+}
+#endif
+#if defined(GS_HAVE_AMX)
+namespace amx {
+extern const KernelList matmul_bfloat16_kernels, conv_bfloat16_kernels;
 }
 #endif
 #endif
@@ -66,7 +79,12 @@ const KernelList* const avx512_lists[] = {
 #endif
 #if defined(GS_HAVE_AVX512BF16)
 // Overrides on top of avx512: only the kernels that use the bfloat16 instructions.
-const KernelList* const avx512bf16_lists[] = {&avx512bf16::bfloat16_kernels};
+const KernelList* const avx512bf16_lists[] = {&avx512bf16::bfloat16_kernels,
+                                              &avx512bf16::matmul_bfloat16_kernels,
+                                              &avx512bf16::conv_bfloat16_kernels};
+#endif
+#if defined(GS_HAVE_AMX)
+const KernelList* const amx_lists[] = {&amx::matmul_bfloat16_kernels, &amx::conv_bfloat16_kernels};
 #endif
 #endif
 #undef GS_FAMILY
@@ -92,6 +110,30 @@ bool runs_avx512() {
 #if defined(GS_HAVE_AVX512BF16)
 bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
+#if defined(GS_HAVE_AMX)
+// Tiles: the processor has them, the system saves their state, and lets this process use it. A
+// process has to ask, once; its threads and children inherit the answer.
+bool asks_for_tiles() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const unsigned bf16 = 1u << 22, tile = 1u << 24;
+  if ((d & bf16) == 0 || (d & tile) == 0) return false;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (1u << 27)) == 0) return false;  // OSXSAVE
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & (3u << 17)) != (3u << 17)) return false;
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+bool runs_amx() {
+  static const bool tiles = asks_for_tiles();
+  return tiles && runs_avx512bf16();
+}
+#endif
 #endif
 
 #define GS_COUNT(a) (int)(sizeof(a) / sizeof(a[0]))
@@ -108,6 +150,9 @@ const Level levels[] = {
 #endif
 #if defined(GS_HAVE_AVX512BF16)
     {"avx512bf16", avx512bf16_lists, GS_COUNT(avx512bf16_lists), 2, runs_avx512bf16},
+#endif
+#if defined(GS_HAVE_AMX)
+    {"amx", amx_lists, GS_COUNT(amx_lists), 3, runs_amx},
 #endif
 #endif
 };
@@ -178,6 +223,11 @@ const KernelEntry* Kernel::get(DType dtype) const {
   }
   if (!entry[dtype]) entry[dtype] = find(level, name, dtype);
   return entry[dtype];
+}
+
+bool& autocast() {
+  static thread_local bool on = false;
+  return on;
 }
 
 }  // namespace gs

@@ -11,6 +11,7 @@ enum ConvPass { kConvForward, kConvBackwardData, kConvBackwardWeight, kConvBackw
 struct ConvChoice {
   const Kernel* kernel;
   bool joint;  // a kernel for all gradients (conv_*_backward); nullptr as kernel: one each
+  bool bias;   // the kernel of the weights' gradient makes db, too
 };
 
 // The first of the ordered list that accepts the problem.

@@ -11,7 +11,7 @@
 namespace gs {
 
 // ---- instruction sets (dispatch.cpp)
-const char* isa_active();  // "base", "avx2", "avx512", "avx512bf16" or "neon"
+const char* isa_active();  // "base", "avx2", "avx512", "avx512bf16", "amx" or "neon"
 int isa_supported(
     const char** names);  // what machine and build both have, lowest first; fills up to 8
 const char* isa_choose(const char* want);  // lower the choice; error text or nullptr
@@ -24,6 +24,9 @@ struct Kernel {
   mutable const KernelEntry* entry[kDTypeCount] = {};
   mutable int epoch = -1;
 };
+
+// Whether products of float32 arrays started by this thread round their operands to bfloat16.
+bool& autocast();
 
 // ---- launch (launch.cpp): the one door through which every kernel call goes
 enum Access : int32_t { kRead = 1, kWrite = 2, kReadWrite = 3 };

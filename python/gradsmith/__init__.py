@@ -13,6 +13,7 @@ from . import (
 from numpy import float32, float64, int32, int64, uint8
 
 from ._version import __version__
+from .core.autocast import autocast, is_autocast_enabled
 from .core.autograd import (
     enable_grad,
     grad,

@@ -2,6 +2,7 @@
 // them compute the same thing, so a new one is a line here above those it beats.
 // GRADSMITH_VERBOSE=1 says which one was taken and why.
 //
+// bfloat16 accepts what runs under autocast and has at least 8 channels on either side of a group.
 // Winograd accepts when its estimated time is below that of the direct kernel. Estimates are cycles
 // of one core that does two vector multiply-adds a cycle: products plus transforms. They follow
 // from the shape and the width of the vectors, so the choice is the same for any number of threads.
@@ -34,7 +35,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Vectors that hold `count` elements.
 double vectors(int64_t count, DType dtype) {
   const char* isa = isa_active();
-  int64_t bytes = strncmp(isa, "avx512", 6) == 0 ? 64 : strcmp(isa, "avx2") == 0 ? 32 : 16;
+  int64_t bytes = strncmp(isa, "avx512", 6) == 0 || strcmp(isa, "amx") == 0 ? 64 : strcmp(isa, "avx2") == 0 ? 32 : 16;
   return (double)ceil_div(count, bytes / (dtype == kF64 ? 8 : 4));
 }
 
@@ -95,6 +96,12 @@ bool any(const ConvParams&) { return true; }
 bool is_depthwise(const ConvParams& p) {
   return p.groups > 1 && p.groups == p.channels && p.groups == p.filters;
 }
+bool is_wide(const ConvParams& p) {
+  return p.channels / p.groups >= 8 && p.filters / p.groups >= 8;
+}
+bool rounds(ConvPass, DType dtype, const ConvParams&, double*, double*) {
+  return dtype == kF32 && autocast();
+}
 bool always(ConvPass, DType, const ConvParams&, double*, double*) { return true; }
 
 template <int M>
@@ -108,6 +115,12 @@ bool winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
 }
 
 const Implementation implementations[] = {
+    {"bfloat16",
+     is_wide,
+     rounds,
+     {Kernel("conv_bf16_forward"), Kernel("conv_bf16_backward_data"),
+      Kernel("conv_bf16_backward_weight"), Kernel("")},
+     false},
     {"depthwise",
      is_depthwise,
      always,
@@ -162,7 +175,8 @@ ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
     while (!i->can(p) || !i->accepts(pass, dtype, p, &own, &direct)) ++i;
   if (verbose()) explain(pass, p, i->name, own, direct);
   bool joint = i->joint && pass != kConvForward;
-  return ConvChoice{pass == kConvBackward && !joint ? nullptr : &i->kernels[pass], joint};
+  return ConvChoice{pass == kConvBackward && !joint ? nullptr : &i->kernels[pass], joint,
+                    i != implementations};
 }
 
 const char* conv_set_precision(const char* name) {
@@ -187,7 +201,7 @@ const char* conv_force(const char* name, int64_t l2) {
     return nullptr;
   }
   int count = (int)(sizeof(implementations) / sizeof(implementations[0]));
-  for (int i = 1; i < count; ++i)
+  for (int i = 2; i < count; ++i)
     if (strcmp(name, implementations[i].name) == 0) {
       forced.store(i + 1);
       return nullptr;

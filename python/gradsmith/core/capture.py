@@ -227,7 +227,7 @@ class Captured:
             return self._other(args, kwargs)
 
     def _mode(self) -> tuple:
-        return (is_grad_enabled(), _cpu.get_num_threads())
+        return (is_grad_enabled(), _cpu.get_num_threads(), _cpu.autocast())
 
     def _other(self, args: tuple, kwargs: dict) -> Any:
         leaves: list[Any] = []
@@ -637,7 +637,7 @@ class _Plan:
         if p.draws == 0 and all(s is not None for s in steppers):
             p.single = p.result_tree is None and p.results[0][0] == "array"
             outputs = [value for kind, value in p.results if kind == "array"]
-            native.set_direct(p.mode[0], _cpu, steppers, p.cleared, outputs, p.single)
+            native.set_direct(p.mode[0], p.mode[2], _cpu, steppers, p.cleared, outputs, p.single)
             p.direct = True
 
 
@@ -691,7 +691,7 @@ def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = 
 
     fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists and dicts
     of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
-    the modules, grad mode, threads) runs `fn`, two record it, later ones replay, to the same bits.
+    the modules, grad mode, threads, autocast) runs `fn`, two record it, later ones replay, to the same bits.
     passes: names of the optimisations to use (`gs.core.capture.PASSES`), a dict of switches, None for
     all. fallback: run eagerly, with one warning, instead of raising when `fn` cannot be captured.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.autocast import autocast
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.random import next_counter
 from ..core.tensor import Tensor, as_tensor
@@ -79,11 +80,12 @@ def _by_parts(
     from .matmul import matmul
     from .softmax import softmax
 
-    scores = matmul(q, k.transpose(-2, -1)) * scale + mask
-    if causal:
-        seen = np.tri(q.shape[-2], k.shape[-2], dtype=bool)
-        scores = where(as_tensor(seen), scores, float("-inf"))
-    return matmul(dropout(softmax(scores, -1), p), v)
+    with autocast(enabled=False):  # as the kernels of attention, which stay float32
+        scores = matmul(q, k.transpose(-2, -1)) * scale + mask
+        if causal:
+            seen = np.tri(q.shape[-2], k.shape[-2], dtype=bool)
+            scores = where(as_tensor(seen), scores, float("-inf"))
+        return matmul(dropout(softmax(scores, -1), p), v)
 
 
 def scaled_dot_product_attention(

@@ -259,7 +259,9 @@ def addmm(
         # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
         # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
         out = k.matmul(
-            k.contiguous(wide).reshape(-1, 1), np.full((1, 1), beta, mat1.data.dtype)
+            k.contiguous(wide).reshape(-1, 1),
+            np.full((1, 1), beta, mat1.data.dtype),
+            exact=True,
         ).reshape(m, n)
         k.matmul_out(out, mat1.data, mat2.data, alpha=float(alpha), accumulate=True)
     return apply(
@@ -281,9 +283,9 @@ class AddmmBackward(Node):
             dx = _sum_to(k, grad, x.shape)
             if self.beta != 1:
                 flat = k.contiguous(dx).reshape(-1, 1)
-                dx = k.matmul(flat, np.ones((1, 1), dx.dtype), alpha=float(self.beta)).reshape(
-                    x.shape
-                )
+                dx = k.matmul(
+                    flat, np.ones((1, 1), dx.dtype), alpha=float(self.beta), exact=True
+                ).reshape(x.shape)
         if self.needs[1]:
             da = k.matmul(grad, b, tb=True, alpha=float(self.alpha))
         if self.needs[2]:

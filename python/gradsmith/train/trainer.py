@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from ..core import random
+from ..core.autocast import autocast, checked_precision
 from ..core.autograd import no_grad
 from ..core.creation import empty_like
 from ..core.tensor import Tensor
@@ -64,6 +65,9 @@ class Trainer:
         capture: record updates, evaluation and prediction kernel by kernel and replay them
             (``gs.capture``), to the same bits; what cannot be captured runs eagerly, with one
             warning that says why.
+        precision: "float32", or "bfloat16": the model and the loss run under ``gs.autocast`` in fit,
+            evaluate and predict. Parameters, optimizer states and checkpoints stay float32, so a run may
+            be resumed in either precision.
 
     >>> import numpy as np, gradsmith as gs
     >>> model = gs.nn.Sequential(gs.nn.Linear(2, 16), gs.nn.Tanh(), gs.nn.Linear(16, 2))
@@ -86,6 +90,7 @@ class Trainer:
         callbacks: Iterable[Callback] = (),
         device: str = "cpu",
         capture: bool = True,
+        precision: str = "float32",
     ) -> None:
         if not hasattr(model, "parameters") or not callable(model):
             raise TypeError(f"Trainer: model must be a Module, not {type(model).__name__}.")
@@ -104,6 +109,8 @@ class Trainer:
         self._eval_metrics: list[Metric] = copy.deepcopy(self.metrics)
         self.history = History()
         self.config: dict[str, Any] = {}  # anything JSON-like that should travel with checkpoints
+        checked_precision("Trainer", "precision", precision)
+        self.precision = precision
         self.capture = bool(capture)
         self._captured: dict[tuple[str, bool], Any] = {}  # what it does, predictions kept
         self.epoch = self.step = 0  # finished epochs, optimizer updates
@@ -285,7 +292,8 @@ class Trainer:
             optimizer.max_grad_norm = max_norm
         self._stepping = True
         try:
-            loss, pred = step(inputs, target)
+            with autocast(self.precision):
+                loss, pred = step(inputs, target)
         except Exception:  # not an interrupt, which may have hit half an update
             self._stepping = False
             raise
@@ -320,12 +328,13 @@ class Trainer:
         self.lr = float(optimizer.param_groups[0]["lr"])
         seen, summed = [], 0.0
         for i, (inputs, target, n) in enumerate(window):
-            if i == 0:
-                loss, pred, given = first(inputs, target, n / total)
-                for k in given:
-                    totals[k][0].grad = totals[k][1]
-            else:
-                loss, pred = more(inputs, target, n / total)
+            with autocast(self.precision):
+                if i == 0:
+                    loss, pred, given = first(inputs, target, n / total)
+                    for k in given:
+                        totals[k][0].grad = totals[k][1]
+                else:
+                    loss, pred = more(inputs, target, n / total)
             value = loss.item()
             if self.guard is not None and not math.isfinite(value):
                 optimizer.zero_grad()
@@ -356,8 +365,9 @@ class Trainer:
         self.optimizer.zero_grad()
         seen, summed = [], 0.0
         for inputs, target, n in window:
-            pred = self.model(*inputs)
-            loss = _scalar(self.loss_function(pred, target))
+            with autocast(self.precision):
+                pred = self.model(*inputs)
+                loss = _scalar(self.loss_function(pred, target))
             value = loss.item()
             if self.guard is not None and not math.isfinite(value):
                 self.optimizer.zero_grad()
@@ -519,7 +529,7 @@ class Trainer:
         modes = _modes(self.model)
         self.model.eval()
         try:
-            with no_grad():
+            with no_grad(), autocast(self.precision):
                 yield
         finally:
             _set_modes(modes)

@@ -1,0 +1,103 @@
+// matmul_bf16: as matmul, C = act(alpha * A B + bias + C) for float32 matrices, batched, with every
+// element of A and B rounded to bfloat16 (nearest, ties to even) and products summed in float32.
+//
+// Floor: 2 m n k operations at 16 times the rate of float32 with tiles, so that bytes matter first:
+// reading A and B once a member, writing C. How: matmul/bfloat16.h. A member owns a rectangle of C.
+#include "matmul/bfloat16.h"
+
+#include "matmul.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+struct Dense {
+  int64_t n, k, kc, blocks;
+  const float* a;
+  int64_t ars, acs;
+  const float* b;
+  int64_t brs, bcs;
+  float* c;
+  int64_t ldc;
+  Finish finish;
+
+  int64_t depth(int64_t block) const { return greater(0, lesser(kc, k - block * kc)); }
+  void begin(int64_t, char*) {}
+  void sliver(int64_t block, int64_t row, int rows, Half* to, int64_t ld) {
+    const float* p = a + row * ars + block * kc * acs;
+    if (acs == 1)
+      sliver_of_rows(p, ars, rows, depth(block), to, ld);
+    else
+      sliver_of_columns(p, acs, rows, depth(block), to, ld);
+  }
+  void panel(int64_t block, int64_t v, Half* to) {
+    const float* p = b + block * kc * brs + v * kSide * bcs;
+    int64_t cols = lesser(kSide, n - v * kSide);
+    if (bcs == 1)
+      panel_of_rows(p, brs, depth(block), cols, to);
+    else
+      panel_of_columns(p, bcs, depth(block), cols, to);
+  }
+  int64_t place(int64_t row, int rows, float** at) {
+    for (int i = 0; i < rows; ++i) at[i] = c + (row + i) * ldc;
+    return ldc;
+  }
+  int column(int64_t half, int64_t* at) {
+    *at = 16 * half;
+    return (int)greater(0, lesser(16, n - 16 * half));
+  }
+};
+
+Room room(const MatmulParams& p) {
+  return room_of(parts(p.n, kSide), block_depth(p.k), p.l2, 0);
+}
+
+int64_t batch_offset(const MatmulParams& p, const int64_t* strides, int64_t t) {
+  int64_t at = 0;
+  for (int i = p.batch_ndim - 1; i >= 0; --i) {
+    at += t % p.batch_shape[i] * strides[i];
+    t /= p.batch_shape[i];
+  }
+  return at;
+}
+
+void gemm(const void* params, void* const* buf, const Ctx* ctx) {
+  const MatmulParams& p = *(const MatmulParams*)params;
+  if (p.m == 0 || p.n == 0 || p.batch == 0) return;
+  auto make = [&](int64_t t) __attribute__((always_inline)) {
+    Dense d;
+    d.n = p.n;
+    d.k = p.k;
+    d.kc = block_depth(p.k);
+    d.blocks = greater(1, d.kc ? parts(p.k, d.kc) : 1);
+    d.a = (const float*)buf[0] + batch_offset(p, p.a_bs, t);
+    d.ars = p.a_rs;
+    d.acs = p.a_cs;
+    d.b = (const float*)buf[1] + batch_offset(p, p.b_bs, t);
+    d.brs = p.b_rs;
+    d.bcs = p.b_cs;
+    d.c = (float*)buf[3] + batch_offset(p, p.c_bs, t);
+    d.ldc = p.c_rs;
+    d.finish = Finish{(float)p.alpha, (const float*)buf[2], p.act == kActRelu, p.accumulate != 0};
+    return d;
+  };
+  run_product(make, p.batch, p.m, parts(p.n, kSide), room(p), p.a_cs == 1 ? 3 : 6,
+              p.b_cs == 1 ? 5 : 7, ctx);
+}
+
+void plan(const void* params, Plan* plan) {
+  const MatmulParams& p = *(const MatmulParams*)params;
+  plan->tasks = greater(1, lesser(p.members, p.batch * parts(p.m, kSide) * parts(p.n, kSide)));
+  plan->work = p.batch * work_of(p.m, p.n, p.k);
+  plan->scratch = (size_t)(plan->tasks * room(p).total);
+}
+
+const KernelEntry entries[] = {{"matmul_bf16", kF32, gemm, plan}};
+
+}  // namespace
+
+extern const KernelList matmul_bfloat16_kernels;
+const KernelList matmul_bfloat16_kernels = {entries, sizeof(entries) / sizeof(entries[0])};
+
+}  // namespace GS_ISA
+}  // namespace gs
