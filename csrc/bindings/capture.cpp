@@ -137,6 +137,7 @@ struct Output {
   DType dtype;
   std::vector<int64_t> shape;
   py::object array;   // where the next replay writes, unless somebody else holds it
+  py::object spare;   // the one before it: a loop that keeps a result for one step uses two in turn
   py::object holder;  // a gradient: its Tensor, held by its parameter too
   py::object parameter;
 };
@@ -277,6 +278,7 @@ struct PyProgram {
   bool writes_inputs = false;
   std::string reason;
   uint64_t allocations = 0;
+  uint64_t pool_allocations = 0;  // blocks of any kind that replays took from the pool
   std::atomic<bool> busy{false};
   std::vector<Stepper> steppers;
   std::vector<PyObject*> cleared;  // parameters without a gradient afterwards, held by guards
@@ -462,6 +464,7 @@ void PyProgram::raise_failed(int op) {
 }
 
 void PyProgram::run() {
+  uint64_t before = pool_taken();
   // A result that somebody still holds keeps its memory; the next one gets new memory.
   for (Output& o : outputs) {
     Py_ssize_t holders = o.holder.ptr() ? 2 : 1;
@@ -470,9 +473,13 @@ void PyProgram::run() {
       PyObject* g = ((Tensor*)o.parameter.ptr())->grad;
       kept = Py_REFCNT(o.holder.ptr()) > (g == o.holder.ptr() ? 2 : 1);
     }
-    if (kept) {
+    if (kept && o.spare.ptr() && Py_REFCNT(o.spare.ptr()) == 1) {
+      std::swap(o.array, o.spare);
+      p.bind(o.object, proxy_of(o.array.ptr())->data);
+    } else if (kept) {
       Array fresh = array_new(o.dtype, (int)o.shape.size(), o.shape.data());
       ++allocations;
+      if (!o.holder.ptr()) o.spare = o.array;
       o.array = fresh.object;
       o.holder = py::object();
       p.bind(o.object, fresh.data);
@@ -483,6 +490,7 @@ void PyProgram::run() {
     py::gil_scoped_release release;
     failed = p.replay();
   }
+  pool_allocations += pool_taken() - before;
   if (failed >= 0) raise_failed(failed);
 }
 
@@ -861,6 +869,16 @@ void bind_capture(py::module_& m) {
              q.p.times.assign(q.p.steps.size(), 0.0);
            })
       .def("times", [](PyProgram& q) { return q.p.times; })
+      .def(
+          "kernel_seconds",
+          [](PyProgram& q, int rounds, int repeat) {
+            if (rounds < 1 || repeat < 1)
+              throw py::value_error("kernel_seconds: rounds and repeat must be positive");
+            py::gil_scoped_release release;
+            return q.p.kernel_seconds(rounds, repeat);
+          },
+          py::arg("rounds"), py::arg("repeat"),
+          "Seconds of each kernel alone on this thread; overwrites what they write.")
       .def("stats",
            [](PyProgram& q) {
              py::dict d;
@@ -874,6 +892,7 @@ void bind_capture(py::module_& m) {
              d["guards"] = q.guards.size();
              d["replays"] = q.p.replays;
              d["allocations"] = q.allocations;
+             d["pool_allocations"] = q.pool_allocations;
              d["writes_inputs"] = q.writes_inputs;
              d["threads"] = q.p.options.threads;
              return d;

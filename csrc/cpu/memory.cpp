@@ -33,6 +33,7 @@ PoolStats stats;
 size_t cache_limit = 0;
 bool pass_through = false;
 bool ready = false;
+thread_local uint64_t taken = 0;
 
 // Class c holds blocks of (8 + c % 8) << (c / 8 + 3) bytes: 64, 72, 80, ... rounded up to 64 below
 // 512.
@@ -108,6 +109,7 @@ void trim_locked(size_t keep) {
 
 void* pool_take(size_t bytes) {
   if (bytes > ((size_t)1 << 46)) return nullptr;
+  ++taken;
   pthread_mutex_lock(&mutex);
   prepare();
   int c = class_of(bytes);
@@ -162,6 +164,8 @@ void pool_free(void* p, size_t bytes) {
   if (r && r->released(p)) return;
   pool_give(p, bytes);
 }
+
+uint64_t pool_taken() { return taken; }
 
 PoolStats pool_stats() {
   pthread_mutex_lock(&mutex);

@@ -163,6 +163,9 @@ struct Program {
   int check_inputs() const;  // op of a failed check, or -1
   int replay();              // op of a failed check, or -1
   void member(int tid, int nt, void* kernel_barrier);
+  // Seconds of one run of each kernel, alone on this thread, the least of `rounds` means over
+  // `repeat` runs in a row. Overwrites what the kernels write.
+  std::vector<double> kernel_seconds(int rounds, int repeat);
   // Which counters drawn in [first, last) the kernels use become relative to a slot.
   void slot_random(uint64_t first, uint64_t last);
 

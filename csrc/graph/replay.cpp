@@ -59,6 +59,22 @@ void Program::member(int tid, int nt, void* kernel_barrier) {
   }
 }
 
+std::vector<double> Program::kernel_seconds(int rounds, int repeat) {
+  std::vector<double> out;
+  for (const Step& s : steps) {
+    Ctx ctx{0, 1, s.scratch, slot_table(), nullptr, team_barrier_wait, machine().stream};
+    double best = 0;
+    for (int r = 0; r < rounds; ++r) {
+      double start = now();
+      for (int i = 0; i < repeat; ++i) s.run(s.params, s.buffers, &ctx);
+      double each = (now() - start) / repeat;
+      if (r == 0 || each < best) best = each;
+    }
+    out.push_back(best);
+  }
+  return out;
+}
+
 int Program::check_inputs() const {
   for (int k : prologue) {
     const RecordedOp& op = ops[(size_t)k];

@@ -72,6 +72,7 @@ struct PoolStats {
   uint64_t in_use, cached, peak, system_calls, hits, misses;
 };
 PoolStats pool_stats();
+uint64_t pool_taken();  // blocks that this thread has asked for
 void pool_trim();  // gives all cached memory back
 
 // ---- slots (launch.cpp)

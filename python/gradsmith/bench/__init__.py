@@ -176,6 +176,8 @@ def run_case(
     record["ratio"] = {
         name: s / mine for name, s in record["seconds"].items() if name != "gradsmith"
     }
+    if case.extra is not None:
+        record["extra"] = case.extra()
     if notes:
         record["notes"] = notes
     return record
@@ -334,6 +336,8 @@ def main(argv: list[str] | None = None) -> int:
             r["family"] = family
             records.append(r)
             print(_line(r, peers), flush=True)
+            for what, figure in r.get("extra", {}).items():
+                print(f"    {what}: {figure:.3g}", flush=True)
             for p, why in r.get("notes", {}).items():
                 print(f"    {p}: {why}", file=sys.stderr)
             if r.get("wrong"):

@@ -19,7 +19,8 @@ class Case:
     tuple of them), which is compared with ours before anything is timed. A callable must do the work
     at each call, at the library's best setting, and wait for it to be done. flops / bytes: operations and bytes that the
     work needs at least; whichever bounds it is the figure that is printed. rtol: of the comparison,
-    relative to the largest element.
+    relative to the largest element. extra: measured after the timing, figures by name; printed below the
+    case and written into its record.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Case:
     bytes: float = 0.0
     rtol: float = 1e-4
     dtype: str = "float32"
+    extra: Callable[[], dict[str, float]] | None = None

@@ -264,36 +264,46 @@ class Trainer:
             clip_grad_norm_(self.model.parameters(), max_norm)
             optimizer.step()
 
-    def _program(self, kind: str, keep: bool, make: Callable[[], Callable]) -> Callable:
-        """The captured function of this kind; the function itself with ``capture=False``."""
+    def _program(
+        self, kind: str, keep: bool, make: Callable[..., Callable], *more: Any
+    ) -> Callable:
+        """The captured function of this kind; the function itself with ``capture=False``.
+
+        Its arguments are tensors one by one, not in a tuple, which replays without Python.
+        """
+        step = self._captured.get((kind, keep))
+        if (
+            step is not None
+            and self.capture
+            and step.parts[0] is self.model
+            and step.parts[1] is self.loss_function
+            and step.parts[2] is self.optimizer
+        ):
+            return step
+        fn = make(self.model, self.loss_function, keep, *more)
+        if not self.capture:
+            return fn
         from ..core.capture import Captured
 
-        parts = (self.model, self.loss_function, self.optimizer)
-        step = self._captured.get((kind, keep))
-        if step is None or step.parts != parts:
-            if not self.capture:
-                return make()
-            step = self._captured[kind, keep] = Captured(make(), fallback=True)
-            step.name, step.parts = f"Trainer's {kind}", parts
-            step.siblings = self._captured.values()  # one warning for all of them
-        return step if self.capture else step.fn
+        step = self._captured[kind, keep] = Captured(fn, fallback=True)
+        step.name = f"Trainer's {kind}"
+        step.parts = (self.model, self.loss_function, self.optimizer)
+        step.siblings = self._captured.values()  # one warning for all of them
+        return step
 
     def _replayed(self, batch: Batch, max_norm: float | None) -> bool:
         """The update on one batch through `gs.capture`."""
         inputs, target, n = batch
         keep = bool(self.metrics)
-        model, loss_function, optimizer = self.model, self.loss_function, self.optimizer
-        step = self._program(
-            "update", keep, lambda: _update_of(model, loss_function, optimizer, keep)
-        )
+        optimizer = self.optimizer
+        step = self._program("update", keep, _update_of, optimizer)
         self.lr = float(optimizer.param_groups[0]["lr"])
         before = optimizer.max_grad_norm
         if max_norm is not None:
             optimizer.max_grad_norm = max_norm
         self._stepping = True
         try:
-            with autocast(self.precision):
-                loss, pred = step(inputs, target)
+            loss, pred = step(*inputs, target) if keep else (step(*inputs, target), None)
         except Exception:  # not an interrupt, which may have hit half an update
             self._stepping = False
             raise
@@ -308,7 +318,6 @@ class Trainer:
         Gradients are summed in arrays that stay where they are, so that the programs find them.
         """
         optimizer, keep = self.optimizer, bool(self.metrics)
-        model, loss_function = self.model, self.loss_function
         held = [p for group in optimizer.param_groups for p in group["params"]]
         if [id(p) for p, _ in self._totals] != [id(p) for p in held] or any(
             p.shape != t.shape or p.dtype != t.dtype for p, t in self._totals
@@ -316,25 +325,18 @@ class Trainer:
             self._totals = [(p, empty_like(p)) for p in held]
             self._captured = {k: c for k, c in self._captured.items() if k[0][:3] != "win"}
         totals = self._totals
-        first = self._program(
-            "window's first batch",
-            keep,
-            lambda: _first_of(model, loss_function, optimizer, totals, keep),
-        )
-        more = self._program(
-            "window's next batch", keep, lambda: _next_of(model, loss_function, keep)
-        )
+        first = self._program("window's first batch", keep, _first_of, optimizer, totals)
+        more = self._program("window's next batch", keep, _next_of)
         total = sum(n for _, _, n in window)
         self.lr = float(optimizer.param_groups[0]["lr"])
         seen, summed = [], 0.0
         for i, (inputs, target, n) in enumerate(window):
-            with autocast(self.precision):
-                if i == 0:
-                    loss, pred, given = first(inputs, target, n / total)
-                    for k in given:
-                        totals[k][0].grad = totals[k][1]
-                else:
-                    loss, pred = more(inputs, target, n / total)
+            if i == 0:
+                loss, pred, given = first(*inputs, target, n / total)
+                for k in given:
+                    totals[k][0].grad = totals[k][1]
+            else:
+                loss, pred = more(*inputs, target, n / total)
             value = loss.item()
             if self.guard is not None and not math.isfinite(value):
                 optimizer.zero_grad()
@@ -342,7 +344,7 @@ class Trainer:
                 return False
             summed += value * n
             seen.append((pred.data, target.data) if keep else ())
-        step = self._program("window's update", False, lambda: _step_of(optimizer))
+        step = self._program("window's update", False, _step_of, optimizer)
         before = optimizer.max_grad_norm
         if max_norm is not None:
             optimizer.max_grad_norm = max_norm
@@ -356,6 +358,10 @@ class Trainer:
 
     def _update(self, window: list[Batch], max_norm: float | None) -> bool:
         """One optimizer step on the mean loss over all samples of the window."""
+        with autocast(self.precision):
+            return self._updated(window, max_norm)
+
+    def _updated(self, window: list[Batch], max_norm: float | None) -> bool:
         if self.capture and _ours(self.optimizer):
             if len(window) == 1 and self.guard is None:
                 return self._replayed(window[0], max_norm)
@@ -365,9 +371,8 @@ class Trainer:
         self.optimizer.zero_grad()
         seen, summed = [], 0.0
         for inputs, target, n in window:
-            with autocast(self.precision):
-                pred = self.model(*inputs)
-                loss = _scalar(self.loss_function(pred, target))
+            pred = self.model(*inputs)
+            loss = _scalar(self.loss_function(pred, target))
             value = loss.item()
             if self.guard is not None and not math.isfinite(value):
                 self.optimizer.zero_grad()
@@ -483,11 +488,11 @@ class Trainer:
         for metric in self._eval_metrics:
             metric.reset()
         summed, samples = 0.0, 0
-        keep, model, loss_function = bool(self._eval_metrics), self.model, self.loss_function
-        step = self._program("evaluation", keep, lambda: _evaluation_of(model, loss_function, keep))
+        keep = bool(self._eval_metrics)
+        step = self._program("evaluation", keep, _evaluation_of)
         with self._evaluating():
             for inputs, target, n in batches("evaluate", apart(source), self._dtype()):
-                loss, pred = step(inputs, target)
+                loss, pred = step(*inputs, target)
                 summed += loss.item() * n
                 samples += n
                 for metric in self._eval_metrics:
@@ -512,13 +517,13 @@ class Trainer:
             source: Any = Loader(tuple(arrays), batch_size, prefetch=0)
         else:
             source = x if isinstance(x, list) else source_of("predict", x, batch_size)
-        dtype, parts, model = self._dtype(), [], self.model
-        step = self._program("prediction", True, lambda: lambda inputs: model(*inputs))
+        dtype, parts = self._dtype(), []
+        step = self._program("prediction", True, lambda model, *_: lambda *inputs: model(*inputs))
         with self._evaluating():
             for batch in apart(source):
                 batch = batch if isinstance(batch, (tuple, list)) else (batch,)
                 inputs = batch if only_inputs or len(batch) == 1 else batch[:-1]
-                pred = step(tuple([tensor_of("predict", a, dtype) for a in flat(inputs)]))
+                pred = step(*[tensor_of("predict", a, dtype) for a in flat(inputs)])
                 parts.append(np.array(pred.data))
         if not parts:
             raise ValueError("predict: the data gave no batches.")
@@ -610,16 +615,16 @@ def _ours(optimizer: Any) -> bool:
     return isinstance(optimizer, Optimizer)
 
 
-def _update_of(model: Any, loss_function: Any, optimizer: Any, keep: bool) -> Callable:
+def _update_of(model: Any, loss_function: Any, keep: bool, optimizer: Any) -> Callable:
     """The update as a function of its batch alone, which is what can be captured."""
 
-    def update(inputs: tuple, target: Tensor) -> tuple:
+    def update(*batch: Tensor) -> Any:
         optimizer.zero_grad()
-        pred = model(*inputs)
-        loss = _scalar(loss_function(pred, target))
+        pred = model(*batch[:-1])
+        loss = _scalar(loss_function(pred, batch[-1]))
         loss.backward()
         optimizer.step()
-        return loss, pred if keep else None
+        return (loss, pred) if keep else loss
 
     return update
 
@@ -633,15 +638,15 @@ def _backward(loss: Tensor, share: float) -> None:
 
 
 def _first_of(
-    model: Any, loss_function: Any, optimizer: Any, totals: list[tuple[Any, Tensor]], keep: bool
+    model: Any, loss_function: Any, keep: bool, optimizer: Any, totals: list[tuple[Any, Tensor]]
 ) -> Callable:
     """The first batch of a window: its gradients go into `totals`; returns which there are."""
 
-    def first(inputs: tuple, target: Tensor, share: float) -> tuple:
+    def first(*batch: Any) -> tuple:  # inputs, target, share
         optimizer.zero_grad()
-        pred = model(*inputs)
-        loss = _scalar(loss_function(pred, target))
-        _backward(loss, share)
+        pred = model(*batch[:-2])
+        loss = _scalar(loss_function(pred, batch[-2]))
+        _backward(loss, batch[-1])
         given = []
         with no_grad():
             for i, (p, total) in enumerate(totals):
@@ -657,16 +662,16 @@ def _first_of(
 def _next_of(model: Any, loss_function: Any, keep: bool) -> Callable:
     """A later batch of a window, whose gradients are added to those that are there."""
 
-    def more(inputs: tuple, target: Tensor, share: float) -> tuple:
-        pred = model(*inputs)
-        loss = _scalar(loss_function(pred, target))
-        _backward(loss, share)
+    def more(*batch: Any) -> tuple:  # inputs, target, share
+        pred = model(*batch[:-2])
+        loss = _scalar(loss_function(pred, batch[-2]))
+        _backward(loss, batch[-1])
         return loss, pred if keep else None
 
     return more
 
 
-def _step_of(optimizer: Any) -> Callable:
+def _step_of(model: Any, loss_function: Any, keep: bool, optimizer: Any) -> Callable:
     def step() -> None:
         optimizer.step()
 
@@ -674,9 +679,9 @@ def _step_of(optimizer: Any) -> Callable:
 
 
 def _evaluation_of(model: Any, loss_function: Any, keep: bool) -> Callable:
-    def evaluation(inputs: tuple, target: Tensor) -> tuple:
-        pred = model(*inputs)
-        return loss_function(pred, target), pred if keep else None
+    def evaluation(*batch: Tensor) -> tuple:
+        pred = model(*batch[:-1])
+        return loss_function(pred, batch[-1]), pred if keep else None
 
     return evaluation
 
