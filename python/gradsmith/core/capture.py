@@ -36,6 +36,8 @@ PASSES = {
     "memory": "arrays whose lives do not meet share memory",
     "relu_pool": "ReLU and the max-pool behind it in one kernel, forward and backward",
     "norm_relu": "batch norm with the sum and the ReLU behind it in one kernel, forward and backward",
+    "bias_relu": "matmul, convolution and their bias with the ReLU behind them in one kernel",
+    "pieces": "parts of a sum are written into it, not into zeros that are added",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
 }
 
