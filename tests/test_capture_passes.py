@@ -7,7 +7,7 @@ import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 
-RULES = ["relu_pool", "norm_relu", "bias_relu", "pieces", "optimizer"]
+RULES = ["relu_pool", "conv_pool", "norm_relu", "bias_relu", "pieces", "optimizer"]
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
 
@@ -130,6 +130,78 @@ def test_relu_pool_not_where_the_relu_is_read_elsewhere():
 
     notes = {"with the ReLU before it": 0, "with the ReLU before the pool": 0}
     compare(lambda: Twice(8, kernel_size=2), (2, 8, 8, 2), "relu_pool", notes)
+
+
+class Stem(nn.Module):
+    def __init__(self, relu=True, **conv):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(**conv), relu
+        self.last = nn.Conv2d(conv["out_channels"], 2, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.last(F.max_pool2d(y.relu() if self.relu else y, 2))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(
+    ("size", "conv"),
+    [
+        ((2, 9, 11), {"in_channels": 1, "out_channels": 32, "kernel_size": 3, "padding": 1}),
+        ((3, 8, 8), {"in_channels": 3, "out_channels": 5, "kernel_size": (5, 2), "bias": False}),
+        (
+            (2, 6, 30),
+            {"in_channels": 4, "out_channels": 70, "kernel_size": (1, 7), "padding": (1, 3)},
+        ),
+        ((9, 4, 4), {"in_channels": 2, "out_channels": 17, "kernel_size": 3, "padding": 2}),
+        ((1, 2, 2), {"in_channels": 1, "out_channels": 1, "kernel_size": 1}),
+    ],
+    ids=["3x3", "5x2", "1x7", "border", "tiny"],
+)
+def test_conv_pool(size, conv, relu):
+    rng = np.random.default_rng(3)
+    gs.manual_seed(2)
+    model = Stem(relu, **conv)
+
+    def step(x):
+        for p in model.parameters():
+            p.grad = None
+        y = model(x)
+        (y * y).sum().backward()
+        return (y, *[p.grad for p in model.parameters()])
+
+    def forward(x):
+        with gs.no_grad():
+            return (model(x),)
+
+    note = "with the ReLU and the pool behind it" if relu else "with the pool behind it"
+    for f in (step, forward):
+        for n in (1, 2, 3):
+            with gs.threads(n):
+                g = gs.capture(f, passes=["relu_pool", "conv_pool"])
+                for i in range(5):
+                    x = awkward(rng, (*size, conv["in_channels"]))
+                    if i == 4:
+                        x[rng.random(x.shape) < 0.05] = np.nan
+                    got = bits([t.data.copy() for t in g(gs.tensor(x))])
+                    assert got == bits([t.data for t in f(gs.tensor(x))]), (n, i)
+                assert g.reason is None and sum(note in s for s in g.report(1).split("\n")) == 1
+                compare_off = gs.capture(f, passes={"conv_pool": False})
+                for _ in range(4):
+                    compare_off(gs.tensor(x))
+                assert "conv_stem_pool" not in compare_off.report(1)
+
+
+def test_conv_pool_not_where_the_convolution_is_read_elsewhere():
+    class Twice(Stem):
+        def forward(self, x):
+            y = self.conv(x)
+            return F.max_pool2d(y, 2).sum() + y
+
+    def make():
+        return Twice(in_channels=1, out_channels=8, kernel_size=3)
+
+    compare(make, (2, 8, 8, 1), "conv_pool", {"with the pool behind it": 0})
 
 
 class Block(nn.Module):

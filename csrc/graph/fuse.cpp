@@ -356,6 +356,35 @@ struct Fuser {
     index();
   }
 
+  // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool.
+  void conv_pool(int k) {
+    static const Kernel together("conv_stem_pool");
+    if (!is(k, "max_pool")) return;
+    const PoolParams& q = params<PoolParams>(k);
+    RecordedBuffer x = buffer(k, 0);
+    int conv = writer(x);
+    if (!is(conv, "conv_direct_forward") || !temporary(x) || only_reader(x) != k) return;
+    ConvParams p = params<ConvParams>(conv);
+    if (q.adaptive || q.kh != 2 || q.kw != 2 || q.sh != 2 || q.sw != 2 || q.ph || q.pw ||
+        q.dh != 1 || q.dw != 1 || q.index_bytes != 1 || q.oh != p.out_h / 2 ||
+        q.ow != p.out_w / 2 || q.n != p.n || q.h != p.out_h || q.w != p.out_w || q.c != p.filters ||
+        p.activation != kConvLinear || p.groups != 1 || p.channels > 4 || p.kernel_h > 7 ||
+        p.kernel_w > 7 || p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 ||
+        p.dilation_w != 1)
+      return;
+    RecordedOp op = ops[(size_t)conv];
+    op.buffers[3] = buffer(k, 1);
+    op.buffers.push_back(buffer(k, 2));
+    if (!clear(op, conv, k)) return;
+    if (q.relu) p.activation = kConvRelu;
+    op.entry = together.get(kF32);
+    memcpy(op.params.data(), &p, sizeof(p));
+    changed(op, q.relu ? "with the ReLU and the pool behind it" : "with the pool behind it");
+    ops[(size_t)k] = op;
+    dead[(size_t)conv] = 1;
+    index();
+  }
+
   // A temporary of n elements that is, before call `reader`, zeros but for what copies put into
   // parts of it. used: call `reader` is the last one to see it.
   bool pieces_of(const RecordedBuffer& b, int64_t n, int reader, bool used, int* fill,
@@ -541,6 +570,7 @@ void Program::fuse() {
     f.finish();
   };
   each(options.relu_pool, &Fuser::relu_pool);
+  each(options.conv_pool, &Fuser::conv_pool);
   each(options.norm_relu, &Fuser::norm_relu);
   each(options.bias_relu, &Fuser::bias_relu);
   each(options.pieces, &Fuser::pieces);
