@@ -577,7 +577,10 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.barriers = flag("barriers", true);
   q->p.options.reuse = flag("memory", true);
   q->p.options.relu_pool = flag("relu_pool", true);
+  q->p.options.conv_pool = flag("conv_pool", true);
   q->p.options.norm_relu = flag("norm_relu", true);
+  q->p.options.bias_relu = flag("bias_relu", true);
+  q->p.options.pieces = flag("pieces", true);
   q->p.options.optimizer = flag("optimizer", true);
   for (auto item : leaves) {
     Input in;

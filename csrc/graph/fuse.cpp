@@ -9,8 +9,10 @@
 #include <algorithm>
 
 #include "activation.h"
+#include "conv.h"
 #include "elementwise.h"
 #include "graph.h"
+#include "matmul.h"
 #include "norm.h"
 #include "optimizer.h"
 #include "pool.h"
@@ -21,6 +23,10 @@ namespace {
 
 // An update of fewer elements than this waits for the next layer's.
 constexpr int64_t kUpdate = 1 << 15;
+
+// Elements of a sum whose pieces are looked at one by one.
+constexpr int64_t kMaxPieces = 1 << 23;
+const char* const kPiece = "a piece of a sum, written in place";
 
 struct Use {
   int op, buffer;
@@ -254,7 +260,8 @@ struct Fuser {
     ((ChannelNormParams*)first.params.data())->relu = 1;
     first.buffers[6] = residual;
     first.buffers[7] = r.y;
-    if (!clear(first, norm, k, sum)) return;
+    if (!clear(ops[(size_t)norm], norm, k, sum)) return;
+    if (sum >= 0 && !clear_reads(residual, sum, k)) return;
     if (r.backward >= 0 && !norm_relu_backward(r, norm, sum >= 0)) return;
     changed(first, sum >= 0 ? "with the sum and the ReLU behind it" : "with the ReLU behind it");
     ops[(size_t)k] = first;
@@ -306,6 +313,179 @@ struct Fuser {
     for (const Use& u : uses[(size_t)b.object])
       if (u.write && u.op > low && u.op < high) return false;
     return true;
+  }
+
+  // Switches on the ReLU of a product or convolution whose output has n elements.
+  bool with_relu(int k, RecordedOp* op, int64_t n) {
+    if (is(k, "matmul") || is(k, "matmul_dot") || is(k, "matmul_vec")) {
+      MatmulParams& p = *(MatmulParams*)op->params.data();
+      if (p.act != kActNone || p.accumulate || p.m * p.n * p.batch != n) return false;
+      p.act = kActRelu;
+      return true;
+    }
+    if (!is(k, "conv_winograd4_forward") && !is(k, "conv_winograd2_forward") &&
+        !is(k, "conv_direct_forward") && !is(k, "conv_depthwise_forward"))
+      return false;
+    ConvParams& p = *(ConvParams*)op->params.data();
+    if (p.activation != kConvLinear || p.n * p.out_h * p.out_w * p.filters != n) return false;
+    p.activation = kConvRelu;
+    return true;
+  }
+
+  // matmul or convolution, relu -> matmul or convolution. Backward then looks at the output.
+  void bias_relu(int k) {
+    static const Kernel from_output("activation_backward");
+    Relu r;
+    if (!find_relu(k, &r) || !temporary(r.x) || only_reader(r.x) != k) return;
+    int product = writer(r.x);
+    if (product < 0 || !same(ops[(size_t)product].buffers.back(), r.x)) return;
+    RecordedOp op = ops[(size_t)product];
+    if (!with_relu(product, &op, r.n)) return;
+    op.buffers.back() = r.y;
+    if (!clear(op, product, k)) return;
+    if (is(r.backward, "activation_mask_backward")) {
+      RecordedOp& back = ops[(size_t)r.backward];
+      back.entry = from_output.get(kF32);
+      back.buffers[1] = r.y;
+      back.buffers[1].access = kRead;
+      changed(back, "from the output");
+    }
+    changed(op, "with the ReLU behind it");
+    ops[(size_t)k] = op;
+    dead[(size_t)product] = 1;
+    index();
+  }
+
+  // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool.
+  void conv_pool(int k) {
+    static const Kernel together("conv_stem_pool");
+    if (!is(k, "max_pool")) return;
+    const PoolParams& q = params<PoolParams>(k);
+    RecordedBuffer x = buffer(k, 0);
+    int conv = writer(x);
+    if (!is(conv, "conv_direct_forward") || !temporary(x) || only_reader(x) != k) return;
+    ConvParams p = params<ConvParams>(conv);
+    if (q.adaptive || q.kh != 2 || q.kw != 2 || q.sh != 2 || q.sw != 2 || q.ph || q.pw ||
+        q.dh != 1 || q.dw != 1 || q.index_bytes != 1 || q.oh != p.out_h / 2 ||
+        q.ow != p.out_w / 2 || q.n != p.n || q.h != p.out_h || q.w != p.out_w || q.c != p.filters ||
+        p.activation != kConvLinear || p.groups != 1 || p.channels > 4 || p.kernel_h > 7 ||
+        p.kernel_w > 7 || p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 ||
+        p.dilation_w != 1)
+      return;
+    RecordedOp op = ops[(size_t)conv];
+    op.buffers[3] = buffer(k, 1);
+    op.buffers.push_back(buffer(k, 2));
+    if (!clear(op, conv, k)) return;
+    if (q.relu) p.activation = kConvRelu;
+    op.entry = together.get(kF32);
+    memcpy(op.params.data(), &p, sizeof(p));
+    changed(op, q.relu ? "with the ReLU and the pool behind it" : "with the pool behind it");
+    ops[(size_t)k] = op;
+    dead[(size_t)conv] = 1;
+    index();
+  }
+
+  // A temporary of n elements that is, before call `reader`, zeros but for what copies put into
+  // parts of it. used: call `reader` is the last one to see it.
+  bool pieces_of(const RecordedBuffer& b, int64_t n, int reader, bool used, int* fill,
+                 std::vector<int>* copies) {
+    *fill = -1;
+    copies->clear();
+    if (!temporary(b)) return false;
+    for (const Use& u : uses[(size_t)b.object]) {
+      const RecordedOp& op = ops[(size_t)u.op];
+      if (u.op == reader) continue;
+      if (u.op > reader) {
+        if (used) return false;
+        break;
+      }
+      if (op.buffers[(size_t)u.buffer].offset % 4) return false;
+      if (*fill < 0) {
+        if (!is(u.op, "fill")) return false;
+        const FillParams& f = params<FillParams>(u.op);
+        if (f.n != n || f.start != 0 || __builtin_signbit(f.start)) return false;
+        *fill = u.op;
+      } else if ((is(u.op, "copy") && u.buffer == 1 && params<CopyParams>(u.op).from == kF32) ||
+                 (is(u.op, "binary") && u.buffer == 2 && op.note == kPiece)) {
+        copies->push_back(u.op);
+      } else {
+        return false;
+      }
+    }
+    return *fill >= 0;
+  }
+  // Counts the elements that a copy writes; false when one was there before or lies outside.
+  bool mark(int k, std::vector<char>* seen, int64_t* count) {
+    const bool plain = is(k, "copy");
+    const CopyParams& c = params<CopyParams>(k);
+    const ElementwiseParams& e = params<ElementwiseParams>(k);
+    int nd = plain ? c.ndim : e.ndim;
+    const int64_t *shape = plain ? c.shape : e.shape, *step = plain ? c.out_strides : e.strides[2];
+    int64_t index[kMaxDims] = {}, at = ops[(size_t)k].buffers[plain ? 1 : 2].offset / 4;
+    for (int d = 0; d < nd; ++d)
+      if (shape[d] == 0) return true;
+    for (;;) {
+      if (at < 0 || at >= (int64_t)seen->size() || (*seen)[(size_t)at]) return false;
+      (*seen)[(size_t)at] = 1;
+      ++*count;
+      int d = nd - 1;
+      for (; d >= 0; --d) {
+        at += step[d];
+        if (++index[d] < shape[d]) break;
+        at -= shape[d] * step[d];
+        index[d] = 0;
+      }
+      if (d < 0) return true;
+    }
+  }
+
+  // Two arrays of zeros with a piece copied into each, added -> the pieces written into one. A
+  // piece is written as x + 0, so that -0 becomes 0 as it does in the sum.
+  void pieces(int k) {
+    static const Kernel adding("binary");
+    if (!is(k, "binary")) return;
+    int64_t n = params<ElementwiseParams>(k).shape[0];
+    if (!adds(k, n) || n > kMaxPieces) return;
+    RecordedBuffer a = buffer(k, 0), b = buffer(k, 1), sum = buffer(k, 2);
+    int fill_a, fill_b;
+    std::vector<int> in_a, in_b;
+    bool into_a = sum.object == a.object, into_b = sum.object == b.object;
+    if (a.object == b.object || !temporary(sum) || !pieces_of(a, n, k, !into_a, &fill_a, &in_a) ||
+        !pieces_of(b, n, k, !into_b, &fill_b, &in_b))
+      return;
+    if (!into_a && !into_b && uses[(size_t)sum.object][0].op != k) return;
+    std::vector<char> seen((size_t)n, 0);
+    int64_t count = 0;
+    in_a.insert(in_a.end(), in_b.begin(), in_b.end());
+    for (int c : in_a)
+      if (!mark(c, &seen, &count)) return;
+    for (int c : in_a) {
+      RecordedOp& op = ops[(size_t)c];
+      if (is(c, "copy")) {
+        const CopyParams p = params<CopyParams>(c);
+        ElementwiseParams e{};
+        e.op = kAdd;
+        e.ndim = p.ndim;
+        for (int d = 0; d < p.ndim; ++d) {
+          e.shape[d] = p.shape[d];
+          e.strides[0][d] = p.in_strides[d];
+          e.strides[2][d] = p.out_strides[d];
+        }
+        op.entry = adding.get(kF32);
+        op.params_size = sizeof(e);
+        op.params.assign((sizeof(e) + 7) / 8, 0);
+        memcpy(op.params.data(), &e, sizeof(e));
+        op.buffers.insert(op.buffers.begin() + 1, RecordedBuffer{-1, 0, kRead});
+        changed(op, kPiece);
+      }
+      op.buffers[2].object = sum.object;
+    }
+    // zeros first, unless the pieces leave no room for them
+    int first = std::min(fill_a, fill_b), other = std::max(fill_a, fill_b);
+    ops[(size_t)first].buffers[0] = sum;
+    dead[(size_t)other] = dead[(size_t)k] = 1;
+    if (count == n) dead[(size_t)first] = 1;
+    index();
   }
 
   // One update of all parameters -> one for each layer, as soon as its gradients are there and
@@ -390,7 +570,10 @@ void Program::fuse() {
     f.finish();
   };
   each(options.relu_pool, &Fuser::relu_pool);
+  each(options.conv_pool, &Fuser::conv_pool);
   each(options.norm_relu, &Fuser::norm_relu);
+  each(options.bias_relu, &Fuser::bias_relu);
+  each(options.pieces, &Fuser::pieces);
   each(options.optimizer, &Fuser::optimizer);
 }
 

@@ -21,6 +21,8 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // conv_*_backward_weight:  buffers x, dy, dw, db (may be absent)
 // conv_winograd*_backward: buffers dy, w, bias (channels; may be absent), dx, x, dw, db; dx, or x,
 // dw and db absent where `wanted` says so
+// conv_stem_pool:         buffers x, w, bias (may be absent), y, index (may be absent): the forward
+// pass, stride 1 and no dilation, and a 2 x 2 max-pool; out_h and out_w are those before the pool
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;

@@ -1,0 +1,468 @@
+"""Rewrites of a captured step: each finds its pattern, leaves the others alone, and keeps the bits."""
+
+import numpy as np
+import pytest
+
+import gradsmith as gs
+import gradsmith.nn as nn
+import gradsmith.nn.functional as F
+
+RULES = ["relu_pool", "conv_pool", "norm_relu", "bias_relu", "pieces", "optimizer"]
+LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
+
+
+def bits(arrays):
+    return [None if a is None else (a.dtype.str, a.shape, a.tobytes()) for a in arrays]
+
+
+def awkward(rng, shape):
+    """Normal numbers with zeros of both signs and ties among them."""
+    x = np.round(rng.normal(size=shape), 1).astype(np.float32)
+    x[rng.random(shape) < 0.1] = -0.0
+    return x
+
+
+def compare(
+    make, shape, rule, notes, *, loss=None, threads=2, optimizer=None, steps=6, training=True
+):
+    """Trains eagerly, with `rule` alone and with all passes: equal bits. notes: what the report of `rule`
+    says how often."""
+    rng = np.random.default_rng(5)
+    xs = [awkward(rng, shape) for _ in range(steps)]
+    optimizer = optimizer or (lambda p: gs.optim.AdamW(p, lr=1e-2, weight_decay=0.1))
+
+    def run(passes, n):
+        with gs.threads(n):
+            gs.manual_seed(1)
+            model = make()
+            model.train(training)
+            opt = optimizer(list(model.parameters()))
+
+            def step(x):
+                opt.zero_grad()
+                y = model(x)
+                value = (y * y).mean() if loss is None else loss(model, x, y)
+                value.backward()
+                opt.step()
+                return value
+
+            f = step if passes == "eager" else gs.capture(step, passes=passes)
+            out = [f(gs.tensor(x)).data.copy() for x in xs]
+            out += [t.data.copy() for t in [*model.parameters(), *model.buffers()]]
+            out += [None if p.grad is None else p.grad.data.copy() for p in model.parameters()]
+            report = ""
+            if f is not step:
+                assert f.reason is None and f.programs[0]["replays"] == steps - 3
+                f.verify(gs.tensor(xs[0]))
+                report = f.report(1)
+            return bits(out), report
+
+    expected, _ = run("eager", 1)
+    for n in (1, threads, 3):
+        for passes in ([rule], None, {rule: False}):
+            got, report = run(passes, n)
+            assert got == expected, (n, passes)
+            if passes == [rule]:
+                lines = report.split("\n")
+                for note, count in notes.items():
+                    assert sum(line.endswith(note) for line in lines) == count, report
+            if passes == {rule: False}:
+                assert not any(line.endswith(note) for note in notes for line in report.split("\n"))
+
+
+class Pooled(nn.Module):
+    def __init__(self, channels, **pool):
+        super().__init__()
+        self.conv = nn.Conv2d(2, channels, 3, padding=1)
+        self.pool = nn.MaxPool2d(**pool)
+        self.last = nn.Conv2d(channels, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.pool(self.conv(x).relu()))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 17, 32])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"kernel_size": 2},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 2, "stride": 1, "dilation": 2},
+        {"kernel_size": 17, "stride": 2, "padding": 8},
+    ],
+    ids=["2", "overlap", "dilated", "wide"],
+)
+def test_relu_pool(channels, pool):
+    notes = {"with the ReLU before it": 1, "with the ReLU before the pool": 1}
+    compare(lambda: Pooled(channels, **pool), (2, 9, 11, 2), "relu_pool", notes)
+
+
+def test_relu_pool_large():
+    notes = {"with the ReLU before it": 1, "with the ReLU before the pool": 1}
+    compare(lambda: Pooled(32, kernel_size=2), (3, 32, 32, 2), "relu_pool", notes, steps=5)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, -0.0])
+def test_relu_pool_of_special_values(special):
+    rng = np.random.default_rng(0)
+    w = gs.tensor(np.ones((1, 1, 1, 8), np.float32), requires_grad=True)
+
+    def step(x):
+        w.grad = None
+        y = F.max_pool2d((x * w).relu(), 2)
+        y.sum().backward()
+        return y, w.grad
+
+    f = gs.capture(step, passes=["relu_pool"])
+    for i in range(6):
+        x = awkward(rng, (2, 6, 6, 8))
+        x[rng.random(x.shape) < 0.3] = special
+        got = [t.data.copy() for t in f(gs.tensor(x))]
+        assert bits(got) == bits([t.data for t in step(gs.tensor(x))]), i
+    assert f.reason is None and "with the ReLU before it" in f.report(1)
+
+
+def test_relu_pool_not_where_the_relu_is_read_elsewhere():
+    class Twice(Pooled):
+        def forward(self, x):
+            h = self.conv(x).relu()
+            return self.last(self.pool(h)).sum() + h
+
+    notes = {"with the ReLU before it": 0, "with the ReLU before the pool": 0}
+    compare(lambda: Twice(8, kernel_size=2), (2, 8, 8, 2), "relu_pool", notes)
+
+
+class Stem(nn.Module):
+    def __init__(self, relu=True, **conv):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(**conv), relu
+        self.last = nn.Conv2d(conv["out_channels"], 2, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.last(F.max_pool2d(y.relu() if self.relu else y, 2))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(
+    ("size", "conv"),
+    [
+        ((2, 9, 11), {"in_channels": 1, "out_channels": 32, "kernel_size": 3, "padding": 1}),
+        ((3, 8, 8), {"in_channels": 3, "out_channels": 5, "kernel_size": (5, 2), "bias": False}),
+        (
+            (2, 6, 30),
+            {"in_channels": 4, "out_channels": 70, "kernel_size": (1, 7), "padding": (1, 3)},
+        ),
+        ((9, 4, 4), {"in_channels": 2, "out_channels": 17, "kernel_size": 3, "padding": 2}),
+        ((1, 2, 2), {"in_channels": 1, "out_channels": 1, "kernel_size": 1}),
+    ],
+    ids=["3x3", "5x2", "1x7", "border", "tiny"],
+)
+def test_conv_pool(size, conv, relu):
+    rng = np.random.default_rng(3)
+    gs.manual_seed(2)
+    model = Stem(relu, **conv)
+
+    def step(x):
+        for p in model.parameters():
+            p.grad = None
+        y = model(x)
+        (y * y).sum().backward()
+        return (y, *[p.grad for p in model.parameters()])
+
+    def forward(x):
+        with gs.no_grad():
+            return (model(x),)
+
+    note = "with the ReLU and the pool behind it" if relu else "with the pool behind it"
+    for f in (step, forward):
+        for n in (1, 2, 3):
+            with gs.threads(n):
+                g = gs.capture(f, passes=["relu_pool", "conv_pool"])
+                for i in range(5):
+                    x = awkward(rng, (*size, conv["in_channels"]))
+                    if i == 4:
+                        x[rng.random(x.shape) < 0.05] = np.nan
+                    got = bits([t.data.copy() for t in g(gs.tensor(x))])
+                    assert got == bits([t.data for t in f(gs.tensor(x))]), (n, i)
+                assert g.reason is None and sum(note in s for s in g.report(1).split("\n")) == 1
+                compare_off = gs.capture(f, passes={"conv_pool": False})
+                for _ in range(4):
+                    compare_off(gs.tensor(x))
+                assert "conv_stem_pool" not in compare_off.report(1)
+
+
+def test_conv_pool_not_where_the_convolution_is_read_elsewhere():
+    class Twice(Stem):
+        def forward(self, x):
+            y = self.conv(x)
+            return F.max_pool2d(y, 2).sum() + y
+
+    def make():
+        return Twice(in_channels=1, out_channels=8, kernel_size=3)
+
+    compare(make, (2, 8, 8, 1), "conv_pool", {"with the pool behind it": 0})
+
+
+class Block(nn.Module):
+    def __init__(self, cin, cout, affine=True, zero=False):
+        super().__init__()
+        self.c0, self.c1 = nn.Conv2d(cin, cout, 3, padding=1), nn.Conv2d(cout, cout, 3, padding=1)
+        self.n0, self.n1 = (nn.BatchNorm2d(cout, affine=affine) for _ in range(2))
+        self.short = nn.Conv2d(cin, cout, 1) if cin != cout else None
+        self.ns = nn.BatchNorm2d(cout, affine=affine) if cin != cout else None
+        if zero:
+            nn.init.zeros_(self.n1.weight)
+
+    def forward(self, x):
+        y = self.n1(self.c1(self.n0(self.c0(x)).relu()))
+        s = x if self.short is None else self.ns(self.short(x))
+        return (s + y if self.short is None else y + s).relu()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("width", [3, 64])
+def test_norm_relu(width, affine, training):
+    notes = {
+        "with the ReLU behind it": 2,
+        "with the sum and the ReLU behind it": 2,
+        "with the ReLU's": 2,
+        "with the sum's and the ReLU's": 2,
+    }
+    compare(
+        lambda: nn.Sequential(Block(2, width, affine), Block(width, width, affine)),
+        (2, 6, 5, 2), "norm_relu", notes, training=training,
+    )  # fmt: skip
+
+
+def test_norm_relu_large_and_zero_gamma():
+    notes = {"with the ReLU behind it": 1, "with the sum and the ReLU behind it": 1}
+    make = lambda: Block(2, 64, zero=True)  # noqa: E731
+    compare(make, (4, 18, 17, 2), "norm_relu", notes, steps=5)
+
+
+def test_norm_relu_without_backward():
+    gs.manual_seed(0)
+    model = nn.Sequential(Block(2, 8), Block(8, 8)).eval()
+
+    def forward(x):
+        with gs.no_grad():
+            return model(x)
+
+    f = gs.capture(forward, passes=["norm_relu"])
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x = gs.tensor(awkward(rng, (2, 7, 7, 2)))
+        assert bits([f(x).data]) == bits([forward(x).data])
+    assert f.report(1).count("with the sum and the ReLU behind it") == 2
+
+
+def test_norm_relu_not_where_its_output_is_read_elsewhere():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            y = self.norm(self.conv(x))
+            return y.relu() * y
+
+    notes = {"with the ReLU behind it": 0, "with the ReLU's": 0}
+    compare(Twice, (2, 6, 6, 2), "norm_relu", notes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "bias"),
+    [
+        (1, 7, 5, True),
+        (4, 33, 3, False),
+        (64, 40, 48, True),
+        (128, 300, 640, True),
+        (200, 9, 512, False),
+    ],
+)
+def test_bias_relu_linear(rows, inputs, outputs, bias):
+    def make():
+        return nn.Sequential(
+            nn.Linear(inputs, outputs, bias=bias), nn.ReLU(), nn.Linear(outputs, 3)
+        )
+
+    notes = {"with the ReLU behind it": 1, "from the output": int(rows * outputs >= LARGE)}
+    compare(make, (rows, inputs), "bias_relu", notes, steps=5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "conv"),
+    [
+        ((2, 7, 9, 3), {"in_channels": 3, "out_channels": 5, "kernel_size": 3}),
+        ((2, 16, 16, 32), {"in_channels": 32, "out_channels": 48, "kernel_size": 3, "padding": 1}),
+        ((3, 32, 32, 4), {"in_channels": 4, "out_channels": 32, "kernel_size": 3, "padding": 1}),
+        ((2, 8, 8, 16), {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "groups": 16}),
+        ((2, 8, 8, 16), {"in_channels": 16, "out_channels": 8, "kernel_size": 1, "stride": 2}),
+    ],
+    ids=["direct", "winograd", "large", "depthwise", "strided"],
+)
+def test_bias_relu_conv(shape, conv):
+    def make():
+        return nn.Sequential(nn.Conv2d(**conv), nn.ReLU(), nn.Conv2d(conv["out_channels"], 2, 1))
+
+    compare(make, shape, "bias_relu", {"with the ReLU behind it": 1}, steps=5)
+
+
+def test_bias_relu_not_where_the_product_is_read_elsewhere():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, 9)
+
+        def forward(self, x):
+            y = self.first(x)
+            return y.relu() * y.sigmoid()
+
+    compare(Twice, (5, 6), "bias_relu", {"with the ReLU behind it": 0})
+
+
+class Pieces(nn.Module):
+    def __init__(self, take):
+        super().__init__()
+        self.first, self.take = nn.Linear(6, 12), take
+
+    def forward(self, x):
+        return self.take(self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("take", "count"),
+    [
+        (lambda y: y[:, :4].sigmoid() * y[:, 4:8].relu() * y[:, 8:], 3),
+        (lambda y: y[:, 1:5].relu() * y[:, 6:10], 2),  # zeros remain
+        (lambda y: y[:, ::2] * y[:, 1::2].relu(), 2),
+        (lambda y: y[:, :7].sigmoid() * y[:, 5:], 0),  # overlap: the sum is one
+        (lambda y: y[:2, :4] * y[2:4, 8:], 2),
+    ],
+    ids=["thirds", "gaps", "strided", "overlapping", "rows"],
+)
+def test_pieces(take, count):
+    notes = {"a piece of a sum, written in place": count}
+    compare(lambda: Pieces(take), (8, 6), "pieces", notes)
+
+
+WIDE = 256  # 256 x 256: a layer that is worth an update of its own
+
+
+def wide():
+    return nn.Sequential(
+        nn.Linear(16, WIDE), nn.ReLU(), nn.Linear(WIDE, WIDE), nn.ReLU(), nn.Linear(WIDE, 4)
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: gs.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+        lambda p: gs.optim.SGD(p, lr=0.1, momentum=0.9, l1=0.01, clip_value=0.01),
+        lambda p: gs.optim.RMSprop(p, lr=0.01, centered=True, momentum=0.5),
+        lambda p: gs.optim.Adam([{"params": p[:3], "lr": 0.1}, {"params": p[3:]}], lr=0.01),
+    ],
+    ids=["adamw", "sgd", "rmsprop", "groups"],
+)
+def test_optimizer(optimizer):
+    compare(wide, (9, 16), "optimizer", {}, optimizer=optimizer, steps=7)
+
+
+def test_optimizer_stands_behind_the_gradient():
+    compare(wide, (9, 16), "optimizer", {"right after its gradients": 2})
+    model = wide()
+    opt = gs.optim.AdamW(model.parameters())
+
+    def step(x):
+        opt.zero_grad()
+        model(x).sum().backward()
+        opt.step()
+
+    f = gs.capture(step, passes=["optimizer"])
+    x = gs.tensor(awkward(np.random.default_rng(0), (9, 16)))
+    for _ in range(4):
+        f(x)
+    names = [line.split()[0] for line in f.report(1).split("\n")[2:-1]]
+    first = names.index("adam")
+    assert names[-1] == "adam" and "matmul" in "".join(names[first:-1])
+
+
+def test_optimizer_waits_for_a_global_norm():
+    def clipped(p):
+        return gs.optim.AdamW(p, lr=0.01, max_grad_norm=0.1)
+
+    compare(wide, (9, 16), "optimizer", {"right after its gradients": 0}, optimizer=clipped)
+
+
+def test_optimizer_waits_for_readers_after_backward():
+    """The weights are read between backward and the update, and changed behind it."""
+    x = awkward(np.random.default_rng(0), (9, 16))
+
+    def run(captured):
+        gs.manual_seed(1)
+        model = wide()
+        opt = gs.optim.AdamW(model.parameters(), lr=0.01)
+
+        def step(a):
+            opt.zero_grad()
+            loss = (model(a) ** 2).mean()
+            loss.backward()
+            with gs.no_grad():
+                size = model[2].weight.abs().sum()
+            opt.step()
+            with gs.no_grad():
+                model[2].weight.mul_(0.5)
+                after = model[0].weight.abs().sum()
+            return loss, size, after
+
+        f = gs.capture(step, passes=["optimizer"]) if captured else step
+        out = []
+        for _ in range(7):
+            out += [t.data.copy() for t in f(gs.tensor(x))]
+        assert not captured or f.reason is None
+        return bits(out + [p.data for p in model.parameters()])
+
+    assert run(True) == run(False)
+
+
+def test_tied_weights():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDE, WIDE), nn.Linear(WIDE, 3)
+
+        def forward(self, x):
+            return self.last(self.first(self.first(x).relu()).relu())
+
+    compare(Tied, (5, WIDE), "optimizer", {})
+
+
+def test_nothing_is_updated_when_a_check_inside_the_program_fails():
+    gs.manual_seed(0)
+    model = wide()
+    opt = gs.optim.AdamW(model.parameters(), lr=0.01)
+    x = gs.tensor(awkward(np.random.default_rng(0), (9, 16)))
+
+    def step(a, target, index):
+        opt.zero_grad()
+        F.cross_entropy(model(a), target).backward()
+        extra = F.embedding(index + 0, model[2].weight.detach()).sum()  # checked in the program
+        opt.step()
+        return extra
+
+    f = gs.capture(step)
+    target = gs.tensor(np.arange(9) % 4)
+    for _ in range(5):
+        f(x, target, gs.tensor(np.array([1, 2])))
+    assert f.reason is None and f.programs[0]["replays"] == 2
+    before = bits([p.data for p in model.parameters()])
+    with pytest.raises((IndexError, ValueError)):
+        f(x, target, gs.tensor(np.array([1, WIDE])))
+    assert bits([p.data for p in model.parameters()]) == before
+
+
+def test_every_rule_has_a_switch():
+    assert set(RULES) <= set(gs.capture(lambda x: x).passes)
