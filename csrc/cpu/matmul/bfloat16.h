@@ -286,12 +286,19 @@ __attribute__((noinline)) void block_of(const Half* a, int64_t ld, const Half* b
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < depth; k += 32) {
+      // Loads of tiles wait for the second cache one by one: the panel is fetched two steps ahead,
+      // into the next panel at the end.
+      const char* soon = (const char*)(b + (k + 64) * 32);
       _tile_loadd(4, a + k, as);
       _tile_loadd(6, b + k * 32, 128);
-      _tile_loadd(7, b + k * 32 + 32, 128);
-      _tile_loadd(5, a1 + k, as);
       _tile_dpbf16ps(0, 4, 6);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(soon + 64 * i);
+      _tile_loadd(7, b + k * 32 + 32, 128);
       _tile_dpbf16ps(1, 4, 7);
+#pragma GCC unroll 16
+      for (int i = 16; i < 32; ++i) __builtin_prefetch(soon + 64 * i);
+      _tile_loadd(5, a1 + k, as);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
