@@ -45,8 +45,8 @@ struct Node {
   PyObject* hooks;   // {output: {id: function}} or None
   PyObject* retain;  // {output: weak reference to a Tensor} or None
   PyObject *dict, *weakrefs;
-  Tensor* leaf;  // accumulators: whose gradient, not owned; nullptr once it is gone
-  int64_t seq;   // position in the program
+  Tensor* leaf;   // accumulators: whose gradient, not owned; nullptr once it is gone
+  int64_t seq;    // position in the program
   bool autocast;  // the precision of the forward pass, which the backward pass takes over
   int outputs, edge_count, watch_count;
   Edge* edges;  // points at few_edges where they suffice

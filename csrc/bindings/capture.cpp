@@ -498,8 +498,7 @@ void PyProgram::run() {
 // fit.
 PyObject* PyProgram::call(PyObject* leaves) {
   if (!direct || grad_enabled() != grad_mode || autocast() != autocast_mode ||
-      get_num_threads() != p.options.threads ||
-      !check(leaves))
+      get_num_threads() != p.options.threads || !check(leaves))
     return nullptr;
   for (Stepper& s : steppers)
     if (!s.advance(false)) return nullptr;
@@ -801,8 +800,8 @@ void bind_capture(py::module_& m) {
           "Checks, replays and returns the tensor (or the arrays); NotImplemented where Python has "
           "to do it.")
       .def("set_direct",
-           [](PyProgram& q, bool grad_mode, bool autocast_mode, py::object module, py::list steppers, py::list cleared,
-              py::list leaf_outputs, bool single) {
+           [](PyProgram& q, bool grad_mode, bool autocast_mode, py::object module,
+              py::list steppers, py::list cleared, py::list leaf_outputs, bool single) {
              for (auto item : steppers) {
                // (rule, own dict, decoupled, norm, clip slot, [(group, slots, owns, flag)],
                // versions)

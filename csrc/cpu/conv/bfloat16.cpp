@@ -2,20 +2,22 @@
 // ties to even) and products summed in float32. The products are those of matmul/bfloat16.h:
 //
 //   forward         y (pixels, filters)          = patches of x (pixels, taps x channels) W^T
-//   backward data   dx (pixels, channels)        = patches of dy (pixels, taps x filters) W, for each
+//   backward data   dx (pixels, channels)        = patches of dy (pixels, taps x filters) W, for
+//   each
 //                                                  phase of the stride (geometry.h)
 //   backward weight dw (filters, taps x channels) = dy^T patches of x (pixels, taps x channels)
 //
-// Patches are not stored: a sliver of 32 pixels by a block of taps and channels (at most 640 deep) is
-// rounded from x where it lies, 32 channels of a tap at a time, and used for all filters. For the
-// weights' gradient a panel is 32 channels of a tap by a block of at most 640 pixels. Groups are
-// products of their own.
+// Patches are not stored: a sliver of 32 pixels by a block of taps and channels (at most 640 deep)
+// is rounded from x where it lies, 32 channels of a tap at a time, and used for all filters. For
+// the weights' gradient a panel is 32 channels of a tap by a block of at most 640 pixels. Groups
+// are products of their own.
 //
-// Floor: 2 n out_h out_w filters kernel channels / groups operations at 16 times the rate of float32 with
-// tiles; packing a patch takes about 4 cycles a tap and 32 channels of a pixel, against filters / 16
-// cycles of products. Traffic x, w, y once.
-#include "conv/geometry.h"
+// Floor: 2 n out_h out_w filters kernel channels / groups operations at 16 times the rate of
+// float32 with tiles; packing a patch takes about 4 cycles a tap and 32 channels of a pixel,
+// against filters / 16 cycles of products. Traffic x, w, y once.
 #include "matmul/bfloat16.h"
+
+#include "conv/geometry.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -158,14 +160,14 @@ Walk walk_of(const ConvParams& p, bool backward) {
 void run_walk(const ConvParams& p, const Walk& k, void* const* buf, const Ctx* ctx) {
   for (int64_t rh = 0; rh < k.phases_h; ++rh)
     for (int64_t rw = 0; rw < k.phases_w; ++rw) {
-      Axis h = k.backward ? backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h,
-                                          p.dilation_h, rh)
-                          : forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h,
-                                         p.dilation_h);
-      Axis w = k.backward ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w,
-                                          p.dilation_w, rw)
-                          : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w,
-                                         p.dilation_w);
+      Axis h =
+          k.backward
+              ? backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, rh)
+              : forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
+      Axis w =
+          k.backward
+              ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, rw)
+              : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
       int64_t m = p.n * h.out * w.out;
       if (m == 0) continue;
       auto make = [&](int64_t g) __attribute__((always_inline)) {
@@ -272,8 +274,8 @@ struct Gradient {
     __mmask16 m = first_lanes(cols);
     for (int64_t i = 0; i < up(deep, kPad); i += 2, to += 64) {
       bool first = i < deep && (uint32_t)(py[i] + ty) < high && (uint32_t)(px[i] + tx) < wide;
-      bool second = i + 1 < deep && (uint32_t)(py[i + 1] + ty) < high &&
-                    (uint32_t)(px[i + 1] + tx) < wide;
+      bool second =
+          i + 1 < deep && (uint32_t)(py[i + 1] + ty) < high && (uint32_t)(px[i + 1] + tx) < wide;
       const float *p = first ? s + base[i] : s, *q = second ? s + base[i + 1] : s;
       __mmask16 mp = first ? m : (__mmask16)0, mq = second ? m : (__mmask16)0;
 #pragma GCC unroll 2

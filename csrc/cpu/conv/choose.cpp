@@ -35,7 +35,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Vectors that hold `count` elements.
 double vectors(int64_t count, DType dtype) {
   const char* isa = isa_active();
-  int64_t bytes = strncmp(isa, "avx512", 6) == 0 || strcmp(isa, "amx") == 0 ? 64 : strcmp(isa, "avx2") == 0 ? 32 : 16;
+  int64_t bytes = strncmp(isa, "avx512", 6) == 0 || strcmp(isa, "amx") == 0 ? 64
+                  : strcmp(isa, "avx2") == 0                                ? 32
+                                                                            : 16;
   return (double)ceil_div(count, bytes / (dtype == kF64 ? 8 : 4));
 }
 

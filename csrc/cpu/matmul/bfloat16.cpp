@@ -48,9 +48,7 @@ struct Dense {
   }
 };
 
-Room room(const MatmulParams& p) {
-  return room_of(parts(p.n, kSide), block_depth(p.k), p.l2, 0);
-}
+Room room(const MatmulParams& p) { return room_of(parts(p.n, kSide), block_depth(p.k), p.l2, 0); }
 
 int64_t batch_offset(const MatmulParams& p, const int64_t* strides, int64_t t) {
   int64_t at = 0;

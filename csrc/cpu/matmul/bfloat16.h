@@ -8,9 +8,9 @@
 // 0.2 cycles an element against 1024 multiply-adds a cycle. With AVX512-BF16 alone vdpbf16ps sums
 // pairs; elsewhere the rounded operands are held as float32 and multiplied by FMAs.
 //
-// Bits: an element of C is the sum of its blocks of k in ascending order, each a chain; blocks follow
-// from k alone. Tiles and vdpbf16ps take denormals as zero and add the products of a pair one after
-// the other; the float32 form keeps denormals: instruction sets differ in the last bits.
+// Bits: an element of C is the sum of its blocks of k in ascending order, each a chain; blocks
+// follow from k alone. Tiles and vdpbf16ps take denormals as zero and add the products of a pair
+// one after the other; the float32 form keeps denormals: instruction sets differ in the last bits.
 //
 // A problem (Dense, and those of conv/bfloat16.cpp) says how its operands are packed and where its
 // results go; run_product does the rest.
@@ -34,7 +34,7 @@ constexpr int64_t kPad = 32;  // blocks of k are filled with zeros to a multiple
 typedef float Half;  // rounded to what a bfloat16 can hold
 constexpr int64_t kPad = 1;
 #endif
-constexpr int64_t kSide = 32;     // rows of a sliver, columns of a panel
+constexpr int64_t kSide = 32;      // rows of a sliver, columns of a panel
 constexpr int64_t kDepth16 = 640;  // k of a block at most
 
 GS_INLINE int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
@@ -105,8 +105,9 @@ GS_INLINE void put_zeros(int64_t n, Half* to) {
 }
 
 // A: element (i, k) at from[i * rs + k].
-[[maybe_unused]] __attribute__((noinline)) void sliver_of_rows(const float* from, int64_t rs, int rows, int64_t depth,
-                                              Half* to, int64_t ld) {
+[[maybe_unused]] __attribute__((noinline)) void sliver_of_rows(const float* from, int64_t rs,
+                                                               int rows, int64_t depth, Half* to,
+                                                               int64_t ld) {
   for (int i = 0; i < rows; ++i) put_run(from + i * rs, depth, to + i * ld);
 }
 
@@ -145,8 +146,7 @@ __attribute__((noinline)) void panel_of_rows(const float* from, int64_t ks, int6
   int64_t k = 0;
   for (; k + 2 <= depth; k += 2, to += 64) {
     const float *p = from + k * ks, *q = p + ks;
-    _mm512_storeu_si512(
-        to, pairs_of(_mm512_maskz_loadu_ps(m0, p), _mm512_maskz_loadu_ps(m0, q)));
+    _mm512_storeu_si512(to, pairs_of(_mm512_maskz_loadu_ps(m0, p), _mm512_maskz_loadu_ps(m0, q)));
     _mm512_storeu_si512(
         to + 32, pairs_of(_mm512_maskz_loadu_ps(m1, p + 16), _mm512_maskz_loadu_ps(m1, q + 16)));
   }
@@ -203,8 +203,9 @@ GS_INLINE void put_zeros(int64_t n, Half* to) { memset(to, 0, (size_t)n * sizeof
 void round_all(Half* x, int64_t n) {  // n: a multiple of the lanes
   for (int64_t i = 0; i < n; i += simd<float>::N) store(x + i, rounded(load(x + i)));
 }
-[[maybe_unused]] __attribute__((noinline)) void sliver_of_rows(const float* from, int64_t rs, int rows, int64_t depth,
-                                              Half* to, int64_t ld) {
+[[maybe_unused]] __attribute__((noinline)) void sliver_of_rows(const float* from, int64_t rs,
+                                                               int rows, int64_t depth, Half* to,
+                                                               int64_t ld) {
   for (int i = 0; i < rows; ++i) put_run(from + i * rs, depth, to + i * ld);
 }
 __attribute__((noinline)) void sliver_of_columns(const float* from, int64_t ks, int rows,
@@ -286,12 +287,19 @@ __attribute__((noinline)) void block_of(const Half* a, int64_t ld, const Half* b
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < depth; k += 32) {
+      // Loads of tiles wait for the second cache one by one: the panel is fetched two steps ahead,
+      // into the next panel at the end.
+      const char* soon = (const char*)(b + (k + 64) * 32);
       _tile_loadd(4, a + k, as);
       _tile_loadd(6, b + k * 32, 128);
-      _tile_loadd(7, b + k * 32 + 32, 128);
-      _tile_loadd(5, a1 + k, as);
       _tile_dpbf16ps(0, 4, 6);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(soon + 64 * i);
+      _tile_loadd(7, b + k * 32 + 32, 128);
       _tile_dpbf16ps(1, 4, 7);
+#pragma GCC unroll 16
+      for (int i = 16; i < 32; ++i) __builtin_prefetch(soon + 64 * i);
+      _tile_loadd(5, a1 + k, as);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -415,8 +423,7 @@ __attribute__((noinline)) void run_part(P& p, const Room& r, int64_t row0, int64
     for (int64_t block = 0; block < p.blocks; ++block) {
       int64_t depth = up(p.depth(block), kPad), panel = depth * kSide;
       bool add = block > 0 || p.finish.add, last = block == p.blocks - 1;
-      bool plain = p.finish.alpha == 1 && !add &&
-                   !(last && (p.finish.bias || p.finish.relu));
+      bool plain = p.finish.alpha == 1 && !add && !(last && (p.finish.bias || p.finish.relu));
       p.begin(block, own);
       for (int64_t v = 0; v < count; ++v) p.panel(block, j + v, b + v * panel);
       for (int64_t i = row0; i < row1; i += kSide) {

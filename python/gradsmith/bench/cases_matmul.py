@@ -134,6 +134,37 @@ def _linear(rows: int, inputs: int, outputs: int) -> Callable:
     return setup
 
 
+def _rounded(rows: int, inputs: int, outputs: int) -> Callable:
+    """Forward and backward of a linear layer under autocast; PyTorch's arrays are bfloat16 throughout."""
+
+    def setup(peers: set[str]) -> dict[str, Callable[[], Any]]:
+        import gradsmith as gs
+
+        run = gs.autocast()(_linear(rows, inputs, outputs)(set())["gradsmith"])
+        runs: dict[str, Callable[[], Any]] = {"gradsmith": run}
+        if "torch" in peers:
+            import torch
+
+            rng = np.random.default_rng(0)  # as in _linear
+            x = rng.standard_normal((rows, inputs), np.float32)
+            w = rng.standard_normal((outputs, inputs), np.float32) / np.float32(inputs) ** 0.5
+            b = rng.standard_normal(outputs, np.float32)
+            g = rng.standard_normal((rows, outputs), np.float32)
+            theirs = [torch.from_numpy(t).bfloat16().requires_grad_() for t in (x, w, b)]
+            seed = torch.from_numpy(g).bfloat16()
+
+            def run_torch() -> Any:
+                for t in theirs:
+                    t.grad = None
+                torch.nn.functional.linear(*theirs).backward(seed)
+                return tuple(t.grad.float().numpy() for t in theirs)  # type: ignore[union-attr]
+
+            runs["torch"] = run_torch
+        return runs
+
+    return setup
+
+
 def _name(shape: tuple[int, ...], mode: str) -> str:
     return f"matmul {'x'.join(map(str, shape))} {mode}"
 
@@ -170,6 +201,15 @@ def cases(quick: bool = False) -> list[Case]:
                 _linear(rows, inputs, outputs),
                 flops=6.0 * rows * inputs * outputs,
                 rtol=2e-5,
+            )
+        )
+    for rows, inputs, outputs in ((1024, 256, 1024), (1024, 1024, 256))[: 1 if quick else 2]:
+        r.append(
+            Case(
+                f"linear {rows}x{inputs}->{outputs} forward+backward, bfloat16",
+                _rounded(rows, inputs, outputs),
+                flops=6.0 * rows * inputs * outputs,
+                rtol=2e-2,  # PyTorch rounds its results, too
             )
         )
     return r

@@ -1,7 +1,8 @@
 """Whole training steps and inference of the same networks, against other libraries.
 
     gradsmith bench steps [NET...] [--against torch,jax,tensorflow,onnxruntime] [--threads 1,2]
-                          [--mode train,infer] [--batch N,...] [--json F] [--plot F]
+                          [--mode train,infer] [--batch N,...] [--precision bfloat16]
+                          [--json F] [--plot F]
 
 Every library runs in a process of its own, which finds exactly the threads and cores asked for, at its
 best setting: each variant of a peer (PyTorch eager and compiled, with and without a malloc that keeps its
@@ -9,6 +10,9 @@ pages; TensorFlow as a graph and through XLA) is tried first, the fastest one ta
 same weights and the same batch; the losses of the first three steps must agree to 1e-3 before anything is
 timed. Then the libraries take turns, with a pause so that nobody's spinning threads disturb the next, and
 the median of all steps of all rounds is reported. Ratio: the time of the fastest peer over ours.
+
+With --precision bfloat16 ours runs under `gs.autocast`; our own float32 takes part as the peer "float32", and
+losses must agree to 2e-2.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ __all__ = ["main"]
 PEERS = ("torch", "jax", "tensorflow", "onnxruntime")
 VARIANTS = {
     "gradsmith": ("captured", "eager"),
+    "gradsmith bf16": ("captured bf16", "eager bf16"),
+    "float32": ("captured", "eager"),
     "torch": ("eager", "compile", "eager+malloc", "compile+malloc"),
     "jax": ("jit",),
     "tensorflow": ("graph", "xla"),
@@ -58,7 +64,8 @@ class Worker:
         if hasattr(os, "sched_getaffinity"):
             cores = set(sorted(os.sched_getaffinity(0))[:threads])
         command = [sys.executable, "-m", "gradsmith.bench.steps.worker"]
-        command += [library, variant, net, mode, str(batch), str(threads)]
+        side = "gradsmith" if library == "float32" else library
+        command += [side, variant, net, mode, str(batch), str(threads)]
         before = os.sched_getaffinity(0) if cores else None
         if cores:
             os.sched_setaffinity(0, cores)  # the child inherits it
@@ -101,27 +108,33 @@ class Worker:
         self.process.communicate()
 
 
-def _agree(mine: list[float], theirs: list[float], mode: str) -> str | None:
-    """Losses within 1e-3; outputs within 1e-3 of the largest."""
+def _agree(mine: list[float], theirs: list[float], mode: str, within: float) -> str | None:
+    """Losses within 1e-3, or 2e-2 of bfloat16; outputs within that of the largest."""
     scale = max(map(abs, mine), default=1.0)
     error = max(abs(a - b) for a, b in zip(mine, theirs)) / max(scale, 1e-30)
-    if len(mine) == len(theirs) and error <= 1e-3:
+    if len(mine) == len(theirs) and error <= within:
         return None
     what = "losses" if mode == "train" else "outputs"
     return f"its {what} differ from ours by {error:.1e}"
 
 
 def _fastest(
-    library: str, ours: Worker | None, job: tuple[str, str, int, int], seconds: float
+    library: str,
+    ours: Worker | None,
+    job: tuple[str, str, int, int],
+    seconds: float,
+    precision: str,
 ) -> tuple[Worker | None, dict[str, Any]]:
     """The best variant of a library, still running, and the trials' medians."""
     best: Worker | None = None
     best_time, trials = float("inf"), dict[str, Any]()
-    for variant in VARIANTS[library]:
+    rounds = library == "gradsmith" and precision == "bfloat16"
+    for variant in VARIANTS["gradsmith bf16" if rounds else library]:
         worker = Worker(library, variant, *job)
         problem = worker.error
         if problem is None and ours is not None:
-            problem = _agree(ours.first, worker.first, job[1])
+            within = 1e-3 if precision == "float32" else 2e-2
+            problem = _agree(ours.first, worker.first, job[1], within)
         if problem is None:
             t = statistics.median(worker.times(seconds) or [float("inf")])
             problem = worker.error
@@ -140,14 +153,22 @@ def _fastest(
 
 
 def compare(
-    net: str, mode: str, batch: int, threads: int, peers: list[str], rounds: int, seconds: float
+    net: str,
+    mode: str,
+    batch: int,
+    threads: int,
+    peers: list[str],
+    rounds: int,
+    seconds: float,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """One line of the table, as a record."""
     job = (net, mode, batch, threads)
     floor = Floor(NETS[net], batch)
     record: dict[str, Any] = {"net": net, "mode": mode, "batch": batch, "threads": threads}
+    record["precision"] = precision
     record["gflop"] = (floor.step_flops if mode == "train" else floor.flops) / 1e9
-    ours, trials = _fastest("gradsmith", None, job, seconds)
+    ours, trials = _fastest("gradsmith", None, job, seconds, precision)
     record["trials"] = {"gradsmith": trials}
     if ours is None:
         record["failed"] = trials
@@ -157,7 +178,7 @@ def compare(
         for peer in peers:
             if peer == "onnxruntime" and mode == "train":
                 continue
-            worker, record["trials"][peer] = _fastest(peer, ours, job, seconds)
+            worker, record["trials"][peer] = _fastest(peer, ours, job, seconds, precision)
             if worker is not None:
                 everybody.append(worker)
         times: dict[str, list[float]] = {w.library: [] for w in everybody}
@@ -194,7 +215,7 @@ def _plot(records: list[dict[str, Any]], path: str) -> None:
     from matplotlib.figure import Figure
 
     rows = [r for r in records if "seconds" in r]
-    names = [n for n in ("gradsmith", *PEERS) if any(n in r["seconds"] for r in rows)]
+    names = [n for n in ("gradsmith", "float32", *PEERS) if any(n in r["seconds"] for r in rows)]
     fig = Figure(figsize=(max(7, 1.4 * len(rows)), 4.5))
     ax = fig.subplots()
     width = 0.8 / len(names)
@@ -229,6 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--threads", default="1,2", help="thread counts, comma-separated")
     add("--mode", default="train", help="train, infer, or both with a comma")
     add("--batch", help="batch sizes instead of each net's own, comma-separated; for scaling")
+    add("--precision", default="float32", choices=("float32", "bfloat16"), help="of gradsmith")
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=1.0, help="of each turn")
     add("--json", metavar="F", help="write the records here")
@@ -247,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--threads and --batch take whole numbers with commas between them")
     if not counts or min(counts) < 1 or (batches is not None and (not batches or min(batches) < 1)):
         parser.error("--threads and --batch must be at least 1")
-    peers = []
+    peers = ["float32"] if args.precision == "bfloat16" else []
     for p in args.against.split(","):
         if p in ("", "none"):
             continue
@@ -268,7 +290,9 @@ def main(argv: list[str] | None = None) -> int:
             for mode in modes:
                 own = [NETS[net].batch] if mode == "train" else [1, NETS[net].batch]
                 for batch in batches or own:
-                    r = compare(net, mode, batch, threads, peers, args.rounds, args.seconds)
+                    r = compare(
+                        net, mode, batch, threads, peers, args.rounds, args.seconds, args.precision
+                    )
                     records.append(r)
                     print(_line(r, peers), flush=True)
                     for name, trials in r["trials"].items():
@@ -283,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
             "machine": dict(_cpu.machine()),
             "isa": _cpu.isa(),
             "date": time.strftime("%Y-%m-%d"),
-            "versions": versions(peers),
+            "versions": versions([p for p in peers if p != "float32"]),
             "records": records,
         }
         with open(args.json, "w") as f:

@@ -14,7 +14,7 @@ from gradsmith import optim
 from .functional import Functional
 from .nets import Net
 
-VARIANTS = ("captured", "eager")
+VARIANTS = ("captured", "eager", "captured bf16", "eager bf16")
 
 
 class Ops(Functional):
@@ -58,7 +58,8 @@ def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> C
     x, y = net.data(batch)
     tx, ty = gs.from_numpy(x), gs.from_numpy(y)
     b = Ops(net, training)
-    capture: Any = gs.capture if variant == "captured" else lambda f: f
+    capture: Any = gs.capture if variant.startswith("captured") else lambda f: f
+    cast = gs.autocast(enabled=variant.endswith("bf16"))
     if not training:
 
         def forward(a: Any) -> Any:
@@ -66,7 +67,7 @@ def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> C
                 return net.forward(b, a)
 
         run = capture(forward)
-        return lambda: np.asarray(run(tx).data)
+        return cast(lambda: np.asarray(run(tx).data))
 
     with gs.no_grad():
         net.forward(b, tx[:1] if net.name == "lstm" else tx[:2])  # makes the modules
@@ -84,4 +85,4 @@ def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> C
         return loss
 
     step = capture(update)
-    return lambda: step(tx, ty).item()
+    return cast(lambda: step(tx, ty).item())
