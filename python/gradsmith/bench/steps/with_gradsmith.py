@@ -84,4 +84,9 @@ def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> C
         return loss
 
     step = capture(update)
-    return lambda: step(tx, ty).item()
+
+    def run() -> Any:
+        return step(tx, ty).item()
+
+    run.captured = step  # type: ignore[attr-defined]  # for where.py
+    return run
