@@ -114,3 +114,45 @@ def test_steps_reports_a_worker_that_fails(monkeypatch, tmp_path, capsys):
     assert whole.main([*argv, "--json", str(out)]) == 0
     (record,) = json.loads(out.read_text())["records"]
     assert record["seconds"]["gradsmith"] > 0 and "ratio" not in record
+
+
+def test_where_the_time_goes(tmp_path, capsys):
+    """Operations of the kernels are those of the network; the table and the picture are written."""
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "r.json", tmp_path / "r.png"
+    argv = ["mlp-tiny", "lenet", "--against", "none", "--threads", "1", "--rounds", "1"]
+    argv += [
+        "--seconds",
+        "0.01",
+        "--ops",
+        "--batch",
+        "8",
+        "--json",
+        str(out),
+        "--plot",
+        str(picture),
+    ]
+    assert whole.main(argv) == 0
+    ops = json.loads(out.read_text())["ops"]
+    assert [r["net"] for r in ops] == ["mlp-tiny", "lenet"]
+    for r in ops:
+        assert math.isclose(sum(g["flops"] for g in r["ops"]), Floor(NETS[r["net"]], 8).step_flops)
+        assert math.isclose(sum(g["share"] for g in r["ops"]), 1.0)
+        adam = next(g for g in r["ops"] if g["name"] == "adam")
+        # reads gradient, parameter and two moments, writes three of them
+        assert math.isclose(adam["bytes"], 28 * Floor(NETS[r["net"]], 8).parameters, rel_tol=0.01)
+    assert "of floor" in capsys.readouterr().out and picture.stat().st_size > 10_000
+
+
+def test_scaling_chooses_batches(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        whole,
+        "compare",
+        lambda *a: asked.append(a[2]) or {"net": a[0], "mode": a[1], "batch": a[2], "threads": a[3],
+                                          "trials": {}, "failed": {}},
+    )  # fmt: skip
+    whole.main(["mlp", "--against", "none", "--threads", "1", "--scaling"])
+    assert asked == [8, 32, 128, 512]
+    with pytest.raises(SystemExit):
+        whole.main(["mlp", "--scaling", "--batch", "8"])

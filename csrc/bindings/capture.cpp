@@ -899,6 +899,14 @@ void bind_capture(py::module_& m) {
              d["threads"] = q.p.options.threads;
              return d;
            })
+      .def(
+          "work",
+          [](PyProgram& q) {
+            py::list l;
+            for (const Work& w : q.p.work()) l.append(py::make_tuple(w.flops, w.bytes));
+            return l;
+          },
+          "Operations and bytes that each kernel needs at least.")
       .def("listing", [](PyProgram& q) {
         py::list l;
         for (const Step& s : q.p.steps) {

@@ -120,6 +120,11 @@ struct Step {
   int32_t op;
 };
 
+// Operations and bytes that a kernel needs at least.
+struct Work {
+  double flops, bytes;
+};
+
 struct Patch {
   void** where;
   int64_t offset;
@@ -164,6 +169,7 @@ struct Program {
   int check_inputs() const;  // op of a failed check, or -1
   int replay();              // op of a failed check, or -1
   void member(int tid, int nt, void* kernel_barrier);
+  std::vector<Work> work() const;  // by step
   // Seconds of one run of each kernel, alone on this thread, the least of `rounds` means over
   // `repeat` runs in a row. Overwrites what the kernels write.
   std::vector<double> kernel_seconds(int rounds, int repeat);

@@ -1,7 +1,7 @@
 """Whole training steps and inference of the same networks, against other libraries.
 
     gradsmith bench steps [NET...] [--against torch,jax,tensorflow,onnxruntime] [--threads 1,2]
-                          [--mode train,infer] [--batch N,...] [--precision bfloat16]
+                          [--mode train,infer] [--batch N,... | --scaling] [--ops] [--precision bfloat16]
                           [--json F] [--plot F]
 
 Every library runs in a process of its own, which finds exactly the threads and cores asked for, at its
@@ -13,6 +13,10 @@ the median of all steps of all rounds is reported. Ratio: the time of the fastes
 
 With --precision bfloat16 ours runs under `gs.autocast`; our own float32 takes part as the peer "float32", and
 losses must agree to 2e-2.
+
+``--scaling`` takes batches of 8 to 512. ``--ops`` adds a table of where the time of our training step goes
+(where.py); ``--plot`` draws the ratios and that. The tables of docs/performance.md are those of
+``gradsmith bench steps --mode train,infer --ops --json F --plot F``.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import sys
 import time
 from typing import Any
 
+from . import where
 from .nets import NETS, Floor
 
 __all__ = ["main"]
@@ -211,14 +216,19 @@ def _line(r: dict[str, Any], peers: list[str]) -> str:
     return f"{head} {' '.join(cells)} {speed:9.1f} {ratio}"
 
 
-def _plot(records: list[dict[str, Any]], path: str) -> None:
+def _plot(records: list[dict[str, Any]], ops: list[dict[str, Any]], path: str) -> None:
     from matplotlib.figure import Figure
+
+    from .where import plot
 
     rows = [r for r in records if "seconds" in r]
     names = [n for n in ("gradsmith", "float32", *PEERS) if any(n in r["seconds"] for r in rows)]
-    fig = Figure(figsize=(max(7, 1.4 * len(rows)), 4.5))
-    ax = fig.subplots()
-    width = 0.8 / len(names)
+    fig = Figure(figsize=(max(7, 1.4 * len(rows)), 9 if ops else 4.5))
+    both = fig.subplots(2 if ops else 1, squeeze=False)
+    ax = both[0][0]
+    if ops:
+        plot(both[1][0], ops)
+    width = 0.8 / max(len(names), 1)
     for i, name in enumerate(names):
         at = [j + i * width for j, r in enumerate(rows) if name in r["seconds"]]
         mine = [r for r in rows if name in r["seconds"]]
@@ -251,6 +261,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--mode", default="train", help="train, infer, or both with a comma")
     add("--batch", help="batch sizes instead of each net's own, comma-separated; for scaling")
     add("--precision", default="float32", choices=("float32", "bfloat16"), help="of gradsmith")
+    add("--scaling", action="store_true", help=f"batches of {', '.join(map(str, BATCHES))}")
+    add("--ops", action="store_true", help="where the time of our training step goes, op by op")
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=1.0, help="of each turn")
     add("--json", metavar="F", help="write the records here")
@@ -259,12 +271,14 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.net:
         if name not in NETS:
             parser.error(f"unknown net {name!r}; one of {', '.join(NETS)}")
+    if args.scaling and args.batch:
+        parser.error("--scaling chooses the batches; leave out --batch")
     modes = [m for m in args.mode.split(",") if m]
     if not modes or any(m not in ("train", "infer") for m in modes):
         parser.error("--mode must be train, infer, or train,infer")
     try:
         counts = _numbers(args.threads)
-        batches = _numbers(args.batch) if args.batch else None
+        batches = _numbers(args.batch) if args.batch else list(BATCHES) if args.scaling else None
     except ValueError:
         parser.error("--threads and --batch take whole numbers with commas between them")
     if not counts or min(counts) < 1 or (batches is not None and (not batches or min(batches) < 1)):
@@ -299,6 +313,13 @@ def main(argv: list[str] | None = None) -> int:
                         for variant, t in trials.items():
                             if isinstance(t, str):
                                 print(f"    {name} {variant}: {t}", file=sys.stderr)
+    ops = []
+    if (args.ops or args.plot) and "train" in modes:
+        for net in args.net or NETS:
+            for batch in (batches or [NETS[net].batch]) if args.ops else [NETS[net].batch]:
+                ops.append(where.where(net, batch, max(counts)))
+                if args.ops:
+                    print("\n" + "\n".join(where.lines(ops[-1])), flush=True)
     if args.json:
         from .. import versions
         from ... import _cpu
@@ -309,9 +330,10 @@ def main(argv: list[str] | None = None) -> int:
             "date": time.strftime("%Y-%m-%d"),
             "versions": versions([p for p in peers if p != "float32"]),
             "records": records,
+            "ops": ops,
         }
         with open(args.json, "w") as f:
             json.dump(out, f, indent=1)
     if args.plot:
-        _plot(records, args.plot)
+        _plot(records, ops, args.plot)
     return 1 if any("failed" in r for r in records) else 0

@@ -85,4 +85,10 @@ def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> C
         return loss
 
     step = capture(update)
-    return cast(lambda: step(tx, ty).item())
+
+    def run() -> Any:
+        return step(tx, ty).item()
+
+    run = cast(run)
+    run.captured = step  # type: ignore[attr-defined]  # for where.py
+    return run
