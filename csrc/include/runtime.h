@@ -73,7 +73,7 @@ struct PoolStats {
 };
 PoolStats pool_stats();
 uint64_t pool_taken();  // blocks that this thread has asked for
-void pool_trim();  // gives all cached memory back
+void pool_trim();       // gives all cached memory back
 
 // ---- slots (launch.cpp)
 SlotValue* slot_table();

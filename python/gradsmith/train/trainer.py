@@ -302,8 +302,12 @@ class Trainer:
         if max_norm is not None:
             optimizer.max_grad_norm = max_norm
         self._stepping = True
+        pred: Any = None
         try:
-            loss, pred = step(*inputs, target) if keep else (step(*inputs, target), None)
+            if keep:
+                loss, pred = step(*inputs, target)
+            else:
+                loss = step(*inputs, target)
         except Exception:  # not an interrupt, which may have hit half an update
             self._stepping = False
             raise

@@ -90,30 +90,38 @@ def lines(r: dict[str, Any]) -> list[str]:
     return out
 
 
-def plot(ax: Any, records: list[dict[str, Any]], most: int = 7) -> None:
+def plot(ax: Any, records: list[dict[str, Any]], most: int = 14) -> None:
     """For each net a stacked bar of its op times, and beside it that of their floors, as shares of the step."""
-    names = [n for r in records for n in [g["name"] for g in r["ops"]][:most]]
-    names = sorted(set(names), key=names.index)
-    colors = {}
-    for i, r in enumerate(records):
-        for at, key in ((i - 0.2, "seconds"), (i + 0.2, "floor")):
-            low = 0.0
-            for g in r["ops"]:
-                name = g["name"] if g["name"] in names[:12] else "others"
-                height = g[key] / r["seconds"]
-                bar = ax.bar(
-                    at,
-                    height,
-                    0.36,
-                    low,
-                    color=colors.get(name),
-                    alpha=1.0 if key == "seconds" else 0.5,
-                    label=None if name in colors else name,
-                )
-                colors.setdefault(name, bar.patches[0].get_facecolor()[:3])
-                low += height
+    shares: dict[str, float] = {}
+    for r in records:
+        for g in r["ops"]:
+            shares[g["name"]] = shares.get(g["name"], 0.0) + g["share"]
+    names = sorted(shares, key=lambda n: -shares[n])[:most]
+    for i, name in enumerate([*names, "others"]):
+        mine = [
+            [g for g in r["ops"] if (g["name"] if g["name"] in names else "others") == name]
+            for r in records
+        ]
+        color = "lightgrey" if name == "others" else f"C{i % 10}"
+        for shift, key in ((-0.2, "seconds"), (0.2, "floor")):
+            low = [
+                sum(g[key] for g in r["ops"] if g["name"] in names[:i]) / r["seconds"]
+                for r in records
+            ]
+            ax.bar(
+                [k + shift for k in range(len(records))],
+                [sum(g[key] for g in found) / r["seconds"] for found, r in zip(mine, records)],
+                0.36,
+                low,
+                color=color,
+                hatch="///" if 10 <= i < len(names) else None,
+                edgecolor="white",
+                linewidth=0.3,
+                alpha=1.0 if key == "seconds" else 0.5,
+                label=name if key == "seconds" else None,
+            )
     ax.set_xticks(range(len(records)))
     ax.set_xticklabels([f"{r['net']}\n{r['batch']}, {r['threads']} t" for r in records], fontsize=8)
     ax.set_ylabel("share of the step (pale: the floor)")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.grid(True, axis="y", alpha=0.3)

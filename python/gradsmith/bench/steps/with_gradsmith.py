@@ -86,9 +86,6 @@ def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> C
 
     step = capture(update)
 
-    def run() -> Any:
-        return step(tx, ty).item()
-
-    run = cast(run)
-    run.captured = step  # type: ignore[attr-defined]  # for where.py
-    return run
+    once: Any = cast(lambda: step(tx, ty).item())
+    once.captured = step  # for where.py
+    return once
