@@ -59,17 +59,39 @@ void copy_rows(const ConvParams& p, const Layout& l, const float* x, int64_t row
   }
 }
 
+// best = x and at = which where x is larger or NaN
 GS_INLINE void keep(V x, int which, V& best, I& at) {
+#if defined(__AVX512F__)
+  __mmask16 m = _mm512_cmp_ps_mask((__m512)x, (__m512)best, _CMP_GT_OQ) |
+                _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+  best = (V)_mm512_mask_mov_ps((__m512)best, m, (__m512)x);
+  at = (I)_mm512_mask_mov_epi32((__m512i)at, m, _mm512_set1_epi32(which));
+#else
   I more = (x > best) | (x != x);
   best = more ? x : best;
   at = more ? set1((int32_t)which) : at;
+#endif
 }
+// How a window ends: the vector to y, its bytes to index.
 GS_INLINE void put(V best, I at, bool relu, float* y, uint8_t* index, int lanes) {
-  store_n(y, best, lanes);
+  if (lanes == N)
+    store(y, best);
+  else
+    store_n(y, best, lanes);
   if (!index) return;
+#if defined(__AVX512F__)
+  if (relu) {
+    __mmask16 m = _mm512_cmp_ps_mask((__m512)best, _mm512_setzero_ps(), _CMP_LE_OQ);
+    at = (I)_mm512_mask_mov_epi32((__m512i)at, m, _mm512_set1_epi32(4));
+  }
+#else
   if (relu) at = best <= V{} ? set1((int32_t)4) : at;
+#endif
   Bytes b = __builtin_convertvector(at, Bytes);
-  memcpy(index, &b, (size_t)lanes);
+  if (lanes == N)
+    memcpy(index, &b, N);
+  else
+    memcpy(index, &b, (size_t)lanes);
 }
 
 void stem_pool(const void* params, void* const* buf, const Ctx* ctx) {
