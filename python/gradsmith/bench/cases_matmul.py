@@ -150,14 +150,14 @@ def _rounded(rows: int, inputs: int, outputs: int) -> Callable:
             w = rng.standard_normal((outputs, inputs), np.float32) / np.float32(inputs) ** 0.5
             b = rng.standard_normal(outputs, np.float32)
             g = rng.standard_normal((rows, outputs), np.float32)
-            theirs = [torch.from_numpy(t).bfloat16().requires_grad_() for t in (x, w, b)]
+            theirs: list[Any] = [torch.from_numpy(t).bfloat16().requires_grad_() for t in (x, w, b)]
             seed = torch.from_numpy(g).bfloat16()
 
             def run_torch() -> Any:
                 for t in theirs:
                     t.grad = None
                 torch.nn.functional.linear(*theirs).backward(seed)
-                return tuple(t.grad.float().numpy() for t in theirs)  # type: ignore[union-attr]
+                return tuple(t.grad.float().numpy() for t in theirs)
 
             runs["torch"] = run_torch
         return runs
