@@ -71,7 +71,7 @@ def resnet18(num_classes: int = 10, in_channels: int = 3, small_images: bool = T
     ``small_images`` (32x32 and thereabouts): a 3x3 first convolution without stride or pooling,
     11,173,962 parameters for 10 classes. Otherwise the ImageNet form, a 7x7 convolution of stride 2
     and a 3x3 max-pool. The names are those of torchvision's resnet18 (``layer1.0.conv1.weight``);
-    convolution weights are (out, kh, kw, in) here, and ``gs.interop.torch`` turns the others.
+    convolution weights are (out, kh, kw, in) here: ``w.transpose(0, 2, 3, 1)`` of PyTorch's.
 
     He, Zhang, Ren & Sun 2016, Deep Residual Learning for Image Recognition.
     """
