@@ -5,10 +5,8 @@
 Prints the loss, then a sample and how many of its lines the grammar accepts.
 """
 
-import argparse
-import time
-
 import numpy as np
+from char_gpt import LETTERS, NUMBER, command, judge, learn
 
 import gradsmith as gs
 from gradsmith import nn
@@ -36,52 +34,19 @@ def sample(model: CharLSTM, first: np.ndarray, n: int, temperature: float, seed:
     with gs.no_grad():
         for _ in range(n):
             logits, state = model(gs.tensor(tokens[-1]), state)
-            p = (
-                F.softmax(logits[:, -1] * (1 / temperature), -1)
-                .numpy()
-                .astype(np.float64)
-                .cumsum(-1)
-            )
+            p = F.softmax(logits[:, -1] * (1 / temperature), -1).numpy()
+            p = p.astype(np.float64).cumsum(-1)
             u = rng.random((len(p), 1)) * p[:, -1:]
             tokens.append((p <= u).sum(-1, keepdims=True).astype(np.int64))
     return np.concatenate(tokens, 1)
 
 
-def main(steps: int, seed: int, batch: int = 16, context: int = 64) -> float:
+def main(steps: int = 2500, seed: int = 0) -> float:
     gs.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    text = gs.data.make_text(4000, seed=0)
-    letters = sorted(set(text))
-    number = {c: i for i, c in enumerate(letters)}
-    data = np.array([number[c] for c in text])
-    model = CharLSTM(len(letters))
-    optimizer = gs.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
-    schedule = gs.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
-    print(f"{len(text)} characters, {sum(p.size for p in model.parameters())} parameters")
-    start = time.perf_counter()
-    for step in range(steps):
-        at = rng.integers(0, len(data) - context - 1, batch)[:, None] + np.arange(context + 1)
-        chunk = data[at]
-        optimizer.zero_grad()
-        logits, _ = model(gs.tensor(chunk[:, :-1]))
-        loss = F.cross_entropy(logits.reshape(-1, len(letters)), gs.tensor(chunk[:, 1:].ravel()))
-        loss.backward()
-        gs.optim.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 500 == 499:
-            print(f"step {step + 1}: loss {loss.item():.3f}, {time.perf_counter() - start:.0f} s")
-    out = sample(model, np.full((8, 1), number["\n"]), 400, 0.7, seed)
-    lines = [s for row in out for s in "".join(letters[i] for i in row).split("\n")[1:-1]]
-    good = sum(gs.data.is_sentence(s) for s in lines) / max(len(lines), 1)
-    print("\n".join(lines[:8]))
-    print(f"{good:.0%} of {len(lines)} lines are sentences of the grammar")
-    return good
+    model = CharLSTM(len(LETTERS))
+    learn(model, lambda tokens: model(tokens)[0], 6e-3, steps, seed)
+    return judge(sample(model, np.full((8, 1), NUMBER["\n"]), 400, 0.7, seed))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    main(options.steps, options.seed)
+    command(main, 2500)
