@@ -7,7 +7,10 @@ import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 
-RULES = ["relu_pool", "conv_pool", "norm_relu", "bias_relu", "pieces", "optimizer"]
+RULES = [
+    "relu_pool", "conv_pool", "norm_relu", "bias_relu", "bias_activation", "activation_gradient",
+    "pieces", "optimizer",
+]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
 
@@ -321,6 +324,112 @@ def test_bias_relu_not_where_the_product_is_read_elsewhere():
             return y.relu() * y.sigmoid()
 
     compare(Twice, (5, 6), "bias_relu", {"with the ReLU behind it": 0})
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "sigmoid": F.sigmoid,
+    "tanh": F.tanh,
+    "leaky_relu": F.leaky_relu,
+    "hardtanh": F.hardtanh,
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "logsigmoid": F.logsigmoid,
+    "hardswish": F.hardswish,
+    "softsign": F.softsign,
+}
+SIZES = [(9, 20, 33), (37, 64, 70), (128, 300, 640), (520, 40, 131), (17, 6600, 19), (300, 5, 257)]
+
+
+class Activated(nn.Module):
+    """Two layers, so that the second one's input gradient passes through the activation."""
+
+    def __init__(self, f, inputs, hidden, outputs=12, bias=True):
+        super().__init__()
+        self.f = f
+        self.first = nn.Linear(inputs, hidden, bias=bias)
+        self.last = nn.Linear(hidden, outputs)
+
+    def forward(self, x):
+        return self.last(self.f(self.first(x)))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_bias_activation(name):
+    for rows, inputs, hidden in SIZES[1:3] if name != "gelu" else SIZES:
+        compare(
+            lambda i=inputs, h=hidden: Activated(ACTIVATIONS[name], i, h, bias=h != 70),
+            (rows, inputs), "bias_activation", {"with the activation behind it": 1}, steps=5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "relu"])
+def test_activation_gradient(name):
+    f = ACTIVATIONS.get(name, F.relu)
+    for rows, inputs, hidden in SIZES[1:2] if name != "gelu" else SIZES:
+        compare(
+            lambda i=inputs, h=hidden: Activated(f, i, h),
+            (rows, inputs), "activation_gradient", {"with the gradient of the activation": 1},
+            steps=5,
+        )  # fmt: skip
+
+
+def test_bias_activation_not_where_it_may_not_be():
+    class Twice(Activated):
+        def forward(self, x):  # the product is read between itself and the activation
+            y = self.first(x)
+            z = y * y
+            return self.last(self.f(y)).sum() + z
+
+    for f in (F.gelu, F.sigmoid):
+        note = {"with the activation behind it": 0}
+        compare(lambda f=f: Twice(f, 6, 20), (5, 6), "bias_activation", note)
+        compare(lambda f=f: Twice(f, 6, 300), (300, 6), "bias_activation", note, steps=5)
+
+    class After(Activated):
+        def forward(self, x):  # ... or behind it: then it is written too
+            y = self.first(x)
+            return self.last(self.f(y)).sum() + y.exp()
+
+    for f in (F.gelu, F.sigmoid):
+        note = {"with the activation behind it": 1}
+        compare(lambda f=f: After(f, 6, 20), (9, 6), "bias_activation", note)
+
+    class Double(Activated):
+        def forward(self, x):  # the gradient of the activation has two parts
+            y = self.f(self.first(x))
+            return self.last(y) * self.last(y * 2)
+
+    note = {"with the gradient of the activation": 0}
+    compare(lambda: Double(F.tanh, 6, 20), (9, 6), "activation_gradient", note)
+
+
+def test_bias_activation_without_backward():
+    gs.manual_seed(0)
+    models = [Activated(f, 40, 130) for f in ACTIVATIONS.values()]
+
+    def forward(x):
+        with gs.no_grad():
+            return [m(x) for m in models]
+
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3):
+        with gs.threads(n):
+            f = gs.capture(forward, passes=["bias_activation"])
+            for i in range(5):
+                x = awkward(rng, (70, 40))
+                if i == 4:
+                    x[rng.random(x.shape) < 0.01] = np.nan
+                got = [y.data.copy() for y in f(gs.tensor(x))]
+                expected = [y.data for y in forward(gs.tensor(x))]
+                if i == 4:  # a NaN is a NaN, whatever its sign
+                    assert all(np.isnan(y).any() for y in expected[:4])
+                    got, expected = ([np.nan_to_num(y, nan=9) for y in z] for z in (got, expected))
+                assert bits(got) == bits(expected), i
+            assert f.report(1).count("with the activation behind it") == len(ACTIVATIONS)
 
 
 class Pieces(nn.Module):

@@ -464,6 +464,91 @@ void activation_slope(const void* params, void* const* buf, const Ctx* ctx) {
   }
 }
 
+// ---- a piece of a product
+
+template <class Op>
+void piece_value(const PieceParams& p, float* c, float* other) {
+  constexpr int N = simd<float>::N;
+  const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
+  for (int64_t i = 0; i < p.rows; ++i, c += p.stride)
+    for (int64_t j = 0; j < p.cols; j += N) {
+      const int n = p.cols - j < N ? (int)(p.cols - j) : N;
+      vf x = n == N ? load(c + j) : load_n(c + j, n);
+      if (other) store_n(other + i * p.stride + j, x, n);
+      x = Op::f(x, k);
+      if (n == N)
+        store(c + j, x);
+      else
+        store_n(c + j, x, n);
+    }
+}
+
+template <class Op>
+void piece_grad(const PieceParams& p, float* c, const float* other) {
+  constexpr int N = simd<float>::N;
+  const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
+  for (int64_t i = 0; i < p.rows; ++i, c += p.stride, other += p.stride) {
+    int64_t j = 0;
+    for (; j + N <= p.cols; j += N) store(c + j, Op::df(load(c + j), load(other + j), k));
+    if (j < p.cols) {
+      const int n = (int)(p.cols - j);
+      store_n(c + j, Op::df(load_n(c + j, n), load_n(other + j, n), k), n);
+    }
+  }
+}
+
+template <int kOp>
+void piece_slope(const PieceParams& p, float* c, float* other) {
+  constexpr int N = simd<float>::N;
+  const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
+  for (int64_t i = 0; i < p.rows; ++i, c += p.stride, other += p.stride) {
+    int64_t j = 0;
+    vf y, d;
+    for (; j + N <= p.cols; j += N) {
+      both<kOp>(load(c + j), k, &y, &d);
+      store(c + j, y);
+      store(other + j, d);
+    }
+    if (j < p.cols) {
+      const int n = (int)(p.cols - j);
+      both<kOp>(load_n(c + j, n), k, &y, &d);
+      store_n(c + j, y, n);
+      store_n(other + j, d, n);
+    }
+  }
+}
+
+void activation_piece(const void* params, void* const* buf, const Ctx*) {
+  const PieceParams& p = *(const PieceParams*)params;
+  float *c = (float*)buf[0], *other = (float*)buf[1];
+  if (p.kind == kPieceSlope) switch (p.op) {
+      case kAct_gelu:
+        return piece_slope<kAct_gelu>(p, c, other);
+      case kAct_gelu_tanh:
+        return piece_slope<kAct_gelu_tanh>(p, c, other);
+      case kAct_silu:
+        return piece_slope<kAct_silu>(p, c, other);
+      case kAct_mish:
+        return piece_slope<kAct_mish>(p, c, other);
+    }
+  switch (p.op) {
+#define X(name)                                      \
+  case kAct_##name:                                  \
+    if (p.kind == kPieceGrad)                        \
+      piece_grad<op_##name>(p, c, other);            \
+    else                                             \
+      piece_value<op_##name>(p, c, other);           \
+    break;
+    GS_ACTIVATIONS(X)
+#undef X
+  }
+}
+
+void piece_plan(const void* params, Plan* plan) {
+  const PieceParams& p = *(const PieceParams*)params;
+  plan->work = p.rows * p.cols / 2;
+}
+
 template <class T>
 void activation_plan(const void* params, Plan* plan) {
   const ActivationParams& p = *(const ActivationParams*)params;
@@ -636,6 +721,7 @@ const KernelEntry entries[] = {
     {"activation_mask", kF32, activation_mask, activation_plan<float>},
     {"activation_mask_backward", kF32, activation_mask_backward, activation_plan<float>},
     {"activation_slope", kF32, activation_slope, activation_plan<float>},
+    {"activation_piece", kF32, activation_piece, piece_plan},
     GS_BOTH("rrelu", rrelu_forward, rrelu_plan),
     GS_BOTH("rrelu_backward", rrelu_backward, rrelu_plan),
     GS_BOTH("prelu", prelu, prelu_plan),

@@ -104,8 +104,8 @@ struct Options {
   bool side_by_side = true;  // independent small kernels on different members
   bool barriers = true;      // false: no elision, a barrier before every kernel
   bool reuse = true;         // arena memory is reused
-  bool relu_pool = true, conv_pool = true, norm_relu = true, bias_relu = true, pieces = true,
-       optimizer = true;  // rewrites: fuse.cpp
+  bool relu_pool = true, conv_pool = true, norm_relu = true, bias_relu = true,
+       bias_activation = true, activation_gradient = true, pieces = true, optimizer = true;  // rewrites: fuse.cpp
 };
 
 // One kernel of a program as the replay sees it.

@@ -38,6 +38,8 @@ PASSES = {
     "conv_pool": "convolution of few channels with the 2 x 2 max-pool behind it in one kernel",
     "norm_relu": "batch norm with the sum and the ReLU behind it in one kernel, forward and backward",
     "bias_relu": "matmul, convolution and their bias with the ReLU behind them in one kernel",
+    "bias_activation": "matmul and its bias with the activation behind them in one kernel",
+    "activation_gradient": "the product that makes a gradient takes it through the activation",
     "pieces": "parts of a sum are written into it, not into zeros that are added",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
 }
