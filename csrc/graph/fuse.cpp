@@ -114,8 +114,16 @@ struct Fuser {
       for (const RecordedOp& next : follows[(size_t)k])
         if (conflict(op, next)) return false;
       if (dead[(size_t)k] || k == but) continue;
-      if (ops[(size_t)k].check || conflict(op, ops[(size_t)k])) return false;
+      if ((ops[(size_t)k].check && !early(k)) || conflict(op, ops[(size_t)k])) return false;
     }
+    return true;
+  }
+  // Whether check k looks at what no call before it writes: it is made before anything runs.
+  bool early(int k) const {
+    const int object = ops[(size_t)k].buffers[0].object;
+    if (objects[(size_t)object].home == Home::kArena) return false;
+    for (const Use& u : uses[(size_t)object])
+      if (u.write && u.op < k) return false;
     return true;
   }
   static bool conflict(const RecordedOp& a, const RecordedOp& b) {
@@ -407,8 +415,8 @@ struct Fuser {
     } else {
       for (const Use& u : all)
         if (u.op != k) back = u.op;
-      bool both = q.op == kAct_gelu || q.op == kAct_gelu_tanh || q.op == kAct_silu ||
-                  q.op == kAct_mish;
+      bool both =
+          q.op == kAct_gelu || q.op == kAct_gelu_tanh || q.op == kAct_silu || q.op == kAct_mish;
       bool once = all.size() == 2 && is(back, "activation_backward") &&
                   params<ActivationParams>(back).op == q.op && same(buffer(back, 1), x) &&
                   !same(buffer(back, 0), x);
@@ -456,6 +464,63 @@ struct Fuser {
     ops[(size_t)k] = op;
     dead[(size_t)product] = 1;
     index();
+  }
+
+  // matmul, sum with something else -> matmul that adds it.
+  void residual(int k) {
+    if (!is(k, "binary")) return;
+    const ElementwiseParams& e = params<ElementwiseParams>(k);
+    int64_t n = e.ndim == 1 ? e.shape[0] : 0;
+    if (!adds(k, n)) return;
+    RecordedBuffer sum = buffer(k, 2);
+    int product = -1, side = 0;
+    for (int i = 0; i < 2; ++i) {
+      RecordedBuffer a = buffer(k, i), b = buffer(k, 1 - i);
+      int from = a.object == b.object || sum.object == a.object || sum.object == b.object ||
+                         only_reader(a) != k
+                     ? -1
+                     : plain_product(a, n);
+      if (from > product) product = from, side = i;
+    }
+    if (product < 0) return;
+    RecordedOp op = ops[(size_t)product];
+    op.buffers.back() = sum;
+    op.buffers.push_back(buffer(k, 1 - side));
+    set_piece(&op, kPieceSum, ActivationParams{});
+    if (!clear(op, product, k)) return;
+    changed(op, "with the sum behind it");
+    ops[(size_t)k] = op;
+    dead[(size_t)product] = 1;
+    index();
+  }
+
+  // row_norm_backward, sum with another gradient -> row_norm_backward that adds it.
+  void norm_sum(int k) {
+    if (!is(k, "binary")) return;
+    const ElementwiseParams& e = params<ElementwiseParams>(k);
+    int64_t n = e.ndim == 1 ? e.shape[0] : 0;
+    if (!adds(k, n)) return;
+    RecordedBuffer sum = buffer(k, 2);
+    for (int i = 0; i < 2; ++i) {
+      RecordedBuffer a = buffer(k, i), b = buffer(k, 1 - i);
+      int norm = temporary(a) ? writer(a) : -1;
+      if (!is(norm, "row_norm_backward") || a.object == b.object || sum.object == a.object ||
+          only_reader(a) != k || !same(buffer(norm, 4), a))
+        continue;
+      const RowNormParams& p = params<RowNormParams>(norm);
+      if (p.sum || p.rows * p.cols != n) continue;
+      RecordedOp op = ops[(size_t)norm];
+      ((RowNormParams*)op.params.data())->sum = 1;
+      op.buffers[4] = sum;
+      op.buffers.push_back(b);
+      op.buffers.back().access = kRead;
+      if (!clear(op, norm, k)) continue;
+      changed(op, "with the other gradient");
+      ops[(size_t)k] = op;
+      dead[(size_t)norm] = 1;
+      index();
+      return;
+    }
   }
 
   // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool.
@@ -677,6 +742,8 @@ void Program::fuse() {
   each(options.bias_relu, &Fuser::bias_relu);
   each(options.bias_activation, &Fuser::bias_activation);
   each(options.activation_gradient, &Fuser::activation_gradient);
+  each(options.residual, &Fuser::residual);
+  each(options.norm_sum, &Fuser::norm_sum);
   each(options.pieces, &Fuser::pieces);
   each(options.optimizer, &Fuser::optimizer);
 }

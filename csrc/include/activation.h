@@ -52,7 +52,8 @@ enum PieceKind : int32_t {
   kPieceValue,  // c = f(c)
   kPieceInput,  // other = c, c = f(c)
   kPieceSlope,  // other = f'(c), c = f(c): gelu, gelu_tanh, silu, mish
-  kPieceGrad    // c = the gradient c through f, other being the saved x or y
+  kPieceGrad,   // c = the gradient c through f, other being the saved x or y
+  kPieceSum     // c += other
 };
 struct PieceParams {
   int64_t rows, cols, stride;

@@ -111,7 +111,14 @@ struct Cell {
   T *first, *other;           // C and what lies beside it, from their starts
 };
 
-// c (rows, cols) is ready: what MatmulParams::after does to it.
+// c (rows, cols) is made and, when that is done, goes through MatmulParams::after: a panel of a
+// group of rows at a time, because the functions take a while to get going.
+template <class T>
+GS_INLINE void fetch_after(const Cell<T>& x, const T* c, int64_t rows, int64_t cols) {
+  const char* row = (const char*)(x.other + (c - x.first));
+  for (int64_t i = 0; i < rows; ++i, row += x.ldc * (int64_t)sizeof(T))
+    for (int64_t j = 0; j < cols * (int64_t)sizeof(T); j += 64) __builtin_prefetch(row + j, 0, 2);
+}
 template <class T>
 GS_INLINE void run_after(const Cell<T>& x, T* c, int64_t rows, int64_t cols) {
   PieceParams piece = x.after->piece;
@@ -243,6 +250,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
     for (int64_t pc = 0; pc == 0 || pc < x.k; pc += s.kc) {
       int64_t kc = least(s.kc, x.k - pc);
       bool last_block = pc + kc >= x.k;
+      const bool after = x.after && last_block;
       int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
                       (last_block && x.bias ? kTileBias : 0) |
                       (last_block && x.act == kActRelu ? kTileRelu : 0);
@@ -353,8 +361,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               next_a.take(&g.fetch[1], room);
             TileFn<T> fn = r == kTileRows[nv] ? Tiles<T>::full[nv][la][lb] : nullptr;
             if (!fn) fn = Tiles<T>::any[nv][r];
+            if (after && x.other) fetch_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
             run_tile(fn, g, nv, r, cols, s.turned);
-            if (x.after && last_block) run_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
             if (packing) {
               packing = false;
               g.b = panel;
@@ -362,6 +370,10 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               lb = kPanelB;
             }
             i += r;
+          }
+          if (after) {
+            int64_t i = s.turned ? jc + v * N : mg, j = s.turned ? mg : jc + v * N;
+            run_after(x, x.c + i * x.ldc + j, s.turned ? cols : rows, s.turned ? rows : cols);
           }
           v += nv;
         }
