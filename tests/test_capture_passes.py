@@ -7,7 +7,10 @@ import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 
-RULES = ["relu_pool", "conv_pool", "norm_relu", "bias_relu", "pieces", "optimizer"]
+RULES = [
+    "relu_pool", "conv_pool", "norm_relu", "bias_relu", "bias_activation", "activation_gradient",
+    "residual", "norm_sum", "pieces", "optimizer",
+]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
 
@@ -321,6 +324,231 @@ def test_bias_relu_not_where_the_product_is_read_elsewhere():
             return y.relu() * y.sigmoid()
 
     compare(Twice, (5, 6), "bias_relu", {"with the ReLU behind it": 0})
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "sigmoid": F.sigmoid,
+    "tanh": F.tanh,
+    "leaky_relu": F.leaky_relu,
+    "hardtanh": F.hardtanh,
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "logsigmoid": F.logsigmoid,
+    "hardswish": F.hardswish,
+    "softsign": F.softsign,
+}
+SIZES = [(9, 20, 33), (37, 64, 70), (128, 300, 640), (520, 40, 131), (17, 6600, 19), (300, 5, 257)]
+
+
+class Activated(nn.Module):
+    """Two layers, so that the second one's input gradient passes through the activation."""
+
+    def __init__(self, f, inputs, hidden, outputs=12, bias=True):
+        super().__init__()
+        self.f = f
+        self.first = nn.Linear(inputs, hidden, bias=bias)
+        self.last = nn.Linear(hidden, outputs)
+
+    def forward(self, x):
+        return self.last(self.f(self.first(x)))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_bias_activation(name):
+    for rows, inputs, hidden in SIZES[1:3] if name != "gelu" else SIZES:
+        compare(
+            lambda i=inputs, h=hidden: Activated(ACTIVATIONS[name], i, h, bias=h != 70),
+            (rows, inputs), "bias_activation", {"with the activation behind it": 1}, steps=5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "relu"])
+def test_activation_gradient(name):
+    f = ACTIVATIONS.get(name, F.relu)
+    for rows, inputs, hidden in SIZES[1:2] if name != "gelu" else SIZES:
+        compare(
+            lambda i=inputs, h=hidden: Activated(f, i, h),
+            (rows, inputs), "activation_gradient", {"with the gradient of the activation": 1},
+            steps=5,
+        )  # fmt: skip
+
+
+def test_bias_activation_not_where_it_may_not_be():
+    class Twice(Activated):
+        def forward(self, x):  # the product is read between itself and the activation
+            y = self.first(x)
+            z = y * y
+            return self.last(self.f(y)).sum() + z
+
+    for f in (F.gelu, F.sigmoid):
+        note = {"with the activation behind it": 0}
+        compare(lambda f=f: Twice(f, 6, 20), (5, 6), "bias_activation", note)
+        compare(lambda f=f: Twice(f, 6, 300), (300, 6), "bias_activation", note, steps=5)
+
+    class After(Activated):
+        def forward(self, x):  # ... or behind it: then it is written too
+            y = self.first(x)
+            return self.last(self.f(y)).sum() + y.exp()
+
+    for f in (F.gelu, F.sigmoid):
+        note = {"with the activation behind it": 1}
+        compare(lambda f=f: After(f, 6, 20), (9, 6), "bias_activation", note)
+
+    class Double(Activated):
+        def forward(self, x):  # the gradient of the activation has two parts
+            y = self.f(self.first(x))
+            return self.last(y) * self.last(y * 2)
+
+    note = {"with the gradient of the activation": 0}
+    compare(lambda: Double(F.tanh, 6, 20), (9, 6), "activation_gradient", note)
+
+
+def test_bias_activation_without_backward():
+    gs.manual_seed(0)
+    models = [Activated(f, 40, 130) for f in ACTIVATIONS.values()]
+
+    def forward(x):
+        with gs.no_grad():
+            return [m(x) for m in models]
+
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3):
+        with gs.threads(n):
+            f = gs.capture(forward, passes=["bias_activation"])
+            for i in range(5):
+                x = awkward(rng, (70, 40))
+                if i == 4:
+                    x[rng.random(x.shape) < 0.01] = np.nan
+                got = [y.data.copy() for y in f(gs.tensor(x))]
+                expected = [y.data for y in forward(gs.tensor(x))]
+                if i == 4:  # a NaN is a NaN, whatever its sign
+                    assert all(np.isnan(y).any() for y in expected[:4])
+                    got, expected = ([np.nan_to_num(y, nan=9) for y in z] for z in (got, expected))
+                assert bits(got) == bits(expected), i
+            assert f.report(1).count("with the activation behind it") == len(ACTIVATIONS)
+
+
+class PreNorm(nn.Module):
+    """Residual blocks of a layer norm and two layers."""
+
+    def __init__(self, width, blocks=2, norm=nn.LayerNorm):
+        super().__init__()
+        self.first = nn.Linear(3, width)
+        self.norms = nn.ModuleList([norm(width) for _ in range(blocks)])
+        self.up = nn.ModuleList([nn.Linear(width, 2 * width) for _ in range(blocks)])
+        self.down = nn.ModuleList([nn.Linear(2 * width, width) for _ in range(blocks)])
+
+    def forward(self, x):
+        x = self.first(x)
+        for norm, up, down in zip(self.norms, self.up, self.down):
+            x = x + down(F.gelu(up(norm(x))))
+        return x
+
+
+@pytest.mark.parametrize(("rows", "width"), [(9, 20), (50, 64), (300, 129), (70, 400)])
+def test_residual(rows, width):
+    note = {"with the sum behind it": 2}
+    compare(lambda: PreNorm(width), (rows, 3), "residual", note, steps=5)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize(("rows", "width"), [(9, 20), (50, 64), (301, 129)])
+def test_norm_sum(rows, width, norm):
+    note = {"with the other gradient": 2}
+    compare(lambda: PreNorm(width, norm=norm), (rows, 3), "norm_sum", note, steps=5)
+
+
+def test_residual_not_where_the_product_is_read_elsewhere():
+    class Twice(PreNorm):
+        def forward(self, x):
+            x = self.first(x)
+            y = self.down[0](self.up[0](x))
+            return (x + y) * y
+
+    compare(lambda: Twice(20, 1), (9, 3), "residual", {"with the sum behind it": 0})
+
+    class Broadcast(PreNorm):
+        def forward(self, x):
+            return self.first(x) + self.norms[0].weight
+
+    compare(lambda: Broadcast(20, 1), (9, 3), "residual", {"with the sum behind it": 0})
+
+
+def test_norm_sum_not_where_the_gradient_is_read_elsewhere():
+    class Plain(PreNorm):
+        def forward(self, x):
+            return self.norms[0](self.first(x))
+
+    compare(lambda: Plain(20, 1), (9, 3), "norm_sum", {"with the other gradient": 0})
+
+
+def test_in_place():
+    """A chain of elementwise kernels takes one array; what is read again keeps its own."""
+    rng = np.random.default_rng(0)
+
+    def chain(x):
+        with gs.no_grad():
+            y = (x * 2 + 1).exp().sigmoid() - x
+            z = y.tanh() * y  # y is read twice: only the second reader may take its place
+            w = z.reshape(-1, 4) + z.reshape(-1, 4)[:, :1]  # other elements of z are read
+            return F.relu(w) * w.sum(0) + F.dropout(w, 0.5)
+
+    for n in (1, 2, 3):
+        with gs.threads(n):
+            stats = {}
+            for on in (True, False):
+                f = gs.capture(chain, passes={"in_place": on})
+                for i in range(6):
+                    x = gs.tensor(awkward(rng, (300, 200)))
+                    gs.manual_seed(i)
+                    got = f(x).data.copy()
+                    gs.manual_seed(i)
+                    assert bits([got]) == bits([chain(x).data]), (n, on, i)
+                assert f.reason is None and f.programs[0]["replays"] == 3
+                stats[on] = f.programs[0]
+            assert stats[True]["in_place"] >= 4 and stats[False]["in_place"] == 0
+            assert stats[True]["arena_bytes"] < stats[False]["arena_bytes"]
+
+
+def test_in_place_spares_what_backward_reads():
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, 40)
+
+        def forward(self, x):
+            y = self.first(x)
+            return (y.sigmoid() * y.tanh() + y.exp().relu()).abs().sqrt() - (y * y)[:, :1]
+
+    compare(Chain, (30, 6), "in_place", {})
+
+
+def test_dropout_keeps_no_mask():
+    """Backward draws the mask again: it is in no array of the program."""
+    n = 1 << 12
+    w = gs.ones(n)
+    w.requires_grad = True
+
+    def step(x):
+        w.grad = None
+        F.dropout(x * w, 0.5).sum().backward()
+        return w.grad
+
+    f = gs.capture(step, passes=["memory"])
+    for i in range(6):
+        x = gs.tensor(awkward(np.random.default_rng(i), (n,)))
+        gs.manual_seed(i)
+        got = f(x).data.copy()
+        gs.manual_seed(i)
+        assert bits([got]) == bits([step(x).data])
+        assert 0.4 < np.mean(got != 0) < 0.6
+    assert f.reason is None and f.report(1).count("dropout") == 2
+    # x * w, its dropout, the gradients of both and one of the sum
+    assert f.programs[0]["unshared_bytes"] <= 4 * 4 * n + 1024
 
 
 class Pieces(nn.Module):

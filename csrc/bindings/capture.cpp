@@ -579,6 +579,11 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.conv_pool = flag("conv_pool", true);
   q->p.options.norm_relu = flag("norm_relu", true);
   q->p.options.bias_relu = flag("bias_relu", true);
+  q->p.options.bias_activation = flag("bias_activation", true);
+  q->p.options.activation_gradient = flag("activation_gradient", true);
+  q->p.options.in_place = flag("in_place", true);
+  q->p.options.residual = flag("residual", true);
+  q->p.options.norm_sum = flag("norm_sum", true);
   q->p.options.pieces = flag("pieces", true);
   q->p.options.optimizer = flag("optimizer", true);
   for (auto item : leaves) {
@@ -889,6 +894,7 @@ void bind_capture(py::module_& m) {
              d["barriers"] = q.p.barriers;
              d["arena_bytes"] = q.p.arena_bytes;
              d["unshared_bytes"] = q.p.unshared_bytes;
+             d["in_place"] = q.p.in_place;
              d["scratch_bytes"] = q.p.scratch_bytes;
              d["constant_bytes"] = q.p.constant_bytes;
              d["guards"] = q.guards.size();

@@ -77,6 +77,29 @@ struct Arena {
   }
 };
 
+// Rows that lie apart and are wanted soon: no prefetcher of the machine sees them coming. Each call
+// of step() asks for one row of every array.
+struct Ahead {
+  const char* at[6];
+  int64_t jump[6], bytes[6], left[6];
+  int count;
+  template <class T>
+  GS_MEMBER void add(const T* p, int64_t row, int64_t rows, int64_t width) {
+    at[count] = (const char*)p;
+    jump[count] = row * (int64_t)sizeof(T);
+    bytes[count] = width * (int64_t)sizeof(T);
+    left[count++] = rows;
+  }
+  GS_MEMBER void step() {
+    for (int i = 0; i < count; ++i) {
+      if (left[i]-- <= 0) continue;
+      for (int64_t j = 0; j < bytes[i]; j += 64) __builtin_prefetch(at[i] + j, 0, 2);
+      at[i] += jump[i];
+    }
+  }
+};
+constexpr int64_t kAheadRows = 128;
+
 // Keys that row i of the query sees at all.
 GS_INLINE int64_t visible(const AttentionParams& p, int64_t i) {
   return p.causal ? least(p.tk, i + 1) : p.tk;
@@ -251,8 +274,8 @@ struct ForwardScratch {
 
 template <class T>
 void forward_task(const AttentionParams& p, void* const* buf, const PhiloxStream* stream,
-                  const ForwardScratch<T>& w, int64_t b, int64_t h, int64_t i_begin,
-                  int64_t i_end) {
+                  const ForwardScratch<T>& w, int64_t b, int64_t h, int64_t i_begin, int64_t i_end,
+                  Ahead& ahead) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   int64_t g = h / (p.heads / p.kv_heads);
@@ -283,6 +306,7 @@ void forward_task(const AttentionParams& p, void* const* buf, const PhiloxStream
       for (int64_t r = 0; r < rows; ++r) {
         T* s = w.s + r * w.ld;
         int64_t i = i0 + r, seen = least(n, visible(p, i) - j0);
+        ahead.step();
         if (seen <= 0) {
           for (int64_t j = 0; j < width; j += N) store(s + j, V{});
           continue;
@@ -349,8 +373,19 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t t = snake(ctx, r);
     if (t >= tasks) continue;
     int64_t bh = t / groups, i = t % groups * rows;
+    Ahead ahead;
+    ahead.count = 0;
+    int64_t next = snake(ctx, r + 1);
+    if (next < tasks && groups == 1) {
+      int64_t b = next / p.heads, h = next % p.heads, g = h / (p.heads / p.kv_heads);
+      int64_t some = least(p.tk, kAheadRows);
+      ahead.add((const T*)buf[0] + b * p.q.batch + h * p.q.head, p.q.row, p.tq, p.d);
+      ahead.add((const T*)buf[1] + b * p.k.batch + g * p.k.head, p.k.row, some, p.d);
+      ahead.add((const T*)buf[2] + b * p.v.batch + g * p.v.head, p.v.row, some, p.dv);
+    }
     if (i < p.tq)
-      forward_task<T>(p, buf, &stream, w, bh / p.heads, bh % p.heads, i, least(p.tq, i + rows));
+      forward_task<T>(p, buf, &stream, w, bh / p.heads, bh % p.heads, i, least(p.tq, i + rows),
+                      ahead);
   }
 }
 
@@ -474,7 +509,7 @@ GS_INLINE void clear(T* x, int64_t n) {
 template <class T>
 void backward_task(const AttentionParams& p, void* const* buf, const PhiloxStream* stream,
                    const BackwardScratch<T>& w, int64_t b, int64_t g, int64_t j_begin,
-                   int64_t j_end, T* dq) {
+                   int64_t j_end, T* dq, Ahead& ahead) {
   constexpr int N = simd<T>::N;
   const T* k = (const T*)buf[1] + b * p.k.batch + g * p.k.head;
   const T* v = (const T*)buf[2] + b * p.v.batch + g * p.v.head;
@@ -517,6 +552,7 @@ void backward_task(const AttentionParams& p, void* const* buf, const PhiloxStrea
         score_block(p, w.dout, w.dvp, rows, p.dv, w.vt, width, i0, j0, n, w.ds, w.ld);
         for (int64_t r = 0; r < rows; ++r) {
           int64_t i = i0 + r, seen = most(0, least(n, visible(p, i) - j0));
+          ahead.step();
           const uint32_t* words =
               p.dropout == 1 && seen > 0 ? scores.words_row(i, j0, seen) : nullptr;
           backward_row(p, w.s + r * w.ld, w.ds + r * w.ld, seen, width,
@@ -576,7 +612,19 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t bg = t / groups, j = least(p.tk, t % groups * keys), b = bg / p.kv_heads,
             g = bg % p.kv_heads;
     T* dq = own ? w.dq : parts + t * part;
-    backward_task<T>(p, buf, &stream, w, b, g, j, least(p.tk, j + keys), dq);
+    Ahead ahead;
+    ahead.count = 0;
+    int64_t next = snake(ctx, r + 1);
+    if (next < tasks && own) {
+      int64_t nb = next / p.kv_heads, ng = next % p.kv_heads, h = ng * w.rep;
+      int64_t some = least(p.tk, kAheadRows), few = least(p.tq, kAheadRows);
+      ahead.add((const T*)buf[0] + nb * p.q.batch + h * p.q.head, p.q.row, few, p.d);
+      ahead.add((const T*)buf[1] + nb * p.k.batch + ng * p.k.head, p.k.row, some, p.d);
+      ahead.add((const T*)buf[2] + nb * p.v.batch + ng * p.v.head, p.v.row, some, p.dv);
+      ahead.add((const T*)buf[4] + nb * p.out.batch + h * p.out.head, p.out.row, few, p.dv);
+      ahead.add((const T*)buf[6] + nb * p.dout.batch + h * p.dout.head, p.dout.row, few, p.dv);
+    }
+    backward_task<T>(p, buf, &stream, w, b, g, j, least(p.tk, j + keys), dq, ahead);
     if (own)
       for (int64_t e = 0; e < w.rep; ++e)
         write_rows(dq + e * p.tq * w.dp, w.dp, p.tq, p.d,

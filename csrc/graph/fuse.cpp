@@ -114,8 +114,16 @@ struct Fuser {
       for (const RecordedOp& next : follows[(size_t)k])
         if (conflict(op, next)) return false;
       if (dead[(size_t)k] || k == but) continue;
-      if (ops[(size_t)k].check || conflict(op, ops[(size_t)k])) return false;
+      if ((ops[(size_t)k].check && !early(k)) || conflict(op, ops[(size_t)k])) return false;
     }
+    return true;
+  }
+  // Whether check k looks at what no call before it writes: it is made before anything runs.
+  bool early(int k) const {
+    const int object = ops[(size_t)k].buffers[0].object;
+    if (objects[(size_t)object].home == Home::kArena) return false;
+    for (const Use& u : uses[(size_t)object])
+      if (u.write && u.op < k) return false;
     return true;
   }
   static bool conflict(const RecordedOp& a, const RecordedOp& b) {
@@ -319,7 +327,7 @@ struct Fuser {
   bool with_relu(int k, RecordedOp* op, int64_t n) {
     if (is(k, "matmul") || is(k, "matmul_dot") || is(k, "matmul_vec")) {
       MatmulParams& p = *(MatmulParams*)op->params.data();
-      if (p.act != kActNone || p.accumulate || p.m * p.n * p.batch != n) return false;
+      if (p.act != kActNone || p.after || p.accumulate || p.m * p.n * p.batch != n) return false;
       p.act = kActRelu;
       return true;
     }
@@ -354,6 +362,165 @@ struct Fuser {
     ops[(size_t)k] = op;
     dead[(size_t)product] = 1;
     index();
+  }
+
+  // The product that alone writes the n elements of x and has nothing behind it yet, or -1.
+  int plain_product(const RecordedBuffer& x, int64_t n) {
+    int k = temporary(x) ? writer(x) : -1;
+    if (!is(k, "matmul") || !same(ops[(size_t)k].buffers.back(), x)) return -1;
+    const MatmulParams& p = params<MatmulParams>(k);
+    bool plain = p.act == kActNone && !p.after && !p.accumulate && p.m * p.n * p.batch == n;
+    return plain ? k : -1;
+  }
+  // Lets `op`, a product, do what activation q says to each piece of its result.
+  static void set_piece(RecordedOp* op, PieceKind kind, const ActivationParams& q) {
+    static const Kernel piece("activation_piece");
+    MatmulParams& p = *(MatmulParams*)op->params.data();
+    p.after = piece.get(kF32)->run;
+    p.piece = PieceParams{0, 0, 0, q.op, kind, q.a, q.b, q.c};
+  }
+
+  // matmul, activation -> matmul. Where backward needs the input or the derivative, the product
+  // writes that too.
+  void bias_activation(int k) {
+    static const Kernel from_output("activation_backward");
+    bool slope = is(k, "activation_slope"), bits = is(k, "activation_mask");
+    if (!slope && !bits && !is(k, "activation")) return;
+    const ActivationParams q = params<ActivationParams>(k);
+    RecordedBuffer x = buffer(k, 0), y = buffer(k, 1);
+    int product = plain_product(x, q.n), back = -1;
+    if (product < 0 || x.object == y.object || q.op == kAct_relu) return;
+    std::vector<Use> all;
+    if (!reads(x, &all)) return;
+    bool alone = all.size() == 1;
+    RecordedOp op = ops[(size_t)product];
+    op.buffers.back() = y;
+    if (slope) {
+      if (!alone) return;
+      set_piece(&op, kPieceSlope, q);
+      op.buffers.push_back(buffer(k, 2));
+    } else if (bits) {
+      // backward looks at the output instead: the same where that has the sign of the input
+      RecordedBuffer kept = buffer(k, 2);
+      bool fits = q.op == kAct_hardtanh || (q.op == kAct_leaky_relu && q.a > 0);
+      if (!alone || !fits || writer(y) != k || !temporary(kept) || writer(kept) != k) return;
+      if (!reads(kept, &all) || all.size() > 1) return;
+      if (!all.empty()) {
+        back = all[0].op;
+        if (!is(back, "activation_mask_backward")) return;
+      }
+      set_piece(&op, kPieceValue, q);
+    } else if (alone) {
+      set_piece(&op, kPieceValue, q);
+    } else {
+      for (const Use& u : all)
+        if (u.op != k) back = u.op;
+      bool both =
+          q.op == kAct_gelu || q.op == kAct_gelu_tanh || q.op == kAct_silu || q.op == kAct_mish;
+      bool once = all.size() == 2 && is(back, "activation_backward") &&
+                  params<ActivationParams>(back).op == q.op && same(buffer(back, 1), x) &&
+                  !same(buffer(back, 0), x);
+      if (!both || !once) back = -1;
+      set_piece(&op, back >= 0 ? kPieceSlope : kPieceInput, q);
+      op.buffers.push_back(x);
+      op.buffers.back().access = kWrite;
+    }
+    if (!clear(op, product, k)) return;
+    if (back >= 0) {
+      RecordedOp& b = ops[(size_t)back];
+      ActivationParams& r = params<ActivationParams>(back);
+      if (bits) {
+        b.entry = from_output.get(kF32);
+        b.buffers[1] = y;
+        b.buffers[1].access = kRead;
+        r = q;
+        changed(b, "from the output");
+      } else {
+        r.op = kAct_product;
+        changed(b, "from the derivative");
+      }
+    }
+    changed(op, "with the activation behind it");
+    ops[(size_t)k] = op;
+    dead[(size_t)product] = 1;
+    index();
+  }
+
+  // matmul, activation_backward -> matmul.
+  void activation_gradient(int k) {
+    if (!is(k, "activation_backward")) return;
+    const ActivationParams q = params<ActivationParams>(k);
+    RecordedBuffer dy = buffer(k, 0), saved = buffer(k, 1), dx = buffer(k, 2);
+    int product = plain_product(dy, q.n);
+    if (product < 0 || only_reader(dy) != k || dx.object == dy.object ||
+        dx.object == saved.object || saved.object == dy.object)
+      return;
+    RecordedOp op = ops[(size_t)product];
+    op.buffers.back() = dx;
+    op.buffers.push_back(saved);
+    set_piece(&op, kPieceGrad, q);
+    if (!clear(op, product, k)) return;
+    changed(op, "with the gradient of the activation");
+    ops[(size_t)k] = op;
+    dead[(size_t)product] = 1;
+    index();
+  }
+
+  // matmul, sum with something else -> matmul that adds it.
+  void residual(int k) {
+    if (!is(k, "binary")) return;
+    const ElementwiseParams& e = params<ElementwiseParams>(k);
+    int64_t n = e.ndim == 1 ? e.shape[0] : 0;
+    if (!adds(k, n)) return;
+    RecordedBuffer sum = buffer(k, 2);
+    int product = -1, side = 0;
+    for (int i = 0; i < 2; ++i) {
+      RecordedBuffer a = buffer(k, i), b = buffer(k, 1 - i);
+      int from = a.object == b.object || sum.object == a.object || sum.object == b.object ||
+                         only_reader(a) != k
+                     ? -1
+                     : plain_product(a, n);
+      if (from > product) product = from, side = i;
+    }
+    if (product < 0) return;
+    RecordedOp op = ops[(size_t)product];
+    op.buffers.back() = sum;
+    op.buffers.push_back(buffer(k, 1 - side));
+    set_piece(&op, kPieceSum, ActivationParams{});
+    if (!clear(op, product, k)) return;
+    changed(op, "with the sum behind it");
+    ops[(size_t)k] = op;
+    dead[(size_t)product] = 1;
+    index();
+  }
+
+  // row_norm_backward, sum with another gradient -> row_norm_backward that adds it.
+  void norm_sum(int k) {
+    if (!is(k, "binary")) return;
+    const ElementwiseParams& e = params<ElementwiseParams>(k);
+    int64_t n = e.ndim == 1 ? e.shape[0] : 0;
+    if (!adds(k, n)) return;
+    RecordedBuffer sum = buffer(k, 2);
+    for (int i = 0; i < 2; ++i) {
+      RecordedBuffer a = buffer(k, i), b = buffer(k, 1 - i);
+      int norm = temporary(a) ? writer(a) : -1;
+      if (!is(norm, "row_norm_backward") || a.object == b.object || sum.object == a.object ||
+          only_reader(a) != k || !same(buffer(norm, 4), a))
+        continue;
+      const RowNormParams& p = params<RowNormParams>(norm);
+      if (p.sum || p.rows * p.cols != n) continue;
+      RecordedOp op = ops[(size_t)norm];
+      ((RowNormParams*)op.params.data())->sum = 1;
+      op.buffers[4] = sum;
+      op.buffers.push_back(b);
+      op.buffers.back().access = kRead;
+      if (!clear(op, norm, k)) continue;
+      changed(op, "with the other gradient");
+      ops[(size_t)k] = op;
+      dead[(size_t)norm] = 1;
+      index();
+      return;
+    }
   }
 
   // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool.
@@ -573,6 +740,10 @@ void Program::fuse() {
   each(options.conv_pool, &Fuser::conv_pool);
   each(options.norm_relu, &Fuser::norm_relu);
   each(options.bias_relu, &Fuser::bias_relu);
+  each(options.bias_activation, &Fuser::bias_activation);
+  each(options.activation_gradient, &Fuser::activation_gradient);
+  each(options.residual, &Fuser::residual);
+  each(options.norm_sum, &Fuser::norm_sum);
   each(options.pieces, &Fuser::pieces);
   each(options.optimizer, &Fuser::optimizer);
 }

@@ -37,6 +37,7 @@ struct MemoryObject {
   int init_before = -1;       // op that needs it
   int first = -1, last = -1;  // ops
   int64_t place = -1;         // offset in the arena
+  int over = -1;              // object whose memory it takes over
 };
 
 // Looks at values on the host: false stops the program there. data: the first buffer.
@@ -104,8 +105,10 @@ struct Options {
   bool side_by_side = true;  // independent small kernels on different members
   bool barriers = true;      // false: no elision, a barrier before every kernel
   bool reuse = true;         // arena memory is reused
-  bool relu_pool = true, conv_pool = true, norm_relu = true, bias_relu = true, pieces = true,
-       optimizer = true;  // rewrites: fuse.cpp
+  bool in_place = true;  // an elementwise kernel writes over an input that it is the last to read
+  bool relu_pool = true, conv_pool = true, norm_relu = true, bias_relu = true,
+       bias_activation = true, activation_gradient = true, residual = true, norm_sum = true,
+       pieces = true, optimizer = true;  // rewrites: fuse.cpp
 };
 
 // One kernel of a program as the replay sees it.
@@ -146,7 +149,7 @@ struct Program {
   char* scratch = nullptr;
   size_t scratch_total = 0;
   std::vector<char*> constants;
-  int barriers = 0;
+  int barriers = 0, in_place = 0;
   int random_slot = -1;
   std::vector<uint64_t*> seeds;
   uint64_t seed = 0;
@@ -178,6 +181,7 @@ struct Program {
 
  private:
   void place_memory();
+  size_t place(bool in_place);
   void resolve();
   void schedule();
   int64_t assign(int team);

@@ -1,17 +1,20 @@
 // From a recording to a program: where each array lives, which members run which kernel, and where
 // they wait for each other.
 //
-// Memory: an array lives from the first kernel that touches it to the last; arrays are placed by
-// falling size at the lowest free offset (best fit among the gaps) of one arena.
-// Members: kernels keep their order. A kernel too small to be shared runs on one member: the one
-// that made what it reads, or, when it depends on nothing since the last barrier, the least loaded
-// one, so that independent small kernels run side by side. A barrier stands before a kernel that
-// touches memory which another member has touched since the last one (one of the two writing).
+// Memory: an array lives from the first kernel that touches it to the last; one that takes over
+// the memory of an input (an elementwise kernel that is the last to read it) is a part of that
+// input's life. Arrays are placed by falling size at the lowest free offset (best fit among the
+// gaps) of one arena. Members: kernels keep their order. A kernel too small to be shared runs on
+// one member: the one that made what it reads, or, when it depends on nothing since the last
+// barrier, the least loaded one, so that independent small kernels run side by side. A barrier
+// stands before a kernel that touches memory which another member has touched since the last one
+// (one of the two writing).
 #include <string.h>
 
 #include <algorithm>
 
 #include "conv.h"
+#include "elementwise.h"
 #include "graph.h"
 #include "matmul.h"
 
@@ -47,6 +50,23 @@ void run_check(const void* params, void* const* buf, const Ctx*) {
   if (!p.fn(buf[0], p.args)) p.failed->store(p.op);
 }
 
+// Whether a kernel may write its output over input i: it reads the same element before it writes
+// one, and nothing else of it.
+bool elementwise(const RecordedOp& op, int i, int* out) {
+  if (!op.entry) return false;
+  const char* n = op.entry->name;
+  auto is = [n](const char* name) { return !strcmp(n, name); };
+  *out = 1;
+  if (is("activation") || is("activation_mask") || is("dropout")) return i == 0;
+  *out = 2;
+  if (is("activation_backward") || is("activation_mask_backward")) return i == 0;
+  int inputs = is("unary") ? 1 : is("binary") ? 2 : is("ternary") ? 3 : 0;
+  if (i >= inputs || op.params_size != sizeof(ElementwiseParams)) return false;
+  *out = inputs;
+  const ElementwiseParams& e = *(const ElementwiseParams*)op.params.data();
+  return e.ndim == 1 && e.strides[i][0] == 1 && e.strides[inputs][0] == 1;
+}
+
 }  // namespace
 
 Program::~Program() {
@@ -58,41 +78,95 @@ Program::~Program() {
 }
 
 void Program::place_memory() {
-  std::vector<int> order;
   unshared_bytes = constant_bytes = 0;
-  for (size_t i = 0; i < objects.size(); ++i) {
-    MemoryObject& o = objects[i];
+  for (MemoryObject& o : objects) {
     if (o.first < 0) continue;
     if (o.home == Home::kArena && !o.written && !o.external) o.home = Home::kConstant;
     if (o.home == Home::kConstant) constant_bytes += o.bytes;
-    if (o.home == Home::kArena) {
-      order.push_back((int)i);
-      unshared_bytes += (size_t)rounded(o.bytes);
+    if (o.home == Home::kArena) unshared_bytes += (size_t)rounded(o.bytes);
+  }
+  arena_bytes = place(false);
+  if (!options.in_place || !options.reuse) return;
+  // Longer lives leave fewer gaps: only where the arena does not grow.
+  std::vector<int64_t> places;
+  for (const MemoryObject& o : objects) places.push_back(o.place);
+  size_t shared = place(true);
+  if (shared <= arena_bytes) {
+    arena_bytes = shared;
+    return;
+  }
+  for (size_t i = 0; i < objects.size(); ++i) {
+    objects[i].place = places[i];
+    objects[i].over = -1;
+  }
+  in_place = 0;
+}
+
+size_t Program::place(bool together) {
+  struct Life {
+    int first, last;
+    int64_t bytes;
+  };
+  std::vector<Life> life;
+  for (const MemoryObject& o : objects)
+    life.push_back(
+        Life{o.first, o.last, o.home == Home::kArena && o.first >= 0 ? rounded(o.bytes) : -1});
+  // One that takes over another's memory is a part of its life; chains lead to the first.
+  auto root = [this](int i) {
+    while (objects[(size_t)i].over >= 0) i = objects[(size_t)i].over;
+    return i;
+  };
+  for (size_t k = 0; together && k < ops.size(); ++k) {
+    const RecordedOp& op = ops[k];
+    int out = 0;
+    for (int i = 0; i < (int)op.buffers.size(); ++i) {
+      if (!elementwise(op, i, &out)) continue;
+      const RecordedBuffer &a = op.buffers[(size_t)i], &b = op.buffers[(size_t)out];
+      if (a.object < 0 || b.object < 0 || a.object == b.object || a.offset || b.offset) continue;
+      const MemoryObject &x = objects[(size_t)a.object], &y = objects[(size_t)b.object];
+      if (x.home != Home::kArena || y.home != Home::kArena || x.last != (int)k ||
+          y.first != (int)k || rounded(x.bytes) != rounded(y.bytes) || y.over >= 0)
+        continue;
+      bool other = false;  // reads other elements of it, too
+      for (int j = 0, at = 0; j < (int)op.buffers.size(); ++j)
+        other = other || (op.buffers[(size_t)j].object == a.object &&
+                          (op.buffers[(size_t)j].offset || !elementwise(op, j, &at)));
+      if (other) continue;
+      objects[(size_t)b.object].over = a.object;
+      life[(size_t)root(a.object)].last = y.last;
+      life[(size_t)b.object].bytes = -1;
+      ++in_place;
+      break;
     }
   }
+  std::vector<int> order;
+  for (size_t i = 0; i < objects.size(); ++i)
+    if (life[i].bytes >= 0) order.push_back((int)i);
   std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return objects[a].bytes > objects[b].bytes; });
+                   [&](int a, int b) { return life[(size_t)a].bytes > life[(size_t)b].bytes; });
   std::vector<int> placed;
   int64_t end = 0;
   for (int i : order) {
-    MemoryObject& o = objects[(size_t)i];
+    const Life& o = life[(size_t)i];
     std::vector<std::pair<int64_t, int64_t>> taken;
     for (int j : placed) {
-      const MemoryObject& p = objects[(size_t)j];
+      const Life& p = life[(size_t)j];
       if (!options.reuse || (p.first <= o.last && o.first <= p.last))
-        taken.emplace_back(p.place, p.place + rounded(p.bytes));
+        taken.emplace_back(objects[(size_t)j].place, objects[(size_t)j].place + p.bytes);
     }
     std::sort(taken.begin(), taken.end());
-    int64_t need = rounded(o.bytes), at = 0, best = -1, best_gap = INT64_MAX;
+    int64_t at = 0, best = -1, best_gap = INT64_MAX;
     for (auto& t : taken) {
-      if (t.first - at >= need && t.first - at < best_gap) best = at, best_gap = t.first - at;
+      if (t.first - at >= o.bytes && t.first - at < best_gap) best = at, best_gap = t.first - at;
       at = std::max(at, t.second);
     }
-    o.place = best >= 0 ? best : at;
-    end = std::max(end, o.place + need);
+    objects[(size_t)i].place = best >= 0 ? best : at;
+    end = std::max(end, objects[(size_t)i].place + o.bytes);
     placed.push_back(i);
   }
-  arena_bytes = (size_t)end;
+  for (size_t i = 0; i < objects.size(); ++i)
+    if (objects[i].over >= 0) objects[i].place = objects[(size_t)root((int)i)].place;
+  return (size_t)end;
 }
 
 void Program::resolve() {

@@ -46,6 +46,21 @@ struct ActivationParams {
 // activation_mask_backward: buffers dy, bits, dx: dx = bit ? dy : a dy (0 for a = 0).
 // activation_slope: buffers x, y, d. d is the derivative; backward is `product`.
 
+// activation_piece, float32: what a product does to a piece of its result right after it was stored
+// (MatmulParams::after). buffers c, other: `rows` rows of `cols` elements, `stride` apart in both.
+enum PieceKind : int32_t {
+  kPieceValue,  // c = f(c)
+  kPieceInput,  // other = c, c = f(c)
+  kPieceSlope,  // other = f'(c), c = f(c): gelu, gelu_tanh, silu, mish
+  kPieceGrad,   // c = the gradient c through f, other being the saved x or y
+  kPieceSum     // c += other
+};
+struct PieceParams {
+  int64_t rows, cols, stride;
+  int32_t op, kind;
+  double a, b, c;
+};
+
 // rrelu, rrelu_backward: y = x > 0 ? x : slope * x with slope uniform in [lower, upper) by element.
 // buffers x, y; dy, saved, dx: saved is x, or y when lower >= 0.
 struct RReluParams {

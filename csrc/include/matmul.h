@@ -1,18 +1,21 @@
 // Parameters of the matmul family.
 #pragma once
+#include "activation.h"
 #include "kernel.h"
 
 namespace gs {
 
 constexpr int kMaxBatchDims = 6;
 
-// What is done to a result before it is stored. Later kinds may need another buffer (a saved
-// activation to multiply by its derivative): it is to become buffer 4.
+// What is done to a result before it is stored.
 enum MatmulAct : int32_t { kActNone, kActRelu, kActCount };
 
 // c[b] = act(alpha * a[b] @ b[b] + bias + (accumulate ? c[b] : 0)) for every batch index b.
 // a[b] is (m, k), b[b] is (k, n), c[b] is (m, n), bias is (n,). Strides in elements; any sign, 0
 // too. buffers: a, b, bias or null, c.
+//
+// after (`matmul` only, set by rewrites of captured steps): the kernel that each piece of c goes
+// through while it is in the caches, with the same piece of buffer 4, which lies as c does.
 //
 // Which kernel takes which strides:
 //   matmul      a any; b with b_cs == 1 or b_rs == 1; c with c_cs == 1, or c_rs == 1 and bias a row
@@ -30,6 +33,8 @@ struct MatmulParams {
   int64_t batch_shape[kMaxBatchDims], a_bs[kMaxBatchDims], b_bs[kMaxBatchDims], c_bs[kMaxBatchDims];
   double alpha;
   int64_t l1, l2, l3;  // bytes of cache a core sees
+  KernelFn after;      // activation_piece or nothing
+  PieceParams piece;
 };
 
 constexpr int kVecRows = 8;

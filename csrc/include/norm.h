@@ -32,11 +32,12 @@ struct ChannelNormParams {
 // square.
 //   buffers: x, gamma?, beta?, y, stats; stats: float64 (rows, 2), mean (0 for rms) and rstd.
 // row_norm_backward:
-//   buffers: dy, x, stats, gamma?, dx?, dgamma?, dbeta?
+//   buffers: dy, x, stats, gamma?, dx?, dgamma?, dbeta?; with `sum` (captured steps) more, added to
+//   dx
 struct RowNormParams {
   int64_t rows, cols;
   double eps;
-  int32_t rms;
+  int32_t rms, sum;
 };
 
 }  // namespace gs

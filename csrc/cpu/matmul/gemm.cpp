@@ -107,7 +107,27 @@ struct Cell {
   T alpha;
   bool add;
   int act;
+  const MatmulParams* after;  // with something to do to each piece of C, or null
+  T *first, *other;           // C and what lies beside it, from their starts
 };
+
+// c (rows, cols) is made and, when that is done, goes through MatmulParams::after: a panel of a
+// group of rows at a time, because the functions take a while to get going.
+template <class T>
+GS_INLINE void fetch_after(const Cell<T>& x, const T* c, int64_t rows, int64_t cols) {
+  const char* row = (const char*)(x.other + (c - x.first));
+  for (int64_t i = 0; i < rows; ++i, row += x.ldc * (int64_t)sizeof(T))
+    for (int64_t j = 0; j < cols * (int64_t)sizeof(T); j += 64) __builtin_prefetch(row + j, 0, 2);
+}
+template <class T>
+GS_INLINE void run_after(const Cell<T>& x, T* c, int64_t rows, int64_t cols) {
+  PieceParams piece = x.after->piece;
+  piece.rows = rows;
+  piece.cols = cols;
+  piece.stride = x.ldc;
+  void* buf[2] = {c, x.other ? x.other + (c - x.first) : nullptr};
+  x.after->after(&piece, buf, nullptr);
+}
 
 // What a tile does when it stores, element by element: for tiles that went through a buffer.
 template <class T>
@@ -230,6 +250,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
     for (int64_t pc = 0; pc == 0 || pc < x.k; pc += s.kc) {
       int64_t kc = least(s.kc, x.k - pc);
       bool last_block = pc + kc >= x.k;
+      const bool after = x.after && last_block;
       int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
                       (last_block && x.bias ? kTileBias : 0) |
                       (last_block && x.act == kActRelu ? kTileRelu : 0);
@@ -340,6 +361,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               next_a.take(&g.fetch[1], room);
             TileFn<T> fn = r == kTileRows[nv] ? Tiles<T>::full[nv][la][lb] : nullptr;
             if (!fn) fn = Tiles<T>::any[nv][r];
+            if (after && x.other) fetch_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
             run_tile(fn, g, nv, r, cols, s.turned);
             if (packing) {
               packing = false;
@@ -348,6 +370,10 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               lb = kPanelB;
             }
             i += r;
+          }
+          if (after) {
+            int64_t i = s.turned ? jc + v * N : mg, j = s.turned ? mg : jc + v * N;
+            run_after(x, x.c + i * x.ldc + j, s.turned ? cols : rows, s.turned ? rows : cols);
           }
           v += nv;
         }
@@ -407,11 +433,12 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     x.alpha = 1;
     x.add = false;
     x.act = kActNone;
+    x.after = nullptr;
     run_cell(x, s, mine);
   }
   ctx->sync();
   int64_t outer = s.turned ? p.n : p.m, inner = elements / outer;
-  for (int64_t i = ctx->tid; i < outer; i += ctx->nt)
+  for (int64_t i = ctx->tid; i < outer; i += ctx->nt) {
     for (int64_t j = 0; j < inner; ++j) {
       T v = partial[i * inner + j];
       for (int64_t t = 1; t < s.slices; ++t) v += partial[t * elements + i * inner + j];
@@ -421,6 +448,8 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       if (whole.act == kActRelu) v = v < 0 ? (T)0 : v;
       whole.c[i * whole.ldc + j] = v;
     }
+    if (whole.after) run_after(whole, whole.c + i * whole.ldc, 1, inner);
+  }
 }
 
 template <class T>
@@ -440,6 +469,9 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   x.alpha = (T)p.alpha;
   x.add = p.accumulate != 0;
   x.act = p.act;
+  x.after = p.after ? &p : nullptr;
+  x.first = (T*)buf[3];
+  x.other = p.after ? (T*)buf[4] : nullptr;
   x.a = (const T*)buf[0];
   x.b = (const T*)buf[1];
   x.bias = (const T*)buf[2];

@@ -258,7 +258,8 @@ struct Row {
   // R rows from x, dy (ld = cols): dx and sums of dgamma, dbeta
   template <bool RMS, bool G, int R>
   static GS_MEMBER void backward_rows(bool stream, int64_t cols, const T* dy, const T* x,
-                                      const double* stats, const T* gamma, T* dx, T* pg, T* pb) {
+                                      const double* stats, const T* gamma, const T* more, T* dx,
+                                      T* pg, T* pb) {
     Grad s[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -279,7 +280,9 @@ struct Row {
         if (dx) {
           V v = G ? b[r] * g : b[r];
           v = RMS ? v : v - s[r].m1;
-          put(stream, dx + r * cols + j, fnma(h, s[r].m2, v) * s[r].rs, n);
+          v = fnma(h, s[r].m2, v) * s[r].rs;
+          if (more) v += get(more + r * cols + j, n);
+          put(stream, dx + r * cols + j, v, n);
         }
       }
       if (pg)
@@ -298,6 +301,7 @@ struct Row {
     const T *dy = (const T*)buf[0], *x = (const T*)buf[1], *gamma = (const T*)buf[3];
     const double* stats = (const double*)buf[2];
     T *dx = (T*)buf[4], *dgamma = (T*)buf[5], *dbeta = (T*)buf[6];
+    const T* more = dx && p.sum ? (const T*)buf[7] : nullptr;
     T* part = (T*)ctx->scratch;  // (chunks, 2, cols)
     int64_t cols = p.cols, per = chunk_rows(cols), chunks = chunks_of(p);
     const bool stream = dx && past_caches(p, ctx, dx);
@@ -309,10 +313,10 @@ struct Row {
       if (pb) memset(pb, 0, (size_t)cols * sizeof(T));
       for (; r + 4 <= e; r += 4)
         backward_rows<RMS, G, 4>(stream, cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
-                                 dx ? dx + r * cols : dx, pg, pb);
+                                 more ? more + r * cols : more, dx ? dx + r * cols : dx, pg, pb);
       for (; r < e; ++r)
         backward_rows<RMS, G, 1>(stream, cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
-                                 dx ? dx + r * cols : dx, pg, pb);
+                                 more ? more + r * cols : more, dx ? dx + r * cols : dx, pg, pb);
     }
     if (stream) write_fence();
     if (!dgamma && !dbeta) return;
