@@ -68,8 +68,7 @@ GS_INLINE vf over_root(vf n, vf v, vf c, vf e) {
   vf r = (vf)_mm512_rcp14_ps((__m512)d), q = n * r;
   q = fma(fnma(q, d, n), r, q);
   __mmask16 odd = _mm512_cmp_ps_mask((__m512)q, (__m512)q, _CMP_UNORD_Q);
-  if (__builtin_expect(odd != 0, 0))
-    q = (vf)_mm512_mask_blend_ps(odd, (__m512)q, (__m512)(n / d));
+  if (__builtin_expect(odd != 0, 0)) q = (vf)_mm512_mask_blend_ps(odd, (__m512)q, (__m512)(n / d));
   return q;
 #else
   return n / d;

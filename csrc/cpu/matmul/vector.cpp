@@ -251,8 +251,7 @@ void matmul_dot(const void* params, void* const* buf, const Ctx* ctx) {
           dot_sums(r, s, least(kDotSlice, p.k - k), a + i * p.a_rs + k, p.a_rs, b + j * p.b_cs + k,
                    p.b_cs, sums);
           for (int ii = 0; ii < r; ++ii)
-            for (int jj = 0; jj < s; ++jj)
-              total[ii * kSumsLd + jj] += sums[ii * kSumsLd + jj];
+            for (int jj = 0; jj < s; ++jj) total[ii * kSumsLd + jj] += sums[ii * kSumsLd + jj];
         }
         if (p.c_cs == 1 && p.bias_rs == 0) {
           dot_store(p, r, s, total, bias ? bias + j : nullptr, to + i * p.c_rs + j);
