@@ -117,6 +117,16 @@ const char* weight_layout(int nd, bool transposed) {
   return nd == 1 ? "(out, k, in/groups)" : "(out, kh, kw, in/groups)";
 }
 
+// A shape that becomes text only in a message.
+struct Shape {
+  const int64_t* sizes;
+  int ndim;
+};
+Shape shape_of(const Array& a) { return Shape{a.shape, a.ndim}; }
+std::string operator+(const std::string& text, const Shape& s) {
+  return text + shape_text(s.sizes, s.ndim);
+}
+
 // Sizes of an image argument as (n, h, w, c); false when it has no batch axis.
 bool image_of(const int64_t* shape, int ndim, int nd, const char* op, const char* name,
               int64_t* out) {
@@ -176,15 +186,15 @@ void check_groups(int64_t groups, const char* op) {
 }
 
 // x (n, h, w, c) and weight (out, kh, kw, in / groups) -> everything, or an error.
-ConvParams forward_params(int nd, const char* op, const int64_t* x, const std::string& x_text,
-                          const int64_t* f, const std::string& f_text, Window w, int64_t groups) {
+ConvParams forward_params(int nd, const char* op, const int64_t* x, const Shape& x_text,
+                          const int64_t* f, const Shape& f_text, Window w, int64_t groups) {
   check_groups(groups, op);
   if (f[0] % groups)
-    value_error(op, "weight has shape " + f_text +
+    value_error(op, std::string("weight has shape ") + f_text +
                         "; its first axis must be divisible by groups=" + text(groups));
   if (x[3] != f[3] * groups)
-    value_error(op, "input has shape " + x_text + "; its last axis must be " + text(f[3] * groups) +
-                        " (weight is " + f_text + ", groups=" + text(groups) +
+    value_error(op, std::string("input has shape ") + x_text + "; its last axis must be " +
+                        text(f[3] * groups) + " (weight is " + f_text + ", groups=" + text(groups) +
                         "). Channels are last; check the layer before it");
   ConvParams p{};
   int64_t out[2];
@@ -219,16 +229,17 @@ ConvParams forward_params(int nd, const char* op, const int64_t* x, const std::s
 
 // A transposed convolution as the convolution that it is the gradient of: x has its outputs.
 // before: padding.
-ConvParams transpose_params(int nd, const char* op, const int64_t* x, const std::string& x_text,
-                            const int64_t* f, const std::string& f_text, const Window& w,
+ConvParams transpose_params(int nd, const char* op, const int64_t* x, const Shape& x_text,
+                            const int64_t* f, const Shape& f_text, const Window& w,
                             const int64_t* extra, int64_t groups) {
   check_groups(groups, op);
   if (x[3] != f[0])
-    value_error(op, "input has shape " + x_text + "; its last axis must be " + text(f[0]) +
-                        " (weight is " + f_text + ", laid out " + weight_layout(nd, true) +
+    value_error(op, std::string("input has shape ") + x_text + "; its last axis must be " +
+                        text(f[0]) + " (weight is " + f_text + ", laid out " +
+                        weight_layout(nd, true) +
                         "). Channels are last; check the layer before it");
   if (f[0] % groups)
-    value_error(op, "weight has shape " + f_text +
+    value_error(op, std::string("weight has shape ") + f_text +
                         "; its first axis must be divisible by groups=" + text(groups));
   if (w.same)
     value_error(op,
@@ -350,7 +361,7 @@ py::object conv(int nd, py::handle xh, py::handle wh, py::handle bh, py::handle 
   bool batch = image_of(x.shape, x.ndim, nd, op, "input", xs);
   weight_of(w.shape, w.ndim, nd, false, op, ws);
   Window win = window(stride, padding, dilation, nd, op);
-  ConvParams p = forward_params(nd, op, xs, x.shape_text(), ws, w.shape_text(), win, groups);
+  ConvParams p = forward_params(nd, op, xs, shape_of(x), ws, shape_of(w), win, groups);
   p.activation = relu ? kConvRelu : kConvLinear;
   Array b = bias_of(bh, x, p.filters, op);
   Array y = image_new(x.dtype, nd, batch, p.n, p.out_h, p.out_w, p.filters);
@@ -374,8 +385,7 @@ py::object conv_backward_data(int nd, py::handle gh, py::handle wh, py::handle s
   bool batch = image_of(given, ndim, nd, op, "input", xs);
   weight_of(w.shape, w.ndim, nd, false, op, ws);
   Window win = window(stride, padding, dilation, nd, op);
-  ConvParams p =
-      forward_params(nd, op, xs, shape_text(given, ndim), ws, w.shape_text(), win, groups);
+  ConvParams p = forward_params(nd, op, xs, Shape{given, ndim}, ws, shape_of(w), win, groups);
   int64_t gs_[4];
   if (image_of(g.shape, g.ndim, nd, op, "grad", gs_) != batch || gs_[0] != p.n ||
       gs_[1] != p.out_h || gs_[2] != p.out_w || gs_[3] != p.filters)
@@ -401,8 +411,7 @@ py::tuple conv_backward_weight(int nd, py::handle xh, py::handle gh, py::handle 
   image_of(x.shape, x.ndim, nd, op, "input", xs);
   weight_of(given, ndim, nd, false, op, ws);
   Window win = window(stride, padding, dilation, nd, op);
-  ConvParams p =
-      forward_params(nd, op, xs, x.shape_text(), ws, shape_text(given, ndim), win, groups);
+  ConvParams p = forward_params(nd, op, xs, shape_of(x), ws, Shape{given, ndim}, win, groups);
   image_of(g.shape, g.ndim, nd, op, "grad", gs_);
   if (g.ndim != x.ndim || gs_[0] != p.n || gs_[1] != p.out_h || gs_[2] != p.out_w ||
       gs_[3] != p.filters)
@@ -434,7 +443,7 @@ py::tuple conv_backward(int nd, py::handle xh, py::handle gh, py::handle wh, py:
   bool batch = image_of(x.shape, x.ndim, nd, op, "input", xs);
   weight_of(w.shape, w.ndim, nd, false, op, ws);
   Window win = window(stride, padding, dilation, nd, op);
-  ConvParams p = forward_params(nd, op, xs, x.shape_text(), ws, w.shape_text(), win, groups);
+  ConvParams p = forward_params(nd, op, xs, shape_of(x), ws, shape_of(w), win, groups);
   if (image_of(g.shape, g.ndim, nd, op, "grad", gs_) != batch || gs_[0] != p.n ||
       gs_[1] != p.out_h || gs_[2] != p.out_w || gs_[3] != p.filters)
     value_error(op, "grad has shape " + g.shape_text() + ", which is not that of the output");
@@ -473,8 +482,7 @@ py::object conv_transpose(int nd, py::handle xh, py::handle wh, py::handle bh, p
   weight_of(w.shape, w.ndim, nd, true, op, ws);
   Window win = window(stride, padding, dilation, nd, op);
   integers(output_padding, nd, op, "output_padding", 0, extra);
-  ConvParams p =
-      transpose_params(nd, op, xs, x.shape_text(), ws, w.shape_text(), win, extra, groups);
+  ConvParams p = transpose_params(nd, op, xs, shape_of(x), ws, shape_of(w), win, extra, groups);
   Array b = bias_of(bh, x, p.channels, op);
   Array y = image_new(x.dtype, nd, batch, p.n, p.in_h, p.in_w, p.channels);
   if (y.size == 0) return result(y);
@@ -501,7 +509,7 @@ py::object conv_transpose_backward_data(int nd, py::handle gh, py::handle wh, py
   Window win = window(stride, padding, dilation, nd, op);
   integers(output_padding, nd, op, "output_padding", 0, extra);
   ConvParams p =
-      transpose_params(nd, op, xs, shape_text(given, ndim), ws, w.shape_text(), win, extra, groups);
+      transpose_params(nd, op, xs, Shape{given, ndim}, ws, shape_of(w), win, extra, groups);
   image_of(g.shape, g.ndim, nd, op, "grad", gs_);
   if (g.ndim != ndim || gs_[0] != p.n || gs_[1] != p.in_h || gs_[2] != p.in_w ||
       gs_[3] != p.channels)
@@ -530,7 +538,7 @@ py::tuple conv_transpose_backward_weight(int nd, py::handle xh, py::handle gh, p
   Window win = window(stride, padding, dilation, nd, op);
   integers(output_padding, nd, op, "output_padding", 0, extra);
   ConvParams p =
-      transpose_params(nd, op, xs, x.shape_text(), ws, shape_text(given, ndim), win, extra, groups);
+      transpose_params(nd, op, xs, shape_of(x), ws, Shape{given, ndim}, win, extra, groups);
   image_of(g.shape, g.ndim, nd, op, "grad", gs_);
   if (g.ndim != x.ndim || gs_[0] != p.n || gs_[1] != p.in_h || gs_[2] != p.in_w ||
       gs_[3] != p.channels)

@@ -503,9 +503,12 @@ void plan(const void* params, Plan* plan) {
   Layout<T> s(p, BACK);
   int64_t rate = (GS_VBYTES == 64 ? 96 : GS_VBYTES == 32 ? 48 : 12) * 4 / (int64_t)sizeof(T);
   int64_t step = 2 * p.batch * s.panels * s.depth * s.width / rate;
+  // a few sequences wait for the weights, some 80 bytes a nanosecond from the second cache
+  int64_t stream = s.panels * s.depth * s.width * (int64_t)sizeof(T) / 80;
   // a member more must be worth a barrier at each step, which costs more than it seems when the
   // other core was given to somebody else; sequences of its own need none
-  int64_t useful = step / 20000;
+  int64_t useful = most(step / 20000, step < stream ? stream / 6000 : 0);
+  step = most(step, stream);
   if (s.weight_bytes() <= p.l2 / 8 * 5 && p.batch >= 8)
     useful = most(useful, least(p.batch / 4, p.steps * step / 8000));
   useful = most(1, useful);

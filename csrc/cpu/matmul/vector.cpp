@@ -43,10 +43,49 @@ GS_INLINE void finish(const MatmulParams& p, T sum, const T* bias, T* c, int64_t
 constexpr int64_t kDotSlice = 16384;  // products folded at a time
 constexpr int64_t kDotRows = 64;      // columns of C (rows of B transposed) in a unit of work
 
-// sums[i * NR + j] = dot(a + i * lda, b + j * ldb) over k products
+#if defined(__AVX512F__)
+// Many sums of 16 lanes at once: each stage adds halves of two vectors, so that the additions are
+// those of hsum(), lane by lane, at a quarter of its shuffles and none of its waits.
+GS_INLINE __m512 fold_halves(vf a, vf b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44),
+                       _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee));
+}
+GS_INLINE __m512 fold_quarters(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+// lanes 0, 1 of each quarter: of a; 2, 3: of b
+GS_INLINE __m512 fold_pairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+GS_INLINE __m512 fold_lanes2(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+// Four vectors: quarter q holds four partial sums of v[q * step].
+GS_INLINE __m512 fold4(const vf* v, int step) {
+  return fold_quarters(fold_halves(v[0], v[step]), fold_halves(v[2 * step], v[3 * step]));
+}
+// Row i of `sums`: v[4 i ...].
+GS_INLINE void fold16(const vf* v, float* sums, int ld) {
+  __m512 x = fold_lanes2(fold_pairs(fold4(v, 4), fold4(v + 1, 4)),
+                         fold_pairs(fold4(v + 2, 4), fold4(v + 3, 4)));
+  _mm_storeu_ps(sums, _mm512_castps512_ps128(x));
+  _mm_storeu_ps(sums + ld, _mm512_extractf32x4_ps(x, 1));
+  _mm_storeu_ps(sums + 2 * ld, _mm512_extractf32x4_ps(x, 2));
+  _mm_storeu_ps(sums + 3 * ld, _mm512_extractf32x4_ps(x, 3));
+}
+GS_INLINE void fold8(const vf* v, float* sums) {
+  __m512 x = fold_pairs(fold4(v, 2), fold4(v + 1, 2));  // quarter q: sums 2 q and 2 q + 1 in pairs
+  x = fold_lanes2(x, x);
+  x = _mm512_castpd_ps(
+      _mm512_permutexvar_pd(_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6), _mm512_castps_pd(x)));
+  _mm256_storeu_ps(sums, _mm512_castps512_ps256(x));
+}
+#endif
+
+// sums[i * ld + j] = dot(a + i * lda, b + j * ldb) over k products
 template <class T, int MR, int NR>
 __attribute__((noinline)) void dot_tile(int64_t k, const T* __restrict a, int64_t lda,
-                                        const T* __restrict b, int64_t ldb, T* sums) {
+                                        const T* __restrict b, int64_t ldb, T* sums, int ld) {
   constexpr int W = 16 / simd<T>::N, N = simd<T>::N;
   typename simd<T>::V acc[MR][NR][W];
 #pragma GCC unroll 8
@@ -87,6 +126,15 @@ __attribute__((noinline)) void dot_tile(int64_t k, const T* __restrict a, int64_
       }
     }
   }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && MR * NR == 16) {
+    fold16((const vf*)acc, sums, ld);
+    return;
+  } else if constexpr (sizeof(T) == 4 && MR * NR == 8) {
+    fold8((const vf*)acc, sums);
+    return;
+  }
+#endif
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
@@ -99,7 +147,7 @@ __attribute__((noinline)) void dot_tile(int64_t k, const T* __restrict a, int64_
       for (int h = W / 2; h > 0; h /= 2)
 #pragma GCC unroll 8
         for (int w = 0; w < h; ++w) v[w] += v[w + h];
-      sums[i * NR + j] = hsum(v[0]);
+      sums[i * ld + j] = hsum(v[0]);
     }
 }
 
@@ -107,33 +155,51 @@ __attribute__((noinline)) void dot_tile(int64_t k, const T* __restrict a, int64_
 constexpr int kDotM = GS_VBYTES == 64 ? 4 : 2;
 constexpr int kDotN = GS_VBYTES == 64 ? 4 : 2;
 
+constexpr int kSumsLd = 8;
+
+// sums: rows x cols of leading dimension kSumsLd, rows, cols <= 8
 template <class T>
 void dot_sums(int rows, int cols, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
               T* sums) {
-  // sums: rows x cols of leading dimension 8
-  T t[32];
   for (int i = 0; i < rows;) {
     int r = rows - i >= kDotM ? kDotM : 1;
     for (int j = 0; j < cols;) {
       int c = r == 1 && cols - j >= 8 && GS_VBYTES == 64 ? 8 : cols - j >= kDotN ? kDotN : 1;
       const T* x = a + i * lda;
       const T* y = b + j * ldb;
+      T* to = sums + i * kSumsLd + j;
       if (c == 8)
-        dot_tile<T, 1, 8>(k, x, lda, y, ldb, t);
+        dot_tile<T, 1, 8>(k, x, lda, y, ldb, to, kSumsLd);
       else if (r == kDotM && c == kDotN)
-        dot_tile<T, kDotM, kDotN>(k, x, lda, y, ldb, t);
+        dot_tile<T, kDotM, kDotN>(k, x, lda, y, ldb, to, kSumsLd);
       else if (r == kDotM)
-        dot_tile<T, kDotM, 1>(k, x, lda, y, ldb, t);
+        dot_tile<T, kDotM, 1>(k, x, lda, y, ldb, to, kSumsLd);
       else if (c == kDotN)
-        dot_tile<T, 1, kDotN>(k, x, lda, y, ldb, t);
+        dot_tile<T, 1, kDotN>(k, x, lda, y, ldb, to, kSumsLd);
       else
-        dot_tile<T, 1, 1>(k, x, lda, y, ldb, t);
-      for (int ii = 0; ii < r; ++ii)
-        for (int jj = 0; jj < c; ++jj) sums[(i + ii) * 8 + j + jj] = t[ii * c + jj];
+        dot_tile<T, 1, 1>(k, x, lda, y, ldb, to, kSumsLd);
       j += c;
     }
     i += r;
   }
+}
+
+// finish() for a block of sums; bias one a column
+template <class T>
+void dot_store(const MatmulParams& p, int rows, int cols, const T* sums, const T* bias, T* c) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  V alpha = set1((T)p.alpha);
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < cols; j += N) {
+      int n = cols - j < N ? cols - j : N;
+      T* to = c + i * p.c_rs + j;
+      V v = alpha * load_n(sums + i * kSumsLd + j, n);
+      if (p.accumulate) v += load_n(to, n);
+      if (bias) v += load_n(bias + j, n);
+      if (p.act == kActRelu) v = max(V{}, v);
+      store_n(to, v, n);
+    }
 }
 
 GS_INLINE bool dot_sliced(const MatmulParams& p) {
@@ -179,13 +245,17 @@ void matmul_dot(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t j = first; j < end; j += 8)
       for (int64_t i = 0; i < p.m; i += 8) {
         int r = (int)least(8, p.m - i), s = (int)least(8, end - j);
-        for (int e = 0; e < 64; ++e) total[e] = 0;
-        for (int64_t k = 0; k < p.k; k += kDotSlice) {
+        dot_sums(r, s, least(kDotSlice, p.k), a + i * p.a_rs, p.a_rs, b + j * p.b_cs, p.b_cs,
+                 total);
+        for (int64_t k = kDotSlice; k < p.k; k += kDotSlice) {
           dot_sums(r, s, least(kDotSlice, p.k - k), a + i * p.a_rs + k, p.a_rs, b + j * p.b_cs + k,
                    p.b_cs, sums);
           for (int ii = 0; ii < r; ++ii)
-            for (int jj = 0; jj < s; ++jj)
-              total[ii * 8 + jj] = k ? total[ii * 8 + jj] + sums[ii * 8 + jj] : sums[ii * 8 + jj];
+            for (int jj = 0; jj < s; ++jj) total[ii * kSumsLd + jj] += sums[ii * kSumsLd + jj];
+        }
+        if (p.c_cs == 1 && p.bias_rs == 0) {
+          dot_store(p, r, s, total, bias ? bias + j : nullptr, to + i * p.c_rs + j);
+          continue;
         }
         for (int ii = 0; ii < r; ++ii)
           for (int jj = 0; jj < s; ++jj) finish(p, total[ii * 8 + jj], bias, to, i + ii, j + jj);
