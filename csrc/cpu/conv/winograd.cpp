@@ -120,15 +120,24 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t b = ctx->tid; b < j.blocks; b += ctx->nt) {
       int64_t t0 = b * j.g.tiles / j.blocks, t1 = (b + 1) * j.g.tiles / j.blocks;
       input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
+      // half of the products bring y, half the next x
+      int64_t next = b + ctx->nt, n0 = next * j.g.tiles / j.blocks;
+      Ahead in{};
+      if (next < j.blocks)
+        in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0,
+                          (next + 1) * j.g.tiles / j.blocks);
+      in.spread(j.out.count * product_steps(j.out.nv(0), t1 - t0, C) * (E / 2));
       for (int64_t i = 0; i < j.out.count; ++i) {
         int nv = j.out.nv(i);
-        int64_t k0 = j.out.first(i) * N;
+        int64_t k0 = j.out.first(i) * N, channels = min64(nv * N, p.filters - k0);
         Planes s = planes(C, nv * N);
+        Ahead out = pixels_ahead(j.g, y + k0, p.out_h, p.out_w, p.filters, channels, M, M, 0, t0, t1);
+        out.spread(product_steps(nv, t1 - t0, C) * (E / 2));
         for (int e = 0; e < E; ++e)
           product<T, false>(nv, v + e * j.v.step, j.v.ld, t1 - t0, panel(i) + e * s.step, s.ld, C,
-                            m + e * j.m.step, j.m.ld, false);
+                            m + e * j.m.step, j.m.ld, false, e < E / 2 ? &out : &in);
         output_tiles<T, M>(p, j.g, m, j.m, t0, t1, bias ? bias + k0 : nullptr, y + k0,
-                           min64(nv * N, p.filters - k0));
+                           channels);
       }
     }
     return;
@@ -147,16 +156,20 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       int64_t t0 = r * (end - first) / j.ranges, t1 = (r + 1) * (end - first) / j.ranges;
       if (t0 == t1) continue;
       int nv = j.out.nv(i);
+      int64_t channels = min64(nv * N, p.filters - k0);
+      Ahead out = pixels_ahead(j.g, y + k0, p.out_h, p.out_w, p.filters, channels, M, M, 0,
+                               first + t0, first + t1);
+      out.spread(product_steps(nv, t1 - t0, min64(j.slice, C)) * ceil_div(C, j.slice) * E);
       for (int64_t c = 0; c < C; c += j.slice) {
         int64_t count = min64(j.slice, C - c);
         filter_tiles<T, M>(p, w, k0, nv, c, c + count, u, j.u);
         for (int e = 0; e < E; ++e)
           product<T, false>(
               nv, v + c / kGroup * j.v.group + e * j.v.step + t0 * j.v.ld + c % kGroup, j.v.ld,
-              t1 - t0, u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0);
+              t1 - t0, u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0, &out);
       }
       output_tiles<T, M>(p, j.g, m, j.m, first + t0, first + t1, bias ? bias + k0 : nullptr, y + k0,
-                         min64(nv * N, p.filters - k0));
+                         channels);
     }
   }
 }

@@ -519,6 +519,41 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
 
 // ---- products of planes
 
+// Memory that the next transform reads or writes, brought into the second-level cache line by line
+// while products, which leave the way to memory idle, go on: `rows` runs of `bytes`, `pitch` apart.
+struct Ahead {
+  const char* at;
+  int64_t rows, bytes, pitch;
+  int64_t each;  // lines at a time
+  int64_t done;  // bytes of the first row
+
+  // So that all of it has been asked for after `times` times.
+  GS_MEMBER void spread(int64_t times) { each = ceil_div(rows * ceil_div(bytes, 64), times); }
+  GS_MEMBER void touch() {
+    for (int64_t i = 0; i < each && rows > 0; ++i) {
+      __builtin_prefetch(at + done, 0, 2);
+      if ((done += 64) < bytes) continue;
+      done = 0;
+      at += pitch;
+      --rows;
+    }
+  }
+};
+// `channels` channels from `at` on of the pixels that tiles [t0, t1) see: each A or M rows of
+// image rows of w pixels with C channels. Nothing when the tiles are a small part of a row.
+template <class T>
+GS_INLINE Ahead pixels_ahead(const Grid& g, const T* at, int64_t h, int64_t w, int64_t C,
+                             int64_t channels, int64_t step, int64_t reach, int64_t pad, int64_t t0,
+                             int64_t t1) {
+  if (2 * (t1 - t0) < g.cols) return Ahead{};
+  int64_t per = g.rows * g.cols, n0 = t0 / per, n1 = (t1 - 1) / per;
+  int64_t r0 = t0 / g.cols % g.rows * step - pad, r1 = (t1 - 1) / g.cols % g.rows * step - pad;
+  r0 = n0 * h + min64(max64(r0, 0), h);
+  r1 = n1 * h + min64(r1 + reach, h);
+  return Ahead{(const char*)(at + r0 * w * C), max64(0, r1 - r0) * w, channels * (int64_t)sizeof(T),
+               C * (int64_t)sizeof(T), 0, 0};
+}
+
 // c (rows, NV vectors, ldc) (+)= a (rows, k; lda) b (k, NV vectors). rows <= MR exist.
 template <class T, int MR, int NV>
 __attribute__((noinline)) void product_tile(const T* a, int64_t lda, int rows, const T* b,
@@ -602,9 +637,10 @@ constexpr int64_t kChain = 96;
 // All rows against one panel, in tiles of nearly equal height. Outer: a is (k, rows).
 template <class T, bool Outer>
 void product_chain(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb,
-                   int64_t k, T* c, int64_t ldc, bool add) {
+                   int64_t k, T* c, int64_t ldc, bool add, Ahead* ahead) {
   int64_t n = ceil_div(rows, tile_height(nv));
   for (int64_t t = 0; t < n; ++t) {
+    ahead->touch();
     int64_t m = t * rows / n;
     int height = (int)((t + 1) * rows / n - m);
     const T* q = a + (Outer ? m : m * lda);
@@ -646,13 +682,18 @@ void product_chain(int nv, const T* a, int64_t lda, int64_t rows, const T* b, in
 
 template <class T, bool Outer>
 void product(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t k,
-             T* c, int64_t ldc, bool add) {
+             T* c, int64_t ldc, bool add, Ahead* ahead) {
   int64_t n = ceil_div(k, kChain);
   for (int64_t i = 0; i < n; ++i) {
     int64_t l = i * k / n, count = (i + 1) * k / n - l;
     product_chain<T, Outer>(nv, a + (Outer ? l * lda : l), lda, rows, b + l * ldb, ldb, count, c,
-                            ldc, add || i > 0);
+                            ldc, add || i > 0, ahead);
   }
+}
+
+// Tiles of the registers that a product takes.
+GS_INLINE int64_t product_steps(int nv, int64_t rows, int64_t k) {
+  return ceil_div(rows, tile_height(nv)) * ceil_div(k, kChain);
 }
 
 // Panels of channels: vectors [first, first + nv) of ceil(channels / N). None crosses a group.

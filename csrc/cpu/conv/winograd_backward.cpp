@@ -95,7 +95,7 @@ Job make_job(const ConvParams& p) {
     j.own = align64(j.zeros + (size_t)(E * (j.dm.step + j.v.step + j.dv.step) * B));
   } else {
     int64_t per = j.g.rows * j.g.cols;
-    j.images = max64(1, min64(p.n, 32 * p.l2 / (E * (C + K) * B * per)));
+    j.images = max64(1, min64(p.n, 4 * p.l2 / (E * (C + K) * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
     j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
@@ -147,6 +147,10 @@ struct Backward {
   T* at(size_t bytes) const { return (T*)(ctx->scratch + bytes); }
   int64_t lanes(int64_t i) const { return min64(j.in.nv(i) * N, p.channels - j.in.first(i) * N); }
 
+  Ahead x_ahead(int64_t t0, int64_t t1) const {
+    return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1);
+  }
+
   void by_tiles() const {
     int64_t K = p.filters;
     auto panel = [&](int64_t i) { return at(j.u_at) + E * (K * j.in.first(i) * N + 16 * i); };
@@ -171,14 +175,33 @@ struct Backward {
         int64_t t0 = (r0 + b * (r1 - r0) / blocks) * j.g.cols;
         int64_t t1 = (r0 + (b + 1) * (r1 - r0) / blocks) * j.g.cols;
         gradient_tiles<T, M>(p, j.g, dy, zeros, t0, t1, dm, j.dm, db ? sum : nullptr);
+        // half of the products for dx bring dx, half x or the next dy; those for dw the next dy
+        // and, when there was no time yet, the next x
+        int64_t t2 = (r0 + (b + 2) * (r1 - r0) / blocks) * j.g.cols;
+        int64_t steps = j.in.count * product_steps(j.in.nv(0), t1 - t0, K) * (E / 2);
+        Ahead next{}, in{};
+        if (b + 1 < blocks)
+          next = pixels_ahead(j.g, dy, p.out_h, p.out_w, K, K, M, M, 0, t1, t2);
+        if (j.weight && j.data)
+          in = x_ahead(t0, t1);
+        else if (j.weight && b + 1 < blocks)
+          in = x_ahead(t1, t2);
+        in.spread(steps);
+        next.spread(steps);
         if (j.data)
           for (int64_t i = 0; i < j.in.count; ++i) {
             int nv = j.in.nv(i);
             int64_t c0 = j.in.first(i) * N;
             Planes q = planes(K, nv * N);
+            Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
+                                     p.pad_h, t0, t1);
+            out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
             for (int e = 0; e < E; ++e)
               product<T, false>(nv, dm + e * j.dm.step, j.dm.ld, t1 - t0, panel(i) + e * q.step,
-                                q.ld, K, dv + e * j.dv.step, j.dv.ld, false);
+                                q.ld, K, dv + e * j.dv.step, j.dv.ld, false,
+                                e < E / 2  ? &out
+                                : j.weight ? &in
+                                           : &next);
             input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, r0 * j.g.cols,
                                        bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i));
           }
@@ -188,7 +211,8 @@ struct Backward {
             for (int64_t i = 0; i < j.in.count; ++i) {
               int64_t c0 = j.in.first(i) * N;
               product<T, true>(j.in.nv(i), dm + e * j.dm.step, j.dm.ld, K, v + e * j.v.step + c0,
-                               j.v.ld, t1 - t0, du + e * j.du.step + c0, j.du.ld, b > 0);
+                               j.v.ld, t1 - t0, du + e * j.du.step + c0, j.du.ld, b > 0,
+                               e < E / 2 || j.data ? &next : &in);
             }
         }
       }
@@ -226,6 +250,9 @@ struct Backward {
     int64_t kept = -1;  // the first filter of the slice in u
     for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
       int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
+      Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
+                               p.pad_h, first + t0, first + t1);
+      out.spread(product_steps(nv, t1 - t0, min64(j.slice, K)) * ceil_div(K, j.slice) * E);
       for (int64_t k = 0; k < K; k += j.slice) {
         int64_t count = min64(j.slice, K - k);
         if (kept != k) filter_tiles_backward<T, M>(p, w, c0, nv, k, k + count, u, j.u);
@@ -233,7 +260,7 @@ struct Backward {
         for (int e = 0; e < E; ++e)
           product<T, false>(
               nv, dm + k / kGroup * j.dm.group + e * j.dm.step + t0 * j.dm.ld + k % kGroup, j.dm.ld,
-              t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0);
+              t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0, &out);
       }
       input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
                                  first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
@@ -246,10 +273,11 @@ struct Backward {
     int64_t c0 = j.in.first(i) * N;
     const T *dm = at(j.dm_at), *v = at(j.v_at);
     T* du = mine;
+    Ahead nothing{};
     for (int e = 0; e < E; ++e)
       product<T, true>(j.in.nv(i), dm + k0 / kGroup * j.dm.group + e * j.dm.step, j.dm.ld, k1 - k0,
                        v + c0 / kGroup * j.v.group + e * j.v.step + c0 % kGroup, j.v.ld, tiles,
-                       du + e * j.du.step, j.du.ld, false);
+                       du + e * j.du.step, j.du.ld, false, &nothing);
     filter_gradient_tiles<T, M>(p, du, j.du, 1, 0, k0, k1, dw + c0, lanes(i), add);
   }
 
