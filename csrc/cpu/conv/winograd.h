@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "conv/geometry.h"
+#include "conv/pool.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
 
@@ -278,22 +279,87 @@ void output_tiles(const ConvParams& p, const Grid& g, const T* m, Planes s, int6
   }
 }
 
+// The same with a 2 x 2 max-pool: y and index (may be absent) are (n, out_h / 2, out_w / 2, K).
+template <int M>
+void output_pool_tiles(const ConvParams& p, const Grid& g, const float* m, Planes s, int64_t t0,
+                       int64_t t1, const float* bias, float* y, uint8_t* index, int64_t channels) {
+  using V = simd<float>::V;
+  constexpr int N = simd<float>::N, A = M + 2;
+  const bool relu = p.activation == kConvRelu;
+  const V low = set1(relu ? 0.0f : -__builtin_inff());
+  const int64_t oh = p.out_h / 2, ow = p.out_w / 2;
+  for (int64_t t = t0; t < t1; ++t, m += s.ld) {
+    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * (M / 2),
+            col = t % g.cols * (M / 2);
+    int64_t rows = min64(M / 2, oh - row), cols = min64(M / 2, ow - col);
+    int64_t o = ((n * oh + row) * ow + col) * p.filters;
+    for (int64_t k = 0; k < channels; k += N) {
+      int lanes = (int)min64(N, channels - k);
+      V d[M][A];
+#pragma GCC unroll 6
+      for (int j = 0; j < A; ++j) {
+        V e[A], r[M];
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) e[i] = load(m + (i * A + j) * s.step + k);
+        Points<float, M>::output(e, r);
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) d[i][j] = r[i];
+      }
+      V b = bias ? load_n(bias + k, lanes) : V{};
+#pragma GCC unroll 2
+      for (int i = 0; i < M / 2; ++i) {
+        V r[2][M];
+        Points<float, M>::output(d[2 * i], r[0]);
+        Points<float, M>::output(d[2 * i + 1], r[1]);
+#pragma GCC unroll 2
+        for (int j = 0; j < M / 2; ++j) {
+          V best = max(low, r[0][2 * j] + b);
+          PoolI at = {};
+          keep(max(low, r[0][2 * j + 1] + b), 1, best, at);
+          keep(max(low, r[1][2 * j] + b), 2, best, at);
+          keep(max(low, r[1][2 * j + 1] + b), 3, best, at);
+          int64_t q = o + (i * ow + j) * p.filters + k;
+          if (i < rows && j < cols) put(best, at, relu, y + q, index ? index + q : index, lanes);
+        }
+      }
+    }
+  }
+}
+
 // dm[e][t - t0][k] = A dy A^T for tiles [t0, t1); lanes past K are zero. db (K, padded) += dy when
-// given.
-template <class T, int M>
-void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* zeros, int64_t t0,
-                    int64_t t1, T* dm, Planes s, T* db) {
+// given. Pooled: dy is the gradient behind a 2 x 2 max-pool of these indices.
+template <class T, int M, bool Pooled>
+void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8_t* index,
+                    const T* zeros, int64_t t0, int64_t t1, T* dm, Planes s, T* db) {
   using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N, A = M + 2;
-  int64_t K = p.filters;
+  constexpr int N = simd<T>::N, A = M + 2, P = Pooled ? 2 : 1, W = M / P;
+  const int64_t K = p.filters, oh = p.out_h / P, ow = p.out_w / P;
   for (int64_t t = t0; t < t1; ++t, dm += s.ld) {
-    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M, col = t % g.cols * M;
-    const T* at[M][M];
-    for (int i = 0; i < M; ++i)
-      for (int j = 0; j < M; ++j)
-        at[i][j] = row + i < p.out_h && col + j < p.out_w
-                       ? dy + ((n * p.out_h + row + i) * p.out_w + col + j) * K
-                       : zeros;
+    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * W, col = t % g.cols * W;
+    const T* at[W][W];
+    const uint8_t* tap[W][W];  // where there is no window, dy is zero
+    for (int i = 0; i < W; ++i)
+      for (int j = 0; j < W; ++j) {
+        int64_t o = ((n * oh + row + i) * ow + col + j) * K;
+        bool in = row + i < oh && col + j < ow;
+        at[i][j] = in ? dy + o : zeros;
+        if (Pooled) tap[i][j] = in ? index + o : (const uint8_t*)zeros;
+      }
+    // column j of the tile from channel k on
+    auto column = [&](int j, int64_t k, int lanes, V(&e)[M]) __attribute__((always_inline)) {
+      if constexpr (Pooled) {
+#pragma GCC unroll 2
+        for (int i = 0; i < W; ++i) {
+          V x = lanes == N ? load(at[i][j / 2] + k) : load_n(at[i][j / 2] + k, lanes);
+          PoolI w = pool_index(tap[i][j / 2] + k, lanes);
+          e[2 * i] = only(x, w, j % 2);
+          e[2 * i + 1] = only(x, w, 2 + j % 2);
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) e[i] = lanes == N ? load(at[i][j] + k) : load_n(at[i][j] + k, lanes);
+      }
+    };
     for (int64_t k = 0; k < K; k += N) {
       int lanes = (int)min64(N, K - k);
       T* o = dm + k / kGroup * s.group + k % kGroup;
@@ -302,11 +368,9 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* ze
 #pragma GCC unroll 4
         for (int j = 0; j < M; ++j) {
           V e[M], r[A];
+          column(j, k, N, e);
 #pragma GCC unroll 4
-          for (int i = 0; i < M; ++i) {
-            e[i] = load(at[i][j] + k);
-            sum += e[i];
-          }
+          for (int i = 0; i < M; ++i) sum += e[i];
           Points<T, M>::output_adjoint(e, r);
 #pragma GCC unroll 6
           for (int i = 0; i < A; ++i) d[i][j] = r[i];
@@ -314,10 +378,8 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* ze
       } else {
         for (int j = 0; j < M; ++j) {
           V e[M], r[A];
-          for (int i = 0; i < M; ++i) {
-            e[i] = load_n(at[i][j] + k, lanes);
-            sum += e[i];
-          }
+          column(j, k, lanes, e);
+          for (int i = 0; i < M; ++i) sum += e[i];
           Points<T, M>::output_adjoint(e, r);
           for (int i = 0; i < A; ++i) d[i][j] = r[i];
         }

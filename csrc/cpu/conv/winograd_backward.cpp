@@ -140,6 +140,7 @@ struct Backward {
   const Ctx* ctx;
   const T *dy, *w, *bias, *x;
   T *dx, *dw, *db;
+  const uint8_t* index;  // of a pool behind the convolution
   const T* zeros;
   T* mine;
   static constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
@@ -151,8 +152,18 @@ struct Backward {
     return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1);
   }
 
+  void transform_dy(int64_t t0, int64_t t1, T* dm, Planes s, T* sum) const {
+    if constexpr (sizeof(T) == 4) {
+      if (p.pool) {
+        gradient_tiles<T, M, true>(p, j.g, dy, index, zeros, t0, t1, dm, s, sum);
+        return;
+      }
+    }
+    gradient_tiles<T, M, false>(p, j.g, dy, index, zeros, t0, t1, dm, s, sum);
+  }
+
   void by_tiles() const {
-    int64_t K = p.filters;
+    int64_t K = p.filters, P = p.pool ? 2 : 1;
     auto panel = [&](int64_t i) { return at(j.u_at) + E * (K * j.in.first(i) * N + 16 * i); };
     if (j.data) {
       int64_t steps = ceil_div(K, 16);
@@ -174,14 +185,14 @@ struct Backward {
       for (int64_t b = 0; b < blocks; ++b) {
         int64_t t0 = (r0 + b * (r1 - r0) / blocks) * j.g.cols;
         int64_t t1 = (r0 + (b + 1) * (r1 - r0) / blocks) * j.g.cols;
-        gradient_tiles<T, M>(p, j.g, dy, zeros, t0, t1, dm, j.dm, db ? sum : nullptr);
+        transform_dy(t0, t1, dm, j.dm, db ? sum : nullptr);
         // half of the products for dx bring dx, half x or the next dy; those for dw the next dy
         // and, when there was no time yet, the next x
         int64_t t2 = (r0 + (b + 2) * (r1 - r0) / blocks) * j.g.cols;
         int64_t steps = j.in.count * product_steps(j.in.nv(0), t1 - t0, K) * (E / 2);
         Ahead next{}, in{};
         if (b + 1 < blocks)
-          next = pixels_ahead(j.g, dy, p.out_h, p.out_w, K, K, M, M, 0, t1, t2);
+          next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2);
         if (j.weight && j.data)
           in = x_ahead(t0, t1);
         else if (j.weight && b + 1 < blocks)
@@ -291,8 +302,7 @@ struct Backward {
         T* sum = db ? sums + t / kUnit * K : nullptr;
         if (db) memset(sum, 0, (size_t)K * sizeof(T));
         int64_t t1 = first + min64(t + kUnit, tiles);
-        gradient_tiles<T, M>(p, j.g, dy, zeros, first + t, t1, at(j.dm_at) + t * j.dm.ld, j.dm,
-                             sum);
+        transform_dy(first + t, t1, at(j.dm_at) + t * j.dm.ld, j.dm, sum);
         if (j.weight)
           input_tiles<T, M>(p, j.g, x, zeros, first + t, t1, at(j.v_at) + t * j.v.ld, j.v);
       }
@@ -335,6 +345,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    (T*)buf[3],
                    (T*)buf[5],
                    (T*)buf[6],
+                   p.pool ? (const uint8_t*)buf[7] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros)};
   if (j.by_channels)
@@ -358,6 +369,8 @@ void backward_plan(const void* params, Plan* plan) {
 }
 
 const KernelEntry entries[] = {
+    {"conv_winograd4_pool_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
+    {"conv_winograd2_pool_backward", kF32, backward<float, 2>, backward_plan<float, 2>},
     {"conv_winograd4_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
     {"conv_winograd4_backward", kF64, backward<double, 4>, backward_plan<double, 4>},
     {"conv_winograd2_backward", kF32, backward<float, 2>, backward_plan<float, 2>},
