@@ -305,27 +305,24 @@ __attribute__((noinline)) static int64_t spread_lines(const ConvParams& p, const
     int64_t outer = l / j.segments, a = l % j.segments * j.segment;
     int64_t b = min64(a + j.segment, j.along_images ? p.n : p.out_w);
     lines[l - l0].b = to;
-    int64_t n = outer / p.out_h, row = outer % p.out_h, col = 0;
-    if (j.along_images) {
-      row = outer / p.out_w;
-      col = outer % p.out_w;
-    }
+    const int64_t row = j.along_images ? outer / p.out_w : outer % p.out_h;
+    const int64_t col = j.along_images ? outer % p.out_w : 0;
+    const int64_t image = j.along_images ? 0 : outer / p.out_h;
     for (int64_t i = a; i < b; ++i, to += width) {
-      if (j.along_images)
-        n = i;
-      else
-        col = i;
-      if (row / 2 >= oh || col / 2 >= ow) {
+      const int64_t c = j.along_images ? col : i, n = j.along_images ? i : image;
+      if (row / 2 >= oh || c / 2 >= ow) {
         memset(to, 0, (size_t)width * sizeof(float));
         continue;
       }
-      int which = (int)(row % 2 * 2 + col % 2);
-      int64_t o = ((n * oh + row / 2) * ow + col / 2) * p.filters;
-      for (int64_t k = k0; k < k1; k += N) {
-        int lanes = (int)min64(N, k1 - k);
+      const int which = (int)(row % 2 * 2 + c % 2);
+      const int64_t o = ((n * oh + row / 2) * ow + c / 2) * p.filters;
+      int64_t k = k0;
+      for (; k + N <= k1; k += N)
+        store(to + k - k0, only(load(dy + o + k), pool_index(index + o + k, N), which));
+      if (k < k1) {
+        int lanes = (int)(k1 - k);
         store(to + k - k0,
-              lanes == N ? only(load(dy + o + k), pool_index(index + o + k, N), which)
-                         : only(load_n(dy + o + k, lanes), pool_index(index + o + k, lanes), which));
+              only(load_n(dy + o + k, lanes), pool_index(index + o + k, lanes), which));
       }
     }
   }

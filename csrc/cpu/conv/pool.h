@@ -30,6 +30,7 @@ GS_INLINE void keep(PoolV x, int which, PoolV& best, PoolI& at) {
   at = more ? set1((int32_t)which) : at;
 #endif
 }
+// GCC 12 converts vectors of bytes one by one where it is not told the instruction.
 // How a window ends: the vector to y, its bytes to index.
 GS_INLINE void put(PoolV best, PoolI at, bool relu, float* y, uint8_t* index, int lanes) {
   if (lanes == kPoolLanes)
@@ -45,7 +46,11 @@ GS_INLINE void put(PoolV best, PoolI at, bool relu, float* y, uint8_t* index, in
 #else
   if (relu) at = best <= PoolV{} ? set1((int32_t)4) : at;
 #endif
+#if defined(__AVX512F__)
+  PoolBytes b = (PoolBytes)_mm512_cvtepi32_epi8((__m512i)at);
+#else
   PoolBytes b = __builtin_convertvector(at, PoolBytes);
+#endif
   if (lanes == kPoolLanes)
     memcpy(index, &b, kPoolLanes);
   else
@@ -58,7 +63,11 @@ GS_INLINE PoolI pool_index(const uint8_t* index, int lanes) {
     memcpy(&b, index, kPoolLanes);
   else
     memcpy(&b, index, (size_t)lanes);
+#if defined(__AVX512F__)
+  return (PoolI)_mm512_cvtepu8_epi32((__m128i)b);
+#else
   return __builtin_convertvector(b, PoolI);
+#endif
 }
 // x where the maximum was at `which`, else zero
 GS_INLINE PoolV only(PoolV x, PoolI at, int which) {
