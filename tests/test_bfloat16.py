@@ -186,8 +186,16 @@ CONVS = [  # n, h, w, c, f, kernel, stride, padding, dilation, groups
 ]
 
 
+@pytest.fixture
+def rounding():
+    """Autocast rounds the operands of convolutions even where float32 is faster."""
+    k.conv_force("bfloat16")
+    yield
+    k.conv_force("")
+
+
 @pytest.mark.parametrize("case", CONVS)
-def test_convolution_and_gradients(case):
+def test_convolution_and_gradients(case, rounding):
     n, h, w, c, f, kernel, stride, pad, dil, groups = case
     rng = np.random.default_rng()
     x, wt, bias = (
@@ -216,23 +224,20 @@ def test_convolution_and_gradients(case):
         assert all(np.array_equal(a, b) for a, b in zip(got, other, strict=True))
 
 
-def test_small_caches_take_many_blocks():
+def test_small_caches_take_many_blocks(rounding):
     rng = np.random.default_rng()
     x, w, g = normal(rng, 2, 8, 8, 40), normal(rng, 96, 3, 3, 40), normal(rng, 2, 8, 8, 96)
     both = []
     for l2 in (0, 1 << 14):
-        k.conv_force("", l2)
-        try:
-            with gs.autocast():
-                y = k.conv(2, x, w, None, 1, 1, 1, 1, True)
-                both.append((y, *k.conv_backward(2, x, g, w, 1, 1, 1, 1, True, True, True)))
-        finally:
-            k.conv_force("", 0)
+        k.conv_force("bfloat16", l2)
+        with gs.autocast():
+            y = k.conv(2, x, w, None, 1, 1, 1, 1, True)
+            both.append((y, *k.conv_backward(2, x, g, w, 1, 1, 1, 1, True, True, True)))
     assert (both[0][0] >= 0).all()
     assert all(np.array_equal(a, b) for a, b in zip(*both, strict=True))
 
 
-def test_few_channels_stay_float32():
+def test_few_channels_stay_float32(rounding):
     rng = np.random.default_rng()
     x, w = normal(rng, 2, 8, 8, 3), normal(rng, 16, 3, 3, 3)
     deep = normal(rng, 12, 3, 3, 1)
@@ -243,7 +248,32 @@ def test_few_channels_stay_float32():
         assert np.array_equal(k.conv(2, ones, deep, None, 1, 1, 1, 12, False), d)
 
 
-def test_transposed_and_one_dimensional_convolutions():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_round_only_where_that_is_faster(stride):
+    rng = np.random.default_rng()
+    x, w = normal(rng, 8, 16, 16, 64), normal(rng, 64, 3, 3, 64)
+    plain = k.conv(2, x, w, None, stride, 1, 1, 1, False)
+    want = conv_reference(x, w, stride, 1, 1, 1, None)[0]
+    with gs.autocast():
+        y = k.conv(2, x, w, None, stride, 1, 1, 1, False)
+    if k.isa() == "amx":
+        assert 1e-4 < rms(y, want) < 1e-2
+    elif k.isa() != "avx512bf16":  # there it depends on who made the processor
+        assert np.array_equal(y, plain) and rms(y, want) < 2e-6
+    else:
+        assert rms(y, want) < 1e-2
+    wide = k.conv(2, x.astype(np.float64), w.astype(np.float64), None, stride, 1, 1, 1, False)
+    k.conv_force("bfloat16")
+    try:  # without autocast, and for float64, it has no say
+        assert np.array_equal(k.conv(2, x, w, None, stride, 1, 1, 1, False), plain)
+        with gs.autocast():
+            f64 = k.conv(2, x.astype(np.float64), w.astype(np.float64), None, stride, 1, 1, 1, False)
+        assert np.array_equal(f64, wide)
+    finally:
+        k.conv_force("")
+
+
+def test_transposed_and_one_dimensional_convolutions(rounding):
     rng = np.random.default_rng()
     x, w, b = normal(rng, 2, 5, 5, 16), normal(rng, 16, 3, 3, 24), normal(rng, 24)
     with gs.autocast():

@@ -158,10 +158,22 @@ class Stem(nn.Module):
         ),
         ((9, 4, 4), {"in_channels": 2, "out_channels": 17, "kernel_size": 3, "padding": 2}),
         ((1, 2, 2), {"in_channels": 1, "out_channels": 1, "kernel_size": 1}),
+        ((3, 28, 28), {"in_channels": 8, "out_channels": 130, "kernel_size": 3, "stride": 2}),
+        ((20, 7, 5), {"in_channels": 3, "out_channels": 40, "kernel_size": 3, "padding": 1}),
+        ((3, 14, 14), {"in_channels": 32, "out_channels": 64, "kernel_size": 3, "padding": 1}),
+        ((2, 13, 15), {"in_channels": 36, "out_channels": 41, "kernel_size": 3, "padding": 0}),
+        ((70, 4, 4), {"in_channels": 130, "out_channels": 70, "kernel_size": 3, "padding": 1}),
+        ((64, 15, 14), {"in_channels": 32, "out_channels": 64, "kernel_size": 3, "padding": 1}),
+        ((5, 6, 6), {"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 1}),
     ],
-    ids=["3x3", "5x2", "1x7", "border", "tiny"],
+    ids=[
+        *("3x3", "5x2", "1x7", "border", "tiny", "strided", "images", "winograd", "tails"),
+        *("by filters", "slices", "winograd2"),
+    ],
 )
 def test_conv_pool(size, conv, relu):
+    few = conv["in_channels"] < 16
+    stem = conv["in_channels"] <= 4
     rng = np.random.default_rng(3)
     gs.manual_seed(2)
     model = Stem(relu, **conv)
@@ -188,11 +200,18 @@ def test_conv_pool(size, conv, relu):
                         x[rng.random(x.shape) < 0.05] = np.nan
                     got = bits([t.data.copy() for t in g(gs.tensor(x))])
                     assert got == bits([t.data for t in f(gs.tensor(x))]), (n, i)
-                assert g.reason is None and sum(note in s for s in g.report(1).split("\n")) == 1
+                report = g.report(1)
+                assert g.reason is None
+                assert sum(note in s for s in report.split("\n")) == (stem or not few)
+                assert ("conv_stem_pool" in report) == stem
+                if f is step:
+                    assert "from the pool's gradient" in report
+                    assert ("conv_pool_backward_weight" in report) == few
                 compare_off = gs.capture(f, passes={"conv_pool": False})
                 for _ in range(4):
                     compare_off(gs.tensor(x))
-                assert "conv_stem_pool" not in compare_off.report(1)
+                assert " with the pool" not in compare_off.report(1)
+                assert "pool's gradient" not in compare_off.report(1)
 
 
 def test_conv_pool_not_where_the_convolution_is_read_elsewhere():

@@ -524,31 +524,72 @@ struct Fuser {
   }
 
   // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool.
+
+  // A 2 x 2 max-pool, stride 2, of the output of convolution p.
+  static bool pool_of(const PoolParams& q, const ConvParams& p) {
+    return !q.adaptive && q.kh == 2 && q.kw == 2 && q.sh == 2 && q.sw == 2 && !q.ph && !q.pw &&
+           q.dh == 1 && q.dw == 1 && q.index_bytes == 1 && q.oh == p.out_h / 2 &&
+           q.ow == p.out_w / 2 && q.n == p.n && q.h == p.out_h && q.w == p.out_w &&
+           q.c == p.filters && p.groups == 1;
+  }
+
+  // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool; Winograd alike.
   void conv_pool(int k) {
-    static const Kernel together("conv_stem_pool");
+    static const Kernel stem("conv_stem_pool"), four("conv_winograd4_pool"),
+        two("conv_winograd2_pool");
+    if (is(k, "max_pool_backward")) pool_conv_backward(k);
     if (!is(k, "max_pool")) return;
     const PoolParams& q = params<PoolParams>(k);
     RecordedBuffer x = buffer(k, 0);
     int conv = writer(x);
-    if (!is(conv, "conv_direct_forward") || !temporary(x) || only_reader(x) != k) return;
+    const bool direct = is(conv, "conv_direct_forward"), four_ = is(conv, "conv_winograd4_forward");
+    if (!direct && !four_ && !is(conv, "conv_winograd2_forward")) return;
+    if (!temporary(x) || only_reader(x) != k) return;
     ConvParams p = params<ConvParams>(conv);
-    if (q.adaptive || q.kh != 2 || q.kw != 2 || q.sh != 2 || q.sw != 2 || q.ph || q.pw ||
-        q.dh != 1 || q.dw != 1 || q.index_bytes != 1 || q.oh != p.out_h / 2 ||
-        q.ow != p.out_w / 2 || q.n != p.n || q.h != p.out_h || q.w != p.out_w || q.c != p.filters ||
-        p.activation != kConvLinear || p.groups != 1 || p.channels > 4 || p.kernel_h > 7 ||
-        p.kernel_w > 7 || p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 ||
-        p.dilation_w != 1)
+    if (!pool_of(q, p) || p.activation != kConvLinear) return;
+    if (direct && (p.channels > 4 || p.kernel_h > 7 || p.kernel_w > 7 || p.stride_h != 1 ||
+                   p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1))
       return;
     RecordedOp op = ops[(size_t)conv];
     op.buffers[3] = buffer(k, 1);
     op.buffers.push_back(buffer(k, 2));
     if (!clear(op, conv, k)) return;
     if (q.relu) p.activation = kConvRelu;
-    op.entry = together.get(kF32);
+    p.pool = !direct;
+    op.entry = (direct ? stem : four_ ? four : two).get(kF32);
     memcpy(op.params.data(), &p, sizeof(p));
     changed(op, q.relu ? "with the ReLU and the pool behind it" : "with the pool behind it");
     ops[(size_t)k] = op;
     dead[(size_t)conv] = 1;
+    index();
+  }
+  // max_pool_backward, gradients of a convolution -> the gradients from the pool's.
+  void pool_conv_backward(int k) {
+    static const Kernel weight("conv_pool_backward_weight"), four("conv_winograd4_pool_backward"),
+        two("conv_winograd2_pool_backward");
+    RecordedBuffer dy = buffer(k, 0), tap = buffer(k, 1), dx = buffer(k, 2);
+    if (!temporary(dx) || writer(dx) != k) return;
+    int conv = only_reader(dx);
+    const bool direct = is(conv, "conv_direct_backward_weight");
+    const bool four_ = is(conv, "conv_winograd4_backward");
+    if (!direct && !four_ && !is(conv, "conv_winograd2_backward")) return;
+    ConvParams p = params<ConvParams>(conv);
+    RecordedOp op = ops[(size_t)conv];
+    const size_t from = direct ? 1 : 0;
+    if (!same(op.buffers[from], dx) || !pool_of(params<PoolParams>(k), p) ||
+        (direct && p.channels >= 16) || tap.object < 0 || dy.object < 0)
+      return;
+    for (const RecordedBuffer& b : op.buffers)
+      if (b.object >= 0 && (b.object == dy.object || b.object == tap.object)) return;
+    if (!clear_reads(dy, k, conv) || !clear_reads(tap, k, conv)) return;
+    op.buffers[from] = dy;
+    op.buffers.push_back(tap);
+    p.pool = 1;
+    op.entry = (direct ? weight : four_ ? four : two).get(kF32);
+    memcpy(op.params.data(), &p, sizeof(p));
+    changed(op, "from the pool's gradient");
+    ops[(size_t)conv] = op;
+    dead[(size_t)k] = 1;
     index();
   }
 

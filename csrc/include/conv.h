@@ -23,6 +23,11 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // dw and db absent where `wanted` says so
 // conv_stem_pool:         buffers x, w, bias (may be absent), y, index (may be absent): the forward
 // pass, stride 1 and no dilation, and a 2 x 2 max-pool; out_h and out_w are those before the pool
+// conv_winograd*_pool:    buffers x, w, bias (may be absent), y, index (may be absent): the forward
+// pass and a 2 x 2 max-pool behind it, stride 2; out_h and out_w are those before the pool
+// conv_winograd*_pool_backward, conv_pool_backward_weight: as the kernels of that name without
+// "pool" (the second is direct, of one group and fewer than 16 channels), but dy is the gradient of
+// such a pool's output and its index the last buffer
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;
@@ -32,6 +37,7 @@ struct ConvParams {
   ConvActivation activation;
   int32_t has_bias;  // backward_weight: db is wanted
   int32_t wanted;    // conv_winograd*_backward: bits of ConvWanted
+  int32_t pool;      // conv_winograd*_pool*, conv_pool_backward_weight
 };
 
 // conv_channel_sum: out[c] = sum over rows of x (rows, channels). buffers x, out.

@@ -12,12 +12,16 @@
 // "channels" (fewer than 16 channels): x is copied with a zero border so that all taps of a kernel
 // row are neighbours; broadcast (tap, c) and vectors over k; transposed at the end.
 //
+// "channels" also takes the gradient behind a 2 x 2 max-pool (pool): a block's pixels are spread from
+// dy and its index into the first cache, so the gradient of the convolution's output never exists.
+//
 // Pixels pass in blocks of about 128, so both operands stay in the cache while all tiles of a task
 // use them. Tasks: (group, 128 broadcast values, one vector tile, slice of the pixels); the slices
 // depend on the shape alone and are added in order. Floor: one FMA per pixel, tap, c and k.
 #include <string.h>
 
 #include "conv/geometry.h"
+#include "conv/pool.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -149,7 +153,8 @@ struct Job {
   int64_t segment, segments, outer, blocks, slices;  // lines, and blocks of kBlock pixels
   int64_t lines_per_block;
   size_t part, part_bias;  // elements of a slice's dw and db
-  size_t x_at, part_at, bias_at, scratch;
+  int64_t spread;          // pool: elements of a member's block of dy
+  size_t x_at, part_at, bias_at, spread_at, scratch;
 };
 
 template <class T>
@@ -204,6 +209,11 @@ Job make_job(const ConvParams& p) {
   bool direct = j.slices == 1 && !j.channels_form;
   j.bias_at = align64(j.part_at + (direct ? 0 : j.slices * j.part * sizeof(T)));
   j.scratch = j.bias_at + (j.slices > 1 ? j.slices * j.part_bias * sizeof(T) : 0);
+  if (p.pool) {
+    j.spread = (j.lines_per_block * j.segment * min64(kMaxVectors, j.vectors) + 1) * N;
+    j.spread_at = align64(j.scratch);
+    j.scratch = j.spread_at + (size_t)(max64(1, p.threads) * j.spread) * sizeof(T);
+  }
   return j;
 }
 
@@ -281,6 +291,44 @@ void bias_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const
   }
 }
 
+// Lines [l0, l1) of the gradient behind a pool, filters [k0, k1), to `to` (pixels, width), and where
+// they meet x in `lines`, as lines_of has it.
+__attribute__((noinline)) static int64_t spread_lines(const ConvParams& p, const Job& j, int64_t l0,
+                                                      int64_t l1, const float* x, const float* dy,
+                                                      const uint8_t* index, int64_t k0, int64_t k1,
+                                                      int64_t width, float* to,
+                                                      Line<float>* lines) {
+  constexpr int N = simd<float>::N;
+  const int64_t oh = p.out_h / 2, ow = p.out_w / 2;
+  int64_t count = lines_of(p, j, l0, l1, 0, 0, x, dy, lines);
+  for (int64_t l = l0; l < l1; ++l) {
+    int64_t outer = l / j.segments, a = l % j.segments * j.segment;
+    int64_t b = min64(a + j.segment, j.along_images ? p.n : p.out_w);
+    lines[l - l0].b = to;
+    const int64_t row = j.along_images ? outer / p.out_w : outer % p.out_h;
+    const int64_t col = j.along_images ? outer % p.out_w : 0;
+    const int64_t image = j.along_images ? 0 : outer / p.out_h;
+    for (int64_t i = a; i < b; ++i, to += width) {
+      const int64_t c = j.along_images ? col : i, n = j.along_images ? i : image;
+      if (row / 2 >= oh || c / 2 >= ow) {
+        memset(to, 0, (size_t)width * sizeof(float));
+        continue;
+      }
+      const int which = (int)(row % 2 * 2 + c % 2);
+      const int64_t o = ((n * oh + row / 2) * ow + c / 2) * p.filters;
+      int64_t k = k0;
+      for (; k + N <= k1; k += N)
+        store(to + k - k0, only(load(dy + o + k), pool_index(index + o + k, N), which));
+      if (k < k1) {
+        int lanes = (int)(k1 - k);
+        store(to + k - k0,
+              only(load_n(dy + o + k, lanes), pool_index(index + o + k, lanes), which));
+      }
+    }
+  }
+  return count;
+}
+
 template <class T>
 void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
   constexpr int N = simd<T>::N;
@@ -307,6 +355,7 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
   int64_t step_x = j.along_images ? j.image : p.stride_w * j.ld;
   int64_t step_y = j.along_images ? p.out_h * p.out_w * p.filters : p.filters;
   Line<T> lines[kMaxLines];
+  T* spread = (T*)(ctx->scratch + j.spread_at) + ctx->tid * j.spread;
   for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
     int64_t slice = t % j.slices, u = t / j.slices;
     int64_t rb = u % j.row_blocks, b = u / j.row_blocks % j.panels, g = u / j.row_blocks / j.panels;
@@ -329,6 +378,26 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t block = first; block < last; ++block) {
       int64_t l0 = block * j.lines_per_block, l1 = min64(l0 + j.lines_per_block, lines_all);
       bool add = block > first;
+      if constexpr (sizeof(T) == 4) {
+        if (p.pool) {
+          int64_t k0 = v0 * N, k1 = min64(v1 * N, j.co), width = nv * N;
+          int64_t count = spread_lines(p, j, l0, l1, x, dy, (const uint8_t*)buf[4], k0, k1, width,
+                                       spread, lines);
+          if (bias)
+            for (int64_t k = k0; k < k1; k += N) {
+              int lanes = (int)min64(N, k1 - k);
+              typename simd<T>::V s = {};
+              for (int64_t l = 0; l < count; ++l)
+                for (int64_t q = 0; q < lines[l].count; ++q)
+                  s += load(lines[l].b + q * width + k - k0);
+              if (add) s += load_n(part_bias + k, lanes);
+              store_n(part_bias + k, s, lanes);
+            }
+          T* c = part + r0 * j.reduce_ld + k0;
+          tiles(nv, lines, count, step_x, width, off, c, j.reduce_ld, r1 - r0, tail, add);
+          continue;
+        }
+      }
       if (bias) {
         if (j.channels_form)
           bias_block(p, j, l0, l1, dy, part_bias, g * j.co + v0 * N, g * j.co + min64(v1 * N, j.co),
@@ -442,6 +511,7 @@ void channel_sum_plan(const void* params, Plan* plan) {
 const KernelEntry entries[] = {
     {"conv_channel_sum", kF32, channel_sum<float>, channel_sum_plan<float>},
     {"conv_channel_sum", kF64, channel_sum<double>, channel_sum_plan<double>},
+    {"conv_pool_backward_weight", kF32, backward_weight<float>, backward_weight_plan<float>},
     {"conv_direct_backward_weight", kF32, backward_weight<float>, backward_weight_plan<float>},
     {"conv_direct_backward_weight", kF64, backward_weight<double>, backward_weight_plan<double>},
 };

@@ -2,7 +2,9 @@
 // them compute the same thing, so a new one is a line here above those it beats.
 // GRADSMITH_VERBOSE=1 says which one was taken and why.
 //
-// bfloat16 accepts what runs under autocast and has at least 8 channels on either side of a group.
+// bfloat16 accepts what runs under autocast, has at least 8 channels on either side of a group and
+// would be slower in float32: everything where there are tiles, nothing where products of rounded
+// operands are float32's own.
 // Winograd accepts when its estimated time is below that of the direct kernel. Estimates are cycles
 // of one core that does two vector multiply-adds a cycle: products plus transforms. They follow
 // from the shape and the width of the vectors, so the choice is the same for any number of threads.
@@ -101,9 +103,6 @@ bool is_depthwise(const ConvParams& p) {
 bool is_wide(const ConvParams& p) {
   return p.channels / p.groups >= 8 && p.filters / p.groups >= 8;
 }
-bool rounds(ConvPass, DType dtype, const ConvParams&, double*, double*) {
-  return dtype == kF32 && autocast();
-}
 bool always(ConvPass, DType, const ConvParams&, double*, double*) { return true; }
 
 template <int M>
@@ -116,10 +115,26 @@ bool winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
   return *own < 0.9 * *direct;
 }
 
+// Cycles of a bfloat16 kernel beside the direct one's of float32: tiles win always. AMD's vdpbf16ps
+// has twice the rate of a multiply-add, Intel's the same at best, and packing takes a third;
+// without either, rounding comes on top of float32's products.
+bool bfloat16_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
+  if (dtype != kF32 || !autocast()) return false;
+  if (strcmp(isa_active(), "amx") == 0) return true;
+  bool twice = false;
+#if defined(__x86_64__)
+  twice = strcmp(isa_active(), "avx512bf16") == 0 && __builtin_cpu_is("amd");
+#endif
+  if (!twice) return false;
+  return !is_winograd(p) || !(winograd_wins<4>(pass, dtype, p, own, direct) ||
+                              winograd_wins<2>(pass, dtype, p, own, direct)) ||
+         0.65 * *direct < *own;
+}
+
 const Implementation implementations[] = {
     {"bfloat16",
      is_wide,
-     rounds,
+     bfloat16_wins,
      {Kernel("conv_bf16_forward"), Kernel("conv_bf16_backward_data"),
       Kernel("conv_bf16_backward_weight"), Kernel("")},
      false},
@@ -171,7 +186,9 @@ ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
   double own = 0, direct = 0;
   const Implementation* i = implementations;
   int force = forced.load(std::memory_order_relaxed);
-  if (force && implementations[force - 1].can(p))
+  // bfloat16 is forced only where autocast asks for it
+  if (force && implementations[force - 1].can(p) &&
+      (force > 1 || (dtype == kF32 && autocast())))
     i = implementations + (force - 1);
   else
     while (!i->can(p) || !i->accepts(pass, dtype, p, &own, &direct)) ++i;
@@ -203,12 +220,12 @@ const char* conv_force(const char* name, int64_t l2) {
     return nullptr;
   }
   int count = (int)(sizeof(implementations) / sizeof(implementations[0]));
-  for (int i = 2; i < count; ++i)
-    if (strcmp(name, implementations[i].name) == 0) {
+  for (int i = 0; i < count; ++i)
+    if (i != 1 && strcmp(name, implementations[i].name) == 0) {
       forced.store(i + 1);
       return nullptr;
     }
-  return "expected 'winograd4', 'winograd2', 'direct' or ''";
+  return "expected 'bfloat16', 'winograd4', 'winograd2', 'direct' or ''";
 }
 
 }  // namespace gs

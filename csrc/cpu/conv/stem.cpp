@@ -3,8 +3,7 @@
 //
 //   a[n,p,q,k] = relu?(bias[k] + sum_ijc x[n, p - pad_h + i, q - pad_w + j, c] w[k,i,j,c])
 //   y[n,p,q,k] = max of a[n, 2p .. 2p+1, 2q .. 2q+1, k]
-//   index: which of the four (0 .. 3, row by row) is the first maximum or the last NaN; with ReLU 4
-//   when the maximum is not positive, as max_pool has it
+//   index: as in conv/pool.h
 //
 // A task is a row of y of one image. Its kernel_h + 1 rows of x are copied with their border of
 // zeros (a few KB); a window's four pixels times two vectors of filters are eight accumulators that
@@ -14,6 +13,7 @@
 #include <string.h>
 
 #include "conv/geometry.h"
+#include "conv/pool.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -23,7 +23,6 @@ namespace {
 using V = simd<float>::V;
 using I = simd<float>::I;
 constexpr int N = simd<float>::N;
-typedef uint8_t Bytes __attribute__((vector_size(N)));
 
 struct Layout {
   int64_t taps;     // reduction: kernel_h * kernel_w * channels
@@ -57,41 +56,6 @@ void copy_rows(const ConvParams& p, const Layout& l, const float* x, int64_t row
     memcpy(to + left, x + r * p.in_w * c, (size_t)inner * sizeof(float));
     memset(to + left + inner, 0, (size_t)right * sizeof(float));
   }
-}
-
-// best = x and at = which where x is larger or NaN
-GS_INLINE void keep(V x, int which, V& best, I& at) {
-#if defined(__AVX512F__)
-  __mmask16 m = _mm512_cmp_ps_mask((__m512)x, (__m512)best, _CMP_GT_OQ) |
-                _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
-  best = (V)_mm512_mask_mov_ps((__m512)best, m, (__m512)x);
-  at = (I)_mm512_mask_mov_epi32((__m512i)at, m, _mm512_set1_epi32(which));
-#else
-  I more = (x > best) | (x != x);
-  best = more ? x : best;
-  at = more ? set1((int32_t)which) : at;
-#endif
-}
-// How a window ends: the vector to y, its bytes to index.
-GS_INLINE void put(V best, I at, bool relu, float* y, uint8_t* index, int lanes) {
-  if (lanes == N)
-    store(y, best);
-  else
-    store_n(y, best, lanes);
-  if (!index) return;
-#if defined(__AVX512F__)
-  if (relu) {
-    __mmask16 m = _mm512_cmp_ps_mask((__m512)best, _mm512_setzero_ps(), _CMP_LE_OQ);
-    at = (I)_mm512_mask_mov_epi32((__m512i)at, m, _mm512_set1_epi32(4));
-  }
-#else
-  if (relu) at = best <= V{} ? set1((int32_t)4) : at;
-#endif
-  Bytes b = __builtin_convertvector(at, Bytes);
-  if (lanes == N)
-    memcpy(index, &b, N);
-  else
-    memcpy(index, &b, (size_t)lanes);
 }
 
 void stem_pool(const void* params, void* const* buf, const Ctx* ctx) {

@@ -97,10 +97,23 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   Job<T> j = make_job<T, M>(p);
   const T *x = (const T*)buf[0], *w = (const T*)buf[1], *bias = (const T*)buf[2];
   T* y = (T*)buf[3];
+  uint8_t* index = p.pool ? (uint8_t*)buf[4] : nullptr;
+  const int64_t P = p.pool ? 2 : 1;
   char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   T *zeros = (T*)own, *mine = (T*)(own + j.zeros);
   memset(zeros, 0, j.zeros);
   int64_t C = p.channels;
+  auto finish = [&](const T* m, Planes s, int64_t t0, int64_t t1, int64_t k0, int64_t channels) {
+    const T* b = bias ? bias + k0 : nullptr;
+    if constexpr (sizeof(T) == 4) {
+      if (p.pool) {
+        output_pool_tiles<M>(p, j.g, m, s, t0, t1, b, y + k0, index ? index + k0 : nullptr,
+                             channels);
+        return;
+      }
+    }
+    output_tiles<T, M>(p, j.g, m, s, t0, t1, b, y + k0, channels);
+  };
 
   if (!j.by_filters) {
     // Panel i of the transformed filters; E planes of C rows.
@@ -120,15 +133,24 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t b = ctx->tid; b < j.blocks; b += ctx->nt) {
       int64_t t0 = b * j.g.tiles / j.blocks, t1 = (b + 1) * j.g.tiles / j.blocks;
       input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
+      // half of the products bring y, half the next x
+      int64_t next = b + ctx->nt, n0 = next * j.g.tiles / j.blocks;
+      Ahead in{};
+      if (next < j.blocks)
+        in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0,
+                          (next + 1) * j.g.tiles / j.blocks);
+      in.spread(j.out.count * product_steps(j.out.nv(0), t1 - t0, C) * (E / 2));
       for (int64_t i = 0; i < j.out.count; ++i) {
         int nv = j.out.nv(i);
-        int64_t k0 = j.out.first(i) * N;
+        int64_t k0 = j.out.first(i) * N, channels = min64(nv * N, p.filters - k0);
         Planes s = planes(C, nv * N);
+        Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
+                                 M / P, 0, t0, t1);
+        out.spread(product_steps(nv, t1 - t0, C) * (E / 2));
         for (int e = 0; e < E; ++e)
           product<T, false>(nv, v + e * j.v.step, j.v.ld, t1 - t0, panel(i) + e * s.step, s.ld, C,
-                            m + e * j.m.step, j.m.ld, false);
-        output_tiles<T, M>(p, j.g, m, j.m, t0, t1, bias ? bias + k0 : nullptr, y + k0,
-                           min64(nv * N, p.filters - k0));
+                            m + e * j.m.step, j.m.ld, false, e < E / 2 ? &out : &in);
+        finish(m, j.m, t0, t1, k0, channels);
       }
     }
     return;
@@ -147,16 +169,19 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       int64_t t0 = r * (end - first) / j.ranges, t1 = (r + 1) * (end - first) / j.ranges;
       if (t0 == t1) continue;
       int nv = j.out.nv(i);
+      int64_t channels = min64(nv * N, p.filters - k0);
+      Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
+                               M / P, 0, first + t0, first + t1);
+      out.spread(product_steps(nv, t1 - t0, min64(j.slice, C)) * ceil_div(C, j.slice) * E);
       for (int64_t c = 0; c < C; c += j.slice) {
         int64_t count = min64(j.slice, C - c);
         filter_tiles<T, M>(p, w, k0, nv, c, c + count, u, j.u);
         for (int e = 0; e < E; ++e)
           product<T, false>(
               nv, v + c / kGroup * j.v.group + e * j.v.step + t0 * j.v.ld + c % kGroup, j.v.ld,
-              t1 - t0, u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0);
+              t1 - t0, u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0, &out);
       }
-      output_tiles<T, M>(p, j.g, m, j.m, first + t0, first + t1, bias ? bias + k0 : nullptr, y + k0,
-                         min64(nv * N, p.filters - k0));
+      finish(m, j.m, first + t0, first + t1, k0, channels);
     }
   }
 }
@@ -175,6 +200,8 @@ void forward_plan(const void* params, Plan* plan) {
 }
 
 const KernelEntry entries[] = {
+    {"conv_winograd4_pool", kF32, forward<float, 4>, forward_plan<float, 4>},
+    {"conv_winograd2_pool", kF32, forward<float, 2>, forward_plan<float, 2>},
     {"conv_winograd4_forward", kF32, forward<float, 4>, forward_plan<float, 4>},
     {"conv_winograd4_forward", kF64, forward<double, 4>, forward_plan<double, 4>},
     {"conv_winograd2_forward", kF32, forward<float, 2>, forward_plan<float, 2>},

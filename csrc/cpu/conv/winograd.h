@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "conv/geometry.h"
+#include "conv/pool.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
 
@@ -278,22 +279,87 @@ void output_tiles(const ConvParams& p, const Grid& g, const T* m, Planes s, int6
   }
 }
 
+// The same with a 2 x 2 max-pool: y and index (may be absent) are (n, out_h / 2, out_w / 2, K).
+template <int M>
+void output_pool_tiles(const ConvParams& p, const Grid& g, const float* m, Planes s, int64_t t0,
+                       int64_t t1, const float* bias, float* y, uint8_t* index, int64_t channels) {
+  using V = simd<float>::V;
+  constexpr int N = simd<float>::N, A = M + 2;
+  const bool relu = p.activation == kConvRelu;
+  const V low = set1(relu ? 0.0f : -__builtin_inff());
+  const int64_t oh = p.out_h / 2, ow = p.out_w / 2;
+  for (int64_t t = t0; t < t1; ++t, m += s.ld) {
+    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * (M / 2),
+            col = t % g.cols * (M / 2);
+    int64_t rows = min64(M / 2, oh - row), cols = min64(M / 2, ow - col);
+    int64_t o = ((n * oh + row) * ow + col) * p.filters;
+    for (int64_t k = 0; k < channels; k += N) {
+      int lanes = (int)min64(N, channels - k);
+      V d[M][A];
+#pragma GCC unroll 6
+      for (int j = 0; j < A; ++j) {
+        V e[A], r[M];
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) e[i] = load(m + (i * A + j) * s.step + k);
+        Points<float, M>::output(e, r);
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) d[i][j] = r[i];
+      }
+      V b = bias ? load_n(bias + k, lanes) : V{};
+#pragma GCC unroll 2
+      for (int i = 0; i < M / 2; ++i) {
+        V r[2][M];
+        Points<float, M>::output(d[2 * i], r[0]);
+        Points<float, M>::output(d[2 * i + 1], r[1]);
+#pragma GCC unroll 2
+        for (int j = 0; j < M / 2; ++j) {
+          V best = max(low, r[0][2 * j] + b);
+          PoolI at = {};
+          keep(max(low, r[0][2 * j + 1] + b), 1, best, at);
+          keep(max(low, r[1][2 * j] + b), 2, best, at);
+          keep(max(low, r[1][2 * j + 1] + b), 3, best, at);
+          int64_t q = o + (i * ow + j) * p.filters + k;
+          if (i < rows && j < cols) put(best, at, relu, y + q, index ? index + q : index, lanes);
+        }
+      }
+    }
+  }
+}
+
 // dm[e][t - t0][k] = A dy A^T for tiles [t0, t1); lanes past K are zero. db (K, padded) += dy when
-// given.
-template <class T, int M>
-void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* zeros, int64_t t0,
-                    int64_t t1, T* dm, Planes s, T* db) {
+// given. Pooled: dy is the gradient behind a 2 x 2 max-pool of these indices.
+template <class T, int M, bool Pooled>
+void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8_t* index,
+                    const T* zeros, int64_t t0, int64_t t1, T* dm, Planes s, T* db) {
   using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N, A = M + 2;
-  int64_t K = p.filters;
+  constexpr int N = simd<T>::N, A = M + 2, P = Pooled ? 2 : 1, W = M / P;
+  const int64_t K = p.filters, oh = p.out_h / P, ow = p.out_w / P;
   for (int64_t t = t0; t < t1; ++t, dm += s.ld) {
-    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M, col = t % g.cols * M;
-    const T* at[M][M];
-    for (int i = 0; i < M; ++i)
-      for (int j = 0; j < M; ++j)
-        at[i][j] = row + i < p.out_h && col + j < p.out_w
-                       ? dy + ((n * p.out_h + row + i) * p.out_w + col + j) * K
-                       : zeros;
+    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * W, col = t % g.cols * W;
+    const T* at[W][W];
+    const uint8_t* tap[W][W];  // where there is no window, dy is zero
+    for (int i = 0; i < W; ++i)
+      for (int j = 0; j < W; ++j) {
+        int64_t o = ((n * oh + row + i) * ow + col + j) * K;
+        bool in = row + i < oh && col + j < ow;
+        at[i][j] = in ? dy + o : zeros;
+        if (Pooled) tap[i][j] = in ? index + o : (const uint8_t*)zeros;
+      }
+    // column j of the tile from channel k on
+    auto column = [&](int j, int64_t k, int lanes, V(&e)[M]) __attribute__((always_inline)) {
+      if constexpr (Pooled) {
+#pragma GCC unroll 2
+        for (int i = 0; i < W; ++i) {
+          V x = lanes == N ? load(at[i][j / 2] + k) : load_n(at[i][j / 2] + k, lanes);
+          PoolI w = pool_index(tap[i][j / 2] + k, lanes);
+          e[2 * i] = only(x, w, j % 2);
+          e[2 * i + 1] = only(x, w, 2 + j % 2);
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) e[i] = lanes == N ? load(at[i][j] + k) : load_n(at[i][j] + k, lanes);
+      }
+    };
     for (int64_t k = 0; k < K; k += N) {
       int lanes = (int)min64(N, K - k);
       T* o = dm + k / kGroup * s.group + k % kGroup;
@@ -302,11 +368,9 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* ze
 #pragma GCC unroll 4
         for (int j = 0; j < M; ++j) {
           V e[M], r[A];
+          column(j, k, N, e);
 #pragma GCC unroll 4
-          for (int i = 0; i < M; ++i) {
-            e[i] = load(at[i][j] + k);
-            sum += e[i];
-          }
+          for (int i = 0; i < M; ++i) sum += e[i];
           Points<T, M>::output_adjoint(e, r);
 #pragma GCC unroll 6
           for (int i = 0; i < A; ++i) d[i][j] = r[i];
@@ -314,10 +378,8 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const T* ze
       } else {
         for (int j = 0; j < M; ++j) {
           V e[M], r[A];
-          for (int i = 0; i < M; ++i) {
-            e[i] = load_n(at[i][j] + k, lanes);
-            sum += e[i];
-          }
+          column(j, k, lanes, e);
+          for (int i = 0; i < M; ++i) sum += e[i];
           Points<T, M>::output_adjoint(e, r);
           for (int i = 0; i < A; ++i) d[i][j] = r[i];
         }
@@ -519,6 +581,41 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
 
 // ---- products of planes
 
+// Memory that the next transform reads or writes, brought into the second-level cache line by line
+// while products, which leave the way to memory idle, go on: `rows` runs of `bytes`, `pitch` apart.
+struct Ahead {
+  const char* at;
+  int64_t rows, bytes, pitch;
+  int64_t each;  // lines at a time
+  int64_t done;  // bytes of the first row
+
+  // So that all of it has been asked for after `times` times.
+  GS_MEMBER void spread(int64_t times) { each = ceil_div(rows * ceil_div(bytes, 64), times); }
+  GS_MEMBER void touch() {
+    for (int64_t i = 0; i < each && rows > 0; ++i) {
+      __builtin_prefetch(at + done, 0, 2);
+      if ((done += 64) < bytes) continue;
+      done = 0;
+      at += pitch;
+      --rows;
+    }
+  }
+};
+// `channels` channels from `at` on of the pixels that tiles [t0, t1) see: each A or M rows of
+// image rows of w pixels with C channels. Nothing when the tiles are a small part of a row.
+template <class T>
+GS_INLINE Ahead pixels_ahead(const Grid& g, const T* at, int64_t h, int64_t w, int64_t C,
+                             int64_t channels, int64_t step, int64_t reach, int64_t pad, int64_t t0,
+                             int64_t t1) {
+  if (2 * (t1 - t0) < g.cols) return Ahead{};
+  int64_t per = g.rows * g.cols, n0 = t0 / per, n1 = (t1 - 1) / per;
+  int64_t r0 = t0 / g.cols % g.rows * step - pad, r1 = (t1 - 1) / g.cols % g.rows * step - pad;
+  r0 = n0 * h + min64(max64(r0, 0), h);
+  r1 = n1 * h + min64(r1 + reach, h);
+  return Ahead{(const char*)(at + r0 * w * C), max64(0, r1 - r0) * w, channels * (int64_t)sizeof(T),
+               C * (int64_t)sizeof(T), 0, 0};
+}
+
 // c (rows, NV vectors, ldc) (+)= a (rows, k; lda) b (k, NV vectors). rows <= MR exist.
 template <class T, int MR, int NV>
 __attribute__((noinline)) void product_tile(const T* a, int64_t lda, int rows, const T* b,
@@ -602,9 +699,10 @@ constexpr int64_t kChain = 96;
 // All rows against one panel, in tiles of nearly equal height. Outer: a is (k, rows).
 template <class T, bool Outer>
 void product_chain(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb,
-                   int64_t k, T* c, int64_t ldc, bool add) {
+                   int64_t k, T* c, int64_t ldc, bool add, Ahead* ahead) {
   int64_t n = ceil_div(rows, tile_height(nv));
   for (int64_t t = 0; t < n; ++t) {
+    ahead->touch();
     int64_t m = t * rows / n;
     int height = (int)((t + 1) * rows / n - m);
     const T* q = a + (Outer ? m : m * lda);
@@ -646,13 +744,18 @@ void product_chain(int nv, const T* a, int64_t lda, int64_t rows, const T* b, in
 
 template <class T, bool Outer>
 void product(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t k,
-             T* c, int64_t ldc, bool add) {
+             T* c, int64_t ldc, bool add, Ahead* ahead) {
   int64_t n = ceil_div(k, kChain);
   for (int64_t i = 0; i < n; ++i) {
     int64_t l = i * k / n, count = (i + 1) * k / n - l;
     product_chain<T, Outer>(nv, a + (Outer ? l * lda : l), lda, rows, b + l * ldb, ldb, count, c,
-                            ldc, add || i > 0);
+                            ldc, add || i > 0, ahead);
   }
+}
+
+// Tiles of the registers that a product takes.
+GS_INLINE int64_t product_steps(int nv, int64_t rows, int64_t k) {
+  return ceil_div(rows, tile_height(nv)) * ceil_div(k, kChain);
 }
 
 // Panels of channels: vectors [first, first + nv) of ceil(channels / N). None crosses a group.

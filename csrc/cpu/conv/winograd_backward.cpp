@@ -95,7 +95,7 @@ Job make_job(const ConvParams& p) {
     j.own = align64(j.zeros + (size_t)(E * (j.dm.step + j.v.step + j.dv.step) * B));
   } else {
     int64_t per = j.g.rows * j.g.cols;
-    j.images = max64(1, min64(p.n, 32 * p.l2 / (E * (C + K) * B * per)));
+    j.images = max64(1, min64(p.n, 4 * p.l2 / (E * (C + K) * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
     j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
@@ -140,6 +140,7 @@ struct Backward {
   const Ctx* ctx;
   const T *dy, *w, *bias, *x;
   T *dx, *dw, *db;
+  const uint8_t* index;  // of a pool behind the convolution
   const T* zeros;
   T* mine;
   static constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
@@ -147,8 +148,22 @@ struct Backward {
   T* at(size_t bytes) const { return (T*)(ctx->scratch + bytes); }
   int64_t lanes(int64_t i) const { return min64(j.in.nv(i) * N, p.channels - j.in.first(i) * N); }
 
+  Ahead x_ahead(int64_t t0, int64_t t1) const {
+    return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1);
+  }
+
+  void transform_dy(int64_t t0, int64_t t1, T* dm, Planes s, T* sum) const {
+    if constexpr (sizeof(T) == 4) {
+      if (p.pool) {
+        gradient_tiles<T, M, true>(p, j.g, dy, index, zeros, t0, t1, dm, s, sum);
+        return;
+      }
+    }
+    gradient_tiles<T, M, false>(p, j.g, dy, index, zeros, t0, t1, dm, s, sum);
+  }
+
   void by_tiles() const {
-    int64_t K = p.filters;
+    int64_t K = p.filters, P = p.pool ? 2 : 1;
     auto panel = [&](int64_t i) { return at(j.u_at) + E * (K * j.in.first(i) * N + 16 * i); };
     if (j.data) {
       int64_t steps = ceil_div(K, 16);
@@ -170,15 +185,34 @@ struct Backward {
       for (int64_t b = 0; b < blocks; ++b) {
         int64_t t0 = (r0 + b * (r1 - r0) / blocks) * j.g.cols;
         int64_t t1 = (r0 + (b + 1) * (r1 - r0) / blocks) * j.g.cols;
-        gradient_tiles<T, M>(p, j.g, dy, zeros, t0, t1, dm, j.dm, db ? sum : nullptr);
+        transform_dy(t0, t1, dm, j.dm, db ? sum : nullptr);
+        // half of the products for dx bring dx, half x or the next dy; those for dw the next dy
+        // and, when there was no time yet, the next x
+        int64_t t2 = (r0 + (b + 2) * (r1 - r0) / blocks) * j.g.cols;
+        int64_t steps = j.in.count * product_steps(j.in.nv(0), t1 - t0, K) * (E / 2);
+        Ahead next{}, in{};
+        if (b + 1 < blocks)
+          next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2);
+        if (j.weight && j.data)
+          in = x_ahead(t0, t1);
+        else if (j.weight && b + 1 < blocks)
+          in = x_ahead(t1, t2);
+        in.spread(steps);
+        next.spread(steps);
         if (j.data)
           for (int64_t i = 0; i < j.in.count; ++i) {
             int nv = j.in.nv(i);
             int64_t c0 = j.in.first(i) * N;
             Planes q = planes(K, nv * N);
+            Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
+                                     p.pad_h, t0, t1);
+            out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
             for (int e = 0; e < E; ++e)
               product<T, false>(nv, dm + e * j.dm.step, j.dm.ld, t1 - t0, panel(i) + e * q.step,
-                                q.ld, K, dv + e * j.dv.step, j.dv.ld, false);
+                                q.ld, K, dv + e * j.dv.step, j.dv.ld, false,
+                                e < E / 2  ? &out
+                                : j.weight ? &in
+                                           : &next);
             input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, r0 * j.g.cols,
                                        bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i));
           }
@@ -188,7 +222,8 @@ struct Backward {
             for (int64_t i = 0; i < j.in.count; ++i) {
               int64_t c0 = j.in.first(i) * N;
               product<T, true>(j.in.nv(i), dm + e * j.dm.step, j.dm.ld, K, v + e * j.v.step + c0,
-                               j.v.ld, t1 - t0, du + e * j.du.step + c0, j.du.ld, b > 0);
+                               j.v.ld, t1 - t0, du + e * j.du.step + c0, j.du.ld, b > 0,
+                               e < E / 2 || j.data ? &next : &in);
             }
         }
       }
@@ -226,6 +261,9 @@ struct Backward {
     int64_t kept = -1;  // the first filter of the slice in u
     for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
       int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
+      Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
+                               p.pad_h, first + t0, first + t1);
+      out.spread(product_steps(nv, t1 - t0, min64(j.slice, K)) * ceil_div(K, j.slice) * E);
       for (int64_t k = 0; k < K; k += j.slice) {
         int64_t count = min64(j.slice, K - k);
         if (kept != k) filter_tiles_backward<T, M>(p, w, c0, nv, k, k + count, u, j.u);
@@ -233,7 +271,7 @@ struct Backward {
         for (int e = 0; e < E; ++e)
           product<T, false>(
               nv, dm + k / kGroup * j.dm.group + e * j.dm.step + t0 * j.dm.ld + k % kGroup, j.dm.ld,
-              t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0);
+              t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0, &out);
       }
       input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
                                  first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
@@ -246,10 +284,11 @@ struct Backward {
     int64_t c0 = j.in.first(i) * N;
     const T *dm = at(j.dm_at), *v = at(j.v_at);
     T* du = mine;
+    Ahead nothing{};
     for (int e = 0; e < E; ++e)
       product<T, true>(j.in.nv(i), dm + k0 / kGroup * j.dm.group + e * j.dm.step, j.dm.ld, k1 - k0,
                        v + c0 / kGroup * j.v.group + e * j.v.step + c0 % kGroup, j.v.ld, tiles,
-                       du + e * j.du.step, j.du.ld, false);
+                       du + e * j.du.step, j.du.ld, false, &nothing);
     filter_gradient_tiles<T, M>(p, du, j.du, 1, 0, k0, k1, dw + c0, lanes(i), add);
   }
 
@@ -263,8 +302,7 @@ struct Backward {
         T* sum = db ? sums + t / kUnit * K : nullptr;
         if (db) memset(sum, 0, (size_t)K * sizeof(T));
         int64_t t1 = first + min64(t + kUnit, tiles);
-        gradient_tiles<T, M>(p, j.g, dy, zeros, first + t, t1, at(j.dm_at) + t * j.dm.ld, j.dm,
-                             sum);
+        transform_dy(first + t, t1, at(j.dm_at) + t * j.dm.ld, j.dm, sum);
         if (j.weight)
           input_tiles<T, M>(p, j.g, x, zeros, first + t, t1, at(j.v_at) + t * j.v.ld, j.v);
       }
@@ -307,6 +345,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    (T*)buf[3],
                    (T*)buf[5],
                    (T*)buf[6],
+                   p.pool ? (const uint8_t*)buf[7] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros)};
   if (j.by_channels)
@@ -330,6 +369,8 @@ void backward_plan(const void* params, Plan* plan) {
 }
 
 const KernelEntry entries[] = {
+    {"conv_winograd4_pool_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
+    {"conv_winograd2_pool_backward", kF32, backward<float, 2>, backward_plan<float, 2>},
     {"conv_winograd4_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
     {"conv_winograd4_backward", kF64, backward<double, 4>, backward_plan<double, 4>},
     {"conv_winograd2_backward", kF32, backward<float, 2>, backward_plan<float, 2>},

@@ -35,11 +35,12 @@ class autocast:
 
     c[i, j] = sum over k of round(a[i, k]) * round(b[k, j]), where round is to nearest, ties to even. It
     holds for matmul and linear (so for the projections of attention and the input products of recurrent
-    layers), for convolutions with at least 8 channels on either side of a group, and for their gradients:
-    a backward pass takes the precision that its forward pass was recorded with. Arrays stay float32, as do
-    parameters, gradients, norms, softmax, losses, reductions and optimizers; no loss scaling is needed,
-    because bfloat16 has float32's range. float64 is left alone. The switch is the calling thread's own,
-    nests, and is part of the key of captured programs.
+    layers), for convolutions with at least 8 channels on either side of a group where the processor
+    multiplies bfloat16 faster (elsewhere they stay float32), and for their gradients: a backward pass takes
+    the precision that its forward pass was recorded with. Arrays stay float32, as do parameters, gradients,
+    norms, softmax, losses, reductions and optimizers; no loss scaling is needed, because bfloat16 has
+    float32's range. float64 is left alone. The switch is the calling thread's own, nests, and is part of
+    the key of captured programs.
 
     dtype: "bfloat16", or "float32" for none. enabled: False switches it off inside.
 
