@@ -523,8 +523,6 @@ struct Fuser {
     }
   }
 
-  // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool.
-
   // A 2 x 2 max-pool, stride 2, of the output of convolution p.
   static bool pool_of(const PoolParams& q, const ConvParams& p) {
     return !q.adaptive && q.kh == 2 && q.kw == 2 && q.sh == 2 && q.sw == 2 && !q.ph && !q.pw &&
