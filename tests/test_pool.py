@@ -270,14 +270,88 @@ def test_gradcheck(c):
         assert gs.gradcheck(fn, (x,))
 
 
+@pytest.mark.parametrize("c", [1, 2, 3, 5, 6, 7, 8])
+def test_few_channels_in_wide_rows(c):
+    """Rows of several blocks of pixels: whole blocks, one that overlaps, edges, the array's end."""
+    reseed(300 + c)
+    for k, s, p, d in (
+        (2, 2, 0, 1),
+        (2, 2, 1, 1),
+        (2, 1, 0, 1),
+        (3, 2, 1, 1),
+        (3, 3, 0, 1),
+        (4, 4, 1, 1),
+        (5, 5, 0, 1),
+        (3, 1, 1, 2),
+        (2, 3, 0, 1),
+    ):
+        for dtype in (np.float32, np.float64):
+            h, w = int(RNG.integers(7, 12)), int(RNG.integers(20, 75))
+            x = RNG.standard_normal((2, h, w, c)).astype(dtype)
+            if RNG.random() < 0.5:
+                x = np.round(x)  # ties
+                x[RNG.random(x.shape) < 0.05] = RNG.choice([-np.inf, np.nan, np.inf])
+            ceil = bool(RNG.random() < 0.3)
+            rows, cols = windows(h, k, s, p, d, ceil), windows(w, k, s, p, d, ceil)
+            check(F.max_pool2d, x, (k, s, p, d, ceil), max_reference, (rows, cols), True)
+            if d > 1:
+                continue
+            x = np.where(np.isfinite(x), x, dtype(1))
+            pad, div = bool(RNG.random() < 0.5), None if RNG.random() < 0.7 else 3
+            rest = (rows, cols, pad, div)
+            check(F.avg_pool2d, x, (k, s, p, ceil, pad, div), avg_reference, rest, False)
+
+
+@pytest.mark.parametrize("shape", [(8, 128, 128, 16), (8, 256, 340, 3), (2, 1024, 1024, 1)])
+def test_larger_than_the_caches(shape):
+    """Results that go past the caches: tiles, sliding sums, one window for the whole image."""
+    n, h, w, c = shape
+    x = RNG.standard_normal(shape, dtype=np.float32)
+    g = RNG.standard_normal((n, h // 2, w // 2, c), dtype=np.float32)
+    tiles, spread = x.reshape(n, h // 2, 2, w // 2, 2, c), np.broadcast_to(
+        g[:, :, None, :, None], (n, h // 2, 2, w // 2, 2, c)
+    )
+    y = tiles.max((2, 4))
+    X = gs.tensor(x, requires_grad=True)
+    got = F.max_pool2d(X, 2)
+    got.backward(gs.tensor(g))
+    assert np.array_equal(got.detach().numpy(), y)
+    hit = tiles == y[:, :, None, :, None]
+    assert np.array_equal(X.grad.numpy().reshape(tiles.shape), np.where(hit, spread, 0))
+
+    X = gs.tensor(x, requires_grad=True)
+    got = F.avg_pool2d(X, 2)
+    got.backward(gs.tensor(g))
+    assert np.allclose(got.detach().numpy(), tiles.mean((2, 4)), rtol=1e-5, atol=1e-6)
+    assert np.array_equal(X.grad.numpy().reshape(tiles.shape), spread / 4)
+
+    def box(a):  # zero outside, sums of 3 x 3 neighbours
+        a = np.pad(a.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        a = a[:, :-2] + a[:, 1:-1] + a[:, 2:]
+        return a[:, :, :-2] + a[:, :, 1:-1] + a[:, :, 2:]
+
+    X = gs.tensor(x, requires_grad=True)
+    got = F.avg_pool2d(X, 3, 1, 1)
+    g = RNG.standard_normal(shape, dtype=np.float32)
+    got.backward(gs.tensor(g))
+    assert np.allclose(got.detach().numpy(), box(x) / 9, rtol=1e-5, atol=1e-6)
+    assert np.allclose(X.grad.numpy(), box(g) / 9, rtol=1e-5, atol=1e-6)
+
+    X = gs.tensor(x, requires_grad=True)
+    g = RNG.standard_normal((n, 1, 1, c), dtype=np.float32)
+    F.adaptive_avg_pool2d(X, 1).backward(gs.tensor(g))
+    assert np.allclose(X.grad.numpy(), np.broadcast_to(g / (h * w), shape), rtol=1e-6)
+
+
 def test_same_bits_on_any_number_of_threads():
     before = gs.get_num_threads()
-    for c in (3, 48):
+    for c in (1, 3, 48):
         x = RNG.standard_normal((16, 64, 64, c)).astype(np.float32)
         for fn in (
             lambda t: F.max_pool2d(t, 2),
             lambda t: F.max_pool2d(t, 3, 2, 1),
             lambda t: F.avg_pool2d(t, 3, 2, 1),
+            lambda t: F.avg_pool2d(t, 3, 1, 1),
             lambda t: F.adaptive_avg_pool2d(t, 5),
         ):
             results = []

@@ -265,6 +265,48 @@ def test_precision_of_large_rows(rng):
     )
 
 
+@pytest.mark.parametrize("classes", [3, 10, 32, 33, 50, 64, 65, 1000, 4096, 4097, 70_001])
+def test_larger_than_the_caches(classes, rng):
+    """Every way through a row, with results of more than twice a second-level cache."""
+    rows = 6_000_000 // classes
+    x = rng.standard_normal((rows, classes), dtype=np.float32) * 3
+    x[:, 0] += np.linspace(-50, 50, rows)  # the maximum comes early, late, or in between
+    x[0], x[1, classes // 2], x[2, -1] = 1.5, np.nan, -np.inf
+    dy = rng.standard_normal((rows, classes), dtype=np.float32)
+    index = rng.integers(0, classes, rows)
+    index[3], index[4], index[-1] = -100, 0, classes - 1
+    some = np.unique(np.r_[:20, rng.integers(0, rows, 200), rows - 20 : rows])
+    some = some[(some >= 0) & (some < rows)]
+    x64, g64 = x[some].astype(np.float64), dy[some].astype(np.float64)
+    ref = ref_log_softmax(x64, 1)
+    p = np.exp(ref)
+    for log in (False, True):
+        t = gs.tensor(x, requires_grad=True)
+        y = (F.log_softmax if log else F.softmax)(t)
+        y.backward(gs.tensor(dy))
+        s = g64.sum(1, keepdims=True) if log else (g64 * p).sum(1, keepdims=True)
+        want = g64 - p * s if log else p * (g64 - s)
+        np.testing.assert_allclose(y.detach().numpy()[some], ref if log else p, rtol=4e-6, atol=4e-6)
+        scale = np.abs(g64).sum(1).max()
+        np.testing.assert_allclose(t.grad.numpy()[some], want, rtol=4e-6, atol=2e-6 * (1 + scale))
+    t = gs.tensor(x, requires_grad=True)
+    loss = F.cross_entropy(t, gs.tensor(index), reduction="none")
+    loss.backward(gs.ones(rows))
+    want, d = ref_cross_entropy(x[some], index[some], None, -100, "none", 0.0)
+    np.testing.assert_allclose(loss.detach().numpy()[some], want, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(t.grad.numpy()[some], d, rtol=5e-6, atol=4e-7)
+    without = F.cross_entropy(gs.tensor(x), gs.tensor(index), reduction="none")
+    np.testing.assert_array_equal(without.numpy(), loss.detach().numpy())
+    t = gs.tensor(x[3:], requires_grad=True)
+    w = rng.random(classes).astype(np.float32)
+    loss = F.cross_entropy(t, gs.tensor(index[3:]), gs.tensor(w), -100, "none", 0.1)
+    loss.backward(gs.ones(rows - 3))
+    some = some[some >= 3]
+    want, d = ref_cross_entropy(x[some], index[some], w, -100, "none", 0.1)
+    np.testing.assert_allclose(loss.detach().numpy()[some - 3], want, rtol=5e-6, atol=5e-6)
+    np.testing.assert_allclose(t.grad.numpy()[some - 3], d, rtol=5e-6, atol=4e-7)
+
+
 def test_same_bits_on_any_number_of_threads(rng):
     x = rng.standard_normal((700, 130)).astype(np.float32)
     wide = rng.standard_normal((6, 130, 50)).astype(np.float32)
@@ -276,6 +318,12 @@ def test_same_bits_on_any_number_of_threads(rng):
     for n in (1, 2, 3):
         gs.set_num_threads(n)
         row = [F.softmax(gs.tensor(wide), 1).numpy(), F.log_softmax(gs.tensor(x)).numpy()]
+        for few in (x[:, :10].copy(), x[:, :60].copy(), x.reshape(7, 13_000)):
+            t = gs.tensor(few, requires_grad=True)
+            at = gs.tensor(np.arange(len(few)) % 7)
+            loss = F.cross_entropy(t, at)
+            loss.backward()
+            row += [loss.detach().numpy(), t.grad.numpy(), F.softmax(gs.tensor(few)).numpy()]
         for target in (index, q):
             t = gs.tensor(x, requires_grad=True)
             loss = F.cross_entropy(t, target, weight, label_smoothing=0.1)

@@ -10,6 +10,7 @@
 // function (gelu, silu, mish), forward computes both at once and saves the derivative.
 #include "activation.h"
 
+#include "simd/own.h"
 #include "simd/philox.h"
 #include "simd/vmath.h"
 
@@ -421,31 +422,47 @@ GS_INLINE void both(vf x, const Coef<vf>& k, vf* y, vf* d) {
   }
 }
 
+// kWay 0: results stay in the caches; 1: y goes past them, lines of d are asked for ahead (two
+// streams past the caches are slower); 2: both go past them
+template <int kOp, int kWay>
+GS_INLINE void slope_loop(const Coef<vf>& k, const float* x, float* y, float* d, int64_t b,
+                          int64_t e) {
+  constexpr int N = simd<float>::N;
+  int64_t i = b;
+  for (; i + N <= e; i += N) {
+    vf v = load(x + i), f, slope;
+    fetch(x + i);
+    both<kOp>(v, k, &f, &slope);
+    write<kWay != 0>(y + i, f);
+    if (kWay == 1) own(d + i);
+    write<kWay == 2>(d + i, slope);
+  }
+  if (i < e) {
+    int n = (int)(e - i);
+    vf v = load_n(x + i, n), f, slope;
+    both<kOp>(v, k, &f, &slope);
+    store_n(y + i, f, n);
+    store_n(d + i, slope, n);
+  }
+}
+
 template <int kOp>
 void slope_runs(const ActivationParams& p, void* const* buf, const Ctx* ctx) {
-  constexpr int N = simd<float>::N;
   const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
   const float* x = (const float*)buf[0];
   float *y = (float*)buf[1], *d = (float*)buf[2];
+  const int64_t bytes = p.n * (int64_t)sizeof(float);
   const bool stream = past_caches<float>(ctx, p.n, y, x) && past_caches<float>(ctx, p.n, d, x);
+  // a cache shared by the cores is taken to hold what is less than eight times the threshold
+  const int way = !stream ? 0 : bytes / 8 < ctx->stream ? 1 : 2;
   for (int64_t b = ctx->tid * kRun; b < p.n; b += ctx->nt * kRun) {
-    int64_t i = b, e = b + kRun < p.n ? b + kRun : p.n;
-    for (; i + N <= e; i += N) {
-      vf v = load(x + i);
-      fetch(x + i);
-      vf f, slope;
-      both<kOp>(v, k, &f, &slope);
-      write(stream, y + i, f);
-      write(stream, d + i, slope);
-    }
-    if (i < e) {
-      int n = (int)(e - i);
-      vf v = load_n(x + i, n);
-      vf f, slope;
-      both<kOp>(v, k, &f, &slope);
-      store_n(y + i, f, n);
-      store_n(d + i, slope, n);
-    }
+    int64_t e = b + kRun < p.n ? b + kRun : p.n;
+    if (way == 0)
+      slope_loop<kOp, 0>(k, x, y, d, b, e);
+    else if (way == 1)
+      slope_loop<kOp, 1>(k, x, y, d, b, e);
+    else
+      slope_loop<kOp, 2>(k, x, y, d, b, e);
   }
   if (stream) write_fence();
 }

@@ -18,6 +18,7 @@
 
 #include <string.h>
 
+#include "simd/own.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -118,15 +119,6 @@ GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step)
   if (bytes < ctx->stream) return kPlain;
   return streams(ctx, bytes, p, step) ? kPast : kOwn;
 }
-// Asks for the line that a row of stores reaches 2 KB further on.
-GS_INLINE void own(void* p) {
-#if defined(__AVX2__)
-  asm volatile("prefetchw %0" : : "m"(*((const char*)p + 2048)));
-#else
-  __builtin_prefetch((const char*)p + 2048, 1);
-#endif
-}
-
 // Rows a task takes, of `rows` rows of `bytes` bytes.
 GS_INLINE int64_t rows_per_task(int64_t rows, int64_t bytes) {
   int64_t r = bytes > 0 ? 65536 / bytes : rows;

@@ -2,9 +2,10 @@
 // square).
 //
 // Forward: a row is read once from memory; mean, then sums of x - c and (x - c)^2 with c the
-// rounded mean (so the variance is exact even when mean / std is large), then y, the last two from
-// the first-level cache. Backward: sums of dy g and dy g xhat, then dx, and in the same pass dgamma
-// and dbeta of a chunk of rows, four rows at a time; chunks are added in order at the end.
+// rounded mean (so the variance is exact even when mean / std is large), then y, while the next row
+// is fetched: the first two sweeps find it in the first-level cache. Backward: sums of dy g and dy
+// g xhat in one sweep, then dx, and in the same pass dgamma and dbeta of a chunk of rows, four rows
+// at a time; chunks are added in order at the end.
 //
 // Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows.
 // Sums run in 64 logical lanes over blocks of 4096 columns, blocks are added in double: the same
@@ -34,8 +35,6 @@ struct Row {
   using V = typename simd<T>::V;
   static constexpr int N = simd<T>::N;
   static constexpr int L = 64 / N;  // vectors of 64 lanes
-  typedef T V8 __attribute__((vector_size(8 * sizeof(T))));
-  typedef T V4 __attribute__((vector_size(4 * sizeof(T))));
 
   // The sum of 64 lanes: halves folded 32, 16, ..., 1.
   static GS_MEMBER T fold(V (&v)[L]) {
@@ -43,24 +42,7 @@ struct Row {
     for (int h = L / 2; h > 0; h /= 2)
 #pragma GCC unroll kUnroll
       for (int i = 0; i < h; ++i) v[i] += v[i + h];
-    T a[N];
-    memcpy(a, &v[0], sizeof a);
-    if (N == 16) {
-      V8 lo, hi;
-      memcpy(&lo, a, sizeof lo);
-      memcpy(&hi, a + N / 2, sizeof hi);
-      lo += hi;
-      memcpy(a, &lo, sizeof lo);
-    }
-    if (N >= 8) {
-      V4 lo, hi;
-      memcpy(&lo, a, sizeof lo);
-      memcpy(&hi, a + 4, sizeof hi);
-      lo += hi;
-      memcpy(a, &lo, sizeof lo);
-    }
-    if (N >= 4) return (a[0] + a[2]) + (a[1] + a[3]);
-    return a[0] + a[1];
+    return hsum(v[0]);
   }
 
   // Sum over the columns of f(j, n): a vector for columns j .. j + n, lanes past n zero.
@@ -106,29 +88,30 @@ struct Row {
     return n == N ? v : (iota<T>() < set1((typename simd<T>::S)n) ? v : V{});
   }
 
-  // Sums of x - c and (x - c)^2 over the columns, in the order of sum().
-  static GS_MEMBER void moments(const T* x, int64_t cols, V c, double* first, double* second) {
+  // Two sums over the columns, in the order of sum(): f(j, n, &a, &b) gives their vectors.
+  template <class F>
+  static GS_MEMBER void sums(int64_t cols, double* first, double* second, F f) {
     *first = *second = 0;
     for (int64_t b = 0; b < cols; b += kBlock) {
       int64_t e = b + kBlock < cols ? b + kBlock : cols, j = b;
-      V s[L], q[L];
+      V s[L], q[L], u, v;
 #pragma GCC unroll kUnroll
       for (int i = 0; i < L; ++i) s[i] = q[i] = V{};
       for (; j + 64 <= e; j += 64)
 #pragma GCC unroll kUnroll
         for (int i = 0; i < L; ++i) {
-          V v = load(x + j + i * N) - c;
-          s[i] += v;
-          q[i] += v * v;
+          f(j + i * N, N, &u, &v);
+          s[i] += u;
+          q[i] += v;
         }
       if (j < e)
 #pragma GCC unroll kUnroll
         for (int i = 0; i < L; ++i) {
           int64_t n = e - j - i * N;
           if (n <= 0) continue;
-          V v = keep(get(x + j + i * N, n < N ? (int)n : N) - c, n < N ? (int)n : N);
-          s[i] += v;
-          q[i] += v * v;
+          f(j + i * N, n < N ? (int)n : N, &u, &v);
+          s[i] += u;
+          q[i] += v;
         }
       *first += (double)fold(s);
       *second += (double)fold(q);
@@ -153,21 +136,19 @@ struct Row {
     if (RMS) {
       var = sum(cols,
                 [=](int64_t j, int n) {
-                  fetch(x + j);
                   V v = get(x + j, n);
                   return v * v;
                 }) /
             (double)cols;
     } else {
-      mean = sum(cols,
-                 [=](int64_t j, int n) {
-                   fetch(x + j);
-                   return get(x + j, n);
-                 }) /
-             (double)cols;
+      mean = sum(cols, [=](int64_t j, int n) { return get(x + j, n); }) / (double)cols;
       V c = set1((T)mean);
       double d;
-      moments(x, cols, c, &d, &var);
+      sums(cols, &d, &var, [=](int64_t j, int n, V* a, V* b) {
+        V v = keep(get(x + j, n) - c, n);
+        *a = v;
+        *b = v * v;
+      });
       d /= (double)cols;
       var = var / (double)cols - d * d;
       mean = (double)(T)mean + d;
@@ -178,15 +159,22 @@ struct Row {
     return make(stats[0], stats[1]);
   }
 
+  // How far ahead of the last sweep over rows of n elements in all the next ones are fetched.
+  static GS_MEMBER int64_t next_rows(int64_t n) {
+    const int64_t ahead = kAhead / (int64_t)sizeof(T);
+    return n > ahead ? n : ahead;
+  }
   template <bool RMS, bool G, bool B>
   static void forward_rows(const RowNormParams& p, bool stream, int64_t r0, int64_t r1, const T* x,
                            const T* gamma, const T* beta, T* y, double* stats) {
+    const int64_t ahead = next_rows(p.cols);
     for (int64_t r = r0; r < r1; ++r) {
       const T* in = x + r * p.cols;
       T* out = y + r * p.cols;
       Stat s = row_stat<RMS>(in, p.cols, p.eps, stats + 2 * r);
       V c = set1(s.c), rs = set1(s.rs), off = set1(s.off);
       auto step = [=](int64_t j, int n) {
+        __builtin_prefetch(in + j + ahead);
         V v = RMS ? get(in + j, n) * rs : fma(get(in + j, n) - c, rs, off);
         if (G && B)
           v = fma(v, get(gamma + j, n), get(beta + j, n));
@@ -244,16 +232,19 @@ struct Row {
                                                   const T* gamma, Grad* s) {
     const Grad q = *s;
     auto dyg = [=](int64_t j, int n) {
-      fetch(dy + j);
       return G ? get(dy + j, n) * get(gamma + j, n) : get(dy + j, n);
     };
-    if (!RMS) s->m1 = set1((T)(sum(cols, dyg) / (double)cols));
-    s->m2 = set1((T)(sum(cols,
-                         [=](int64_t j, int n) {
-                           fetch(x + j);
-                           return dyg(j, n) * xhat<RMS>(get(x + j, n), q);
-                         }) /
-                     (double)cols));
+    double first = 0, second;
+    if (RMS)
+      second = sum(cols, [=](int64_t j, int n) { return dyg(j, n) * xhat<RMS>(get(x + j, n), q); });
+    else
+      sums(cols, &first, &second, [=](int64_t j, int n, V* a, V* b) {
+        V g = dyg(j, n);
+        *a = g;
+        *b = g * xhat<RMS>(get(x + j, n), q);
+      });
+    s->m1 = set1((T)(first / (double)cols));
+    s->m2 = set1((T)(second / (double)cols));
   }
   // R rows from x, dy (ld = cols): dx and sums of dgamma, dbeta
   template <bool RMS, bool G, int R>
@@ -270,10 +261,13 @@ struct Row {
       s[r].m1 = s[r].m2 = V{};
       if (dx) row_means<RMS, G>(cols, dy + r * cols, x + r * cols, gamma, &s[r]);
     }
+    const int64_t ahead = next_rows(R * cols);
     auto step = [&](int64_t j, int n) {
       V g = G ? get(gamma + j, n) : V{}, a[R], b[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(dy + r * cols + j + ahead);
+        __builtin_prefetch(x + r * cols + j + ahead);
         b[r] = get(dy + r * cols + j, n);
         V h = xhat<RMS>(get(x + r * cols + j, n), s[r]);
         a[r] = b[r] * h;
