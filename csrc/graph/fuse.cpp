@@ -372,12 +372,14 @@ struct Fuser {
     bool plain = p.act == kActNone && !p.after && !p.accumulate && p.m * p.n * p.batch == n;
     return plain ? k : -1;
   }
-  // Lets `op`, a product, do what activation q says to each piece of its result.
-  static void set_piece(RecordedOp* op, PieceKind kind, const ActivationParams& q) {
+  // Lets `op`, a product, do what activation q says to each piece of its result, with `other`.
+  static void set_piece(RecordedOp* op, PieceKind kind, const ActivationParams& q,
+                        RecordedBuffer other) {
     static const Kernel piece("activation_piece");
     MatmulParams& p = *(MatmulParams*)op->params.data();
     p.after = piece.get(kF32)->run;
     p.piece = PieceParams{0, 0, 0, q.op, kind, q.a, q.b, q.c};
+    op->buffers.push_back(other);
   }
 
   // matmul, activation -> matmul. Where backward needs the input or the derivative, the product
@@ -395,10 +397,10 @@ struct Fuser {
     bool alone = all.size() == 1;
     RecordedOp op = ops[(size_t)product];
     op.buffers.back() = y;
+    const RecordedBuffer none{-1, 0, kRead}, input{x.object, x.offset, kWrite};
     if (slope) {
       if (!alone) return;
-      set_piece(&op, kPieceSlope, q);
-      op.buffers.push_back(buffer(k, 2));
+      set_piece(&op, kPieceSlope, q, buffer(k, 2));
     } else if (bits) {
       // backward looks at the output instead: the same where that has the sign of the input
       RecordedBuffer kept = buffer(k, 2);
@@ -409,9 +411,9 @@ struct Fuser {
         back = all[0].op;
         if (!is(back, "activation_mask_backward")) return;
       }
-      set_piece(&op, kPieceValue, q);
+      set_piece(&op, kPieceValue, q, none);
     } else if (alone) {
-      set_piece(&op, kPieceValue, q);
+      set_piece(&op, kPieceValue, q, none);
     } else {
       for (const Use& u : all)
         if (u.op != k) back = u.op;
@@ -421,9 +423,7 @@ struct Fuser {
                   params<ActivationParams>(back).op == q.op && same(buffer(back, 1), x) &&
                   !same(buffer(back, 0), x);
       if (!both || !once) back = -1;
-      set_piece(&op, back >= 0 ? kPieceSlope : kPieceInput, q);
-      op.buffers.push_back(x);
-      op.buffers.back().access = kWrite;
+      set_piece(&op, back >= 0 ? kPieceSlope : kPieceInput, q, input);
     }
     if (!clear(op, product, k)) return;
     if (back >= 0) {
@@ -457,8 +457,7 @@ struct Fuser {
       return;
     RecordedOp op = ops[(size_t)product];
     op.buffers.back() = dx;
-    op.buffers.push_back(saved);
-    set_piece(&op, kPieceGrad, q);
+    set_piece(&op, kPieceGrad, q, saved);
     if (!clear(op, product, k)) return;
     changed(op, "with the gradient of the activation");
     ops[(size_t)k] = op;
@@ -485,8 +484,7 @@ struct Fuser {
     if (product < 0) return;
     RecordedOp op = ops[(size_t)product];
     op.buffers.back() = sum;
-    op.buffers.push_back(buffer(k, 1 - side));
-    set_piece(&op, kPieceSum, ActivationParams{});
+    set_piece(&op, kPieceSum, ActivationParams{}, buffer(k, 1 - side));
     if (!clear(op, product, k)) return;
     changed(op, "with the sum behind it");
     ops[(size_t)k] = op;

@@ -111,8 +111,10 @@ struct Cell {
   T *first, *other;           // C and what lies beside it, from their starts
 };
 
-// c (rows, cols) is made and, when that is done, goes through MatmulParams::after: a panel of a
-// group of rows at a time, because the functions take a while to get going.
+// c (rows, cols) is made and, when that is done, goes through MatmulParams::after: a few tiles at a
+// time, because the functions take a while to get going, and no more, because rows that are 4 KB
+// apart share few sets of the caches.
+constexpr int64_t kAfterRows = 24;
 template <class T>
 GS_INLINE void fetch_after(const Cell<T>& x, const T* c, int64_t rows, int64_t cols) {
   const char* row = (const char*)(x.other + (c - x.first));
@@ -322,6 +324,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
           g.flags = flags;
           const int la = s.pack_a ? kSliverA : x.acs == 1 ? kRowsA : kAnyA;
           int lb = packing ? kPackB : packed ? kPanelB : cols == width ? kRowsB : kAnyB;
+          int64_t ready = 0;  // rows that went through `after`
           for (int64_t i = 0; i < rows;) {
             int r = tile_rows(height, rows - i, !s.pack_a);
             if (s.pack_a) {
@@ -370,10 +373,12 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
               lb = kPanelB;
             }
             i += r;
-          }
-          if (after) {
-            int64_t i = s.turned ? jc + v * N : mg, j = s.turned ? mg : jc + v * N;
-            run_after(x, x.c + i * x.ldc + j, s.turned ? cols : rows, s.turned ? rows : cols);
+            if (after && (i - ready >= kAfterRows || i >= rows)) {
+              T* c = s.turned ? x.c + (jc + v * N) * x.ldc + mg + ready
+                              : x.c + (mg + ready) * x.ldc + jc + v * N;
+              run_after(x, c, s.turned ? cols : i - ready, s.turned ? i - ready : cols);
+              ready = i;
+            }
           }
           v += nv;
         }
