@@ -292,9 +292,10 @@ struct Pool {
     }
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
-      if (none) {  // ReLU: of the maximum, which is the maximum of ReLU
-        at[v] = best[v] <= floor ? set1((S)none) : at[v];
-        best[v] = max(floor, best[v]);
+      if (none) {  // the maximum of ReLU is that of x, or the first zero, which has its own sign
+        auto dead = best[v] <= floor;
+        at[v] = dead ? set1((S)none) : at[v];
+        best[v] = dead ? max(floor, get<FULL>(q + v * N, n)) : best[v];
       }
       put<FULL>(y + v * N, best[v], n);
       if (index) put_index<FULL>(index + v * N, at[v], n);
@@ -664,8 +665,10 @@ struct Pool {
             break;
           best = over(best, div, 1 / div);
         } else if (p.relu) {
-          tap = best <= V{} ? set1((S)(p.kh * p.kw)) : tap;
-          best = max(V{}, best);
+          auto dead = best <= V{};
+          const T* r = q + a0 * p.dh * line;
+          tap = dead ? set1((S)(p.kh * p.kw)) : tap;
+          best = dead ? max(V{}, apart ? pick(load(r), load(r + N), at) : load(r)) : best;
         }
         if (n == N) {
           store(y + j * c, best);
