@@ -114,16 +114,8 @@ struct Fuser {
       for (const RecordedOp& next : follows[(size_t)k])
         if (conflict(op, next)) return false;
       if (dead[(size_t)k] || k == but) continue;
-      if ((ops[(size_t)k].check && !early(k)) || conflict(op, ops[(size_t)k])) return false;
+      if (ops[(size_t)k].check || conflict(op, ops[(size_t)k])) return false;
     }
-    return true;
-  }
-  // Whether check k looks at what no call before it writes: it is made before anything runs.
-  bool early(int k) const {
-    const int object = ops[(size_t)k].buffers[0].object;
-    if (objects[(size_t)object].home == Home::kArena) return false;
-    for (const Use& u : uses[(size_t)object])
-      if (u.write && u.op < k) return false;
     return true;
   }
   static bool conflict(const RecordedOp& a, const RecordedOp& b) {

@@ -47,6 +47,8 @@ PASSES = {
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
 }
 
+# Right, but no gain on the machines measured (docs/performance.md): on only where asked for.
+_UNPAID = ("bias_activation", "activation_gradient")
 _MAX_PROGRAMS = 16
 _MAX_FAILURES = 3
 _verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
@@ -708,8 +710,10 @@ def _sign(x: Any) -> Any:
 
 
 def _options(passes: Any) -> dict[str, bool]:
-    chosen = dict.fromkeys(PASSES, True)
-    if passes is None or passes is True:
+    if passes is True:
+        return dict.fromkeys(PASSES, True)
+    chosen = {name: name not in _UNPAID for name in PASSES}
+    if passes is None:
         return chosen
     if passes is False:
         return dict.fromkeys(PASSES, False)
@@ -730,8 +734,8 @@ def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = 
     fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists and dicts
     of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
     the modules, grad mode, threads, autocast) runs `fn`, two record it, later ones replay, to the same bits.
-    passes: names of the optimisations to use (`gs.core.capture.PASSES`), a dict of switches, None for
-    all. fallback: run eagerly, with one warning, instead of raising when `fn` cannot be captured.
+    passes: names of the optimisations to use (`gs.core.capture.PASSES`), a dict of switches, True for
+    all, None for those that paid where they were measured. fallback: run eagerly, with one warning, instead of raising when `fn` cannot be captured.
 
     Raises CaptureError, while recording, where `fn` reads values on the host (`item()`, `numpy()`,
     `bool()`, printing): the message names the line. Works as a decorator too.
