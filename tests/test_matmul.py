@@ -426,6 +426,36 @@ def test_special_products(rng):
         assert gs.gradcheck(fn, args)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_of_few_rows(rng, dtype):
+    """Rows of x and of the weights are summed along k: bias, ReLU and sums that are added to, odd widths."""
+    for m in range(1, 10):
+        for n in (1, 2, 4, 5, 7, 8, 9, 15, 16, 17, 64, 67, 130):
+            for depth in (1, 15, 16, 17, 100):
+                x, w, b = (
+                    ints(rng, (m, depth), dtype),
+                    ints(rng, (n, depth), dtype),
+                    ints(rng, n, dtype),
+                )
+                want = exact(x, w.T) + b
+                got = [k.linear(x, w, b, act) for act in (0, 1)]
+                assert (got[0] == want).all() and (got[1] == np.maximum(want, 0)).all(), (
+                    m,
+                    n,
+                    depth,
+                )
+                out = ints(rng, (m, n), dtype)
+                more = exact(x, w.T) + out
+                k.matmul_out(out, x, w, tb=True, accumulate=True)
+                assert (out == more).all(), (m, n, depth)
+    x, w = (rng.standard_normal(s).astype(dtype) for s in ((5, 40), (70, 40)))
+    gs.set_num_threads(1)
+    want = k.linear(x, w)
+    for threads in (2, 3):
+        gs.set_num_threads(threads)
+        assert (k.linear(x, w) == want).all()
+
+
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
 def test_bilinear(rng, lead):
     x, y, w, b = t64(rng, *lead, 3), t64(rng, *lead, 2), t64(rng, 5, 3, 2), t64(rng, 5)

@@ -209,6 +209,29 @@ def test_formula_float32(name, fn, rule, shared):
             assert np.sqrt((mine**2).mean()) <= 1.5 * np.sqrt((theirs**2).mean()) + 0.1 * ulp
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_extreme_gradients(eps, amsgrad):
+    """Zeros, the smallest and largest numbers and what is not finite, beside each other in a vector."""
+    tiny, large = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
+    g = np.array([0, 1, np.inf, -np.inf, np.nan, tiny, large, 1e-18, -1e18, 0, 3e-20], np.float32)
+    g = np.tile(g, 5)
+    p = gs.tensor(np.ones_like(g), requires_grad=True)
+    opt = optim.Adam([p], lr=0.125, eps=eps, amsgrad=amsgrad)
+    want, m, v, top = (np.full(g.shape, c, np.float32) for c in (1, 0, 0, 0))
+    one = np.float32(1)
+    with np.errstate(all="ignore"):
+        for t in (1, 2):
+            p.grad = gs.tensor(g)
+            opt.step()
+            m = np.float32(0.9) * m + np.float32(1 - 0.9) * g
+            v = np.float32(0.999) * v + np.float32(1 - 0.999) * g * g
+            top = np.maximum(top, v)
+            d = np.sqrt(top if amsgrad else v) * (one / np.float32(np.sqrt(1 - 0.999**t)))
+            want = want - np.float32(0.125 / (1 - 0.9**t)) * (m / (d + np.float32(eps)))
+            np.testing.assert_allclose(p.data, want, rtol=2e-5, err_msg=f"step {t}")
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
 def test_penalties(name):
     """l1 beside weight_decay: the elastic penalty's gradient."""

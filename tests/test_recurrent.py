@@ -256,6 +256,31 @@ def test_same_bits_on_any_number_of_threads(rng, kind, batch, hidden):
         assert all((a == b).all() for a, b in zip(seen[0], other))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("batch, hidden, steps", [(1, 5, 1), (1, 256, 4), (9, 33, 5), (40, 100, 6)])
+def test_inference_gives_the_bits_of_training(rng, kind, batch_first, batch, hidden, steps):
+    """Without a backward neither gates nor states are kept; states of two steps take turns."""
+    layer = make(kind, 7, hidden, num_layers=2, bidirectional=True, batch_first=batch_first)
+    shape = (batch, steps, 7) if batch_first else (steps, batch, 7)
+    x = gs.tensor(rng.standard_normal(shape).astype(np.float32))
+    h = gs.tensor(rng.standard_normal((4, batch, hidden)).astype(np.float32))
+    states = (None, (h, h + 1.0) if kind == "LSTM" else h)
+    before = gs.get_num_threads()
+    try:
+        for state in states:
+            want, last = layer(x, state)
+            for n in (1, 2, 3):
+                gs.set_num_threads(n)
+                with gs.no_grad():
+                    got, end = layer(x, state)
+                assert (got.numpy() == want.detach().numpy()).all()
+                for a, b in zip(end, last):
+                    assert (a.numpy() == b.detach().numpy()).all()
+    finally:
+        gs.set_num_threads(before)
+
+
 def test_cells_are_one_step(rng):
     x = gs.tensor(rng.standard_normal((3, 4)).astype(np.float32))
     for kind, cell_cls in (("LSTM", nn.LSTMCell), ("GRU", nn.GRUCell), ("RNN", nn.RNNCell)):

@@ -90,9 +90,10 @@ Buffer shifted(const Array& a, int64_t elements, Access access) {
 
 // gates: the input part, changed to the activated gates. out: (..., directions * H), written from
 // column direction * H on. Returns (hprev, aux or None); hn, cn (directions, B, H) are written.
+// keep: for a backward; otherwise what is left in gates, hprev and aux means nothing.
 py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, py::handle h0_h,
                   py::handle c0_h, py::handle sizes_h, bool batch_first, int64_t direction,
-                  py::handle out_h, py::handle hn_h, py::handle cn_h) {
+                  py::handle out_h, py::handle hn_h, py::handle cn_h, bool keep) {
   const char* op = name_of(mode);
   Array gates = array_out(gates_h, op, "gates"), w = array_dense(w_h, op, "weight_hh"),
         b = array_optional(b_h, op, "bias_hh"), o = array_out(out_h, op, "output"),
@@ -121,15 +122,17 @@ py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, 
   if (!good)
     value_error(op, "internal arrays do not fit: gates " + gates.shape_text() + ", output " +
                         o.shape_text() + ", h_n " + hn.shape_text());
-  Array hprev = array_new(t, {s.rows, H}), aux;
-  if (mode <= kGru) aux = array_new(t, {s.rows, H});
+  s.p.pair = !keep && !s.sizes.present();
+  int64_t states = s.p.pair ? 2 * s.p.batch : s.rows;
+  Array hprev = array_new(t, {states, H}), aux;
+  if (mode == kLstm || (mode == kGru && !s.p.pair)) aux = array_new(t, {states, H});
   int64_t state = direction * s.p.batch * H;
   if (s.rows)
     run(forward_kernel, t, s.p,
         {inout(gates), in(w), in(b), in(h0), in(c0), in(s.sizes), shifted(o, direction * H, kWrite),
          out(hprev), out(aux), shifted(hn, state, kWrite),
          mode == kLstm ? shifted(cn, state, kWrite) : out(Array())});
-  return py::make_tuple(result(hprev), mode <= kGru ? py::object(result(aux)) : py::none());
+  return py::make_tuple(result(hprev), aux.present() ? py::object(result(aux)) : py::none());
 }
 
 // Returns (dgates, dhidden, dh0 or None, dc0 or None); dhidden is dgates but for GRU.
@@ -184,8 +187,9 @@ void bind_recurrent(py::module_& m) {
   m.def(
       "recurrent", &forward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"), py::arg("b_hh"),
       py::arg("h0"), py::arg("c0"), py::arg("sizes"), py::arg("batch_first"), py::arg("direction"),
-      py::arg("out"), py::arg("hn"), py::arg("cn"),
-      "(hprev, aux): one direction of a layer over all steps; mode 0 LSTM, 1 GRU, 2 tanh, 3 relu.");
+      py::arg("out"), py::arg("hn"), py::arg("cn"), py::arg("keep") = true,
+      "(hprev, aux): one direction of a layer over all steps; mode 0 LSTM, 1 GRU, 2 tanh, 3 relu. "
+      "keep: for a backward, which reads the activated gates and the states.");
   m.def("recurrent_backward", &backward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"),
         py::arg("sizes"), py::arg("batch_first"), py::arg("direction"), py::arg("hprev"),
         py::arg("aux"), py::arg("dout"), py::arg("dhn"), py::arg("dcn"), py::arg("need_h0"),

@@ -109,6 +109,11 @@ struct Rows {
     return sizes ? starts[t] + b : t * p.row_t + b * p.row_b;
   }
   GS_MEMBER int64_t stride() const { return sizes ? 1 : p.row_b; }
+  // Where the state before a step is kept.
+  GS_MEMBER int64_t state(int64_t t, int64_t b) const {
+    return p.pair ? (t & 1) * p.batch + b : at(t, b);
+  }
+  GS_MEMBER int64_t state_stride() const { return p.pair ? 1 : stride(); }
   GS_MEMBER int64_t before(int64_t t) const { return p.reverse ? t + 1 : t - 1; }
   GS_MEMBER int64_t after(int64_t t) const { return p.reverse ? t - 1 : t + 1; }
 };
@@ -210,9 +215,9 @@ __attribute__((noinline)) void update(const RecurrentParams& p, const Layout<T>&
   const int64_t H = p.hidden, GH = gate_count(p.mode) * H;
   const int64_t tn = rows.after(t), next_count = rows.count(tn);
   for (int64_t i = 0; i < m; ++i) {
-    int64_t b = b0 + i, row = rows.at(t, b);
+    int64_t b = b0 + i, row = rows.at(t, b), now = rows.state(t, b);
     bool more = b < next_count;
-    int64_t next = more ? rows.at(tn, b) : 0;
+    int64_t next = more ? rows.state(tn, b) : 0;
     T* to_h = more ? f.hprev + next * H : f.hn + b * H;
     const T* acc = part + i * s.width;
     T* g = f.gates + row * GH;
@@ -229,12 +234,14 @@ __attribute__((noinline)) void update(const RecurrentParams& p, const Layout<T>&
         }
         V in = gate_sigmoid(x[0]), forget = gate_sigmoid(x[1]), cand = gate_tanh(x[2]),
           o = gate_sigmoid(x[3]);
-        V c = fma(forget, ln.get(f.aux + row * H + u), in * cand);
+        V c = fma(forget, ln.get(f.aux + now * H + u), in * cand);
         h = o * gate_tanh(c);
-        ln.put(g + u, in);
-        ln.put(g + H + u, forget);
-        ln.put(g + 2 * H + u, cand);
-        ln.put(g + 3 * H + u, o);
+        if (!p.pair) {
+          ln.put(g + u, in);
+          ln.put(g + H + u, forget);
+          ln.put(g + 2 * H + u, cand);
+          ln.put(g + 3 * H + u, o);
+        }
         ln.put((more ? f.aux + next * H : f.cn + b * H) + u, c);
       } else if (p.mode == kGru) {
         V bias[3] = {};
@@ -246,16 +253,18 @@ __attribute__((noinline)) void update(const RecurrentParams& p, const Layout<T>&
         V z = gate_sigmoid(load(acc + N) + bias[1] + ln.get(g + H + u));
         V hidden = load(acc + 2 * N) + bias[2];
         V n = gate_tanh(fma(r, hidden, ln.get(g + 2 * H + u)));
-        h = fma(z, ln.get(f.hprev + row * H + u) - n, n);
-        ln.put(g + u, r);
-        ln.put(g + H + u, z);
-        ln.put(g + 2 * H + u, n);
-        ln.put(f.aux + row * H + u, hidden);
+        h = fma(z, ln.get(f.hprev + now * H + u) - n, n);
+        if (!p.pair) {
+          ln.put(g + u, r);
+          ln.put(g + H + u, z);
+          ln.put(g + 2 * H + u, n);
+          ln.put(f.aux + row * H + u, hidden);
+        }
       } else {
         V x = load(acc + v) + ln.get(g + u);
         if (f.b_hh) x += ln.get(f.b_hh + u);
         h = p.mode == kRnnTanh ? gate_tanh(x) : max(V{}, x);
-        ln.put(g + u, h);
+        if (!p.pair) ln.put(g + u, h);
       }
       ln.put(f.out + row * p.out_row + u, h);
       ln.put(to_h + u, h);
@@ -272,9 +281,9 @@ GS_INLINE void ask_forward(const RecurrentParams& p, const Layout<T>& s, const R
   const int64_t units = least(s.units, H - u0);
   for (int64_t b = b0; b < b0 + m; ++b) {
     int64_t row = rows.at(t, b);
-    for (int64_t k = 0; k < G; ++k) ask(f.gates + (row * G + k) * H + u0, units, true);
+    for (int64_t k = 0; k < G; ++k) ask(f.gates + (row * G + k) * H + u0, units, !p.pair);
     ask(f.out + row * p.out_row + u0, units, true);
-    if (b < next) {
+    if (b < next && !p.pair) {
       ask(f.hprev + rows.at(tn, b) * H + u0, units, true);
       if (p.mode == kLstm) ask(f.aux + rows.at(tn, b) * H + u0, units, true);
     }
@@ -310,7 +319,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t b = rows.count(rows.before(t)) + ctx->tid; b < rows.count(t); b += ctx->nt)
       for (int64_t u = 0; u < H; u += N) {
         Lanes<T> ln{(int)least(N, H - u)};
-        int64_t at = rows.at(t, b) * H + u;
+        int64_t at = rows.state(t, b) * H + u;
         ln.put(f.hprev + at, f.h0 ? ln.get(f.h0 + b * H + u) : zero<T>());
         if (p.mode == kLstm) ln.put(f.aux + at, f.c0 ? ln.get(f.c0 + b * H + u) : zero<T>());
       }
@@ -321,12 +330,12 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t t = p.reverse ? p.steps - 1 - step : step;
     Share mine(ctx, by_rows, p.batch, rows.count(t), s.panels, s.height);
     bool fresh = step == 0 && !f.h0;
-    const T* h = f.hprev + rows.at(t, 0) * H;
+    const T* h = f.hprev + rows.state(t, 0) * H;
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       int64_t x = mine.panel(item), i = item % mine.tiles, b0 = mine.row(i),
               m = mine.row(i + 1) - b0;
       ask_forward(p, s, rows, f, t, b0, m, x * s.units);
-      block_product(h + b0 * rows.stride() * H, rows.stride() * H, (int64_t)1, m,
+      block_product(h + b0 * rows.state_stride() * H, rows.state_stride() * H, (int64_t)1, m,
                     packed + x * s.depth * s.width, s.width, (int64_t)s.nvec,
                     fresh ? (int64_t)0 : s.depth, part, s.width, false);
       update(p, s, rows, f, t, b0, m, x * s.units, part);

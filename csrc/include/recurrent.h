@@ -24,7 +24,9 @@ struct RecurrentParams {
   int64_t row_t, row_b, out_row;
   int32_t mode, reverse;
   int32_t members;  // threads that may come, never changes the result
-  int64_t l2;       // bytes of second cache a core has, neither
+  int32_t pair;  // forward of dense rows without a backward: gates stay the input part, and hprev
+                 // and aux (LSTM only) are (2, batch, H), the states before even and odd steps
+  int64_t l2;    // bytes of second cache a core has, neither
 };
 
 }  // namespace gs

@@ -101,12 +101,8 @@ __attribute__((noinline)) void pack_transposed(const T* from, int64_t ld, int64_
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) store(q + i * width, v[i]);
       } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) v[i] = i < rows ? load_n(p + i * ld, left) : V{};
-        transpose<T>(v);
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i)
-          if (i < left) store(q + i * width, v[i]);
+        for (int i = 0; i < left; ++i)
+          for (int r = 0; r < N; ++r) q[i * width + r] = r < rows ? p[r * ld + i] : (T)0;
       }
     }
   }

@@ -200,8 +200,14 @@ struct Kernel {
   static void forward_coef(const ChannelNormParams& p, const Cut& cut, const double* stats,
                            const T* gamma, const T* beta, T* coef, int64_t c0, int64_t c1) {
     int64_t ld = cut.padded(), c = p.channels, per = c / p.groups;
-    for (int64_t j = c0; j < c1; ++j) {
-      double mean = stats[j / per * 2], rstd = stats[j / per * 2 + 1];
+    double mean = 0, rstd = 0;
+    for (int64_t j = c0, left = 0, g = c0 / per; j < c1; ++j, --left) {
+      if (left == 0) {  // the first channel of group g; c0 is one
+        mean = stats[g * 2];
+        rstd = stats[g * 2 + 1];
+        left = per;
+        ++g;
+      }
       T hi = (T)mean;
       T a = (T)((gamma ? (double)gamma[j] : 1.0) * rstd);
       T b = (T)((beta ? (double)beta[j] : 0.0) - (mean - (double)hi) * (double)a);
@@ -245,15 +251,22 @@ struct Kernel {
         }
       }
       if (per > 1) {
-        // channels of a group: merged one by one behind those already there
+        // channels of a group have one count: their mean and squares together, then behind those
+        // that are already there
         int64_t g = j0 / per, before = j0 - g * per;
         double* st = stats + g * 2;
-        double n0 = total * (double)before, gm = before ? st[0] : 0, gq = before ? st[1] : 0;
+        double gm = 0, gq = 0, n0 = total * (double)m;
+        for (int64_t j = 0; j < m; ++j) gm += mean[j];
+        gm /= (double)m;
         for (int64_t j = 0; j < m; ++j) {
-          double d = mean[j] - gm, n1 = n0 + total;
-          gm += d * (total / n1);
-          gq += m2[j] + d * d * (n0 * total / n1);
-          n0 = n1;
+          double d = mean[j] - gm;
+          gq += m2[j] + total * d * d;
+        }
+        if (before) {
+          double nb = total * (double)before, d = gm - st[0];
+          gq += st[1] + d * d * (nb * n0 / (nb + n0));
+          gm = st[0] + d * (n0 / (nb + n0));
+          n0 += nb;
         }
         st[0] = gm;
         st[1] = gq;

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.autograd import Node, apply
+from ..core.autograd import Node, _wants, apply
 from ..core.tensor import Tensor
 
 __all__: list[str] = []
@@ -108,6 +108,8 @@ def recurrent_layer(
     hn = k.empty((D, B, H), name)
     cn = k.empty((D, B, H), name) if mode == LSTM else None
     data = x.data
+    inputs = (x, h0, c0 if mode == LSTM else None, *weights)
+    keep = _wants(inputs) is not None
     kept: list[Any] = []
     for d in range(D):
         w, u, b, c = weights[4 * d : 4 * d + 4]
@@ -116,11 +118,10 @@ def recurrent_layer(
         hprev, aux = k.recurrent(
             mode, gates, u.data, None if c is None else c.data,
             None if h0 is None else h0.data[d], None if c0 is None else c0.data[d], sizes,
-            batch_first, d, out, hn, cn,
+            batch_first, d, out, hn, cn, keep,
         )  # fmt: skip
         kept += [gates, hprev, hprev if aux is None else aux]  # RNN has no third
     outs = (out, hn, cn) if mode == LSTM else (out, hn)
-    inputs = (x, h0, c0 if mode == LSTM else None, *weights)
     saved: list[Any] = [x]
     for d in range(D):
         saved += [weights[4 * d], weights[4 * d + 1]]
