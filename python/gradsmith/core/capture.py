@@ -35,7 +35,7 @@ PASSES = {
     "barriers": "threads wait for each other only where memory crosses from one to another",
     "memory": "arrays whose lives do not meet share memory",
     "relu_pool": "ReLU and the max-pool behind it in one kernel, forward and backward",
-    "conv_pool": "convolution of few channels with the 2 x 2 max-pool behind it in one kernel",
+    "conv_pool": "convolution (few channels or Winograd) with the 2 x 2 max-pool behind it, also backward",
     "norm_relu": "batch norm with the sum and the ReLU behind it in one kernel, forward and backward",
     "bias_relu": "matmul, convolution and their bias with the ReLU behind them in one kernel",
     "pieces": "parts of a sum are written into it, not into zeros that are added",
