@@ -267,7 +267,9 @@ def test_convolutions_round_only_where_that_is_faster(stride):
     try:  # without autocast, and for float64, it has no say
         assert np.array_equal(k.conv(2, x, w, None, stride, 1, 1, 1, False), plain)
         with gs.autocast():
-            f64 = k.conv(2, x.astype(np.float64), w.astype(np.float64), None, stride, 1, 1, 1, False)
+            f64 = k.conv(
+                2, x.astype(np.float64), w.astype(np.float64), None, stride, 1, 1, 1, False
+            )
         assert np.array_equal(f64, wide)
     finally:
         k.conv_force("")

@@ -12,8 +12,9 @@
 // "channels" (fewer than 16 channels): x is copied with a zero border so that all taps of a kernel
 // row are neighbours; broadcast (tap, c) and vectors over k; transposed at the end.
 //
-// "channels" also takes the gradient behind a 2 x 2 max-pool (pool): a block's pixels are spread from
-// dy and its index into the first cache, so the gradient of the convolution's output never exists.
+// "channels" also takes the gradient behind a 2 x 2 max-pool (pool): a block's pixels are spread
+// from dy and its index into the first cache, so the gradient of the convolution's output never
+// exists.
 //
 // Pixels pass in blocks of about 128, so both operands stay in the cache while all tiles of a task
 // use them. Tasks: (group, 128 broadcast values, one vector tile, slice of the pixels); the slices
@@ -291,8 +292,8 @@ void bias_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const
   }
 }
 
-// Lines [l0, l1) of the gradient behind a pool, filters [k0, k1), to `to` (pixels, width), and where
-// they meet x in `lines`, as lines_of has it.
+// Lines [l0, l1) of the gradient behind a pool, filters [k0, k1), to `to` (pixels, width), and
+// where they meet x in `lines`, as lines_of has it.
 __attribute__((noinline)) static int64_t spread_lines(const ConvParams& p, const Job& j, int64_t l0,
                                                       int64_t l1, const float* x, const float* dy,
                                                       const uint8_t* index, int64_t k0, int64_t k1,

@@ -126,8 +126,9 @@ bool bfloat16_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
   twice = strcmp(isa_active(), "avx512bf16") == 0 && __builtin_cpu_is("amd");
 #endif
   if (!twice) return false;
-  return !is_winograd(p) || !(winograd_wins<4>(pass, dtype, p, own, direct) ||
-                              winograd_wins<2>(pass, dtype, p, own, direct)) ||
+  return !is_winograd(p) ||
+         !(winograd_wins<4>(pass, dtype, p, own, direct) ||
+           winograd_wins<2>(pass, dtype, p, own, direct)) ||
          0.65 * *direct < *own;
 }
 
@@ -187,8 +188,7 @@ ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
   const Implementation* i = implementations;
   int force = forced.load(std::memory_order_relaxed);
   // bfloat16 is forced only where autocast asks for it
-  if (force && implementations[force - 1].can(p) &&
-      (force > 1 || (dtype == kF32 && autocast())))
+  if (force && implementations[force - 1].can(p) && (force > 1 || (dtype == kF32 && autocast())))
     i = implementations + (force - 1);
   else
     while (!i->can(p) || !i->accepts(pass, dtype, p, &own, &direct)) ++i;

@@ -72,8 +72,8 @@ GS_INLINE PoolI pool_index(const uint8_t* index, int lanes) {
 // x where the maximum was at `which`, else zero
 GS_INLINE PoolV only(PoolV x, PoolI at, int which) {
 #if defined(__AVX512F__)
-  return (PoolV)_mm512_maskz_mov_ps(
-      _mm512_cmpeq_epi32_mask((__m512i)at, _mm512_set1_epi32(which)), (__m512)x);
+  return (PoolV)_mm512_maskz_mov_ps(_mm512_cmpeq_epi32_mask((__m512i)at, _mm512_set1_epi32(which)),
+                                    (__m512)x);
 #else
   return at == set1((int32_t)which) ? x : PoolV{};
 #endif

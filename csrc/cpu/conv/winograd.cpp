@@ -13,6 +13,9 @@
 // multiplies all tiles of its range, goes on to the next slice, and transforms the products at the
 // end. The transformed filters, 4 times the weights, exist only slice by slice.
 //
+// With a 2 x 2 max-pool behind it (conv_winograd*_pool) the output transform keeps each window's
+// maximum and its index (conv/pool.h): y is a quarter, and what lies between is never stored.
+//
 // Floor: 2 tiles A * A C K operations, plus some 150 vector operations a tile and vector of
 // channels.
 #include "conv/winograd.h"

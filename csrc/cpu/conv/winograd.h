@@ -357,7 +357,8 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
         }
       } else {
 #pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) e[i] = lanes == N ? load(at[i][j] + k) : load_n(at[i][j] + k, lanes);
+        for (int i = 0; i < M; ++i)
+          e[i] = lanes == N ? load(at[i][j] + k) : load_n(at[i][j] + k, lanes);
       }
     };
     for (int64_t k = 0; k < K; k += N) {
@@ -602,18 +603,23 @@ struct Ahead {
   }
 };
 // `channels` channels from `at` on of the pixels that tiles [t0, t1) see: each A or M rows of
-// image rows of w pixels with C channels. Nothing when the tiles are a small part of a row.
+// image rows of w pixels with C channels. Nothing when the tiles are a small part of a row, or
+// where rows are so long that the hardware sees what is coming.
 template <class T>
 GS_INLINE Ahead pixels_ahead(const Grid& g, const T* at, int64_t h, int64_t w, int64_t C,
                              int64_t channels, int64_t step, int64_t reach, int64_t pad, int64_t t0,
                              int64_t t1) {
-  if (2 * (t1 - t0) < g.cols) return Ahead{};
+  if (2 * (t1 - t0) < g.cols || w * C * (int64_t)sizeof(T) >= 8192) return Ahead{};
   int64_t per = g.rows * g.cols, n0 = t0 / per, n1 = (t1 - 1) / per;
   int64_t r0 = t0 / g.cols % g.rows * step - pad, r1 = (t1 - 1) / g.cols % g.rows * step - pad;
   r0 = n0 * h + min64(max64(r0, 0), h);
   r1 = n1 * h + min64(r1 + reach, h);
-  return Ahead{(const char*)(at + r0 * w * C), max64(0, r1 - r0) * w, channels * (int64_t)sizeof(T),
-               C * (int64_t)sizeof(T), 0, 0};
+  return Ahead{(const char*)(at + r0 * w * C),
+               max64(0, r1 - r0) * w,
+               channels * (int64_t)sizeof(T),
+               C * (int64_t)sizeof(T),
+               0,
+               0};
 }
 
 // c (rows, NV vectors, ldc) (+)= a (rows, k; lda) b (k, NV vectors). rows <= MR exist.
@@ -692,19 +698,38 @@ GS_INLINE int64_t tile_height(int nv) {
 #endif
 }
 
+// The rows that a tile of `height` rows computes.
+GS_INLINE int64_t tile_rows(int nv, int64_t height) {
+#if GS_WINOGRAD_WIDE
+  if (nv == 4) return height > 5 ? 6 : height > 4 ? 5 : height > 2 ? 4 : 2;
+  if (nv == 3) return height > 6 ? 8 : height > 4 ? 6 : 4;
+  if (nv == 2) return height > 10 ? 12 : height > 8 ? 10 : height > 4 ? 8 : 4;
+#else
+  if (nv == 2) return height > 5 ? 6 : height > 4 ? 5 : height > 2 ? 4 : 2;
+#endif
+  return height > 8 ? 12 : height > 4 ? 8 : 4;
+}
+// Whether `rows` rows are cheaper as tiles of full height and a rest than as n of nearly equal
+// height.
+GS_INLINE bool full_tiles(int nv, int64_t rows, int64_t n) {
+  int64_t q = rows / n, r = rows % n, most = tile_height(nv) * (n - 1);
+  return most + tile_rows(nv, rows - most) < r * tile_rows(nv, q + 1) + (n - r) * tile_rows(nv, q);
+}
+
 // The longest chain of additions; longer sums are added up chain by chain, which halves the error
 // at 512 channels, and b stays in the first-level cache meanwhile.
 constexpr int64_t kChain = 96;
 
-// All rows against one panel, in tiles of nearly equal height. Outer: a is (k, rows).
+// All rows against one panel, tile by tile. Outer: a is (k, rows).
 template <class T, bool Outer>
 void product_chain(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb,
                    int64_t k, T* c, int64_t ldc, bool add, Ahead* ahead) {
-  int64_t n = ceil_div(rows, tile_height(nv));
+  const int64_t most = tile_height(nv), n = ceil_div(rows, most);
+  const bool full = full_tiles(nv, rows, n);
   for (int64_t t = 0; t < n; ++t) {
     ahead->touch();
-    int64_t m = t * rows / n;
-    int height = (int)((t + 1) * rows / n - m);
+    int64_t m = full ? t * most : t * rows / n;
+    int height = (int)((full ? min64(m + most, rows) : (t + 1) * rows / n) - m);
     const T* q = a + (Outer ? m : m * lda);
     T* d = c + m * ldc;
 #define GS_TILE(NV, MR)                                                  \

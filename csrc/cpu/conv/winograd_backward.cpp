@@ -2,7 +2,9 @@
 // winograd.h). dy is transformed once and serves dx and dw.
 //
 // dy (n, out_h, out_w, K), w (K, 3, 3, C), bias (C) to dx, dx (n, in_h, in_w, C), x like dx, dw
-// like w, db (K). Which of dx, dw, db are wanted is in the parameters. Two schedules:
+// like w, db (K). Which of dx, dw, db are wanted is in the parameters. With a max-pool behind the
+// convolution dy is the pool's gradient, spread by its index while it is transformed. Two
+// schedules:
 //
 // "by tiles" (the transformed filters and their gradient stay in the caches): tile rows fall into
 // slices; a task is a slice and has its own sum du, which it adds to block by block. A block of

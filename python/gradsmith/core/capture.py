@@ -36,7 +36,7 @@ PASSES = {
     "memory": "arrays whose lives do not meet share memory",
     "in_place": "an elementwise kernel writes over an input that nobody reads afterwards",
     "relu_pool": "ReLU and the max-pool behind it in one kernel, forward and backward",
-    "conv_pool": "convolution of few channels with the 2 x 2 max-pool behind it in one kernel",
+    "conv_pool": "convolution (few channels or Winograd) with the 2 x 2 max-pool behind it, also backward",
     "norm_relu": "batch norm with the sum and the ReLU behind it in one kernel, forward and backward",
     "bias_relu": "matmul, convolution and their bias with the ReLU behind them in one kernel",
     "bias_activation": "matmul and its bias with the activation behind them in one kernel",
