@@ -269,7 +269,7 @@ struct Pool {
     const T* q = x + a0 * ls + b0 * ps;
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
-      best[v] = get<FULL>(q + v * N, n);
+      best[v] = max(floor, get<FULL>(q + v * N, n));
       at[v] = set1((S)(a0 * kw + b0));
     }
     if (KH) {
@@ -280,22 +280,20 @@ struct Pool {
           if (a || b)
 #pragma GCC unroll 4
             for (int v = 0; v < B; ++v)
-              take(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * KW + b)), best[v],
-                   at[v]);
+              take(max(floor, get<FULL>(x + a * ls + b * ps + v * N, n)), set1((S)(a * KW + b)),
+                   best[v], at[v]);
         }
     } else {
       for (int a = a0; a < a1; ++a)
         for (int b = b0; b < b1; ++b)
 #pragma GCC unroll 4
           for (int v = 0; v < B; ++v)
-            take(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * kw + b)), best[v], at[v]);
+            take(max(floor, get<FULL>(x + a * ls + b * ps + v * N, n)), set1((S)(a * kw + b)),
+                 best[v], at[v]);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
-      if (none) {  // ReLU: of the maximum, which is the maximum of ReLU
-        at[v] = best[v] <= floor ? set1((S)none) : at[v];
-        best[v] = max(floor, best[v]);
-      }
+      if (none) at[v] = best[v] <= floor ? set1((S)none) : at[v];
       put<FULL>(y + v * N, best[v], n);
       if (index) put_index<FULL>(index + v * N, at[v], n);
     }
@@ -639,6 +637,7 @@ struct Pool {
               fetch(r);
               V v = apart ? pick(load(r), load(r + N), at) : load(r);
               if (MAX) {
+                if (p.relu) v = max(V{}, v);  // of each: the maximum's zero has a sign
                 I here = set1((S)((a0 + a) * cols + b));
                 if (a || b) {
                   take(v, here, best, tap);
@@ -665,7 +664,6 @@ struct Pool {
           best = over(best, div, 1 / div);
         } else if (p.relu) {
           tap = best <= V{} ? set1((S)(p.kh * p.kw)) : tap;
-          best = max(V{}, best);
         }
         if (n == N) {
           store(y + j * c, best);
