@@ -105,10 +105,11 @@ def test_relu_pool_large():
     compare(lambda: Pooled(32, kernel_size=2), (3, 32, 32, 2), "relu_pool", notes, steps=5)
 
 
+@pytest.mark.parametrize("channels,width", [(8, 6), (1, 70), (3, 40)])
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, -0.0])
-def test_relu_pool_of_special_values(special):
+def test_relu_pool_of_special_values(special, channels, width):
     rng = np.random.default_rng(0)
-    w = gs.tensor(np.ones((1, 1, 1, 8), np.float32), requires_grad=True)
+    w = gs.tensor(np.ones((1, 1, 1, channels), np.float32), requires_grad=True)
 
     def step(x):
         w.grad = None
@@ -118,7 +119,7 @@ def test_relu_pool_of_special_values(special):
 
     f = gs.capture(step, passes=["relu_pool"])
     for i in range(6):
-        x = awkward(rng, (2, 6, 6, 8))
+        x = awkward(rng, (2, 6, width, channels))
         x[rng.random(x.shape) < 0.3] = special
         got = [t.data.copy() for t in f(gs.tensor(x))]
         assert bits(got) == bits([t.data for t in step(gs.tensor(x))]), i

@@ -308,8 +308,9 @@ def test_larger_than_the_caches(shape):
     n, h, w, c = shape
     x = RNG.standard_normal(shape, dtype=np.float32)
     g = RNG.standard_normal((n, h // 2, w // 2, c), dtype=np.float32)
-    tiles, spread = x.reshape(n, h // 2, 2, w // 2, 2, c), np.broadcast_to(
-        g[:, :, None, :, None], (n, h // 2, 2, w // 2, 2, c)
+    tiles, spread = (
+        x.reshape(n, h // 2, 2, w // 2, 2, c),
+        np.broadcast_to(g[:, :, None, :, None], (n, h // 2, 2, w // 2, 2, c)),
     )
     y = tiles.max((2, 4))
     X = gs.tensor(x, requires_grad=True)

@@ -286,7 +286,9 @@ def test_larger_than_the_caches(classes, rng):
         y.backward(gs.tensor(dy))
         s = g64.sum(1, keepdims=True) if log else (g64 * p).sum(1, keepdims=True)
         want = g64 - p * s if log else p * (g64 - s)
-        np.testing.assert_allclose(y.detach().numpy()[some], ref if log else p, rtol=4e-6, atol=4e-6)
+        np.testing.assert_allclose(
+            y.detach().numpy()[some], ref if log else p, rtol=4e-6, atol=4e-6
+        )
         scale = np.abs(g64).sum(1).max()
         np.testing.assert_allclose(t.grad.numpy()[some], want, rtol=4e-6, atol=2e-6 * (1 + scale))
     t = gs.tensor(x, requires_grad=True)
