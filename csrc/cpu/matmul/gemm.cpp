@@ -6,17 +6,22 @@
 // A member of the team owns one rectangle of C (a cell), so nothing is shared and no barrier is
 // needed. Inside a cell, outermost first:
 //   columns by `ncb`, k by `kc`: this block of B is packed into panels that stay in half of the
-//   second cache. Where rows of B are contiguous the first tile on a panel stores what it reads;
-//   where columns are (B transposed), 16 x 16 blocks are transposed into the panel.
-//   Rows by `mgroup`: this group of A stays in an eighth of the second cache. Rows of A are read
-//   where they lie; transposed A is packed into slivers, or its lines would collide in few sets.
+//   second cache; where columns of B are contiguous, 16 x 16 blocks are transposed into the panel.
+//   A panel is packed a few steps at a time between the tiles on the panel before it, each time
+//   right after its source was fetched: a whole panel fetched ahead would not survive where rows
+//   are a power of two apart. Where they are close, the first tile on a panel stores what it reads.
+//   Few rows read B in place if its rows do not crowd each other out of the second cache.
+//   Rows by `mgroup`: this group of A stays in an eighth of the second cache. A is read where it
+//   lies, but transposed A of many steps is packed into slivers, and rows a multiple of a page
+//   apart are copied; where columns take several blocks, once for all (then k is outside columns).
 //   Panels of up to 4 vectors, tiles of rows (tile.h). While tiles run, what comes next is
-//   prefetched from inside their loops, so that memory and arithmetic overlap: the next tile of C,
-//   the next panel of B, the next group of A.
+//   prefetched from inside their loops, evenly, so that memory and arithmetic overlap: the next
+//   tile of C, B that is packed next, a part of the next group of A.
 //
-// The bits of the result depend on m, n, k alone: an element is the sum, in ascending order, of its
-// blocks of kc products (a chain of FMAs each); kc is a function of k. Products with few elements
-// and a long k are cut into slices along k, again by shape alone, and added in order.
+// The bits of the result depend on shape and strides alone: an element is the sum, in ascending
+// order, of its blocks of kc products (a chain of FMAs each); kc is a function of these. Products
+// with few elements and a long k are cut into slices along k, again by shape alone, and added in
+// order.
 #include "matmul.h"
 #include "matmul/pack.h"
 #include "matmul/tile.h"
@@ -30,9 +35,9 @@ constexpr int64_t kDepth = 512;         // products summed before an element is 
 constexpr int64_t kTurnedDepth = 1024;  // the same where tiles are transposed when they are written
 constexpr int64_t kShallow = 128;       // the same where a panel of B is to stay in the first cache
 constexpr int64_t kNearDepth = 192;     // steps of transposed A that are read in place
-constexpr int64_t kCopyCols = 512;
-constexpr int64_t kWholeBytes = 16 << 20;
-constexpr int64_t kFewRows = 256;  // rows that a packed panel of B would serve too seldom
+constexpr int64_t kCopyCols = 512;      // columns from which such a copy of A pays
+constexpr int64_t kWholeBytes = 16 << 20;  // scratch for A of a block of k
+constexpr int64_t kFewRows = 256;          // rows that a packed panel of B would serve too seldom
 
 GS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GS_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
