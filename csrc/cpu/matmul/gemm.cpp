@@ -6,17 +6,22 @@
 // A member of the team owns one rectangle of C (a cell), so nothing is shared and no barrier is
 // needed. Inside a cell, outermost first:
 //   columns by `ncb`, k by `kc`: this block of B is packed into panels that stay in half of the
-//   second cache. Where rows of B are contiguous the first tile on a panel stores what it reads;
-//   where columns are (B transposed), 16 x 16 blocks are transposed into the panel.
-//   Rows by `mgroup`: this group of A stays in an eighth of the second cache. Rows of A are read
-//   where they lie; transposed A is packed into slivers, or its lines would collide in few sets.
+//   second cache; where columns of B are contiguous, 16 x 16 blocks are transposed into the panel.
+//   A panel is packed a few steps at a time between the tiles on the panel before it, each time
+//   right after its source was fetched: a whole panel fetched ahead would not survive where rows
+//   are a power of two apart. Where they are close, the first tile on a panel stores what it reads.
+//   Few rows read B in place if its rows do not crowd each other out of the second cache.
+//   Rows by `mgroup`: this group of A stays in an eighth of the second cache. A is read where it
+//   lies, but transposed A of many steps is packed into slivers, and rows a multiple of a page
+//   apart are copied; where columns take several blocks, once for all (then k is outside columns).
 //   Panels of up to 4 vectors, tiles of rows (tile.h). While tiles run, what comes next is
-//   prefetched from inside their loops, so that memory and arithmetic overlap: the next tile of C,
-//   the next panel of B, the next group of A.
+//   prefetched from inside their loops, evenly, so that memory and arithmetic overlap: the next
+//   tile of C, B that is packed next, a part of the next group of A.
 //
-// The bits of the result depend on m, n, k alone: an element is the sum, in ascending order, of its
-// blocks of kc products (a chain of FMAs each); kc is a function of k. Products with few elements
-// and a long k are cut into slices along k, again by shape alone, and added in order.
+// The bits of the result depend on shape and strides alone: an element is the sum, in ascending
+// order, of its blocks of kc products (a chain of FMAs each); kc is a function of these. Products
+// with few elements and a long k are cut into slices along k, again by shape alone, and added in
+// order.
 #include "matmul.h"
 #include "matmul/pack.h"
 #include "matmul/tile.h"
@@ -26,10 +31,13 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kDepth = 384;         // products summed before an element is written
+constexpr int64_t kDepth = 512;         // products summed before an element is written
 constexpr int64_t kTurnedDepth = 1024;  // the same where tiles are transposed when they are written
 constexpr int64_t kShallow = 128;       // the same where a panel of B is to stay in the first cache
-constexpr int64_t kShallowRows = 256;   // ... because so few rows use it that packing shows
+constexpr int64_t kNearDepth = 192;     // steps of transposed A that are read in place
+constexpr int64_t kCopyCols = 512;      // columns from which such a copy of A pays
+constexpr int64_t kWholeBytes = 16 << 20;  // scratch for A of a block of k
+constexpr int64_t kFewRows = 256;          // rows that a packed panel of B would serve too seldom
 
 GS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GS_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -37,6 +45,7 @@ GS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 GS_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 enum BMode { kDirect, kPackRows, kPackTransposed };
+enum AMode { kInPlace, kSlivers, kCopied };
 
 // How a product is blocked; a function of the parameters.
 struct Blocking {
@@ -47,8 +56,11 @@ struct Blocking {
   int nv, height;  // widest panel in vectors, rows of its tile
   int sliver;      // rows of A packed together
   BMode b_mode;
-  bool pack_a;
+  AMode a_mode;
+  bool a_whole;              // A of a block of k is packed once, for all columns
+  int64_t a_row;             // elements of packed A a row
   bool turned;               // C has unit row stride: tiles are transposed on their way out
+  bool tile_packs;           // B is packed by the first tile on a panel, not ahead of it
   bool fetch;                // operands come from beyond the second cache
   int64_t b_bytes, a_bytes;  // scratch of one member
 };
@@ -60,17 +72,29 @@ Blocking blocking(const MatmulParams& p) {
   Blocking s;
   bool row_b = p.b_cs == 1 || p.n == 1;
   s.turned = p.c_cs != 1;
-  bool shallow = row_b && p.m <= kShallowRows && !s.turned;
-  int64_t blocks = most(1, ceil_div(p.k, shallow ? kShallow : s.turned ? kTurnedDepth : kDepth));
-  s.kc = most(1, round_up(ceil_div(p.k, blocks), kFetchSteps));
+  auto depth_for = [&](int64_t most_of) __attribute__((always_inline)) {
+    return most(1, round_up(ceil_div(p.k, most(1, ceil_div(p.k, most_of))), kFetchSteps));
+  };
+  bool few = row_b && p.m <= kFewRows && !s.turned;
+  // few rows do not pay for a copy of B where its rows do not crowd each other out of the second
+  // cache
+  bool direct = few && depth_for(kDepth) * p.b_rs * size <= p.l2 / 2;
+  bool shallow = few && !direct;
+  s.kc = depth_for(shallow ? kShallow : s.turned ? kTurnedDepth : kDepth);
   s.slices = 1;
   if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
     s.slices = least(16, p.k / (8 * kDepth));
-  s.pack_a = p.a_cs != 1 && p.a_rs == 1 && !shallow && p.m * p.k * size > 128 * 1024 && p.n > 4 * N;
+  bool near = s.kc <= kNearDepth && p.a_cs * size % 4096 != 0;
+  bool slivers =
+      !near && p.a_cs != 1 && p.a_rs == 1 && !few && p.m * p.k * size > 128 * 1024 && p.n > 4 * N;
+  // rows a multiple of a page apart meet in a few sets of the second cache
+  bool copied =
+      p.a_cs == 1 && p.a_rs * size % 4096 == 0 && p.m * p.k * size > p.l2 && p.n > kCopyCols;
+  s.a_mode = slivers ? kSlivers : copied ? kCopied : kInPlace;
   // 32 registers: 6 x 4; 8 x 3 where slivers of A are packed (8 floats are half a line); 14 x 2
   // where tiles are transposed when stored, so that a row of C gets most of a line at once
   s.nv = kTileNV;
-  if (kTileNV == 4 && (s.turned || s.pack_a)) s.nv = s.turned ? 2 : 3;
+  if (kTileNV == 4 && (s.turned || slivers)) s.nv = s.turned ? 2 : 3;
   s.nv = (int)most(1, least(s.nv, ceil_div(p.n, N)));
   s.height = kTileRows[s.nv];
   int64_t W = s.nv * N, depth = most(s.kc, 64) * size;
@@ -79,17 +103,22 @@ Blocking blocking(const MatmulParams& p) {
   s.sliver = sliver_width<T>(s.height);
   // groups and blocks of about one size: a narrow last one would read all of the other operand
   // again
-  s.mgroup = round_up(ceil_div(p.m, ceil_div(p.m, s.mgroup)), s.pack_a ? s.sliver : s.height);
+  s.mgroup = round_up(ceil_div(p.m, ceil_div(p.m, s.mgroup)), slivers ? s.sliver : s.height);
   s.ncb = round_up(ceil_div(p.n, most(1, (p.n + s.ncb / 4) / s.ncb)), W);
   if (shallow) s.ncb = W;
   if (!row_b)
     s.b_mode = kPackTransposed;
   else
-    s.b_mode = p.m <= 4 * s.height || p.k * p.n * size <= 32 * 1024 ? kDirect : kPackRows;
+    s.b_mode = direct || p.m <= 4 * s.height || p.k * p.n * size <= 32 * 1024 ? kDirect : kPackRows;
+  s.tile_packs = s.b_mode == kPackRows && (shallow || s.kc * p.b_rs * size <= p.l2 / 2);
   s.fetch = (p.m * p.k + p.k * p.n) * size > p.l2 / 2;
-  s.b_bytes = round_up(least(s.ncb, round_up(p.n, W)) * s.kc * size + 64, 4096);
+  s.b_bytes = round_up((least(s.ncb, round_up(p.n, W)) + 2 * W) * s.kc * size + 64, 4096);
   if (s.b_mode == kDirect) s.b_bytes = kTileMasks ? 0 : round_up(W * s.kc * size, 4096);
-  s.a_bytes = s.pack_a ? round_up(round_up(s.mgroup, s.sliver) * s.kc * size + 64, 4096) : 0;
+  s.a_row = slivers ? s.kc : round_up(s.kc, N) + N;
+  int64_t a_rows = round_up(p.m, most(s.sliver, 1));
+  s.a_whole = s.a_mode != kInPlace && p.n > s.ncb && a_rows * s.a_row * size <= kWholeBytes;
+  if (!s.a_whole) a_rows = round_up(s.mgroup, s.sliver);
+  s.a_bytes = s.a_mode != kInPlace ? round_up(a_rows * s.a_row * size + 64, 4096) : 0;
   return s;
 }
 
@@ -218,10 +247,10 @@ struct Lines {
     jump = jump_bytes;
     col = 0;
   }
-  // Gives up to `room` of them to a tile.
-  GS_MEMBER bool take(Fetch* f, int64_t room) {
-    f->total = 0;
-    if (left <= 0 || room <= 0) return false;
+  // Gives up to `room` of them to a tile; how many.
+  GS_MEMBER int64_t take(Fetch* f, int64_t room, int32_t* used) {
+    if (left <= 0 || room <= 0) return 0;
+    ++*used;
     int64_t n = left < room ? left : room;
     f->at = p + col * kFetchBytes;
     f->total = n;
@@ -232,7 +261,38 @@ struct Lines {
     p += full * jump;
     col = (int32_t)(to - full * (uint32_t)count);
     left -= n;
-    return true;
+    return n;
+  }
+};
+
+// A panel of B on its way into the scratch, some steps of k at a time.
+template <class T>
+struct PanelPack {
+  const T* from;
+  T* to;
+  int64_t ld, depth, done;
+  int cols, width;
+  bool turn;  // columns of B are contiguous
+
+  GS_MEMBER int64_t next(int64_t n) const { return least(n, depth - done); }
+  GS_MEMBER void step(int64_t n) {
+    n = next(n);
+    if (n <= 0) return;
+    if (turn)
+      pack_transposed(from + done, ld, n, cols, width, to + done * width);
+    else
+      pack_rows(from + done * ld, ld, n, cols, width, to + done * width);
+    done += n;
+  }
+  // What the next step of n will read and write.
+  GS_MEMBER void announce(int64_t n, Lines* lines, Lines* target) const {
+    constexpr int64_t size = sizeof(T);
+    n = next(n);
+    if (turn)
+      lines->set(from + done, n > 0 ? cols : 0, ld * size, n * size);
+    else
+      lines->set(from + done * ld, n, ld * size, cols * size);
+    target->set(to + done * width, n > 0, 0, n * width * size);
   }
 };
 
@@ -240,151 +300,206 @@ template <class T>
 void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
   constexpr int N = simd<T>::N;
   constexpr int64_t size = sizeof(T);
+  const int64_t W = s.nv * N;
   T* b_pack = (T*)scratch;
   T* a_pack = (T*)(scratch + s.b_bytes);
   // the shape of the tile was chosen for the whole of C: a narrow cell takes narrower panels
   const int height = s.height;
+  const bool packs_b = s.b_mode != kDirect;
   TileArgs<T> g;
   g.alpha = x.alpha;
   g.ldc = x.ldc;
-  for (int64_t jc = 0; jc < x.n; jc += s.ncb) {
-    int64_t nc = least(s.ncb, x.n - jc), nvec = ceil_div(nc, N);
-    for (int64_t pc = 0; pc == 0 || pc < x.k; pc += s.kc) {
-      int64_t kc = least(s.kc, x.k - pc);
-      bool last_block = pc + kc >= x.k;
-      const bool after = x.after && last_block;
-      int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
-                      (last_block && x.bias ? kTileBias : 0) |
-                      (last_block && x.act == kActRelu ? kTileRelu : 0);
-      for (int64_t mg = 0; mg < x.m; mg += s.mgroup) {
-        int64_t rows = least(s.mgroup, x.m - mg);
-        const T* a = x.a + mg * x.ars + pc * x.acs;
-        // soon: rows of A of the next group; at the end of a block those of the next block and its
-        // first panel
-        Lines next_a = {}, next_b = {}, next_pack = {}, next_c = {};
-        if (s.fetch) {
-          const T* na = a + rows * x.ars;
-          int64_t nrows = least(s.mgroup, x.m - mg - rows), nk = kc;
-          if (nrows <= 0) {
-            int64_t np = last_block ? 0 : pc + kc;
-            na = x.a + np * x.acs;
-            nk = least(s.kc, x.k - np);
-            nrows = last_block && jc + nc >= x.n ? 0 : least(s.mgroup, x.m);
-          }
-          if (x.acs == 1)
-            next_a.set(na, nrows, x.ars * size, nk * size);
-          else if (x.ars == 1)
-            next_a.set(na, nrows > 0 ? nk : 0, x.acs * size, nrows * size);
+  PanelPack<T> pack = {};
+  pack.turn = s.b_mode == kPackTransposed;
+  // starts to pack the panel of nv vectors from column j and step p of B on
+  auto start = [&](int64_t p, int64_t j, int64_t nv, T * to) __attribute__((always_inline)) {
+    pack.from = x.b + p * x.brs + j * x.bcs;
+    pack.ld = pack.turn ? x.bcs : x.brs;
+    pack.to = to;
+    pack.depth = least(s.kc, x.k - p);
+    pack.done = 0;
+    pack.width = (int)nv * N;
+    pack.cols = (int)least(pack.width, x.n - j);
+  };
+  int64_t jc = 0, pc = 0;
+  // The first panel of a block has two places, in turns: it is packed while the last panel of the
+  // block before is still in use.
+  for (int parity = 0;; parity ^= s.tile_packs ? 0 : 1) {
+    int64_t nc = least(s.ncb, x.n - jc), nvec = ceil_div(nc, N), kc = least(s.kc, x.k - pc);
+    bool last_block = pc + kc >= x.k;
+    const bool after = x.after && last_block;
+    int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
+                    (last_block && x.bias ? kTileBias : 0) |
+                    (last_block && x.act == kActRelu ? kTileRelu : 0);
+    // the block after this one
+    int64_t njc = jc, npc = pc;
+    if (s.a_whole) {
+      njc = jc + nc >= x.n ? 0 : jc + nc;
+      npc = njc ? pc : pc + kc;
+    } else {
+      npc = last_block ? 0 : pc + kc;
+      njc = npc ? jc : jc + nc;
+    }
+    const bool more = kc > 0 && njc < x.n && npc < x.k;
+    for (int64_t mg = 0; mg < x.m; mg += s.mgroup) {
+      const int64_t rows = least(s.mgroup, x.m - mg), tiles = ceil_div(rows, height);
+      const bool last_group = mg + rows >= x.m;
+      const T* a = x.a + mg * x.ars + pc * x.acs;
+      int64_t ars = x.ars, acs = x.acs;
+      T* slivers = nullptr;
+      if (s.a_mode != kInPlace) {
+        T* to = a_pack + (s.a_whole ? mg * s.a_row : 0);
+        if (!s.a_whole || jc == 0) {
+          if (s.a_mode == kSlivers)
+            pack_slivers(a, x.acs, rows, kc, s.sliver, to);
+          else
+            pack_rows(a, x.ars, rows, (int)kc, (int)s.a_row, to);
         }
-        if (s.pack_a) pack_slivers(a, x.acs, rows, kc, s.sliver, a_pack);
-        for (int64_t v = 0; v < nvec;) {
-          int nv = panel_vectors(s.nv, nvec - v);
-          int width = nv * N, cols = (int)least(width, nc - v * N);
-          const T* b = x.b + pc * x.brs + (jc + v * N) * x.bcs;
-          T* panel = s.b_mode == kDirect ? b_pack : b_pack + v * N * kc;
-          bool packed = mg > 0 && s.b_mode != kDirect, packing = false;
-          if (!packed) {
-            if (s.b_mode == kPackTransposed) {
-              pack_transposed(b, x.bcs, kc, cols, width, panel);
-              packed = true;
-            } else if (!kTileMasks && cols < width) {
-              pack_rows(b, x.brs, kc, cols, width, panel);
-              packed = true;
-            } else if (s.b_mode == kPackRows) {
-              packing = cols == width && kTileRows[nv] == height &&
-                        tile_rows(height, rows, !s.pack_a) == height;
-              if (!packing) {
-                pack_rows(b, x.brs, kc, cols, width, panel);
-                packed = true;
-              }
-            }
-          }
-          if (s.fetch) {
-            const T* nb = nullptr;
-            int64_t nk = kc, ncols = least(s.nv * N, nc - v * N - width);
-            if (mg == 0 && ncols > 0) {
-              nb = b + width * x.bcs;
-              if (s.b_mode == kPackRows && s.ncb > s.nv * N)
-                next_pack.set(panel + width * kc, 1, 0, kc * ncols * size);
-            } else if (mg + rows >= x.m && v + nv >= nvec) {
-              int64_t np = last_block ? 0 : pc + kc, nj = last_block ? jc + nc : jc;
-              nk = least(s.kc, x.k - np);
-              ncols = least(s.nv * N, x.n - nj);
-              if (ncols > 0) nb = x.b + np * x.brs + nj * x.bcs;
-            }
-            if (nb && s.b_mode == kPackTransposed)
-              next_b.set(nb, ncols, x.bcs * size, nk * size);
-            else if (nb)
-              next_b.set(nb, nk, x.brs * size, ncols * size);
-          }
-          g.b = packed ? panel : b;
-          g.brs = packed ? width : x.brs;
-          g.pack = panel;
-          g.k = kc;
-          g.flags = flags;
-          const int la = s.pack_a ? kSliverA : x.acs == 1 ? kRowsA : kAnyA;
-          int lb = packing ? kPackB : packed ? kPanelB : cols == width ? kRowsB : kAnyB;
-          int64_t ready = 0;  // rows that went through `after`
-          for (int64_t i = 0; i < rows;) {
-            int r = tile_rows(height, rows - i, !s.pack_a);
-            if (s.pack_a) {
-              int64_t in = i % s.sliver;
-              g.a = a_pack + (i - in) * kc + in;
-              g.ars = 1;
-              g.acs = s.sliver;
-            } else {
-              g.a = a + i * x.ars;
-              g.ars = x.ars;
-              g.acs = x.acs;
-            }
-            if (s.turned) {
-              g.c = x.c + (jc + v * N) * x.ldc + mg + i;
-              g.bias = x.bias ? x.bias + mg + i : nullptr;
-            } else {
-              g.c = x.c + (mg + i) * x.ldc + jc + v * N;
-              g.bias = x.bias ? x.bias + jc + v * N : nullptr;
-            }
-            if (s.fetch) {
-              // C of the next tile
-              const T* nc_at = g.c;
-              if (i + r < rows)
-                nc_at += r * (s.turned ? 1 : x.ldc);
-              else
-                nc_at = x.c + (s.turned ? (jc + v * N + width) * x.ldc + mg
-                                        : mg * x.ldc + jc + v * N + width);
-              if (s.turned)
-                next_c.set(nc_at, cols, x.ldc * size, height * size);
-              else
-                next_c.set(nc_at, height, x.ldc * size, cols * size);
-            }
-            int64_t room = kc / kFetchSteps;
-            next_c.take(&g.fetch[0], room);
-            room -= g.fetch[0].total;
-            if (!next_b.take(&g.fetch[1], room) && !next_pack.take(&g.fetch[1], room))
-              next_a.take(&g.fetch[1], room);
-            TileFn<T> fn = r == kTileRows[nv] ? Tiles<T>::full[nv][la][lb] : nullptr;
-            if (!fn) fn = Tiles<T>::any[nv][r];
-            if (after && x.other) fetch_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
-            run_tile(fn, g, nv, r, cols, s.turned);
-            if (packing) {
-              packing = false;
-              g.b = panel;
-              g.brs = width;
-              lb = kPanelB;
-            }
-            i += r;
-            if (after && (i - ready >= kAfterRows || i >= rows)) {
-              T* c = s.turned ? x.c + (jc + v * N) * x.ldc + mg + ready
-                              : x.c + (mg + ready) * x.ldc + jc + v * N;
-              run_after(x, c, s.turned ? cols : i - ready, s.turned ? i - ready : cols);
-              ready = i;
-            }
-          }
-          v += nv;
+        if (s.a_mode == kSlivers) {
+          slivers = to;
+        } else {
+          a = to;
+          ars = s.a_row;
         }
       }
-      if (kc == 0) break;
+      // A of the next group, in even parts for all tiles
+      Lines next_a = {}, next_b = {}, next_c = {}, next_pack = {};
+      int64_t a_part = 0;
+      if (s.fetch) {
+        int64_t nmg = last_group ? 0 : mg + rows, np = last_group ? npc : pc;
+        int64_t nk = least(s.kc, x.k - np);
+        int64_t nrows = last_group && !more ? 0 : least(s.mgroup, x.m - nmg);
+        const T* na = x.a + nmg * x.ars + np * x.acs;
+        if (s.a_whole && (last_group ? njc : jc) > 0)
+          next_a.set(a_pack + nmg * s.a_row, 1, 0, nrows * s.a_row * size);
+        else if (x.acs == 1)
+          next_a.set(na, nrows, x.ars * size, nk * size);
+        else if (x.ars == 1)
+          next_a.set(na, nrows > 0 ? nk : 0, x.acs * size, nrows * size);
+        a_part = ceil_div(next_a.left, tiles * ceil_div(nvec, s.nv));
+      }
+      for (int64_t v = 0; v < nvec;) {
+        int nv = panel_vectors(s.nv, nvec - v);
+        const int width = nv * N, cols = (int)least(width, nc - v * N);
+        const bool last_panel = v + nv >= nvec;
+        const T* b = x.b + pc * x.brs + (jc + v * N) * x.bcs;
+        auto place = [&](int64_t first, int flip) __attribute__((always_inline)) {
+          return b_pack + (first ? 2 * W + first * N : flip * W) * s.kc;
+        };
+        bool packed = packs_b, packing = false;
+        int64_t chunk = 0;
+        T* panel = packs_b ? place(v, parity) : b_pack;
+        if (packs_b) {
+          if (mg == 0) {
+            if (pack.to != panel) start(pc, jc + v * N, nv, panel);
+            // few rows: the first tile packs, so that its arithmetic is not lost
+            packing = s.tile_packs && cols == width && kTileRows[nv] == height &&
+                      tile_rows(height, rows, !slivers) == height && (acs == 1 || ars == 1);
+            if (!packing) pack.step(kc);
+          }
+          pack.to = nullptr;
+          if (s.tile_packs) {
+            // nothing is packed ahead
+          } else if (mg == 0 && !last_panel)
+            start(pc, jc + v * N + width, panel_vectors(s.nv, nvec - v - nv),
+                  place(v + nv, parity));
+          else if (last_group && last_panel && more)
+            start(npc, njc, panel_vectors(s.nv, ceil_div(least(s.ncb, x.n - njc), N)),
+                  place(0, parity ^ 1));
+          if (pack.to) chunk = round_up(ceil_div(pack.depth, tiles), pack.turn ? (int64_t)N : 4);
+        } else if (!kTileMasks && cols < width) {
+          pack_rows(b, x.brs, kc, cols, width, panel);
+          packed = true;
+        }
+        if (s.fetch && (!packs_b || s.tile_packs)) {
+          const T* nb = nullptr;
+          int64_t nk = kc, ncols = least(W, nc - v * N - width);
+          if (!last_panel) {
+            nb = b + width;
+          } else if (last_group && more) {
+            nb = x.b + npc * x.brs + njc;
+            nk = least(s.kc, x.k - npc);
+            ncols = least(W, x.n - njc);
+          }
+          if (nb) next_b.set(nb, nk, x.brs * size, ncols * size);
+          if (mg == 0 && !last_panel && s.tile_packs)
+            next_pack.set(place(v + nv, parity), 1, 0, kc * ncols * size);
+        }
+        packed = packed && !packing;
+        g.b = packed ? panel : b;
+        g.brs = packed ? width : x.brs;
+        g.pack = panel;
+        g.k = kc;
+        g.flags = flags;
+        const int la = slivers ? kSliverA : acs == 1 ? kRowsA : ars == 1 ? kColsA : kAnyA;
+        int lb = packing ? kPackB : packed ? kPanelB : cols == width ? kRowsB : kAnyB;
+        int64_t ready = 0;  // rows that went through `after`
+        for (int64_t i = 0; i < rows;) {
+          int r = tile_rows(height, rows - i, !slivers);
+          if (slivers) {
+            int64_t in = i % s.sliver;
+            g.a = slivers + (i - in) * kc + in;
+            g.ars = 1;
+            g.acs = s.sliver;
+          } else {
+            g.a = a + i * ars;
+            g.ars = ars;
+            g.acs = acs;
+          }
+          if (s.turned) {
+            g.c = x.c + (jc + v * N) * x.ldc + mg + i;
+            g.bias = x.bias ? x.bias + mg + i : nullptr;
+          } else {
+            g.c = x.c + (mg + i) * x.ldc + jc + v * N;
+            g.bias = x.bias ? x.bias + jc + v * N : nullptr;
+          }
+          g.fetches = 0;
+          if (s.fetch) {
+            // C of the next tile, B that is packed after this one, a part of A
+            const T* nc_at = g.c;
+            if (i + r < rows)
+              nc_at += r * (s.turned ? 1 : x.ldc);
+            else
+              nc_at = x.c + (s.turned ? (jc + v * N + width) * x.ldc + mg
+                                      : mg * x.ldc + jc + v * N + width);
+            if (s.turned)
+              next_c.set(nc_at, cols, x.ldc * size, height * size);
+            else
+              next_c.set(nc_at, height, x.ldc * size, cols * size);
+            if (chunk) pack.announce(chunk, &next_b, &next_pack);
+            int64_t room = kc / kFetchSteps, all = room;
+            if (chunk) room -= next_b.take(&g.fetch[g.fetches], room, &g.fetches);
+            room -= next_c.take(&g.fetch[g.fetches], room, &g.fetches);
+            if (!chunk) room -= next_b.take(&g.fetch[g.fetches], room, &g.fetches);
+            room -= next_pack.take(&g.fetch[g.fetches], room, &g.fetches);
+            room -= next_a.take(&g.fetch[g.fetches], least(room, a_part), &g.fetches);
+            g.every = all > room ? (int32_t)(all / (all - room)) : 1;
+          }
+          TileFn<T> fn = r == kTileRows[nv] ? Tiles<T>::full[nv][la][lb] : nullptr;
+          if (!fn) fn = Tiles<T>::any[nv][r];
+          if (after && x.other) fetch_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
+          run_tile(fn, g, nv, r, cols, s.turned);
+          if (chunk) pack.step(chunk);
+          if (packing) {
+            packing = false;
+            g.b = panel;
+            g.brs = width;
+            lb = kPanelB;
+          }
+          i += r;
+          if (after && (i - ready >= kAfterRows || i >= rows)) {
+            T* c = s.turned ? x.c + (jc + v * N) * x.ldc + mg + ready
+                            : x.c + (mg + ready) * x.ldc + jc + v * N;
+            run_after(x, c, s.turned ? cols : i - ready, s.turned ? i - ready : cols);
+            ready = i;
+          }
+        }
+        v += nv;
+      }
     }
+    if (!more) break;
+    jc = njc;
+    pc = npc;
   }
 }
 
@@ -397,7 +512,11 @@ void grid(const MatmulParams& p, const Blocking& s, int nt, int64_t* gr, int64_t
     int64_t c = nt / r;
     int64_t rows = round_up(ceil_div(p.m, r), 2), cols = round_up(ceil_div(p.n, c), N);
     // in 1/16 of the time of an FMA on N lanes: arithmetic, packing of A and of B
-    int64_t cost = 16 * rows * cols + (s.pack_a ? 8 : 2) * rows * N +
+    int64_t cost = 16 * rows * cols +
+                   (s.a_mode == kSlivers  ? 8
+                    : s.a_mode == kCopied ? 4
+                                          : 2) *
+                       rows * N +
                    (s.b_mode == kPackTransposed ? 8
                     : s.b_mode == kPackRows     ? 3
                                                 : 1) *

@@ -108,16 +108,30 @@ __attribute__((noinline)) void pack_transposed(const T* from, int64_t ld, int64_
   }
 }
 
+// Rows of NV whole vectors.
+template <class T, int NV>
+GS_INLINE void copy_rows(const T* from, int64_t ld, int64_t depth, T* to) {
+  constexpr int N = simd<T>::N;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k, from += ld, to += NV * N) {
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) store(to + j * N, load(from + j * N));
+  }
+}
+
 // to[k * width + j] = from[k * ld + j] for j < cols, zero for cols <= j < width.
 template <class T>
 __attribute__((noinline)) void pack_rows(const T* from, int64_t ld, int64_t depth, int cols,
                                          int width, T* to) {
   constexpr int N = simd<T>::N;
-  for (int64_t k = 0; k < depth; ++k, from += ld, to += width)
-    for (int j = 0; j < width; j += N) {
-      int n = cols - j;
-      store(to + j, n >= N ? load(from + j) : load_n(from + j, n > 0 ? n : 0));
-    }
+  if (cols == width && width == 4 * N) return copy_rows<T, 4>(from, ld, depth, to);
+  if (cols == width && width == 3 * N) return copy_rows<T, 3>(from, ld, depth, to);
+  if (cols == width && width == 2 * N) return copy_rows<T, 2>(from, ld, depth, to);
+  for (int64_t k = 0; k < depth; ++k, from += ld, to += width) {
+    int j = 0;
+    for (; j + N <= cols; j += N) store(to + j, load(from + j));
+    for (; j < width; j += N) store(to + j, load_n(from + j, cols > j ? cols - j : 0));
+  }
 }
 
 // Rows in a sliver of A that tiles of `height` read: whole vectors where tiles fit in evenly,

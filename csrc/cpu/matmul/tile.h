@@ -61,8 +61,9 @@ struct TileArgs {
   T* c;  // row i at c + i * ldc
   int64_t ldc;
   const T* bias;  // of the first column
-  Fetch fetch[2];
-  T* pack;  // PACK: row k of B is also written to pack + k * NV * N
+  Fetch fetch[4];
+  T* pack;                 // kPackB: row k of B is also written to pack + k * NV * N
+  int32_t fetches, every;  // entries of fetch; a pair every `every` times kFetchSteps steps
   int64_t k;
   int last;  // valid lanes of the last vector, 1 .. N; below N only where kTileMasks
   T alpha;
@@ -73,9 +74,10 @@ struct TileArgs {
 // load is a load and an operation of the FMA ports, and one pointer or counter more a step takes
 // some of their slots, too.
 enum TileA : int {
-  kAnyA,    // any strides
-  kRowsA,   // acs == 1
-  kSliverA  // ars == 1, acs == sliver_width(MR)
+  kColsA,    // ars == 1
+  kRowsA,    // acs == 1
+  kSliverA,  // ars == 1, acs == sliver_width(MR)
+  kAnyA      // any strides
 };
 enum TileB : int {
   kAnyB,    // any row stride, the last vector masked
@@ -120,11 +122,13 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
     }
 #pragma GCC unroll 64
     for (int i = 0; i < MR; ++i) {
-      V x = set1(LA == kRowsA ? a[i * ars + u] : LA == kSliverA ? a[u * S + i] : a[i * ars]);
+      V x = set1(LA == kRowsA     ? a[i * ars + u]
+                 : LA == kSliverA ? a[u * S + i]
+                                  : a[LA == kColsA ? i : i * ars]);
 #pragma GCC unroll 64
       for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, bv[j], acc[i][j]);
     }
-    if (LA == kAnyA)
+    if (LA == kAnyA || LA == kColsA)
       a += acs;
     else if (move)
       a += LA == kSliverA ? move * S : move;
@@ -135,18 +139,18 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
 #pragma GCC unroll 8
       for (int u = 0; u < U; ++u) step(u, u == U - 1 ? U : 0);
     };
-    for (int f = 0; f < 2; ++f) {
-      int64_t n = g.fetch[f].total < k / U ? g.fetch[f].total : k / U;
-      if (n <= 0) continue;
+    const int every = g.every;
+    for (int f = 0; f < g.fetches; ++f) {
+      int64_t n = g.fetch[f].total;  // all of them fit into k
       const char* at = g.fetch[f].at;
       int64_t left = g.fetch[f].left;
-      for (k -= n * U; n > 0; --n) {
+      for (k -= n * U * every; n > 0; --n) {
         __builtin_prefetch(at, 0, 2);
         __builtin_prefetch(at + 64, 0, 2);
         --left;
         at += left ? kFetchBytes : g.fetch[f].wrap;
         left = left ? left : g.fetch[f].count;
-        steps();
+        for (int q = every; q > 0; --q) steps();
       }
     }
     for (; k >= U; k -= U) steps();
@@ -223,17 +227,15 @@ struct Tiles {
 #undef GS_EDGE
   // Tiles of full height, by how A and B lie.
 #define GS_FULL(NV, LA, LB) tile_or_none<T, NV <= kTileNV ? kTileRows[NV] : 99, NV, LA, LB>()
-#define GS_FULLS(NV)                                                                    \
-  {                                                                                     \
-    {GS_FULL(NV, kAnyA, kAnyB), GS_FULL(NV, kAnyA, kRowsB), GS_FULL(NV, kAnyA, kRowsB), \
-     GS_FULL(NV, kAnyA, kPackB)},                                                       \
-        {nullptr, GS_FULL(NV, kRowsA, kRowsB), GS_FULL(NV, kRowsA, kPanelB),            \
-         GS_FULL(NV, kRowsA, kPackB)},                                                  \
-    {                                                                                   \
-      nullptr, nullptr, GS_FULL(NV, kSliverA, kPanelB), GS_FULL(NV, kSliverA, kPackB)   \
-    }                                                                                   \
+#define GS_FULLS(NV)                                                                          \
+  {                                                                                           \
+    {nullptr, GS_FULL(NV, kColsA, kRowsB), GS_FULL(NV, kColsA, kPanelB),                      \
+     GS_FULL(NV, kColsA, kPackB)},                                                            \
+        {nullptr, GS_FULL(NV, kRowsA, kRowsB), GS_FULL(NV, kRowsA, kPanelB),                  \
+         GS_FULL(NV, kRowsA, kPackB)},                                                        \
+        {nullptr, nullptr, GS_FULL(NV, kSliverA, kPanelB), GS_FULL(NV, kSliverA, kPackB)}, {} \
   }
-  static constexpr TileFn<T> full[5][3][4] = {
+  static constexpr TileFn<T> full[5][4][4] = {
       {}, GS_FULLS(1), GS_FULLS(2), GS_FULLS(3), GS_FULLS(4)};
 #undef GS_FULLS
 #undef GS_FULL
