@@ -94,6 +94,10 @@ def test_views(rng, layout_a, layout_b):
         (7, 2100, 1025),
         (2100, 9, 1025),
         (64, 1024, 512),  # strides that are powers of two
+        (530, 1100, 2048),  # rows of A that lie pages apart, copied
+        (1025, 1300, 600),  # A packed whole, panels of B packed ahead
+        (300, 700, 150),  # few steps
+        (250, 1600, 900),  # few rows
         (20, 20, 40000),  # slices along k
         (1, 1, 200000),
         (3, 2, 70001),
