@@ -27,22 +27,46 @@ GS_INLINE const int64_t* sizes_of(const P& p) {
   return (const int64_t*)(&p + 1);
 }
 
-// Walks the chunks that belong to one member: chunk t of all tensors for t = tid, tid + nt, ...
+// Walks the chunks that belong to one member: of each tensor one run of neighbouring chunks, the
+// members in order. A product that makes a gradient, or reads the parameter in the next step, gives
+// its members parts of the rows in the same order, so that most of what a core updates lies in its
+// own caches. Chunks that are over go to the members in turn.
 struct Walk {
   const int64_t* sizes;
-  int64_t count, tensor, first, task;  // `first`: index of the first chunk of `tensor`
+  int64_t count, tensor, first;  // `first`: index of the first chunk of `tensor`
+  int64_t at, end, turn;         // this member's chunks of `tensor`; who has the next one over
+  int64_t chunk;                 // index of the chunk that next() gave
+  int tid, nt;
 
   GS_MEMBER Walk(const int64_t* s, int64_t n, const Ctx* ctx)
-      : sizes(s), count(n), tensor(0), first(0), task(ctx->tid) {}
+      : sizes(s),
+        count(n),
+        tensor(-1),
+        first(0),
+        at(0),
+        end(0),
+        turn(0),
+        chunk(0),
+        tid(ctx->tid),
+        nt(ctx->nt) {}
   // The tensor, offset and length of the next chunk; false at the end.
-  GS_MEMBER bool next(int nt, int64_t* offset, int64_t* n) {
-    while (tensor < count && task - first >= chunks_of(sizes[tensor]))
-      first += chunks_of(sizes[tensor++]);
-    if (tensor == count) return false;
-    *offset = (task - first) * kChunk;
+  GS_MEMBER bool next(int64_t* offset, int64_t* n) {
+    while (at == end) {
+      if (tensor >= 0) first += chunks_of(sizes[tensor]);
+      if (++tensor == count) return false;
+      int64_t chunks = chunks_of(sizes[tensor]), each = chunks / nt, over = chunks % nt;
+      // members turn .. turn + over - 1, around the end, have one more
+      int64_t last = turn + over;
+      int64_t before = (tid < last ? tid : last) - turn, around = last - nt;
+      at =
+          tid * each + (before > 0 ? before : 0) + (around > 0 ? (tid < around ? tid : around) : 0);
+      end = at + each + ((tid >= turn && tid < last) || tid < around);
+      turn = last % nt;
+    }
+    chunk = first + at;
+    *offset = at++ * kChunk;
     int64_t rest = sizes[tensor] - *offset;
     *n = rest < kChunk ? rest : kChunk;
-    task += nt;
     return true;
   }
 };
@@ -335,7 +359,7 @@ void update(const void* params, void* const* buf, const Ctx* ctx) {
   const Rule rule(scalars);
   Walk walk(sizes_of(p), p.count, ctx);
   int64_t offset, n;
-  while (walk.next(ctx->nt, &offset, &n)) {
+  while (walk.next(&offset, &n)) {
     T* a[B];
 #pragma GCC unroll 8
     for (int k = 0; k < B; ++k) a[k] = (T*)buf[1 + walk.tensor * B + k] + offset;
@@ -433,12 +457,12 @@ void grad_norm(const void* params, void* const* buf, const Ctx* ctx) {
   double* partial = (double*)ctx->scratch;
   Walk walk(sizes_of(p), p.count, ctx);
   int64_t offset, n;
-  for (int64_t t = ctx->tid; walk.next(ctx->nt, &offset, &n); t += ctx->nt) {
+  while (walk.next(&offset, &n)) {
     const T* x = (const T*)buf[1 + walk.tensor] + offset;
-    partial[t] = p.p == 2          ? norm_chunk<T, 2>(x, n)
-                 : p.p == 1        ? norm_chunk<T, 1>(x, n)
-                 : p.p == INFINITY ? norm_chunk<T, 0>(x, n)
-                                   : norm_any(x, n, p.p);
+    partial[walk.chunk] = p.p == 2          ? norm_chunk<T, 2>(x, n)
+                          : p.p == 1        ? norm_chunk<T, 1>(x, n)
+                          : p.p == INFINITY ? norm_chunk<T, 0>(x, n)
+                                            : norm_any(x, n, p.p);
   }
   ctx->sync();
   if (ctx->tid != 0) return;
@@ -478,7 +502,7 @@ void grad_scale(const void* params, void* const* buf, const Ctx* ctx) {
   if (!clamp && ((const double*)buf[0])[1] == 1) return;
   Walk walk(sizes_of(p), p.count, ctx);
   int64_t offset, n;
-  while (walk.next(ctx->nt, &offset, &n)) {
+  while (walk.next(&offset, &n)) {
     T* g = (T*)buf[1 + walk.tensor] + offset;
     int64_t i = 0;
     for (; i + N <= n; i += N) store(g + i, f(load(g + i)));
