@@ -319,6 +319,30 @@ def test_many_small_tensors():
 # ---- clipping
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW", "NAdam", "Adamax", "RAdam"])
+def test_averages_of_a_gradient_that_vanished_become_zero(name, dtype):
+    """0.9 of the smallest subnormal rounds to itself: without flushing they would stay, and be slow."""
+    more = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    p = gs.nn.Parameter(np.ones(100, dtype))
+    optimizer = getattr(gs.optim, name)([p], lr=1e-3, **more)
+    smallest = np.finfo(dtype).smallest_normal
+    p.grad = gs.tensor(np.full(100, smallest * 8, dtype))
+    optimizer.step()
+    before = p.data.copy()
+    for _ in range(60):
+        p.grad = gs.tensor(np.zeros(100, dtype))
+        optimizer.step()
+    states = [v.data for v in optimizer.state[p].values() if isinstance(v, gs.Tensor)]
+    averages = [v for v in states if v.shape == p.shape]
+    assert averages
+    for v in averages:
+        assert np.all((v == 0) | (np.abs(v) >= smallest)), (name, v[0])
+    np.testing.assert_allclose(p.data, before, rtol=0.1)
+    tiny = np.array([smallest / 4], dtype)
+    assert tiny[0] * dtype(0.5) > 0  # nothing outside the update is flushed
+
+
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf, 3.0, 0.5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_clip_grad_norm(norm_type, dtype):

@@ -346,6 +346,36 @@ struct Prepare {
   }
 };
 
+// While it lives, subnormal numbers count as zero. The averages of a gradient that has become zero
+// halve until they are subnormal, where rounding holds them for ever and each operation on a vector
+// takes some 150 cycles: a converged network's update took 12 times as long.
+struct FlushSubnormals {
+#if defined(__SSE__)
+  unsigned before;
+  GS_MEMBER explicit FlushSubnormals(bool on) : before(_mm_getcsr()) {
+    _mm_setcsr(before | (on ? 0x8040 : 0));
+  }
+  GS_MEMBER ~FlushSubnormals() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+  uint64_t before;
+  GS_MEMBER explicit FlushSubnormals(bool on) {
+    asm volatile("mrs %0, fpcr" : "=r"(before));
+    asm volatile("msr fpcr, %0" : : "r"(before | (uint64_t)on << 24) : "memory");
+  }
+  GS_MEMBER ~FlushSubnormals() { asm volatile("msr fpcr, %0" : : "r"(before) : "memory"); }
+#endif
+};
+
+// Not where nothing is added to a root that is divided by: a subnormal one is better than zero.
+template <class Rule>
+GS_INLINE auto flushes(const Rule& rule, int) -> decltype(rule.eps[0] > 0) {
+  return rule.eps[0] > 0;
+}
+template <class Rule>
+GS_INLINE bool flushes(const Rule&, long) {
+  return true;
+}
+
 // p, g and kStates states of (n,) each
 template <class T, class Rule>
 void update(const void* params, void* const* buf, const Ctx* ctx) {
@@ -357,6 +387,7 @@ void update(const void* params, void* const* buf, const Ctx* ctx) {
   Scalars<T> scalars{p, ctx};
   const Prepare<T> prepare(scalars, control ? control[1] : 1.0);
   const Rule rule(scalars);
+  const FlushSubnormals flush(flushes(rule, 0));
   Walk walk(sizes_of(p), p.count, ctx);
   int64_t offset, n;
   while (walk.next(&offset, &n)) {
