@@ -24,8 +24,12 @@ namespace GS_ISA {
 namespace {
 
 constexpr int64_t kPixels = 64;
-constexpr int kRows = 4;                           // pixels in a tile
-constexpr int kFilters = GS_VBYTES == 64 ? 4 : 2;  // 32 registers, or 16
+constexpr int kRows = 4;  // pixels in a tile
+#if GS_VBYTES == 64 || defined(__ARM_NEON)
+constexpr int kFilters = 4;  // 32 registers
+#else
+constexpr int kFilters = 2;  // 16
+#endif
 
 // A pixel under a tap: where its channels start in x, and the pixel's number in the chunk.
 struct Entry {
