@@ -261,11 +261,13 @@ def test_gradcheck(c):
     assert gs.gradcheck(lambda *a: F.rms_norm(a[0], c, a[1], 0.1), (x, w))
 
 
-def test_same_bits_on_any_number_of_threads():
-    # large enough to be split
-    x = RNG.standard_normal((64, 24, 24, 48)).astype(np.float32)
+# large enough to be split
+@pytest.mark.parametrize("shape", [(64, 24, 24, 48), (32, 4, 4, 512), (8, 4, 4, 300)])
+def test_same_bits_on_any_number_of_threads(shape):
+    c = shape[-1]
+    x = RNG.standard_normal(shape).astype(np.float32)
     g = RNG.standard_normal(x.shape).astype(np.float32)
-    w, b = RNG.standard_normal(48).astype(np.float32), RNG.standard_normal(48).astype(np.float32)
+    w, b = RNG.standard_normal(c).astype(np.float32), RNG.standard_normal(c).astype(np.float32)
     before = gs.get_num_threads()
     results = []
     try:
@@ -275,8 +277,8 @@ def test_same_bits_on_any_number_of_threads():
             for fn in (
                 lambda *a: F.batch_norm(a[0], None, None, a[1], a[2], True),
                 lambda *a: F.group_norm(a[0], 4, a[1], a[2]),
-                lambda *a: F.layer_norm(a[0], 48, a[1], a[2]),
-                lambda *a: F.rms_norm(a[0], 48, a[1]),
+                lambda *a: F.layer_norm(a[0], c, a[1], a[2]),
+                lambda *a: F.rms_norm(a[0], c, a[1]),
             ):
                 X, W, B = leaf(x), leaf(w), leaf(b)
                 y = fn(X, W, B)

@@ -324,7 +324,8 @@ struct Fuser {
       return true;
     }
     if (!is(k, "conv_winograd4_forward") && !is(k, "conv_winograd2_forward") &&
-        !is(k, "conv_direct_forward") && !is(k, "conv_depthwise_forward"))
+        !is(k, "conv_direct_forward") && !is(k, "conv_stream_forward") &&
+        !is(k, "conv_depthwise_forward"))
       return false;
     ConvParams& p = *(ConvParams*)op->params.data();
     if (p.activation != kConvLinear || p.n * p.out_h * p.out_w * p.filters != n) return false;

@@ -5,9 +5,11 @@
 // bfloat16 accepts what runs under autocast, has at least 8 channels on either side of a group and
 // would be slower in float32: everything where there are tiles, nothing where products of rounded
 // operands are float32's own.
-// Winograd accepts when its estimated time is below that of the direct kernel. Estimates are cycles
-// of one core that does two vector multiply-adds a cycle: products plus transforms. They follow
-// from the shape and the width of the vectors, so the choice is the same for any number of threads.
+// stream accepts few pixels, forward, where reading the weights in place costs less than packing
+// them. Winograd accepts when its estimated time is below that of the direct kernel. Estimates are
+// cycles of one core that does two vector multiply-adds a cycle: products plus transforms. They
+// follow from the shape and the width of the vectors, so the choice is the same for any number of
+// threads.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +35,7 @@ bool verbose() {
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+double min(double a, double b) { return a < b ? a : b; }
 
 // Vectors that hold `count` elements.
 double vectors(int64_t count, DType dtype) {
@@ -92,9 +95,49 @@ struct Implementation {
   const char* name;
   bool (*can)(const ConvParams& p);
   bool (*accepts)(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct);
-  Kernel kernels[4];  // by ConvPass
+  Kernel kernels[4];  // by ConvPass; without a name: not of this pass
   bool joint;
 };
+
+// Outputs times taps of one axis that lie inside.
+int64_t count_inside(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad,
+                     int64_t dilation) {
+  int64_t r = 0;
+  for (int64_t o = 0; o < out; ++o)
+    for (int64_t i = 0; i < kernel; ++i) {
+      int64_t at = o * stride - pad + i * dilation;
+      r += at >= 0 && at < in;
+    }
+  return r;
+}
+
+constexpr int64_t kFewPixels = 64;
+
+// Few pixels: the others' time is that of packing or transforming the weights, of which they make
+// little use. Measured: a cycle for each weight that is packed, 140 and 240 more than
+// winograd_cycles() counts for a vector of filters that is transformed once and not found in a
+// cache. The kernel that reads the weights where they lie takes twice the cycles of its products
+// and of the sums that pass through the first cache at each tap, and 8 to fold a sum.
+bool stream_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* next) {
+  int64_t pixels = p.n * p.out_h * p.out_w;
+  if (pass != kConvForward || pixels > kFewPixels) return false;
+  double taps =
+      (double)(p.n * count_inside(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h) *
+               count_inside(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w));
+  double ci = (double)(p.channels / p.groups), K = (double)p.filters;
+  double Kv = (double)p.groups * vectors(p.filters / p.groups, dtype);
+  double stream = K * (taps * (vectors(p.channels / p.groups, dtype) + 2) + 8 * (double)pixels);
+  double others = taps * ci * Kv / 2 + K * (double)(p.kernel_h * p.kernel_w) * ci;
+  if (dtype == kF32 && is_winograd(p)) {
+    others = min(others, winograd_cycles(2, pass, dtype, p) + 140 * ci * Kv);
+    if (!strict.load(std::memory_order_relaxed))
+      others = min(others, winograd_cycles(4, pass, dtype, p) + 240 * ci * Kv);
+  }
+  if (stream >= 0.9 * others) return false;
+  *own = stream;
+  *next = others;
+  return true;
+}
 
 bool any(const ConvParams&) { return true; }
 bool is_depthwise(const ConvParams& p) {
@@ -145,6 +188,11 @@ const Implementation implementations[] = {
      {Kernel("conv_depthwise_forward"), Kernel("conv_depthwise_backward_data"),
       Kernel("conv_depthwise_backward_weight"), Kernel("")},
      false},
+    {"stream",
+     any,
+     stream_wins,
+     {Kernel("conv_stream_forward"), Kernel(""), Kernel(""), Kernel("")},
+     false},
     {"winograd4",
      is_winograd,
      winograd_wins<4>,
@@ -166,6 +214,7 @@ const Implementation implementations[] = {
 };
 
 void explain(ConvPass pass, const ConvParams& p, const char* name, double own, double direct) {
+  const bool stream = strcmp(name, "stream") == 0;
   static const char* const passes[] = {"forward", "backward data", "backward weight", "backward"};
   fprintf(stderr,
           "gradsmith: conv %lldx%lld/%lld (%lld, %lld, %lld, %lld) -> (%lld, %lld, %lld) %s: %s",
@@ -175,8 +224,8 @@ void explain(ConvPass pass, const ConvParams& p, const char* name, double own, d
   if (forced.load())
     fprintf(stderr, " (forced)\n");
   else if (own > 0)
-    fprintf(stderr, " (winograd %.3g cycles, direct %.3g%s)\n", own, direct,
-            strict.load() ? ", strict" : "");
+    fprintf(stderr, " (%s %.3g cycles, %s %.3g%s)\n", stream ? "stream" : "winograd", own,
+            stream ? "next" : "direct", direct, strict.load() ? ", strict" : "");
   else
     fprintf(stderr, " (first that can%s)\n", strict.load() ? ", strict" : "");
 }
@@ -187,8 +236,14 @@ ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
   double own = 0, direct = 0;
   const Implementation* i = implementations;
   int force = forced.load(std::memory_order_relaxed);
-  // bfloat16 is forced only where autocast asks for it
-  if (force && implementations[force - 1].can(p) && (force > 1 || (dtype == kF32 && autocast())))
+  if (force) {
+    const Implementation& f = implementations[force - 1];
+    // bfloat16 is forced only where autocast asks for it, stream only forward
+    bool asked = force > 1 || (dtype == kF32 && autocast());
+    if (!f.can(p) || !asked || (pass != kConvForward && !*f.kernels[kConvBackwardData].name))
+      force = 0;
+  }
+  if (force)
     i = implementations + (force - 1);
   else
     while (!i->can(p) || !i->accepts(pass, dtype, p, &own, &direct)) ++i;
@@ -225,7 +280,7 @@ const char* conv_force(const char* name, int64_t l2) {
       forced.store(i + 1);
       return nullptr;
     }
-  return "expected 'bfloat16', 'winograd4', 'winograd2', 'direct' or ''";
+  return "expected 'bfloat16', 'stream', 'winograd4', 'winograd2', 'direct' or ''";
 }
 
 }  // namespace gs

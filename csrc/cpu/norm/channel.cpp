@@ -48,7 +48,7 @@ struct Cut {
     cols = fold * c;
     rows = p.rows / fold;
     rest = (p.rows - rows * fold) * c;
-    chunk = cols <= 128 ? 256 : 128;
+    chunk = cols <= 128 ? 256 : rows < 1024 ? 64 : 128;
     chunks = rows ? (rows + chunk - 1) / chunk : 1;
     width = fold > 1 || cols <= kBlock ? cols : kBlock / 2;
     if (fold == 1 && chunks * p.outer < 8 && cols > 128)
