@@ -296,15 +296,13 @@ def test_larger_than_the_caches(classes, rng):
     loss.backward(gs.ones(rows))
     want, d = ref_cross_entropy(x[some], index[some], None, -100, "none", 0.0)
     np.testing.assert_allclose(loss.detach().numpy()[some], want, rtol=2e-6, atol=2e-6)
-    # p = exp(x - lse): the rounding of lse, half an ulp, is a relative error of p
-    lse = (x64 - ref)[:, :1]
-    finite = np.isfinite(lse)
-    atol = 4e-7 + np.where(
-        finite, np.spacing(np.abs(lse, where=finite, out=np.ones_like(lse)).astype(np.float32)), 0
-    )
-    np.testing.assert_array_equal(np.isnan(t.grad.numpy()[some]), np.isnan(d))
-    off = np.abs(t.grad.numpy()[some] - d) > 5e-6 * np.abs(d) + atol
-    assert not off.any(), np.argwhere(off)[:5]
+    # a row of up to 32 classes is one lane, which adds the exponentials one after the other: half an
+    # ulp a class is a relative error of p
+    got, order = t.grad.numpy()[some], classes if classes <= 32 else 0
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(d))
+    finite = ~np.isnan(d)
+    bound = 5e-6 * np.abs(d) + 4e-7 + p * order * 2.0**-24
+    assert np.all(np.abs(got - d)[finite] <= bound[finite])
     without = F.cross_entropy(gs.tensor(x), gs.tensor(index), reduction="none")
     np.testing.assert_array_equal(without.numpy(), loss.detach().numpy())
     t = gs.tensor(x[3:], requires_grad=True)
