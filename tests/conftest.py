@@ -34,3 +34,15 @@ def threads(request):
     gs.set_num_threads(request.param)
     yield request.param
     gs.set_num_threads(before)
+
+
+@pytest.fixture
+def conv_choice():
+    """Gives back what a test sets: the choice of convolution, its precision, the threads."""
+    import gradsmith as gs
+
+    before = gs.get_num_threads()
+    yield
+    gs._cpu.conv_force("")
+    gs.set_conv_precision("default")
+    gs.set_num_threads(before)

@@ -12,13 +12,7 @@ import gradsmith as gs
 from gradsmith import _cpu as k
 
 
-@pytest.fixture(autouse=True)
-def choice_is_given_back():
-    threads = gs.get_num_threads()
-    yield
-    k.conv_force("")
-    gs.set_conv_precision("default")
-    gs.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("conv_choice")
 
 
 def cases(rng, count):

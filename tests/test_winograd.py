@@ -15,13 +15,7 @@ from gradsmith import _cpu as k
 ONE = ((1, 1), (1, 1))
 
 
-@pytest.fixture(autouse=True)
-def choice_is_given_back():
-    threads = gs.get_num_threads()
-    yield
-    k.conv_force("")
-    gs.set_conv_precision("default")
-    gs.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("conv_choice")
 
 
 def shapes(rng, count):

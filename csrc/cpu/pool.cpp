@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "simd/own.h"
+#include "simd/taps.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -133,7 +134,6 @@ struct Pool {
   using I = typename simd<T>::I;
   using S = typename simd<T>::S;
   static constexpr int N = simd<T>::N;
-  typedef uint8_t Bytes __attribute__((vector_size(N)));
   typedef int32_t Ints __attribute__((vector_size(N * 4)));
   static constexpr int64_t kFew = N / 2 < Geometry::kFew ? N / 2 : Geometry::kFew;
 
@@ -186,23 +186,9 @@ struct Pool {
     return __builtin_shuffle(a, b, at);
 #endif
   }
-  // By intrinsics where there are such: of __builtin_convertvector GCC makes a move a byte.
   template <bool FULL>
   static GS_MEMBER I get_index(const uint8_t* p, int n) {
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-    if constexpr (sizeof(T) == 4 && FULL)
-      return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-    else if constexpr (sizeof(T) == 4)
-      return (I)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), p));
-    else if constexpr (FULL)
-      return (I)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
-#elif defined(__AVX2__)
-    if constexpr (sizeof(T) == 4 && FULL)
-      return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
-#endif
-    Bytes b = {};
-    memcpy(&b, p, FULL ? N : n);
-    return __builtin_convertvector(b, I);
+    return load_taps<T, FULL>(p, n);
   }
   template <bool FULL>
   static GS_MEMBER I get_index(const int32_t* p, int n) {
@@ -212,51 +198,12 @@ struct Pool {
   }
   template <bool FULL>
   static GS_MEMBER void put_index(uint8_t* p, I v, int n) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4 && FULL)
-      return _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
-    else if constexpr (sizeof(T) == 4)
-      return _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)((1u << n) - 1), (__m512i)v);
-    else if constexpr (FULL)
-      return _mm_storel_epi64((__m128i*)p, _mm512_cvtepi64_epi8((__m512i)v));
-#elif defined(__AVX2__)
-    if constexpr (sizeof(T) == 4 && FULL) {
-      const __m256i low =
-          _mm256_shuffle_epi8((__m256i)v, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1,
-                                                           -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1,
-                                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
-      return _mm_storel_epi64((__m128i*)p, _mm_unpacklo_epi32(_mm256_castsi256_si128(low),
-                                                              _mm256_extracti128_si256(low, 1)));
-    }
-#endif
-    Bytes b = __builtin_convertvector(v, Bytes);
-    memcpy(p, &b, FULL ? N : n);
+    store_taps<T, FULL>(p, v, n);
   }
   template <bool FULL>
   static GS_MEMBER void put_index(int32_t* p, I v, int n) {
     Ints b = __builtin_convertvector(v, Ints);
     memcpy(p, &b, (FULL ? N : n) * 4);
-  }
-
-  // best = x and index = tap where x is larger or NaN
-  static GS_MEMBER void take(V x, I tap, V& best, I& index) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) {
-      __mmask16 m = _mm512_cmp_ps_mask((__m512)x, (__m512)best, _CMP_GT_OQ) |
-                    _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
-      best = (V)_mm512_mask_mov_ps((__m512)best, m, (__m512)x);
-      index = (I)_mm512_mask_mov_epi32((__m512i)index, m, (__m512i)tap);
-    } else {
-      __mmask8 m = _mm512_cmp_pd_mask((__m512d)x, (__m512d)best, _CMP_GT_OQ) |
-                   _mm512_cmp_pd_mask((__m512d)x, (__m512d)x, _CMP_UNORD_Q);
-      best = (V)_mm512_mask_mov_pd((__m512d)best, m, (__m512d)x);
-      index = (I)_mm512_mask_mov_epi64((__m512i)index, m, (__m512i)tap);
-    }
-#else
-    I m = (x > best) | (x != x);
-    best = m ? x : best;
-    index = m ? tap : index;
-#endif
   }
 
   // ---- forward, many channels
@@ -280,15 +227,16 @@ struct Pool {
           if (a || b)
 #pragma GCC unroll 4
             for (int v = 0; v < B; ++v)
-              take(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * KW + b)), best[v],
-                   at[v]);
+              take<T>(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * KW + b)), best[v],
+                      at[v]);
         }
     } else {
       for (int a = a0; a < a1; ++a)
         for (int b = b0; b < b1; ++b)
 #pragma GCC unroll 4
           for (int v = 0; v < B; ++v)
-            take(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * kw + b)), best[v], at[v]);
+            take<T>(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * kw + b)), best[v],
+                    at[v]);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
@@ -642,7 +590,7 @@ struct Pool {
               if (MAX) {
                 I here = set1((S)((a0 + a) * cols + b));
                 if (a || b) {
-                  take(v, here, best, tap);
+                  take<T>(v, here, best, tap);
                 } else {
                   best = v;
                   tap = here;

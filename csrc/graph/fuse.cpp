@@ -129,6 +129,14 @@ struct Fuser {
     op.entry->plan(op.params.data(), &op.plan);
   }
 
+  // `op` at place `at` in the stead of what stood there and of call `gone`.
+  void join(RecordedOp op, int at, int gone, const char* note) {
+    changed(op, note);
+    ops[(size_t)at] = std::move(op);
+    dead[(size_t)gone] = 1;
+    index();
+  }
+
   // A ReLU at call k whose backward pass, if any, is known.
   bool find_relu(int k, Relu* r) {
     bool bits = is(k, "activation_mask");
@@ -351,10 +359,7 @@ struct Fuser {
       back.buffers[1].access = kRead;
       changed(back, "from the output");
     }
-    changed(op, "with the ReLU behind it");
-    ops[(size_t)k] = op;
-    dead[(size_t)product] = 1;
-    index();
+    join(op, k, product, "with the ReLU behind it");
   }
 
   // The product that alone writes the n elements of x and has nothing behind it yet, or -1.
@@ -433,10 +438,7 @@ struct Fuser {
         changed(b, "from the derivative");
       }
     }
-    changed(op, "with the activation behind it");
-    ops[(size_t)k] = op;
-    dead[(size_t)product] = 1;
-    index();
+    join(op, k, product, "with the activation behind it");
   }
 
   // matmul, activation_backward -> matmul.
@@ -452,10 +454,7 @@ struct Fuser {
     op.buffers.back() = dx;
     set_piece(&op, kPieceGrad, q, saved);
     if (!clear(op, product, k)) return;
-    changed(op, "with the gradient of the activation");
-    ops[(size_t)k] = op;
-    dead[(size_t)product] = 1;
-    index();
+    join(op, k, product, "with the gradient of the activation");
   }
 
   // matmul, sum with something else -> matmul that adds it.
@@ -479,10 +478,7 @@ struct Fuser {
     op.buffers.back() = sum;
     set_piece(&op, kPieceSum, ActivationParams{}, buffer(k, 1 - side));
     if (!clear(op, product, k)) return;
-    changed(op, "with the sum behind it");
-    ops[(size_t)k] = op;
-    dead[(size_t)product] = 1;
-    index();
+    join(op, k, product, "with the sum behind it");
   }
 
   // row_norm_backward, sum with another gradient -> row_norm_backward that adds it.
@@ -506,10 +502,7 @@ struct Fuser {
       op.buffers.push_back(b);
       op.buffers.back().access = kRead;
       if (!clear(op, norm, k)) continue;
-      changed(op, "with the other gradient");
-      ops[(size_t)k] = op;
-      dead[(size_t)norm] = 1;
-      index();
+      join(op, k, norm, "with the other gradient");
       return;
     }
   }
@@ -547,10 +540,7 @@ struct Fuser {
     p.pool = !direct;
     op.entry = (direct ? stem : four_ ? four : two).get(kF32);
     memcpy(op.params.data(), &p, sizeof(p));
-    changed(op, q.relu ? "with the ReLU and the pool behind it" : "with the pool behind it");
-    ops[(size_t)k] = op;
-    dead[(size_t)conv] = 1;
-    index();
+    join(op, k, conv, q.relu ? "with the ReLU and the pool behind it" : "with the pool behind it");
   }
   // max_pool_backward, gradients of a convolution -> the gradients from the pool's.
   void pool_conv_backward(int k) {
@@ -576,10 +566,7 @@ struct Fuser {
     p.pool = 1;
     op.entry = (direct ? weight : four_ ? four : two).get(kF32);
     memcpy(op.params.data(), &p, sizeof(p));
-    changed(op, "from the pool's gradient");
-    ops[(size_t)conv] = op;
-    dead[(size_t)k] = 1;
-    index();
+    join(op, conv, k, "from the pool's gradient");
   }
 
   // A temporary of n elements that is, before call `reader`, zeros but for what copies put into

@@ -235,6 +235,22 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
   }
 }
 
+// d = A^T m for a vector of filters; the elements of m are `step` apart.
+template <class T, int M>
+GS_INLINE void output_columns(const T* m, int64_t step, typename simd<T>::V (&d)[M][M + 2]) {
+  using V = typename simd<T>::V;
+  constexpr int A = M + 2;
+#pragma GCC unroll 6
+  for (int j = 0; j < A; ++j) {
+    V e[A], r[M];
+#pragma GCC unroll 6
+    for (int i = 0; i < A; ++i) e[i] = load(m + (i * A + j) * step);
+    Points<T, M>::output(e, r);
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) d[i][j] = r[i];
+  }
+}
+
 // y = A^T m A (+ bias, ReLU) for tiles [t0, t1), `channels` filters from y's on. m[e][t - t0][k]
 template <class T, int M>
 void output_tiles(const ConvParams& p, const Grid& g, const T* m, Planes s, int64_t t0, int64_t t1,
@@ -250,15 +266,7 @@ void output_tiles(const ConvParams& p, const Grid& g, const T* m, Planes s, int6
     for (int64_t k = 0; k < channels; k += N) {
       int lanes = (int)min64(N, channels - k);
       V d[M][A];
-#pragma GCC unroll 6
-      for (int j = 0; j < A; ++j) {
-        V e[A], r[M];
-#pragma GCC unroll 6
-        for (int i = 0; i < A; ++i) e[i] = load(m + (i * A + j) * s.step + k);
-        Points<T, M>::output(e, r);
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) d[i][j] = r[i];
-      }
+      output_columns<T, M>(m + k, s.step, d);
       V b = bias ? load_n(bias + k, lanes) : V{};
       bool whole = rows == M && cols == M && lanes == N;
 #pragma GCC unroll 4
@@ -296,15 +304,7 @@ void output_pool_tiles(const ConvParams& p, const Grid& g, const float* m, Plane
     for (int64_t k = 0; k < channels; k += N) {
       int lanes = (int)min64(N, channels - k);
       V d[M][A];
-#pragma GCC unroll 6
-      for (int j = 0; j < A; ++j) {
-        V e[A], r[M];
-#pragma GCC unroll 6
-        for (int i = 0; i < A; ++i) e[i] = load(m + (i * A + j) * s.step + k);
-        Points<float, M>::output(e, r);
-#pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) d[i][j] = r[i];
-      }
+      output_columns<float, M>(m + k, s.step, d);
       V b = bias ? load_n(bias + k, lanes) : V{};
 #pragma GCC unroll 2
       for (int i = 0; i < M / 2; ++i) {
