@@ -15,7 +15,7 @@ namespace GS_ISA {
 template <class T>
 GS_INLINE void take(typename simd<T>::V x, typename simd<T>::I tap, typename simd<T>::V& best,
                     typename simd<T>::I& at) {
-  using V = typename simd<T>::V;
+  using V [[maybe_unused]] = typename simd<T>::V;
   using I = typename simd<T>::I;
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
