@@ -1,0 +1,331 @@
+// What pooling does in both directions: where windows lie, how vectors are read and written, sums
+// over neighbouring columns, and few channels as blocks of pixels.
+#pragma once
+#include <string.h>
+
+#include "pool.h"
+#include "simd/own.h"
+#include "simd/taps.h"
+#include "simd/vec.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+// Windows along one axis: tap t of window o lies at start[o] + t * dilation and inside the image
+// for first[o] <= t < last[o]; size[o]: its length in the padded image; windows lo[i] .. hi[i] may
+// hold i.
+struct Axis {
+  int32_t *start, *first, *last, *size, *lo, *hi;
+  int64_t dilation;
+};
+
+GS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+GS_INLINE int32_t* axis_init(Axis* x, int32_t* at, int64_t in, int64_t out, int64_t k, int64_t s,
+                             int64_t p, int64_t d, bool adaptive, bool fill) {
+  x->start = at;
+  x->first = at + out;
+  x->last = at + 2 * out;
+  x->size = at + 3 * out;
+  x->lo = at + 4 * out;
+  x->hi = x->lo + in;
+  x->dilation = d;
+  if (fill) {
+    for (int64_t o = 0; o < out; ++o) {
+      int64_t b, f, l;
+      if (adaptive) {
+        b = o * in / out;
+        f = 0;
+        l = ((o + 1) * in + out - 1) / out - b;
+        x->size[o] = (int32_t)l;
+      } else {
+        b = o * s - p;
+        f = b < 0 ? (-b + d - 1) / d : 0;
+        l = (in - b + d - 1) / d;
+        if (l > k) l = k;
+        if (l < f) l = f;
+        int64_t e = b + k < in + p ? b + k : in + p;
+        x->size[o] = (int32_t)(e - b);
+      }
+      x->start[o] = (int32_t)b;
+      x->first[o] = (int32_t)f;
+      x->last[o] = (int32_t)l;
+    }
+    for (int64_t i = 0; i < in; ++i) {
+      int64_t lo, hi;
+      if (adaptive) {
+        lo = i * out / in;
+        hi = ((i + 1) * out + in - 1) / in;
+      } else {
+        lo = -floor_div(-(i + p - (k - 1) * d), s);
+        hi = (i + p) / s + 1;
+        if (lo < 0) lo = 0;
+      }
+      if (hi > out) hi = out;
+      x->lo[i] = (int32_t)lo;
+      x->hi[i] = (int32_t)(hi < lo ? lo : hi);
+    }
+  }
+  return x->hi + in;
+}
+
+struct Geometry {
+  PoolParams p;
+  Axis y, x;
+  int32_t*
+      lanes;  // few channels: start, first and last tap, size of each lane's window in a row of y
+
+  GS_MEMBER void init(const PoolParams& params, char* scratch, bool fill) {
+    p = params;
+    int32_t* at =
+        axis_init(&y, (int32_t*)scratch, p.h, p.oh, p.kh, p.sh, p.ph, p.dh, p.adaptive, fill);
+    at = axis_init(&x, at, p.w, p.ow, p.kw, p.sw, p.pw, p.dw, p.adaptive, fill);
+    lanes = at;
+    if (fill && p.c < kFew)
+      for (int64_t j = 0; j < p.ow; ++j)
+        for (int64_t k = 0; k < p.c; ++k) {
+          int64_t i = j * p.c + k, n = p.ow * p.c;
+          lanes[i] = (int32_t)(x.start[j] * p.c + k);
+          lanes[n + i] = x.first[j];
+          lanes[2 * n + i] = x.last[j];
+          lanes[3 * n + i] = x.size[j];
+        }
+  }
+  static constexpr int64_t kFew = 8;
+  static GS_MEMBER size_t bytes(const PoolParams& p) {
+    return (size_t)(4 * p.oh + 2 * p.h + 4 * p.ow + 2 * p.w + (p.c < kFew ? 4 * p.ow * p.c : 0)) *
+           4;
+  }
+};
+
+// How large results are written: past the caches where rows are aligned, else as stores whose lines
+// are asked for ahead.
+enum Way { kPlain, kOwn, kPast };
+GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step) {
+  if (bytes < ctx->stream) return kPlain;
+  return streams(ctx, bytes, p, step) ? kPast : kOwn;
+}
+// Rows a task takes, of `rows` rows of `bytes` bytes.
+GS_INLINE int64_t rows_per_task(int64_t rows, int64_t bytes) {
+  int64_t r = bytes > 0 ? 65536 / bytes : rows;
+  if (r < 1) r = 1;
+  if (r * 8 > rows) r = rows / 8 ? rows / 8 : 1;
+  return r;
+}
+
+// FULL: a whole vector, otherwise the first n lanes.
+template <bool FULL, class T>
+GS_INLINE typename simd<T>::V get(const T* p, int n) {
+  if (FULL) return load(p);
+  return load_n(p, n);
+}
+template <bool FULL, class T>
+GS_INLINE void put(T* p, typename simd<T>::V v, int n) {
+  if (FULL)
+    store(p, v);
+  else
+    store_n(p, v, n);
+}
+template <bool FULL, class T>
+GS_INLINE void put(Way way, T* p, typename simd<T>::V v, int n) {
+  if (FULL && way == kPast) return write<true>(p, v);
+  if (way == kOwn) own(p);
+  if (FULL)
+    store(p, v);
+  else
+    store_n(p, v, n);
+}
+
+template <class T, bool FULL>
+GS_INLINE typename simd<T>::I get_index(const uint8_t* p, int n) {
+  return load_taps<T, FULL>(p, n);
+}
+template <class T, bool FULL>
+GS_INLINE typename simd<T>::I get_index(const int32_t* p, int n) {
+  typedef int32_t Ints __attribute__((vector_size(simd<T>::N * 4)));
+  Ints b = {};
+  memcpy(&b, p, (FULL ? simd<T>::N : n) * 4);
+  return __builtin_convertvector(b, typename simd<T>::I);
+}
+template <class T, bool FULL>
+GS_INLINE void put_index(uint8_t* p, typename simd<T>::I v, int n) {
+  store_taps<T, FULL>(p, v, n);
+}
+template <class T, bool FULL>
+GS_INLINE void put_index(int32_t* p, typename simd<T>::I v, int n) {
+  typedef int32_t Ints __attribute__((vector_size(simd<T>::N * 4)));
+  Ints b = __builtin_convertvector(v, Ints);
+  memcpy(p, &b, (FULL ? simd<T>::N : n) * 4);
+}
+
+template <class T>
+struct Lanes {
+  using V = typename simd<T>::V;
+  using I = typename simd<T>::I;
+  using S = typename simd<T>::S;
+  static constexpr int N = simd<T>::N;
+  static constexpr int64_t kFew = N / 2 < Geometry::kFew ? N / 2 : Geometry::kFew;
+
+  // lane l of the result: lane at[l] of v, of a and b side by side
+  static GS_MEMBER V pick(V v, I at) {
+#if defined(__clang__)
+    V r;
+    for (int i = 0; i < N; ++i) r[i] = v[at[i]];
+    return r;
+#else
+    return __builtin_shuffle(v, at);
+#endif
+  }
+  static GS_MEMBER I pick(I v, I at) {
+#if defined(__clang__)
+    I r;
+    for (int i = 0; i < N; ++i) r[i] = v[at[i]];
+    return r;
+#else
+    return __builtin_shuffle(v, at);
+#endif
+  }
+  static GS_MEMBER V pick(V a, V b, I at) {
+#if defined(__clang__)
+    V r;
+    for (int i = 0; i < N; ++i) r[i] = at[i] < N ? a[at[i]] : b[at[i] - N];
+    return r;
+#else
+    return __builtin_shuffle(a, b, at);
+#endif
+  }
+
+  // s / d to the last bit, without the 16 cycles of a division: inv = 1 / d, rounded
+  static GS_MEMBER V over(V s, T d, [[maybe_unused]] T inv) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      V q = s * set1(inv), rest = fnma(q, set1(d), s);
+      // the rest of an infinite sum is no number
+      __mmask16 finite = _mm512_cmp_ps_mask((__m512)rest, (__m512)rest, _CMP_ORD_Q);
+      return (V)_mm512_mask3_fmadd_ps((__m512)rest, _mm512_set1_ps(inv), (__m512)q, finite);
+    }
+#endif
+    return s / set1(d);
+  }
+  static GS_MEMBER T divisor(const Geometry& g, int64_t i, int64_t j) {
+    const PoolParams& p = g.p;
+    if (p.divisor != 0) return (T)p.divisor;
+    if (p.include_pad) return (T)((int64_t)g.y.size[i] * g.x.size[j]);
+    int64_t d = (int64_t)(g.y.last[i] - g.y.first[i]) * (g.x.last[j] - g.x.first[j]);
+    return (T)(d ? d : 1);
+  }
+  // Whether all windows are divided by the same number.
+  static GS_MEMBER bool uniform(const Geometry& g) {
+    const PoolParams& p = g.p;
+    if (p.divisor != 0) return true;
+    T d = divisor(g, 0, 0);
+    bool same = true;
+    for (int64_t i = 0; i < p.oh; ++i) same &= divisor(g, i, 0) == d;
+    for (int64_t j = 0; j < p.ow; ++j) same &= divisor(g, 0, j) == d;
+    return same;
+  }
+  // Averages over 3 columns at stride 1. Backward is the same sum over the windows that hold a
+  // pixel: x is dy and y is dx. rows: of x, to be added; cols: of x and y; column j of y sums x at
+  // j - pad .. j - pad + 2. div(j) divides.
+  template <int B, bool FULL, class F>
+  static GS_MEMBER void slide(Way way, const T* x, int64_t line, int rows, int64_t c, int64_t in,
+                              int64_t out, int64_t pad, T* y, int n, F scale) {
+    auto column = [=](int64_t q, V * s) __attribute__((always_inline)) {
+      if (q < 0 || q >= in) {
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) s[v] = V{};
+        return;
+      }
+      const T* from = x + q * c;
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) s[v] = get<FULL>(from + v * N, n);
+      for (int a = 1; a < rows; ++a) {
+        from += line;
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) s[v] += get<FULL>(from + v * N, n);
+      }
+      if (FULL)
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) __builtin_prefetch(from + line + v * N);
+    };
+    V s0[B], s1[B], s2[B];
+    column(-pad, s0);
+    column(1 - pad, s1);
+    for (int64_t j = 0; j < out; ++j) {
+      column(j + 2 - pad, s2);
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        put<FULL>(way, y + j * c + v * N, scale(j, (s0[v] + s1[v]) + s2[v]), n);
+        s0[v] = s1[v];
+        s1[v] = s2[v];
+      }
+    }
+  }
+  template <class F>
+  static GS_MEMBER void slide_row(Way way, const T* x, int64_t line, int rows, int64_t c,
+                                  int64_t in, int64_t out, int64_t pad, T* y, F scale) {
+    if (rows <= 0) {
+      memset(y, 0, (size_t)(out * c) * sizeof(T));
+      return;
+    }
+    int64_t k = 0;
+    for (; k + 4 * N <= c; k += 4 * N)
+      slide<4, true>(way, x + k, line, rows, c, in, out, pad, y + k, N, scale);
+    for (; k + N <= c; k += N)
+      slide<1, true>(way, x + k, line, rows, c, in, out, pad, y + k, N, scale);
+    if (k < c)
+      slide<1, false>(kPlain, x + k, line, rows, c, in, out, pad, y + k, (int)(c - k), scale);
+  }
+  static GS_MEMBER bool slides(const PoolParams& p) {
+    return !p.adaptive && p.kw == 3 && p.sw == 1 && p.sh == 1;
+  }
+  // Blocks of whole pixels: lane l holds channel l % c of pixel l / c of `pixels`.
+  struct Block {
+    int pixels, lanes;
+    int64_t begin, end;  // columns of y whose windows lie inside the row, if any block does
+    I at;                // of two vectors of x, those of a tap
+
+    GS_MEMBER void init(const Geometry& g) {
+      const PoolParams& p = g.p;
+      const int c = (int)p.c;
+      pixels = N / c;
+      lanes = pixels * c;
+      begin = 0;
+      end = p.ow;
+      while (begin < end && (g.x.first[begin] != 0 || g.x.last[begin] != p.kw)) ++begin;
+      while (end > begin && (g.x.first[end - 1] != 0 || g.x.last[end - 1] != p.kw)) --end;
+      if (end - begin < pixels || p.adaptive) end = begin;
+      S a[N];
+      for (int l = 0; l < N; ++l) a[l] = (S)(l < lanes ? l / c * p.sw * c + l % c : 0);
+      memcpy(&at, a, sizeof at);
+    }
+    // Whether a tap's pixels lie in two vectors.
+    GS_MEMBER bool near(const PoolParams& p) const {
+      return p.sw == 1 || (pixels - 1) * p.sw * p.c + p.c <= 2 * N;
+    }
+  };
+  template <class F>
+  static GS_MEMBER void each_row(int64_t rows, int64_t bytes, const Ctx* ctx, F f) {
+    int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per;
+    for (int64_t t = ctx->tid; t < tasks; t += ctx->nt)
+      for (int64_t r = t * per; r < rows && r < (t + 1) * per; ++r) f(r);
+  }
+  static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
+    return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);
+  }
+};
+
+void plan(const void* params, Plan* out) {
+  const PoolParams& p = *(const PoolParams*)params;
+  int64_t rows = p.n * (p.oh > p.h ? p.oh : p.h);
+  double taps = p.adaptive ? 1.0 + (double)(p.oh * p.ow) / (double)(p.h * p.w)
+                           : (double)(p.kh * p.kw * p.oh * p.ow) / (double)(p.h * p.w);
+  out->tasks = rows;
+  out->work = (int64_t)((double)(p.n * p.h * p.w * p.c) * (0.1 + 0.05 * taps));
+  out->scratch = Geometry::bytes(p);
+}
+
+}  // namespace
+}  // namespace GS_ISA
+}  // namespace gs
