@@ -11,7 +11,6 @@ from test_conv import guarded, naive
 import gradsmith as gs
 from gradsmith import _cpu as k
 
-
 pytestmark = pytest.mark.usefixtures("conv_choice")
 
 

@@ -239,7 +239,7 @@ ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
   if (force) {
     const Implementation& f = implementations[force - 1];
     // bfloat16 is forced only where autocast asks for it, stream only forward
-    bool asked = force > 1 || (dtype == kF32 && autocast());
+    bool asked = f.accepts != bfloat16_wins || (dtype == kF32 && autocast());
     if (!f.can(p) || !asked || (pass != kConvForward && !*f.kernels[kConvBackwardData].name))
       force = 0;
   }
@@ -276,7 +276,7 @@ const char* conv_force(const char* name, int64_t l2) {
   }
   int count = (int)(sizeof(implementations) / sizeof(implementations[0]));
   for (int i = 0; i < count; ++i)
-    if (i != 1 && strcmp(name, implementations[i].name) == 0) {
+    if (implementations[i].can != is_depthwise && strcmp(name, implementations[i].name) == 0) {
       forced.store(i + 1);
       return nullptr;
     }
