@@ -140,20 +140,22 @@ def unbroken(request, tmp_path_factory):
 def test_killed_at_chosen_moments(unbroken, tmp_path):
     """One run, killed again and again: before and after checkpoints, in evaluation, in renames."""
     whole, spec = unbroken
+    before, after = -1, 200  # dies before the checkpoint of that moment is written, or after it
     moments = [
-        ["step", 2],  # before the first checkpoint
-        ["before rename", 4],  # the first ones write the logs
-        ["after rename", 6],
-        ["step", 4],
-        ["epoch", 1],
-        ["step", 9],
-        ["step", 10],
-        ["evaluation", 2],
-        ["step", 15],  # the last of an epoch, after its checkpoint
+        (["step", 2], before),  # before the first checkpoint
+        (["before rename", 4], after),  # the first ones write the logs
+        (["after rename", 6], before),
+        (["step", 4], after),
+        (["epoch", 1], before),
+        (["step", 9], after),
+        (["step", 10], before),
+        (["evaluation", 2], after),
+        (["step", 15], before),
+        (["step", 15], after),  # the last of an epoch: what is left of it is its evaluation and row
+        (["epoch", 3], after),
     ]
-    for i, moment in enumerate(moments):
-        # Now before the checkpoint of that step is written, now after it.
-        run(tmp_path, die=moment, order=200 if i % 2 else -1, threads=1 + i % 2, **spec)
+    for i, (moment, order) in enumerate(moments):
+        run(tmp_path, die=moment, order=order, threads=1 + i % 2, **spec)
     run(tmp_path, **spec)
     check_same(whole, tmp_path)
 

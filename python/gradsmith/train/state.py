@@ -32,6 +32,7 @@ def snapshot(trainer: Any) -> dict[str, Any]:
         "trainer": {
             "epoch": trainer.epoch,
             "step": trainer.step,
+            "lr": trainer.lr,
             "first_epoch": trainer._first_epoch,
             "sums": dict(trainer._sums),
             "marked": dict(trainer._marked),

@@ -596,7 +596,8 @@ class Trainer:
         self._first_epoch, self._sums = saved["first_epoch"], dict(saved["sums"])
         self.history = History(saved["history"])
         self.logs = self.history[-1] if self.history else {}
-        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        # The rate of the last update, which is not the optimizer's now: its schedule has stepped since.
+        self.lr = float(saved.get("lr", self.optimizer.param_groups[0]["lr"]))
         self._marked = dict(saved["marked"])
         self._pending = self._marked.get("loader")
         self.config = state.get("config", {})
