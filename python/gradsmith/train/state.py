@@ -6,6 +6,7 @@ loaders' positions, the schedule, partial sums of the epoch, history and callbac
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -33,6 +34,7 @@ def snapshot(trainer: Any) -> dict[str, Any]:
             "epoch": trainer.epoch,
             "step": trainer.step,
             "lr": trainer.lr,
+            "loss": trainer.loss if math.isfinite(trainer.loss) else None,
             "first_epoch": trainer._first_epoch,
             "sums": dict(trainer._sums),
             "marked": dict(trainer._marked),

@@ -596,8 +596,10 @@ class Trainer:
         self._first_epoch, self._sums = saved["first_epoch"], dict(saved["sums"])
         self.history = History(saved["history"])
         self.logs = self.history[-1] if self.history else {}
-        # The rate of the last update, which is not the optimizer's now: its schedule has stepped since.
+        # Of the last update; the optimizer's rate now is that of the next, its schedule has stepped.
         self.lr = float(saved.get("lr", self.optimizer.param_groups[0]["lr"]))
+        loss = saved.get("loss")
+        self.loss = math.nan if loss is None else loss
         self._marked = dict(saved["marked"])
         self._pending = self._marked.get("loader")
         self.config = state.get("config", {})
