@@ -282,3 +282,20 @@ def test_only_the_gradients_that_are_wanted(rng):
                 assert (a is not None) == bool(want)
                 if want:
                     np.testing.assert_allclose(a, ref, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8, 12, 24])
+def test_both_gradients_where_each_takes_its_own_implementation(channels, rng):
+    """With few channels the direct kernel may win for both together and Winograd for one of them."""
+    for filters in (4, 8, 16, 32, 64):
+        for size, pad in ((6, 0), (12, 0), (12, 1)):
+            x = rng.standard_normal((8, size, size, channels), dtype=np.float32)
+            w = rng.standard_normal((filters, 3, 3, channels), dtype=np.float32)
+            out = size + 2 * pad - 2
+            dy = rng.standard_normal((8, out, out, filters), dtype=np.float32)
+            args = ((1, 1), ((pad, pad), (pad, pad)), (1, 1), 1)
+            dx, dw, db = naive_grads(x, w, dy, *args)
+            for bias in (False, True):
+                got = k.conv_backward(2, x, dy, w, *args, True, True, bias)
+                assert rms(got[0], dx) < 2e-6 and rms(got[1], dw) < 2e-6
+                assert rms(got[2], db) < 2e-6 if bias else got[2] is None

@@ -336,13 +336,12 @@ void run_backward(ConvParams& p, const Array& g, const Array& w, const Array& bi
   ConvChoice c = conv_choose(pass, g.dtype, p);
   if (c.joint) {
     run(*c.kernel, g.dtype, p, {in(g), in(w), in(bias), out(dx), in(x), out(dw), out(db)});
-    return;
-  }
-  if (data)
-    run(*conv_choose(kConvBackwardData, g.dtype, p).kernel, g.dtype, p,
-        {in(g), in(w), in(bias), out(dx)});
-  if (weight) {
-    c = conv_choose(kConvBackwardWeight, g.dtype, p);
+  } else if (data && weight) {  // one by one, and each may be a joint kernel asked for one
+    run_backward(p, g, w, bias, Array(), dx, Array(), Array());
+    run_backward(p, g, Array(), Array(), x, Array(), dw, db);
+  } else if (data) {
+    run(*c.kernel, g.dtype, p, {in(g), in(w), in(bias), out(dx)});
+  } else {
     run(*c.kernel, g.dtype, p, {in(x), in(g), out(dw), c.bias ? out(db) : out(Array())});
     if (p.has_bias && !c.bias)
       run(channel_sum, g.dtype, ChannelSumParams{p.n * p.out_h * p.out_w, p.filters},
