@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from test_capture import update_of
 
 import gradsmith as gs
 import gradsmith.nn.functional as F
@@ -413,15 +414,7 @@ def test_captured_steps_have_the_bits_of_eager_ones():
     losses = {}
     for captured in (False, True):
         model = net()
-        optimizer = gs.optim.AdamW(model.parameters(), lr=1e-2)
-
-        def step(a, b, model=model, optimizer=optimizer):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(a), b)
-            loss.backward()
-            optimizer.step()
-            return loss
-
+        step = update_of(model, gs.optim.AdamW(model.parameters(), lr=1e-2))
         fn = gs.capture(step) if captured else step
         values = []
         for i in range(24):

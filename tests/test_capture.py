@@ -34,11 +34,8 @@ def state_of(model, opt):
     return out
 
 
-def train(make, optimizer, x, y, captured, *, before=None, passes=None, steps=None, extra=None):
-    """Losses and final state of a training run."""
-    gs.manual_seed(3)
-    model = make()
-    opt = optimizer(model.parameters())
+def update_of(model, opt, extra=None):
+    """One training step as users write it, not captured; extra(model) stands before the update."""
 
     def step(a, b):
         opt.zero_grad()
@@ -49,6 +46,15 @@ def train(make, optimizer, x, y, captured, *, before=None, passes=None, steps=No
         opt.step()
         return loss
 
+    return step
+
+
+def train(make, optimizer, x, y, captured, *, before=None, passes=None, steps=None, extra=None):
+    """Losses and final state of a training run."""
+    gs.manual_seed(3)
+    model = make()
+    opt = optimizer(model.parameters())
+    step = update_of(model, opt, extra)
     run = gs.capture(step, passes=passes) if captured else step
     losses = []
     for i in range(steps or len(x)):
@@ -323,13 +329,7 @@ def test_odd_last_batch_is_eager():
     model = small()
     opt = adamw(model.parameters())
 
-    @gs.capture
-    def step(a, b):
-        opt.zero_grad()
-        loss = F.cross_entropy(model(a), b)
-        loss.backward()
-        opt.step()
-        return loss
+    step = gs.capture(update_of(model, opt))
 
     for i in range(5):
         step(gs.tensor(x[i]), gs.tensor(y[i]))
@@ -347,12 +347,7 @@ def test_load_state_dict_and_resume(tmp_path):
         model = small()
         opt = adamw(model.parameters())
 
-        def step(a, b):
-            opt.zero_grad()
-            loss = F.cross_entropy(model(a), b)
-            loss.backward()
-            opt.step()
-            return loss
+        step = update_of(model, opt)
 
         f = gs.capture(step) if captured else step
         losses = []
@@ -944,13 +939,7 @@ def test_bad_labels_raise_at_replay_too():
     model = small()
     opt = adamw(model.parameters())
 
-    @gs.capture
-    def step(a, b):
-        opt.zero_grad()
-        loss = F.cross_entropy(model(a), b)
-        loss.backward()
-        opt.step()
-        return loss
+    step = gs.capture(update_of(model, opt))
 
     for i in range(5):
         step(gs.tensor(x[i]), gs.tensor(y[i]))
@@ -1129,14 +1118,7 @@ def test_frozen_parameters_are_seen():
         gs.manual_seed(3)
         model = small()
         opt = adamw(model.parameters())
-
-        def step(a, b, model=model, opt=opt):
-            opt.zero_grad()
-            loss = F.cross_entropy(model(a), b)
-            loss.backward()
-            opt.step()
-            return loss
-
+        step = update_of(model, opt)
         f = gs.capture(step) if captured else step
         losses = []
         for i in range(12):
@@ -1209,13 +1191,7 @@ def test_report_and_verify():
     model = make()
     opt = adamw(model.parameters())
 
-    @gs.capture
-    def step(a, b):
-        opt.zero_grad()
-        loss = F.cross_entropy(model(a), b)
-        loss.backward()
-        opt.step()
-        return loss
+    step = gs.capture(update_of(model, opt))
 
     assert "no program" in step.report()
     with pytest.raises(gs.CaptureError):
@@ -1450,12 +1426,7 @@ def test_replaced_methods_are_seen():
         opt = adamw(model.parameters())
         calls = []
 
-        def step(a, b):
-            opt.zero_grad()
-            loss = F.cross_entropy(model(a), b)
-            loss.backward()
-            opt.step()
-            return loss
+        step = update_of(model, opt)
 
         f = gs.capture(step) if captured else step
         with warnings.catch_warnings():
