@@ -7,7 +7,7 @@
 //
 // Large float32 arrays do less: where the derivative has two values, forward saves a bit an element
 // (backward then reads n and writes n: a fifth of all traffic saved); where it costs as much as the
-// function (gelu, silu, mish), forward computes both at once and saves the derivative.
+// function (gelu), forward computes both at once and saves the derivative.
 #include "activation.h"
 
 #include "simd/moderate.h"
