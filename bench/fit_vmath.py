@@ -1,4 +1,4 @@
-"""Derives the polynomial coefficients of csrc/cpu/simd/vmath.h.
+"""Derives the polynomial coefficients of csrc/cpu/simd/vmath.h and moderate.h.
 
 Each fit minimises the largest weighted error over an interval by Lawson's iteration (weighted least
 squares in a Chebyshev basis, weights multiplied by the error), on samples computed with mpmath.
@@ -65,6 +65,60 @@ def mills_table(degree=6):
     print("mills", np.array(columns, np.float32).T.tolist())
 
 
+def fit_row(d, y, first, degree):
+    """Coefficients in float32 that minimise the relative error, c_0 rounded before the others are fitted
+    (0 when `first` is 1)."""
+    c0 = 0.0 if first else float(np.float32(lawson(d, y, 1 / y, list(range(degree + 1)))[0][0]))
+    rest, _ = lawson(d, y - c0, 1 / y, list(range(1, degree + 1)))
+    return np.concatenate([[c0], rest])
+
+
+def print_table(name, columns):
+    print(name)
+    for row in np.array(columns, np.float32).T:
+        print("   ", "{" + ", ".join(f"{v!s}f" for v in row) + "},")
+
+
+def tanh_table(degree=5):
+    """tanh around 30 points: 0 for [0, 1/16), then four intervals an octave up to 8, and [8, 9.2). The points
+    are where tanh is nearly a float, close to the middle. The last column fills up to 32."""
+
+    def start(i):
+        return 2.0 ** ((i - 1) // 4 - 4) * (1 + (i - 1) % 4 / 4)
+
+    columns = []
+    for i in range(30):
+        lo, hi = (start(i) if i else 0.0), start(i + 1)
+        middle = (lo + hi) / 2 if i else 0.0
+        if 0 < i < 29:
+            step = (hi - lo) / 4096
+
+            def off(k, middle=middle, step=step):
+                t = mp.tanh(middle + k * step)
+                return abs(float((mp.mpf(float(np.float32(float(t)))) - t) / t))
+
+            middle += step * min(range(-200, 201), key=off)
+        hi = min(hi, 9.2)
+        d = np.cos(np.pi * (np.arange(48) + 0.5) / 48) * (hi - lo) / 2 + ((hi + lo) / 2 - middle)
+        y = np.array([float(mp.tanh(mp.mpf(float(middle + v)))) for v in d])
+        columns.append([middle, *fit_row(d, y, i == 0, degree)])
+    print_table("tanh: points, c_0, ...", columns + columns[-1:] * 2)
+
+
+def normal_table(degree=5):
+    """P(X > c + d) exp(((c + d)^2 - c^2) / 2) around c = k / 4 for k < 32, and the density at c."""
+    d = np.cos(np.pi * (np.arange(48) + 0.5) / 48) / 8
+    columns = []
+    for k in range(32):
+        c = mp.mpf(k) / 4
+        t = [c + mp.mpf(float(v)) for v in d]
+        y = [float(mp.erfc(v / mp.sqrt(2)) / 2 * mp.exp((v * v - c * c) / 2)) for v in t]
+        columns.append(fit_row(d, np.array(y), False, degree))
+    print_table("normal: c_0, ...", columns)
+    peak = [float(mp.exp(-(mp.mpf(k) ** 2) / 32) / mp.sqrt(2 * mp.pi)) for k in range(32)]
+    print_table("normal: density", [[v] for v in peak])
+
+
 def main():
     half = float(mp.log(2) / 2) + 1e-3
     fit("exp", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half, half, 4)
@@ -95,6 +149,22 @@ def main():
 
     fit("normal", mills, lambda u: 1 / mills(u), 1 / (1 + 14.5 / 4), 1.0, 9)
     mills_table()
+    # moderate.h
+    tanh_table()
+    normal_table()
+    fit("exp1", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -1.0, 1.0, 6)
+
+    def shifted(w):
+        return mp.mpf("0.4375") + w
+
+    fit(
+        "softplus",
+        lambda w: (mp.log1p(shifted(w)) - shifted(w)) / shifted(w) ** 2,
+        lambda w: shifted(w) ** 2 / mp.log1p(shifted(w)),
+        -0.4375 + 1e-9,
+        0.5625,
+        8,
+    )
     q = float(mp.pi / 4) + 1e-6
     fit("sin", lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z, lambda z: z, 1e-9, q * q, 3)
     fit("cos", lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2, lambda z: z**2, 1e-5, q * q, 2)

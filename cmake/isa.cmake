@@ -51,6 +51,11 @@ function(gs_kernel_objects out)
     target_include_directories(gs_${level} PRIVATE csrc/include csrc/cpu)
     target_compile_definitions(gs_${level} PRIVATE GS_ISA=${level})
     target_compile_options(gs_${level} PRIVATE ${GS_KERNEL_FLAGS} ${GS_FLAGS_${level}})
+    # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT level STREQUAL "base")
+      set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp PROPERTIES
+                                  COMPILE_OPTIONS "-fschedule-insns;-fsched-pressure")
+    endif()
     if(GRADSMITH_SANITIZE)
       target_compile_options(gs_${level} PRIVATE ${GS_SANITIZE_FLAGS})
     endif()

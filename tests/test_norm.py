@@ -149,8 +149,10 @@ def test_batch_norm_fused(dtype, with_residual):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "shape", [(3, 6), (2, 5, 12), (1, 9, 8, 64), (3, 4, 4, 48), (4, 3, 3, 200), (2, 40, 40, 6)]
-)
+    "shape",
+    [(3, 6), (32, 64), (5, 90), (3, 1100), (2, 4100), (2, 5, 12), (1, 9, 8, 64), (3, 4, 4, 48), (4, 3, 3, 200),
+     (2, 40, 40, 6)],
+)  # fmt: skip
 def test_group_norm(dtype, shape):
     c = shape[-1]
     for groups in {1, 2, c // 2, c}:
@@ -172,6 +174,37 @@ def test_group_norm(dtype, shape):
         axes = tuple(range(len(shape) - 1))
         close_sum(dw, g * flat, axes, dtype, np.abs(g) * (1 + np.abs(flat)))
         close_sum(db, g, axes, dtype)
+
+
+@pytest.mark.parametrize("groups,channels", [(8, 64), (3, 21), (70, 350)])
+def test_group_norm_of_one_row_a_sample(groups, channels):
+    """The kernel for many small groups: far from zero, NaN in one group, parts of the gradients, same bits."""
+    x = (RNG.standard_normal((9, channels)) * 0.5 + 5000).astype(np.float32)
+    y = F.group_norm(gs.tensor(x), groups, eps=0.0).numpy()
+    ref, _ = normalise(x.reshape(9, groups, -1), 2, 0.0)
+    assert np.abs(y - ref.reshape(x.shape)).max() < 3e-6
+    x = RNG.standard_normal((9, channels)).astype(np.float32)
+    w = RNG.standard_normal(channels).astype(np.float32)
+    g = RNG.standard_normal(x.shape).astype(np.float32)
+    X, W, B = leaf(x), leaf(w), leaf(w[::-1].copy())
+    y = F.group_norm(X, groups, W, B)
+    dx, dw, db = grads(y, g, X, W, B)
+    before = gs.get_num_threads()
+    for n in (1, 2, 3):
+        gs.set_num_threads(n)
+        again = F.group_norm(X, groups, W, B)
+        assert np.array_equal(again.detach().numpy(), y.detach().numpy())
+        for a, b in zip(grads(again, g, X, W, B), (dx, dw, db), strict=True):
+            assert np.array_equal(a, b)
+    gs.set_num_threads(before)
+    (only,) = grads(F.group_norm(X, groups, gs.tensor(w), gs.tensor(w)), g, X)
+    assert np.array_equal(only, dx)
+    weights = grads(F.group_norm(gs.tensor(x), groups, W, B), g, W, B)
+    assert np.array_equal(weights[0], dw) and np.array_equal(weights[1], db)
+    x[4, 1] = np.nan
+    y = F.group_norm(gs.tensor(x), groups, W, B).detach().numpy()
+    bad = np.isnan(y)
+    assert bad[4, : channels // groups].all() and bad.sum() == channels // groups
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (3, 6, 5, 17), (1, 2, 2, 64)])

@@ -7,12 +7,12 @@
 //
 // Large float32 arrays do less: where the derivative has two values, forward saves a bit an element
 // (backward then reads n and writes n: a fifth of all traffic saved); where it costs as much as the
-// function (gelu, silu, mish), forward computes both at once and saves the derivative.
+// function (gelu), forward computes both at once and saves the derivative.
 #include "activation.h"
 
+#include "simd/moderate.h"
 #include "simd/own.h"
 #include "simd/philox.h"
-#include "simd/vmath.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -153,7 +153,7 @@ GS_OP_D(op_hardtanh) { return (s <= k.a) | (s >= k.b) ? nil(s) : dy; }
 GS_OP_F(op_hardswish) {
   using T = typename lane<V>::T;
   V h = min(set1((T)6), max(nil(x), x + 3));
-  return h == 0 ? nil(x) : x * h / 6;
+  return h == 0 ? nil(x) : x * (h * (T)(1.0 / 6.0));  // 6 times that is 1
 }
 GS_OP_D(op_hardswish) {
   using T = typename lane<V>::T;
@@ -164,7 +164,7 @@ GS_OP_D(op_hardswish) {
 // min(max(x + 3, 0), 6) / 6; from x
 GS_OP_F(op_hardsigmoid) {
   using T = typename lane<V>::T;
-  return min(set1((T)6), max(nil(x), x + 3)) / 6;
+  return min(set1((T)6), max(nil(x), x + 3)) * (T)(1.0 / 6.0);
 }
 GS_OP_D(op_hardsigmoid) { return (s <= -3) | (s >= 3) ? nil(s) : dy / 6; }
 
@@ -186,6 +186,254 @@ GS_OP_D(op_threshold) { return s <= k.a ? nil(s) : dy; }
 GS_OP_F(op_product) { return x; }
 GS_OP_D(op_product) { return dy * s; }
 
+// ---- float32 functions with exp: several vectors at a time
+//
+// A curve is the short form of an op, right where fits(k) and, if kChecked, x^2 < reach(k). Blocks
+// of kBlock vectors with a larger or NaN argument, and the ends of arrays, go vector by vector
+// through `whole`, which takes each lane from the short form or from the op: every element has the
+// same bits wherever it lies. The file is compiled with the scheduler before register allocation
+// (cmake/isa.cmake), which interleaves the vectors of a block.
+
+// x^2 < (z / |a|)^2; none where that overflows
+GS_INLINE vf square_of(float z, vf a) {
+  vf r = z / abs(a);
+  return r * r;
+}
+
+// kSlope: whether backward is from x. both: y = f(x) and d = f'(x); what nobody reads is not
+// computed.
+template <class F>
+struct Curve {
+  using Op = F;
+  static constexpr int kBlock = 4;
+  static constexpr bool kChecked = true, kSlope = true;
+  static GS_MEMBER bool fits(const Coef<vf>&) { return true; }
+};
+
+struct curve_sigmoid : Curve<op_sigmoid> {
+  static constexpr bool kSlope = false;
+  static GS_MEMBER vf reach(const Coef<vf>&) { return set1(87.0f * 87.0f); }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    *y = moderate::sigmoid(x);
+    *d = vf{};
+  }
+};
+
+struct curve_tanh : Curve<op_tanh> {
+  static constexpr bool kChecked = false, kSlope = false;
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    *y = moderate::tanh(x);
+    *d = vf{};
+  }
+};
+
+struct curve_elu_input : Curve<op_elu_input> {
+  static constexpr bool kChecked = false;
+  static GS_MEMBER bool fits(const Coef<vf>& k) { return k.c[0] > 0; }
+  static GS_MEMBER void both(vf x, const Coef<vf>& k, vf* y, vf* d) {
+    vf z = k.c * x;
+    *y = x >= 0 ? k.b * x : k.a * moderate::expm1(max(set1(-18.0f), z));
+    *d = x > 0 ? k.b : k.a * k.c * exp(z);
+  }
+};
+struct curve_elu : curve_elu_input {
+  static constexpr bool kSlope = false;
+};
+
+struct curve_gelu : Curve<op_gelu> {
+  static GS_MEMBER vf reach(const Coef<vf>&) { return set1(moderate::kNormal * moderate::kNormal); }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    vf cdf, density;
+    moderate::normal(x, &cdf, &density);
+    *y = x * cdf;
+    *d = fma(x, density, cdf);
+  }
+};
+
+struct curve_gelu_tanh : Curve<op_gelu_tanh> {
+  static GS_MEMBER vf reach(const Coef<vf>&) { return set1(9.9f * 9.9f); }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    const vf one = set1((float)1.5957691216057308),
+             three = set1((float)(0.044715 * 1.5957691216057308));
+    vf z = x * x, p = moderate::sigmoid(x * fma(z, three, one));
+    *y = x * p;
+    *d = fma(x * fma(z, 3 * three, one), fnma(p, p, p), p);
+  }
+};
+
+struct curve_silu : Curve<op_silu> {
+  static GS_MEMBER vf reach(const Coef<vf>& k) { return square_of(86.0f, k.a); }
+  static GS_MEMBER void both(vf x, const Coef<vf>& k, vf* y, vf* d) {
+    vf u = k.a * x, p = moderate::sigmoid(u);
+    *y = x * p;
+    *d = fma(u, fnma(p, p, p), p);
+  }
+};
+
+// the default, whose threshold changes nothing
+struct curve_softplus : Curve<op_softplus> {
+  static constexpr int kBlock = GS_VBYTES == 64 ? 8 : 4;
+  static GS_MEMBER bool fits(const Coef<vf>& k) { return k.a[0] == 1 && k.b[0] >= 18; }
+  static GS_MEMBER vf reach(const Coef<vf>&) { return set1(87.0f * 87.0f); }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    *y = moderate::softplus(x);
+    *d = moderate::sigmoid(x);
+  }
+};
+
+struct curve_logsigmoid : Curve<op_logsigmoid> {
+  static constexpr int kBlock = curve_softplus::kBlock;
+  static GS_MEMBER vf reach(const Coef<vf>&) { return set1(87.0f * 87.0f); }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    *y = -moderate::softplus(-x);
+    *d = moderate::sigmoid(-x);
+  }
+};
+
+struct curve_mish : Curve<op_mish> {
+  static GS_MEMBER vf reach(const Coef<vf>&) { return set1(40.0f * 40.0f); }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    vf e = moderate::exp(x), q = fma(e, e, e + e), r = reciprocal(q + 2), t = q * r;
+    *y = x * t;
+    *d = fma(4 * x * (e * r), fma(e, r, r), t);
+  }
+};
+
+#define GS_CURVES(X) \
+  X(sigmoid)         \
+  X(tanh)            \
+  X(elu)             \
+  X(elu_input)       \
+  X(gelu)            \
+  X(gelu_tanh)       \
+  X(silu)            \
+  X(softplus)        \
+  X(logsigmoid)      \
+  X(mish)
+template <class Op>
+struct curve_of {
+  static constexpr bool kAny = false, kSlope = false;
+};
+#define X(name)                                            \
+  template <>                                              \
+  struct curve_of<op_##name> {                             \
+    using Q = curve_##name;                                \
+    static constexpr bool kAny = true, kSlope = Q::kSlope; \
+  };
+GS_CURVES(X)
+#undef X
+
+// y = f(x) and d = f'(x), any x
+template <class Q>
+GS_INLINE void whole(vf x, const Coef<vf>& k, vf* y, vf* d) {
+  using Op = typename Q::Op;
+  if (!kFused || !Q::fits(k)) {
+    *y = Op::f(x, k);
+    *d = Op::df(set1(1.0f), x, k);
+    return;
+  }
+  Q::both(x, k, y, d);
+  if constexpr (Q::kChecked) {
+    vi in = x * x < Q::reach(k);
+    if (any_lane(~in)) {
+      *y = in ? *y : Op::f(x, k);
+      *d = in ? *d : Op::df(set1(1.0f), x, k);
+    }
+  }
+}
+template <class Op>
+GS_INLINE vf value(vf x, const Coef<vf>& k) {
+  if constexpr (curve_of<Op>::kAny) {
+    vf y, d;
+    whole<typename curve_of<Op>::Q>(x, k, &y, &d);
+    return y;
+  } else {
+    return Op::f(x, k);
+  }
+}
+// s: x or y, whichever the op takes
+template <class Op>
+GS_INLINE vf gradient(vf dy, vf s, const Coef<vf>& k) {
+  if constexpr (curve_of<Op>::kSlope) {
+    vf y, d;
+    whole<typename curve_of<Op>::Q>(s, k, &y, &d);
+    return dy * d;
+  } else {
+    return Op::df(dy, s, k);
+  }
+}
+
+enum { kValue = 1, kGrad = 2, kBoth = 3 };
+
+// The same for n elements: kValue y = f(x), kGrad y = dy f'(x), kBoth y = f(x) and d = f'(x).
+template <class Q, int kWhat>
+__attribute__((noinline)) void curve_rest(const Coef<vf>& k, const float* x, const float* dy,
+                                          float* y, float* d, int64_t n) {
+  constexpr int N = simd<float>::N;
+  for (int64_t i = 0; i < n; i += N) {
+    const int m = n - i < N ? (int)(n - i) : N;
+    vf f, slope;
+    whole<Q>(load_n(x + i, m), k, &f, &slope);
+    if (kWhat == kGrad) f = load_n(dy + i, m) * slope;
+    store_n(y + i, f, m);
+    if (kWhat == kBoth) store_n(d + i, slope, m);
+  }
+}
+
+// way 0: results stay in the caches; 1: y goes past them, lines of d are asked for ahead (two
+// streams past the caches are slower); 2: both go past them
+template <class Q, int kWhat>
+__attribute__((noinline)) void curve_run(const Coef<vf>& k, int way, const float* x,
+                                         const float* dy, float* y, float* d, int64_t n) {
+  constexpr int N = simd<float>::N, B = Q::kBlock;
+  int64_t i = 0;
+  for (; i + B * N <= n; i += B * N) {
+    vf f[B], slope[B];
+#pragma GCC unroll 8
+    for (int j = 0; j < B; ++j) f[j] = load(x + i + j * N);
+    if constexpr (Q::kChecked) {
+      vf sum = f[0] * f[0];
+#pragma GCC unroll 8
+      for (int j = 1; j < B; ++j) sum = fma(f[j], f[j], sum);
+      if (__builtin_expect(any_lane(~(sum < Q::reach(k))), 0)) {
+        curve_rest<Q, kWhat>(k, x + i, kWhat == kGrad ? dy + i : dy, y + i,
+                             kWhat == kBoth ? d + i : d, B * N);
+        continue;
+      }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < B; ++j) {
+      Q::both(f[j], k, &f[j], &slope[j]);
+      if (kWhat == kGrad) f[j] = load(dy + i + j * N) * slope[j];
+    }
+    if (way == 0) {
+#pragma GCC unroll 8
+      for (int j = 0; j < B; ++j) {
+        store(y + i + j * N, f[j]);
+        if (kWhat == kBoth) store(d + i + j * N, slope[j]);
+      }
+      continue;
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < B; ++j) {
+      fetch(x + i + j * N);
+      if (kWhat == kGrad) fetch(dy + i + j * N);
+      write<true>(y + i + j * N, f[j]);
+      if (kWhat == kBoth) {
+        if (way == 1) {
+          own(d + i + j * N);
+          store(d + i + j * N, slope[j]);
+        } else {
+          write<true>(d + i + j * N, slope[j]);
+        }
+      }
+    }
+  }
+  if (i < n)
+    curve_rest<Q, kWhat>(k, x + i, kWhat == kGrad ? dy + i : dy, y + i, kWhat == kBoth ? d + i : d,
+                         n - i);
+}
+
 // x, y: elements b .. e of n
 template <bool kStream, class T, class Op>
 GS_INLINE void map_loop(const ActivationParams& p, const T* x, T* y, int64_t b, int64_t e) {
@@ -201,6 +449,11 @@ GS_INLINE void map_loop(const ActivationParams& p, const T* x, T* y, int64_t b, 
 }
 template <class T, class Op>
 void map(const ActivationParams& p, bool stream, const T* x, T* y, int64_t b, int64_t e) {
+  if constexpr (kFused && sizeof(T) == 4 && curve_of<Op>::kAny) {
+    using Q = typename curve_of<Op>::Q;
+    const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
+    if (Q::fits(k)) return curve_run<Q, kValue>(k, stream, x + b, nullptr, y + b, nullptr, e - b);
+  }
   if (sizeof(T) == 4 && stream)
     map_loop<sizeof(T) == 4, T, Op>(p, x, y, b, e);
   else
@@ -229,6 +482,11 @@ GS_INLINE void map_backward_loop(const ActivationParams& p, const T* dy, const T
 template <class T, class Op>
 void map_backward(const ActivationParams& p, bool stream, const T* dy, const T* s, T* dx, int64_t b,
                   int64_t e) {
+  if constexpr (kFused && sizeof(T) == 4 && curve_of<Op>::kSlope) {
+    using Q = typename curve_of<Op>::Q;
+    const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
+    if (Q::fits(k)) return curve_run<Q, kGrad>(k, stream, s + b, dy + b, dx + b, nullptr, e - b);
+  }
   if (sizeof(T) == 4 && stream)
     map_backward_loop<sizeof(T) == 4, T, Op>(p, dy, s, dx, b, e);
   else
@@ -399,55 +657,9 @@ void activation_mask_backward(const void* params, void* const* buf, const Ctx* c
 
 // ---- forward that saves the derivative
 
-// y = f(x) and d = f'(x), to the bits of f and df(1, x); what they share is computed once
-template <int kOp>
-GS_INLINE void both(vf x, const Coef<vf>& k, vf* y, vf* d) {
-  if (kOp == kAct_gelu) {
-    vf cdf, bell, low = max(set1(-14.5f), x);
-    normal(x, &cdf, &bell);
-    *y = low * cdf;
-    *d = fma(min(set1(14.5f), low) * bell, set1(0.39894228f), cdf);
-  } else if (kOp == kAct_mish) {
-    vf e = exp(min(set1(30.0f), x)), q = e * (e + 2), b = q + 2, r = reciprocal(b), t = q * r;
-    vf slope = 4 * (e * r) * ((1 + e) * r);
-    *y = e == 0 ? 0 * e : x * quotient(q, b);
-    *d = slope == 0 ? t : fma(x, slope, t);
-  } else {
-    vf u = kOp == kAct_silu ? k.a * x : gelu_u2(x), p = sigmoid(u), bump = p - p * p, s = u;
-    *y = p == 0 ? vf{} : x * p;
-    if (kOp == kAct_gelu_tanh)
-      s = x * fma(x * x, set1((float)(3 * 0.044715 * 1.5957691216057308)),
-                  set1((float)1.5957691216057308));
-    *d = bump == 0 ? p : fma(s, bump, p);
-  }
-}
-
-// kWay 0: results stay in the caches; 1: y goes past them, lines of d are asked for ahead (two
-// streams past the caches are slower); 2: both go past them
-template <int kOp, int kWay>
-GS_INLINE void slope_loop(const Coef<vf>& k, const float* x, float* y, float* d, int64_t b,
-                          int64_t e) {
-  constexpr int N = simd<float>::N;
-  int64_t i = b;
-  for (; i + N <= e; i += N) {
-    vf v = load(x + i), f, slope;
-    fetch(x + i);
-    both<kOp>(v, k, &f, &slope);
-    write<kWay != 0>(y + i, f);
-    if (kWay == 1) own(d + i);
-    write<kWay == 2>(d + i, slope);
-  }
-  if (i < e) {
-    int n = (int)(e - i);
-    vf v = load_n(x + i, n), f, slope;
-    both<kOp>(v, k, &f, &slope);
-    store_n(y + i, f, n);
-    store_n(d + i, slope, n);
-  }
-}
-
-template <int kOp>
+template <class Op>
 void slope_runs(const ActivationParams& p, void* const* buf, const Ctx* ctx) {
+  using Q = typename curve_of<Op>::Q;
   const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
   const float* x = (const float*)buf[0];
   float *y = (float*)buf[1], *d = (float*)buf[2];
@@ -457,12 +669,10 @@ void slope_runs(const ActivationParams& p, void* const* buf, const Ctx* ctx) {
   const int way = !stream ? 0 : bytes / 8 < ctx->stream ? 1 : 2;
   for (int64_t b = ctx->tid * kRun; b < p.n; b += ctx->nt * kRun) {
     int64_t e = b + kRun < p.n ? b + kRun : p.n;
-    if (way == 0)
-      slope_loop<kOp, 0>(k, x, y, d, b, e);
-    else if (way == 1)
-      slope_loop<kOp, 1>(k, x, y, d, b, e);
+    if (kFused)
+      curve_run<Q, kBoth>(k, way, x + b, nullptr, y + b, d + b, e - b);
     else
-      slope_loop<kOp, 2>(k, x, y, d, b, e);
+      curve_rest<Q, kBoth>(k, x + b, nullptr, y + b, d + b, e - b);
   }
   if (stream) write_fence();
 }
@@ -471,13 +681,13 @@ void activation_slope(const void* params, void* const* buf, const Ctx* ctx) {
   const ActivationParams& p = *(const ActivationParams*)params;
   switch (p.op) {
     case kAct_gelu:
-      return slope_runs<kAct_gelu>(p, buf, ctx);
+      return slope_runs<op_gelu>(p, buf, ctx);
     case kAct_gelu_tanh:
-      return slope_runs<kAct_gelu_tanh>(p, buf, ctx);
+      return slope_runs<op_gelu_tanh>(p, buf, ctx);
     case kAct_silu:
-      return slope_runs<kAct_silu>(p, buf, ctx);
+      return slope_runs<op_silu>(p, buf, ctx);
     case kAct_mish:
-      return slope_runs<kAct_mish>(p, buf, ctx);
+      return slope_runs<op_mish>(p, buf, ctx);
   }
 }
 
@@ -529,13 +739,13 @@ void piece_value(const PieceParams& p, float* c, float* other) {
   if (other)
     piece<true>(
         p, c, other, [&](vf x, int64_t, int, vf* y, vf* d) __attribute__((always_inline)) {
-          *y = Op::f(x, k);
+          *y = value<Op>(x, k);
           *d = x;
         });
   else
     piece<false>(
         p, c, other, [&](vf x, int64_t, int, vf* y, vf*) __attribute__((always_inline)) {
-          *y = Op::f(x, k);
+          *y = value<Op>(x, k);
         });
 }
 
@@ -545,16 +755,16 @@ void piece_grad(const PieceParams& p, float* c, float* other) {
   const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
   piece<false>(
       p, c, other, [&](vf x, int64_t at, int n, vf* y, vf*) __attribute__((always_inline)) {
-        *y = Op::df(x, n == N ? load(other + at) : load_n(other + at, n), k);
+        *y = gradient<Op>(x, n == N ? load(other + at) : load_n(other + at, n), k);
       });
 }
 
-template <int kOp>
+template <class Op>
 void piece_slope(const PieceParams& p, float* c, float* other) {
   const Coef<vf> k{set1((float)p.a), set1((float)p.b), set1((float)p.c)};
   piece<true>(
       p, c, other, [&](vf x, int64_t, int, vf* y, vf* d) __attribute__((always_inline)) {
-        both<kOp>(x, k, y, d);
+        whole<typename curve_of<Op>::Q>(x, k, y, d);
       });
 }
 
@@ -572,13 +782,13 @@ void activation_piece(const void* params, void* const* buf, const Ctx*) {
   if (p.kind == kPieceSum) return piece_sum(p, c, other);
   if (p.kind == kPieceSlope) switch (p.op) {
       case kAct_gelu:
-        return piece_slope<kAct_gelu>(p, c, other);
+        return piece_slope<op_gelu>(p, c, other);
       case kAct_gelu_tanh:
-        return piece_slope<kAct_gelu_tanh>(p, c, other);
+        return piece_slope<op_gelu_tanh>(p, c, other);
       case kAct_silu:
-        return piece_slope<kAct_silu>(p, c, other);
+        return piece_slope<op_silu>(p, c, other);
       case kAct_mish:
-        return piece_slope<kAct_mish>(p, c, other);
+        return piece_slope<op_mish>(p, c, other);
     }
   switch (p.op) {
 #define X(name)                            \

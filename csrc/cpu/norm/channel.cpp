@@ -16,6 +16,10 @@
 //
 // Few channels: g rows are folded into one of g * channels columns, a multiple of 16 and at least
 // 64, so that every vector is full; the g columns of a channel share k and are added afterwards.
+//
+// Group norm of one row a sample (x of two dimensions) has more groups than work: outer * groups
+// statistics of a few values each. It computes those of kGroups groups side by side
+// (forward_single, backward_single), each sample by itself in one go.
 #include "norm.h"
 #include "simd/vec.h"
 
@@ -344,8 +348,93 @@ struct Kernel {
       apply_block<1, RELU, RES>(stream, x + r * ld, res + r * ld, y + r * ld, ld, w.rest, coef, cl);
   }
 
+  // ---- one row a sample
+  static GS_MEMBER bool single(const ChannelNormParams& p) {
+    return p.rows == 1 && p.training && !p.relu && p.channels > p.groups;
+  }
+  // sum of f(j), j < n, in four chains
+  template <class F>
+  static GS_MEMBER double sum_of(int64_t n, F f) {
+    double s[4] = {};
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) s[i] += f(j + i);
+    }
+    for (; j < n; ++j) s[0] += f(j);
+    return (s[0] + s[1]) + (s[2] + s[3]);
+  }
+
+  static void forward_single(const ChannelNormParams& p, const T* x, const T* gamma, const T* beta,
+                             T* y, double* stats, const Ctx* ctx) {
+    const int64_t c = p.channels, per = c / p.groups;
+    const double share = 1.0 / (double)per;
+    for (int64_t n = ctx->tid; n < p.outer; n += ctx->nt)
+      for (int64_t g = 0; g < p.groups; ++g) {
+        const T* v = x + n * c + g * per;
+        T* out = y + n * c + g * per;
+        double* st = stats + (n * p.groups + g) * 2;
+        const double mean = sum_of(per, [=](int64_t j) { return (double)v[j]; }) * share;
+        const double sq = sum_of(per, [=](int64_t j) {
+          double d = (double)v[j] - mean;
+          return d * d;
+        });
+        st[0] = mean;
+        st[1] = 1.0 / __builtin_sqrt(sq * share + p.eps);
+        const V hi = set1((T)mean), lo = set1((T)(mean - (double)hi[0])), rstd = set1((T)st[1]);
+        for (int64_t j = 0; j < per; j += N) {
+          const int k = per - j < N ? (int)(per - j) : N;
+          V a = rstd, b = {};
+          if (gamma) a *= load_n(gamma + g * per + j, k);
+          if (beta) b = load_n(beta + g * per + j, k);
+          store_n(out + j, fma(load_n(v + j, k) - hi, a, fnma(lo, a, b)), k);
+        }
+      }
+  }
+
+  // dx = rstd (w - mean(w) - xhat mean(w xhat)), w = gamma dy; sums (outer, 2, channels): dy and
+  // dy xhat
+  static void backward_single(const ChannelNormParams& p, const T* dy, const T* x,
+                              const double* stats, const T* gamma, T* dx, double* sums,
+                              const Ctx* ctx) {
+    const int64_t c = p.channels, per = c / p.groups;
+    const double share = 1.0 / (double)per;
+    for (int64_t n = ctx->tid; n < p.outer; n += ctx->nt)
+      for (int64_t g = 0; g < p.groups; ++g) {
+        const int64_t at = n * c + g * per;
+        const T *v = x + at, *d = dy + at, *w = gamma ? gamma + g * per : nullptr;
+        const double* st = stats + (n * p.groups + g) * 2;
+        const double mean = st[0], rstd = st[1];
+        double *o1 = sums + n * 2 * c + g * per, *o2 = o1 + c;
+        for (int64_t j = 0; j < per; ++j) {
+          o1[j] = (double)d[j];
+          o2[j] = (double)d[j] * (((double)v[j] - mean) * rstd);
+        }
+        if (!dx) continue;
+        double t1, t2;
+        if (w) {
+          t1 = sum_of(per, [=](int64_t j) { return (double)w[j] * o1[j]; });
+          t2 = sum_of(per, [=](int64_t j) { return (double)w[j] * o2[j]; });
+        } else {
+          t1 = sum_of(per, [=](int64_t j) { return o1[j]; });
+          t2 = sum_of(per, [=](int64_t j) { return o2[j]; });
+        }
+        const V hi = set1((T)mean), lo = set1((T)(mean - (double)hi[0])), r = set1((T)rstd),
+                m1 = set1((T)(t1 * share)), m2 = set1((T)(t2 * share * rstd));
+        for (int64_t j = 0; j < per; j += N) {
+          const int k = per - j < N ? (int)(per - j) : N;
+          V z = (load_n(v + j, k) - hi) - lo, a = load_n(d + j, k);
+          if (w) a *= load_n(w + j, k);
+          store_n(dx + at + j, fnma(z, m2, a - m1) * r, k);
+        }
+      }
+  }
+
   static void forward(const void* params, void* const* buf, const Ctx* ctx) {
     const ChannelNormParams& p = *(const ChannelNormParams*)params;
+    if (single(p) && !buf[3] && !buf[4] && !buf[5] && !buf[6])
+      return forward_single(p, (const T*)buf[0], (const T*)buf[1], (const T*)buf[2], (T*)buf[7],
+                            (double*)buf[8], ctx);
     Cut cut;
     cut.init(p);
     Scratch s;
@@ -537,6 +626,30 @@ struct Kernel {
           : dx_piece<M, false, DRES>(stream, cut, w, dy, x, y, dx, dres, coef);
   }
 
+  // dgamma, dbeta from sums (outer, 2, channels): samples added in order
+  static void add_samples(const ChannelNormParams& p, const double* sums, T* dgamma, T* dbeta,
+                          const Ctx* ctx) {
+    constexpr int64_t L = 64;
+    const int64_t c = p.channels;
+    if (!dgamma && !dbeta) return;
+    for (int64_t j0 = ctx->tid * L; j0 < c; j0 += ctx->nt * L) {
+      const int64_t m = c - j0 < L ? c - j0 : L;
+      double a[L], b[L];
+      for (int64_t j = 0; j < L; ++j) a[j] = b[j] = 0;
+      for (int64_t n = 0; n < p.outer; ++n) {
+        const double* s = sums + n * 2 * c + j0;
+        for (int64_t j = 0; j < m; ++j) {
+          a[j] += s[j];
+          b[j] += s[c + j];
+        }
+      }
+      for (int64_t j = 0; j < m; ++j) {
+        if (dbeta) dbeta[j0 + j] = (T)a[j];
+        if (dgamma) dgamma[j0 + j] = (T)b[j];
+      }
+    }
+  }
+
   static void backward(const void* params, void* const* buf, const Ctx* ctx) {
     const ChannelNormParams& p = *(const ChannelNormParams*)params;
     Cut cut;
@@ -550,6 +663,11 @@ struct Kernel {
     T* coef = (T*)s.coef;
     int64_t c = p.channels, per = c / p.groups, cl = cut.padded();
     Mask mask = !p.relu ? kNoMask : y ? kFromY : kFromX;
+    if (single(p) && !dres) {
+      backward_single(p, dy, x, stats, gamma, dx, s.sums, ctx);
+      ctx->sync();
+      return add_samples(p, s.sums, dgamma, dbeta, ctx);
+    }
     bool sums = (p.training && dx) || dgamma || dbeta;
     int64_t step = per >= 64 ? 1 : 64 / per, parts = (p.groups + step - 1) / step;
     for (int64_t t = ctx->tid; t < p.outer * parts; t += ctx->nt) {
@@ -578,18 +696,7 @@ struct Kernel {
       backward_coef(p, cut, n, s, stats + n * p.groups * 2, gamma, coef + n * 6 * cl, g0, g1, sums);
     }
     ctx->sync();
-    // dgamma, dbeta: samples added in order
-    if (dgamma || dbeta)
-      for (int64_t t = ctx->tid; t < (c + 63) / 64; t += ctx->nt)
-        for (int64_t j = t * 64; j < c && j < t * 64 + 64; ++j) {
-          double a = 0, b = 0;
-          for (int64_t n = 0; n < p.outer; ++n) {
-            a += s.sums[n * 2 * c + j];
-            b += s.sums[n * 2 * c + c + j];
-          }
-          if (dbeta) dbeta[j] = (T)a;
-          if (dgamma) dgamma[j] = (T)b;
-        }
+    add_samples(p, s.sums, dgamma, dbeta, ctx);
     if (!dx && !dres) return;
     bool st = p.training, stream = past_caches(p, cut, ctx, dx ? dx : dres);
     if (dx && dres && !past_caches(p, cut, ctx, dres)) stream = false;
