@@ -8,7 +8,7 @@ import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 
 RULES = [
-    "relu_pool", "conv_pool", "norm_relu", "bias_relu", "bias_activation", "activation_gradient",
+    "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation", "activation_gradient",
     "residual", "norm_sum", "pieces", "optimizer",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
@@ -293,6 +293,121 @@ def test_norm_relu_not_where_its_output_is_read_elsewhere():
 
     notes = {"with the ReLU behind it": 0, "with the ReLU's": 0}
     compare(Twice, (2, 6, 6, 2), "norm_relu", notes)
+
+
+class Normed(nn.Module):
+    """A batch norm behind a convolution; both gradients of the convolution are wanted."""
+
+    def __init__(self, norm=None, **conv):
+        super().__init__()
+        self.first = nn.Conv2d(2, conv["in_channels"], 1)
+        self.conv = nn.Conv2d(**conv)
+        self.norm = nn.BatchNorm2d(conv["out_channels"], **(norm or {}))
+
+    def forward(self, x):
+        return self.norm(self.conv(self.first(x)))
+
+
+def conv(cin, cout, kernel=3, **more):
+    return {"in_channels": cin, "out_channels": cout, "kernel_size": kernel, **more}
+
+
+NORM_STATS = {
+    # batch and size, convolution
+    "winograd": ((4, 16, 16), conv(64, 64, padding=1)),
+    "winograd, rows cut": ((3, 13, 15), conv(36, 70, padding=1)),
+    "winograd, folded": ((5, 18, 14), conv(32, 24, padding=1)),
+    "winograd, last chunk": ((9, 12, 12), conv(64, 96)),
+    "by filters": ((32, 4, 4), conv(160, 200, padding=1)),
+    "by filters, folded": ((40, 4, 4), conv(320, 40, padding=1)),
+    "many columns": ((5, 6, 6), conv(24, 1100, padding=1)),
+    "few channels": ((3, 20, 21), conv(3, 64, padding=1)),
+    "strided": ((20, 16, 16), conv(16, 128, stride=2, padding=1)),
+    "strided, folded": ((19, 9, 10), conv(16, 20, stride=2, padding=1)),
+    "1x1": ((6, 13, 9), conv(40, 72, 1)),
+    "1x1, strided": ((15, 8, 8), conv(64, 160, 1, stride=2)),
+    "few rows": ((2, 2, 1), conv(8, 3, 1)),
+    "dilated": ((7, 12, 11), conv(16, 66, padding=2, dilation=2)),
+}
+
+
+@pytest.mark.parametrize("name", NORM_STATS)
+def test_norm_stats(name):
+    (n, h, w), layer = NORM_STATS[name]
+    note = {"with the statistics of its output": 1}
+    compare(lambda: Normed(**layer), (n, h, w, 2), "norm_stats", note, steps=5)
+
+
+@pytest.mark.parametrize("name", ["winograd", "by filters", "strided, folded"])
+def test_norm_stats_of_special_values(name):
+    """Statistics as they are taken from memory, whatever the data; running ones and their average, too."""
+    (n, h, w), layer = NORM_STATS[name]
+    rng = np.random.default_rng(4)
+    for norm in ({"momentum": None}, {"affine": False}, {"track_running_stats": False}):
+        out = {}
+        for kind in ("eager", 1, 2, 3):
+            gs.manual_seed(0)
+            model = Normed(norm, **layer)
+
+            def step(x, model=model):
+                with gs.no_grad():
+                    return model(x)
+
+            f = step if kind == "eager" else gs.capture(step, passes=["norm_stats"])
+            rng = np.random.default_rng(4)
+            got = []
+            with gs.threads(1 if kind == "eager" else kind):
+                for i in range(8):
+                    x = awkward(rng, (n, h, w, 2)) + np.float32(1000 * (i > 4))
+                    if i == 6:
+                        x[0, 0, 0, 0] = np.inf
+                    got += [f(gs.tensor(x)).data.copy(), *[b.data.copy() for b in model.buffers()]]
+            if f is not step:
+                assert f.reason is None and f.programs[0]["replays"] == 5
+                assert f.report(1).count("with the statistics of its output") == 1
+            got = [np.nan_to_num(g, nan=7) for g in got]  # a NaN is a NaN, whatever its sign
+            out[kind] = bits(got)
+        assert all(v == out["eager"] for v in out.values())
+
+
+def test_norm_stats_behind_a_residual_block():
+    make = lambda: nn.Sequential(Block(2, 64), Block(64, 64))  # noqa: E731
+    note = {"with the statistics of its output": 5}
+    compare(make, (4, 8, 8, 2), "norm_stats", note, steps=5)
+
+
+@pytest.mark.parametrize("other", ["eval", "group", "between", "depthwise", "partly"])
+def test_norm_stats_not_where_the_norm_sees_something_else(other):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            groups = 16 if other == "depthwise" else 1
+            self.conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups)
+            self.norm = nn.GroupNorm(4, 16) if other == "group" else nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            y = self.conv(x)
+            if other == "between":
+                y = y * 2
+            return self.norm(y[:, 1:] if other == "partly" else y)
+
+    note = {"with the statistics of its output": 0}
+    compare(Other, (3, 6, 6, 16), "norm_stats", note, training=other != "eval")
+
+
+def test_norm_stats_of_one_output_for_two_norms():
+    """The second norm takes its own; both see the same array."""
+
+    class Two(Normed):
+        def __init__(self):
+            super().__init__(**conv(64, 64, padding=1))
+            self.other = nn.BatchNorm2d(64)
+
+        def forward(self, x):
+            y = self.conv(self.first(x))
+            return self.norm(y) * self.other(y)
+
+    compare(Two, (3, 8, 8, 2), "norm_stats", {"with the statistics of its output": 1}, steps=5)
 
 
 @pytest.mark.parametrize(

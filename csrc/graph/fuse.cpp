@@ -323,6 +323,53 @@ struct Fuser {
     return true;
   }
 
+  // A new array of the program.
+  int add(Home home, size_t bytes) {
+    MemoryObject o;
+    o.home = home;
+    o.bytes = bytes;
+    if (home == Home::kConstant)
+      o.init.assign(bytes, 0);
+    else
+      o.written = true;
+    objects.push_back(std::move(o));
+    return (int)objects.size() - 1;
+  }
+  // convolution, channel_norm of its output in training -> the statistics of chunks of rows are
+  // taken as soon as the convolution has made them. Counters of the rows that are there stay with
+  // the program and are zero between launches.
+  void norm_stats(int k) {
+    static const Kernel piece("channel_norm_piece");
+    if (!is(k, "channel_norm")) return;
+    ChannelNormParams& p = params<ChannelNormParams>(k);
+    RecordedBuffer x = buffer(k, 0);
+    int conv = writer(x);
+    if (!p.training || p.parts || p.outer != 1 ||
+        (!is(conv, "conv_winograd4_forward") && !is(conv, "conv_winograd2_forward") &&
+         !is(conv, "conv_direct_forward")))
+      return;
+    ConvParams& c = params<ConvParams>(conv);
+    if (c.after || c.groups != 1 || !same(buffer(conv, 3), x) || c.filters != p.channels ||
+        c.n * c.out_h * c.out_w != p.rows)
+      return;
+    NormCut cut;
+    cut.init(p);
+    // panels of columns are at least 8 wide, but for the last
+    const int64_t pieces = p.channels / 8 + 1;
+    RecordedBuffer parts{add(Home::kArena, (size_t)(cut.chunks * 2 * p.channels * 8)), 0, kWrite};
+    RecordedBuffer counters{add(Home::kConstant, (size_t)(cut.chunks * pieces * 4)), 0, kReadWrite};
+    c.after = piece.get(kF32)->run;
+    c.after_rows = cut.chunk * cut.fold;
+    ops[(size_t)conv].buffers.push_back(parts);
+    ops[(size_t)conv].buffers.push_back(counters);
+    changed(ops[(size_t)conv], "with the statistics of its output");
+    p.parts = 1;
+    parts.access = kRead;
+    ops[(size_t)k].buffers.push_back(parts);
+    ops[(size_t)k].entry->plan(ops[(size_t)k].params.data(), &ops[(size_t)k].plan);
+    index();
+  }
+
   // Switches on the ReLU of a product or convolution whose output has n elements.
   bool with_relu(int k, RecordedOp* op, int64_t n) {
     if (is(k, "matmul") || is(k, "matmul_dot") || is(k, "matmul_vec")) {
@@ -756,6 +803,7 @@ void Program::fuse() {
   each(options.relu_pool, &Fuser::relu_pool);
   each(options.conv_pool, &Fuser::conv_pool);
   each(options.norm_relu, &Fuser::norm_relu);
+  each(options.norm_stats, &Fuser::norm_stats);
   each(options.bias_relu, &Fuser::bias_relu);
   each(options.bias_activation, &Fuser::bias_activation);
   each(options.activation_gradient, &Fuser::activation_gradient);

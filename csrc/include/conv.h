@@ -28,6 +28,9 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // conv_winograd*_pool_backward, conv_pool_backward_weight: as the kernels of that name without
 // "pool" (the second is direct, of one group and fewer than 16 channels), but dy is the gradient of
 // such a pool's output and its index the last buffer
+//
+// after (set by rewrites of captured steps): channel_norm_piece, which hears of rows of y when they
+// are there; the kernel then has two more buffers, its parts and counters.
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;
@@ -35,9 +38,11 @@ struct ConvParams {
   int64_t l2;       // bytes of the second-level cache: block sizes follow from it
   int64_t threads;  // the most members: room for what each has of its own, nothing else
   ConvActivation activation;
-  int32_t has_bias;  // backward_weight: db is wanted
-  int32_t wanted;    // conv_winograd*_backward: bits of ConvWanted
-  int32_t pool;      // conv_winograd*_pool*, conv_pool_backward_weight
+  int32_t has_bias;    // backward_weight: db is wanted
+  int32_t wanted;      // conv_winograd*_backward: bits of ConvWanted
+  int32_t pool;        // conv_winograd*_pool*, conv_pool_backward_weight
+  KernelFn after;      // conv_direct_forward and conv_winograd*_forward, of one group
+  int64_t after_rows;  // rows of y that `after` takes together
 };
 
 // conv_channel_sum: out[c] = sum over rows of x (rows, channels). buffers x, out.

@@ -587,6 +587,24 @@ GS_INLINE int64_t chunk_of(const Job& j, const ConvParams& p, const Axis& h, con
   return ceil_div(ceil_div(total, chunks), 12 * mr) * 12 * mr;
 }
 
+// The rows of y that pixels [m0, m1) of a walk over blocks of `images` images are.
+void pixels_written(const ConvParams& p, const Job& j, int64_t images, void* const* buf, int64_t m0,
+                    int64_t m1, int64_t col, int64_t cols, int64_t piece, int64_t pieces) {
+  if (images == 1) {
+    written(p, buf, m0, m1, col, cols, piece, pieces);
+    return;
+  }
+  const int64_t per = j.out_h * j.out_w;
+  for (int64_t n = m0 / (per * images) * images; n * per < m1; n += images) {
+    const int64_t count = min64(images, j.n - n), first = n * per;
+    const int64_t a = max64(m0 - first, 0), b = min64(m1 - first, count * per);
+    // image i has every count-th pixel of the block, from the i-th on
+    for (int64_t i = 0; i < count; ++i)
+      written(p, buf, (n + i) * per + ceil_div(max64(a - i, 0), count),
+              (n + i) * per + ceil_div(max64(b - i, 0), count), col, cols, piece, pieces);
+  }
+}
+
 template <class T>
 void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
   constexpr int N = simd<T>::N;
@@ -687,6 +705,10 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
             d.template panel<4>(h, a, images, g, v0, pw, m0, m1);
             break;
 #endif
+        }
+        if (p.after && !backward) {
+          const int64_t col = v0 * N, cols = min64(v1 * N, j.co) - col;
+          pixels_written(p, j, images, buf, m0, m1, col, cols, s, panels);
         }
       }
       wp += j.groups * j.vectors * N * reduce;

@@ -38,6 +38,7 @@ PASSES = {
     "relu_pool": "ReLU and the max-pool behind it in one kernel, forward and backward",
     "conv_pool": "convolution (few channels or Winograd) with the 2 x 2 max-pool behind it, also backward",
     "norm_relu": "batch norm with the sum and the ReLU behind it in one kernel, forward and backward",
+    "norm_stats": "statistics of a batch norm taken while the convolution before it makes its output",
     "bias_relu": "matmul, convolution and their bias with the ReLU behind them in one kernel",
     "bias_activation": "matmul and its bias with the activation behind them in one kernel",
     "activation_gradient": "the product that makes a gradient takes it through the activation",
