@@ -504,6 +504,52 @@ struct Fuser {
     join(op, k, product, "with the gradient of the activation");
   }
 
+  // gradient of a convolution, a ReLU's gradient -> the convolution writes zeros where the ReLU's
+  // output is not positive. Where the ReLU saved bits, none are made any more: its output is there,
+  // for the gradient of the convolution's weights.
+  void conv_gradient(int k) {
+    static const Kernel plain("activation");
+    const bool bits = is(k, "activation_mask_backward");
+    if (!bits && !is(k, "activation_backward")) return;
+    RecordedBuffer dy = buffer(k, 0), y = buffer(k, 1), dx = buffer(k, 2);
+    int conv = temporary(dy) ? writer(dy) : -1, forward = -1;
+    if (conv < 0 || only_reader(dy) != k) return;
+    if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
+        !is(conv, "conv_winograd4_pool_backward") && !is(conv, "conv_winograd2_pool_backward") &&
+        !is(conv, "conv_direct_backward_data"))
+      return;
+    if (bits) {
+      forward = writer(y);
+      if (!is(forward, "activation_mask") || !temporary(y) || only_reader(y) != k ||
+          !same(buffer(forward, 2), y))
+        return;
+      y = buffer(forward, 1);
+      if (y.object == buffer(forward, 0).object || writer(y) != forward) return;
+    }
+    const ActivationParams& q = params<ActivationParams>(bits ? forward : k);
+    ConvParams c = params<ConvParams>(conv);
+    if (q.op != kAct_relu || c.gate || !same(buffer(conv, 3), dy) || y.object < 0 ||
+        c.n * c.in_h * c.in_w * c.channels != q.n)
+      return;
+    RecordedOp op = ops[(size_t)conv], late;  // late: what is done earlier than by call k
+    for (const RecordedBuffer& b : op.buffers)
+      if (b.object == dx.object) return;
+    y.access = kRead;
+    late.buffers = {y, dx};
+    if (dx.object == y.object || !clear(late, conv, k)) return;
+    c.gate = 1;
+    op.buffers[3] = dx;
+    op.buffers.push_back(y);
+    memcpy(op.params.data(), &c, sizeof(c));
+    if (bits) {
+      RecordedOp& first = ops[(size_t)forward];
+      first.entry = plain.get(kF32);
+      first.buffers.pop_back();
+      first.entry->plan(first.params.data(), &first.plan);
+    }
+    join(op, conv, k, "with the ReLU's gradient");
+  }
+
   // matmul, sum with something else -> matmul that adds it.
   void residual(int k) {
     if (!is(k, "binary")) return;
@@ -807,6 +853,7 @@ void Program::fuse() {
   each(options.bias_relu, &Fuser::bias_relu);
   each(options.bias_activation, &Fuser::bias_activation);
   each(options.activation_gradient, &Fuser::activation_gradient);
+  each(options.conv_gradient, &Fuser::conv_gradient);
   each(options.residual, &Fuser::residual);
   each(options.norm_sum, &Fuser::norm_sum);
   each(options.pieces, &Fuser::pieces);

@@ -42,6 +42,7 @@ PASSES = {
     "bias_relu": "matmul, convolution and their bias with the ReLU behind them in one kernel",
     "bias_activation": "matmul and its bias with the activation behind them in one kernel",
     "activation_gradient": "the product that makes a gradient takes it through the activation",
+    "conv_gradient": "the convolution that makes a gradient takes it through the ReLU",
     "residual": "a sum behind a matmul in the matmul's kernel",
     "norm_sum": "the gradient of a layer norm and the gradient that is added to it in one kernel",
     "pieces": "parts of a sum are written into it, not into zeros that are added",
