@@ -8,8 +8,8 @@ import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 
 RULES = [
-    "relu_pool", "conv_pool", "norm_relu", "bias_relu", "bias_activation", "activation_gradient",
-    "residual", "norm_sum", "pieces", "optimizer",
+    "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation",
+    "activation_gradient", "conv_gradient", "residual", "norm_sum", "pieces", "optimizer",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
@@ -71,6 +71,13 @@ def compare(
                     assert sum(line.endswith(note) for line in lines) == count, report
             if passes == {rule: False}:
                 assert not any(line.endswith(note) for note in notes for line in report.split("\n"))
+
+
+@pytest.fixture
+def force():
+    k = gs._cpu
+    yield k.conv_force
+    k.conv_force("")
 
 
 class Pooled(nn.Module):
@@ -295,6 +302,132 @@ def test_norm_relu_not_where_its_output_is_read_elsewhere():
     compare(Twice, (2, 6, 6, 2), "norm_relu", notes)
 
 
+class Normed(nn.Module):
+    """A batch norm behind a convolution; both gradients of the convolution are wanted."""
+
+    def __init__(self, norm=None, **conv):
+        super().__init__()
+        self.first = nn.Conv2d(2, conv["in_channels"], 1)
+        self.conv = nn.Conv2d(**conv)
+        self.norm = nn.BatchNorm2d(conv["out_channels"], **(norm or {}))
+
+    def forward(self, x):
+        return self.norm(self.conv(self.first(x)))
+
+
+def conv(cin, cout, kernel=3, **more):
+    return {"in_channels": cin, "out_channels": cout, "kernel_size": kernel, **more}
+
+
+NORM_STATS = {
+    # batch and size, convolution
+    "winograd": ((4, 16, 16), conv(64, 64, padding=1)),
+    "winograd, rows cut": ((3, 13, 15), conv(36, 70, padding=1)),
+    "winograd, folded": ((5, 18, 14), conv(32, 24, padding=1)),
+    "winograd, last chunk": ((9, 12, 12), conv(64, 96)),
+    "by filters": ((32, 4, 4), conv(160, 200, padding=1)),
+    "by filters, folded": ((40, 4, 4), conv(320, 40, padding=1)),
+    "many columns": ((5, 6, 6), conv(24, 1100, padding=1)),
+    "few channels": ((3, 20, 21), conv(3, 64, padding=1)),
+    "strided": ((20, 16, 16), conv(16, 128, stride=2, padding=1)),
+    "strided, folded": ((19, 9, 10), conv(16, 20, stride=2, padding=1)),
+    "1x1": ((6, 13, 9), conv(40, 72, 1)),
+    "1x1, strided": ((15, 8, 8), conv(64, 160, 1, stride=2)),
+    "few rows": ((2, 2, 1), conv(8, 3, 1)),
+    "dilated": ((7, 12, 11), conv(16, 66, padding=2, dilation=2)),
+}
+
+
+@pytest.mark.parametrize("name", NORM_STATS)
+def test_norm_stats(name):
+    (n, h, w), layer = NORM_STATS[name]
+    note = {"with the statistics of its output": 1}
+    compare(lambda: Normed(**layer), (n, h, w, 2), "norm_stats", note, steps=5)
+
+
+@pytest.mark.parametrize("l2", [1 << 14, 1 << 18])
+@pytest.mark.parametrize("kernel", ["winograd4", "winograd2", "direct"])
+def test_norm_stats_of_small_caches(kernel, l2, force):
+    """Many blocks, rounds of images, panels."""
+    force(kernel, l2)
+    note = {"with the statistics of its output": 1}
+    for shape, filters in (((3, 16, 16, 2), 70), ((5, 9, 11, 2), 130), ((8, 8, 8, 2), 9)):
+        layer = conv(24, filters, padding=1)
+        compare(lambda layer=layer: Normed(**layer), shape, "norm_stats", note, steps=5)
+
+
+@pytest.mark.parametrize("name", ["winograd", "by filters", "strided, folded"])
+def test_norm_stats_of_special_values(name):
+    """Statistics as they are taken from memory, whatever the data; running ones and their average, too."""
+    (n, h, w), layer = NORM_STATS[name]
+    rng = np.random.default_rng(4)
+    for norm in ({"momentum": None}, {"affine": False}, {"track_running_stats": False}):
+        out = {}
+        for kind in ("eager", 1, 2, 3):
+            gs.manual_seed(0)
+            model = Normed(norm, **layer)
+
+            def step(x, model=model):
+                with gs.no_grad():
+                    return model(x)
+
+            f = step if kind == "eager" else gs.capture(step, passes=["norm_stats"])
+            rng = np.random.default_rng(4)
+            got = []
+            with gs.threads(1 if kind == "eager" else kind):
+                for i in range(8):
+                    x = awkward(rng, (n, h, w, 2)) + np.float32(1000 * (i > 4))
+                    if i == 6:
+                        x[0, 0, 0, 0] = np.inf
+                    got += [f(gs.tensor(x)).data.copy(), *[b.data.copy() for b in model.buffers()]]
+            if f is not step:
+                assert f.reason is None and f.programs[0]["replays"] == 5
+                assert f.report(1).count("with the statistics of its output") == 1
+            got = [np.nan_to_num(g, nan=7) for g in got]  # a NaN is a NaN, whatever its sign
+            out[kind] = bits(got)
+        assert all(v == out["eager"] for v in out.values())
+
+
+def test_norm_stats_behind_a_residual_block():
+    make = lambda: nn.Sequential(Block(2, 64), Block(64, 64))  # noqa: E731
+    note = {"with the statistics of its output": 5}
+    compare(make, (4, 8, 8, 2), "norm_stats", note, steps=5)
+
+
+@pytest.mark.parametrize("other", ["eval", "group", "between", "depthwise", "partly"])
+def test_norm_stats_not_where_the_norm_sees_something_else(other):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            groups = 16 if other == "depthwise" else 1
+            self.conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups)
+            self.norm = nn.GroupNorm(4, 16) if other == "group" else nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            y = self.conv(x)
+            if other == "between":
+                y = y * 2
+            return self.norm(y[:, 1:] if other == "partly" else y)
+
+    note = {"with the statistics of its output": 0}
+    compare(Other, (3, 6, 6, 16), "norm_stats", note, training=other != "eval")
+
+
+def test_norm_stats_of_one_output_for_two_norms():
+    """The second norm takes its own; both see the same array."""
+
+    class Two(Normed):
+        def __init__(self):
+            super().__init__(**conv(64, 64, padding=1))
+            self.other = nn.BatchNorm2d(64)
+
+        def forward(self, x):
+            y = self.conv(self.first(x))
+            return self.norm(y) * self.other(y)
+
+    compare(Two, (3, 8, 8, 2), "norm_stats", {"with the statistics of its output": 1}, steps=5)
+
+
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs", "bias"),
     [
@@ -395,6 +528,128 @@ def test_activation_gradient(name):
             (rows, inputs), "activation_gradient", {"with the gradient of the activation": 1},
             steps=5,
         )  # fmt: skip
+
+
+class Hidden(nn.Module):
+    """A convolution behind an activation: its input gradient passes through that."""
+
+    def __init__(self, f, pool=False, **layer):
+        super().__init__()
+        self.f, self.pool = f, pool
+        self.first = nn.Conv2d(2, layer["in_channels"], 1)
+        self.last = nn.Conv2d(**layer)
+
+    def forward(self, x):
+        y = self.last(self.f(self.first(x)))
+        return F.max_pool2d(y, 2) if self.pool else y
+
+
+CONV_GRADIENT = {
+    # batch and size, convolution, kernel and cache that are asked for
+    "winograd": ((3, 13, 15), conv(36, 40, padding=1), "winograd4", 0),
+    "winograd, seams": ((35, 15, 16), conv(20, 17, padding=1), "winograd4", 0),
+    "winograd, seams, no padding": ((70, 15, 11), conv(16, 16), "winograd4", 0),
+    "winograd, small cache": ((9, 12, 12), conv(64, 96, padding=2), "winograd4", 1 << 16),
+    "winograd, by channels": ((20, 4, 5), conv(160, 200, padding=1), "winograd4", 0),
+    "winograd2": ((3, 9, 8), conv(24, 40, padding=1), "winograd2", 0),
+    "winograd2, seams": ((35, 9, 8), conv(20, 17, padding=2), "winograd2", 0),
+    "direct": ((3, 9, 10), conv(70, 33, padding=1), "direct", 0),
+    "images": ((13, 6, 5), conv(20, 70, padding=1), "direct", 0),
+    "blocks": ((2, 6, 5), conv(20, 300, padding=1), "direct", 1 << 12),
+    "strided": ((20, 15, 16), conv(16, 48, stride=2, padding=1), "direct", 0),
+    "no taps": ((5, 9, 9), conv(24, 16, 1, stride=3), "direct", 0),
+    "1x1": ((6, 13, 9), conv(40, 72, 1), "direct", 0),
+    "groups": ((3, 8, 9), conv(24, 32, groups=4, dilation=2), "direct", 0),
+    "few channels": ((4, 9, 9), conv(3, 16, padding=1), "direct", 0),
+}
+
+
+@pytest.mark.parametrize("name", CONV_GRADIENT)
+def test_conv_gradient(name, force):
+    (n, h, w), layer, kernel, l2 = CONV_GRADIENT[name]
+    force(kernel, l2)
+    note = {"with the ReLU's gradient": 1}
+    shape = (n, h, w, 2)
+    compare(lambda: Hidden(F.relu, **layer), shape, "conv_gradient", note, steps=5)
+    if "winograd" in name:  # with a pool behind the convolution, whose gradient it takes
+        compare(lambda: Hidden(F.relu, True, **layer), shape, "conv_gradient", note, steps=5)
+
+
+@pytest.mark.parametrize("layer", [conv(32, 40, padding=1), conv(32, 20, stride=2)])
+def test_conv_gradient_without_bits(layer):
+    """Large arrays: the bits that the ReLU saves are not made when its output tells as much."""
+    note = {"with the ReLU's gradient": 1}
+    compare(lambda: Hidden(F.relu, **layer), (6, 20, 20, 2), "conv_gradient", note, steps=5)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, -0.0])
+def test_conv_gradient_of_special_values(special, force):
+    """The ReLU's output and the gradient that comes to it."""
+    rng = np.random.default_rng(0)
+    x = gs.tensor(awkward(rng, (35, 9, 8, 20)), requires_grad=True)
+    layer = nn.Conv2d(20, 17, 3, padding=1)
+
+    def step(g):
+        x.grad = None
+        (layer(x.relu()) * g).sum().backward()
+        return x.grad
+
+    for kernel in ("winograd4", "winograd2", "direct"):
+        force(kernel, 0)
+        f = gs.capture(step, passes=["conv_gradient"])
+        for _ in range(6):
+            x.data[...] = awkward(rng, x.shape)
+            x.data[rng.random(x.shape) < 0.01] = special
+            g = awkward(rng, (35, 9, 8, 17))
+            g[rng.random(g.shape) < 0.001] = special
+            got, expected = (np.nan_to_num(h(gs.tensor(g)).data, nan=9) for h in (f, step))
+            assert bits([got]) == bits([expected])  # a NaN is a NaN, whatever its sign
+        assert f.reason is None and f.report(1).count("with the ReLU's gradient") == 1
+
+
+def test_conv_gradient_in_a_net():
+    """With all passes: behind a convolution's own ReLU, and with a pool behind the next one."""
+    gs.manual_seed(0)
+    c0, c1, c2 = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((2, 32), (32, 32), (32, 8)))
+    parameters = [p for c in (c0, c1, c2) for p in c.parameters()]
+
+    def step(x):
+        for p in parameters:
+            p.grad = None
+        y = F.max_pool2d(c1(c0(x).relu()).relu(), 2)
+        (c2(y) ** 2).sum().backward()
+        return [p.grad for p in parameters]
+
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3):
+        with gs.threads(n):
+            f = gs.capture(step)
+            for _ in range(5):
+                x = gs.tensor(awkward(rng, (6, 20, 20, 2)))
+                got = bits([g.data.copy() for g in f(x)])
+                assert got == bits([g.data for g in step(x)])
+            lines = [s for s in f.report(1).split("\n") if s.endswith("the ReLU's gradient")]
+            assert [s.split()[0] for s in lines] == ["conv_winograd4_pool_backward"]
+            assert "activation" not in [s.split(" ")[0] for s in f.report(1).split("\n")]
+
+
+def test_conv_gradient_not_where_it_is_read_elsewhere():
+    class Double(Hidden):
+        def forward(self, x):  # the gradient of the activation has two parts
+            y = self.f(self.first(x))
+            return self.last(y) + y
+
+    class Depthwise(Hidden):
+        def __init__(self, f):
+            super().__init__(f, **conv(16, 16, padding=1, groups=16))
+
+    note = {"with the ReLU's gradient": 0}
+    make = lambda: Double(F.relu, **conv(16, 16, padding=1))  # noqa: E731
+    compare(make, (3, 6, 6, 2), "conv_gradient", note)
+    compare(lambda: Depthwise(F.relu), (3, 6, 6, 2), "conv_gradient", note)
+    for f in (F.tanh, F.leaky_relu, F.gelu):  # other activations
+        make = lambda f=f: Hidden(f, **conv(16, 16, padding=1))  # noqa: E731
+        compare(make, (3, 6, 6, 2), "conv_gradient", note)
 
 
 def test_bias_activation_not_where_it_may_not_be():

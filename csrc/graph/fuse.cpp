@@ -323,6 +323,53 @@ struct Fuser {
     return true;
   }
 
+  // A new array of the program.
+  int add(Home home, size_t bytes) {
+    MemoryObject o;
+    o.home = home;
+    o.bytes = bytes;
+    if (home == Home::kConstant)
+      o.init.assign(bytes, 0);
+    else
+      o.written = true;
+    objects.push_back(std::move(o));
+    return (int)objects.size() - 1;
+  }
+  // convolution, channel_norm of its output in training -> the statistics of chunks of rows are
+  // taken as soon as the convolution has made them. Counters of the rows that are there stay with
+  // the program and are zero between launches.
+  void norm_stats(int k) {
+    static const Kernel piece("channel_norm_piece");
+    if (!is(k, "channel_norm")) return;
+    ChannelNormParams& p = params<ChannelNormParams>(k);
+    RecordedBuffer x = buffer(k, 0);
+    int conv = writer(x);
+    if (!p.training || p.parts || p.outer != 1 ||
+        (!is(conv, "conv_winograd4_forward") && !is(conv, "conv_winograd2_forward") &&
+         !is(conv, "conv_direct_forward")))
+      return;
+    ConvParams& c = params<ConvParams>(conv);
+    if (c.after || c.groups != 1 || !same(buffer(conv, 3), x) || c.filters != p.channels ||
+        c.n * c.out_h * c.out_w != p.rows)
+      return;
+    NormCut cut;
+    cut.init(p);
+    // panels of columns are at least 8 wide, but for the last
+    const int64_t pieces = p.channels / 8 + 1;
+    RecordedBuffer parts{add(Home::kArena, (size_t)(cut.chunks * 2 * p.channels * 8)), 0, kWrite};
+    RecordedBuffer counters{add(Home::kConstant, (size_t)(cut.chunks * pieces * 4)), 0, kReadWrite};
+    c.after = piece.get(kF32)->run;
+    c.after_rows = cut.chunk * cut.fold;
+    ops[(size_t)conv].buffers.push_back(parts);
+    ops[(size_t)conv].buffers.push_back(counters);
+    changed(ops[(size_t)conv], "with the statistics of its output");
+    p.parts = 1;
+    parts.access = kRead;
+    ops[(size_t)k].buffers.push_back(parts);
+    ops[(size_t)k].entry->plan(ops[(size_t)k].params.data(), &ops[(size_t)k].plan);
+    index();
+  }
+
   // Switches on the ReLU of a product or convolution whose output has n elements.
   bool with_relu(int k, RecordedOp* op, int64_t n) {
     if (is(k, "matmul") || is(k, "matmul_dot") || is(k, "matmul_vec")) {
@@ -455,6 +502,52 @@ struct Fuser {
     set_piece(&op, kPieceGrad, q, saved);
     if (!clear(op, product, k)) return;
     join(op, k, product, "with the gradient of the activation");
+  }
+
+  // gradient of a convolution, a ReLU's gradient -> the convolution writes zeros where the ReLU's
+  // output is not positive. Where the ReLU saved bits, none are made any more: its output is there,
+  // for the gradient of the convolution's weights.
+  void conv_gradient(int k) {
+    static const Kernel plain("activation");
+    const bool bits = is(k, "activation_mask_backward");
+    if (!bits && !is(k, "activation_backward")) return;
+    RecordedBuffer dy = buffer(k, 0), y = buffer(k, 1), dx = buffer(k, 2);
+    int conv = temporary(dy) ? writer(dy) : -1, forward = -1;
+    if (conv < 0 || only_reader(dy) != k) return;
+    if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
+        !is(conv, "conv_winograd4_pool_backward") && !is(conv, "conv_winograd2_pool_backward") &&
+        !is(conv, "conv_direct_backward_data"))
+      return;
+    if (bits) {
+      forward = writer(y);
+      if (!is(forward, "activation_mask") || !temporary(y) || only_reader(y) != k ||
+          !same(buffer(forward, 2), y))
+        return;
+      y = buffer(forward, 1);
+      if (y.object == buffer(forward, 0).object || writer(y) != forward) return;
+    }
+    const ActivationParams& q = params<ActivationParams>(bits ? forward : k);
+    ConvParams c = params<ConvParams>(conv);
+    if (q.op != kAct_relu || c.gate || !same(buffer(conv, 3), dy) || y.object < 0 ||
+        c.n * c.in_h * c.in_w * c.channels != q.n)
+      return;
+    RecordedOp op = ops[(size_t)conv], late;  // late: what is done earlier than by call k
+    for (const RecordedBuffer& b : op.buffers)
+      if (b.object == dx.object) return;
+    y.access = kRead;
+    late.buffers = {y, dx};
+    if (dx.object == y.object || !clear(late, conv, k)) return;
+    c.gate = 1;
+    op.buffers[3] = dx;
+    op.buffers.push_back(y);
+    memcpy(op.params.data(), &c, sizeof(c));
+    if (bits) {
+      RecordedOp& first = ops[(size_t)forward];
+      first.entry = plain.get(kF32);
+      first.buffers.pop_back();
+      first.entry->plan(first.params.data(), &first.plan);
+    }
+    join(op, conv, k, "with the ReLU's gradient");
   }
 
   // matmul, sum with something else -> matmul that adds it.
@@ -756,9 +849,11 @@ void Program::fuse() {
   each(options.relu_pool, &Fuser::relu_pool);
   each(options.conv_pool, &Fuser::conv_pool);
   each(options.norm_relu, &Fuser::norm_relu);
+  each(options.norm_stats, &Fuser::norm_stats);
   each(options.bias_relu, &Fuser::bias_relu);
   each(options.bias_activation, &Fuser::bias_activation);
   each(options.activation_gradient, &Fuser::activation_gradient);
+  each(options.conv_gradient, &Fuser::conv_gradient);
   each(options.residual, &Fuser::residual);
   each(options.norm_sum, &Fuser::norm_sum);
   each(options.pieces, &Fuser::pieces);

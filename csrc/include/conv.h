@@ -28,6 +28,12 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // conv_winograd*_pool_backward, conv_pool_backward_weight: as the kernels of that name without
 // "pool" (the second is direct, of one group and fewer than 16 channels), but dy is the gradient of
 // such a pool's output and its index the last buffer
+//
+// Set by rewrites of captured steps, in kernels that then have more buffers behind the others:
+// - after, conv_direct_forward and conv_winograd*_forward, of one group: channel_norm_piece, which
+//   hears of rows of y when they are there; its parts and counters.
+// - gate, conv_direct_backward_data and conv_winograd*_backward, also with a pool: the output of a
+//   ReLU, like dx, whose gradient dx is: zeros where that output is not positive.
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;
@@ -38,6 +44,9 @@ struct ConvParams {
   int32_t has_bias;  // backward_weight: db is wanted
   int32_t wanted;    // conv_winograd*_backward: bits of ConvWanted
   int32_t pool;      // conv_winograd*_pool*, conv_pool_backward_weight
+  KernelFn after;
+  int64_t after_rows;  // channel_norm_piece: rows of y that it takes together
+  int32_t gate;
 };
 
 // conv_channel_sum: out[c] = sum over rows of x (rows, channels). buffers x, out.

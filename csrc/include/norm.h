@@ -15,7 +15,8 @@ namespace gs {
 //   training: statistics of the batch; running_mean and running_var (groups,) move by `momentum`
 //   towards the mean and the unbiased variance, num_batches (int64, one element) is raised by one;
 //   a negative momentum means 1 / num_batches, the plain average. Otherwise running_mean and
-//   running_var are used.
+//   running_var are used. parts (captured steps): one more buffer holds what channel_norm_piece
+//   made of all rows, and x is read once less.
 // channel_norm_backward:
 //   buffers: dy, x, stats, gamma?, beta?, y?, dx?, dgamma?, dbeta?, dresidual?
 //   relu: dy counts only where the output was positive: read from y when it is given, else computed
@@ -24,7 +25,53 @@ struct ChannelNormParams {
   int64_t outer, rows, channels, groups;
   double eps;
   Scalar momentum;
-  int32_t training, relu;
+  int32_t training, relu, parts;
+};
+
+// How the norms cut a sample of x into chunks, whose statistics are merged in order; a function of
+// the shape alone. Few channels: `fold` rows are one of so many columns that every vector is full.
+constexpr int kNormBlock =
+    1024;  // columns of a task at most: accumulators stay in the first-level cache
+struct NormCut {
+  int64_t fold;           // rows in a folded row
+  int64_t cols;           // columns of a folded row
+  int64_t rows;           // full folded rows of a sample
+  int64_t rest;           // elements after them: columns of one more, partial row
+  int64_t chunk, chunks;  // folded rows in a chunk, chunks in a sample
+  int64_t blocks, width;  // column blocks and their width
+  int64_t tasks;          // outer * chunks * blocks
+
+  GS_MEMBER void init(const ChannelNormParams& p) {
+    int64_t c = p.channels;
+    fold = 1;
+    if (c < 64) {
+      while (fold * c < 64 || (fold * c) % 16 != 0) ++fold;
+      if (p.rows < 8 * fold) fold = 1;
+    }
+    cols = fold * c;
+    rows = p.rows / fold;
+    rest = (p.rows - rows * fold) * c;
+    chunk = cols <= 128 ? 256 : rows < 1024 ? 64 : 128;
+    chunks = rows ? (rows + chunk - 1) / chunk : 1;
+    width = fold > 1 || cols <= kNormBlock ? cols : kNormBlock / 2;
+    if (fold == 1 && chunks * p.outer < 8 && cols > 128)
+      width = 128;  // few rows: more column tasks
+    blocks = (cols + width - 1) / width;
+    tasks = p.outer * chunks * blocks;
+  }
+  // columns rounded up to whole vectors
+  GS_MEMBER int64_t padded() const { return (cols + 15) & ~(int64_t)15; }
+};
+
+// channel_norm_piece, float32: what a convolution tells a batch norm (training) of its output x, as
+// soon as rows [row0, row1) of columns [col, col + cols) are there. Whoever completes a chunk of
+// x takes its statistics, which it then has in its caches, for these columns.
+//   buffers: x, parts: float64 (chunks, 2, channels), counters: int32 (chunks, pieces), zero
+//   between launches
+struct NormPieceParams {
+  int64_t rows, channels;  // of x
+  int64_t row0, row1, col, cols;
+  int64_t piece, pieces;  // columns come in so many pieces; this is that one
 };
 
 // x is (rows, cols).

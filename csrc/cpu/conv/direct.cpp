@@ -51,6 +51,7 @@ struct TileArgs {
   int tail;                // lanes of the last vector that exist
   bool load;               // continue sums that lie in out
   bool relu;
+  int64_t gate;  // 0, or from out to the output of a ReLU: where that is not positive, zeros
 };
 
 // acc[m][v] += sum_l x[m][l] * w[l][v]
@@ -83,6 +84,9 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   V acc[MR][NV];
+  if (a.gate)
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(a.out[m] + a.gate + v * N, 0, 2);
   if (a.load) {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -143,6 +147,17 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[m][v] = max(V{}, acc[m][v]);
+    }
+  }
+  if (a.gate) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      const T* s = a.out[m] + a.gate;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        V y = v < NV - 1 ? load(s + v * N) : load_n(s + v * N, a.tail);
+        acc[m][v] = y <= V{} ? V{} : acc[m][v];
+      }
     }
   }
 #pragma GCC unroll 16
@@ -385,7 +400,7 @@ struct Walk {
 template <class T, int MR, int NV>
 void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t images, const T* x,
            const T* wp, const T* zeros, const T* bias, T* y, int64_t m0, int64_t m1, int tail,
-           bool relu) {
+           bool relu, int64_t gate) {
   constexpr int N = simd<T>::N;
   uintptr_t table[kMaxRuns * (1 + MR)];
   T* out[MR];
@@ -403,6 +418,7 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
   a.tail = tail;
   a.load = b.load;
   a.relu = relu && b.finish;
+  a.gate = b.finish ? gate : 0;
   a.x_row = h.off_step * j.row;
   a.x_col = w.off_step * j.ld;
   // short runs, all inside: look every value up instead of starting runs
@@ -515,6 +531,7 @@ struct Direct {
   const Job& j;
   const T *x, *bias, *zeros;
   T* y;
+  int64_t gate;
 
   // pixels [m0, m1) of one panel, all blocks of the reduction
   template <int NV>
@@ -529,7 +546,7 @@ struct Direct {
     T* yg = y + g * j.co + first * N;
     if (h.taps == 0 || w.taps == 0) {
       Block none{0, 0, 0, 0, 0, j.ci, false, true};
-      chunk<T, MR, NV>(j, h, w, none, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu);
+      chunk<T, MR, NV>(j, h, w, none, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, gate);
       return;
     }
     int64_t si, sj, sc;
@@ -541,7 +558,7 @@ struct Direct {
                   c, min64(c + sc, j.ci),   false, false};
           b.load = i + k + c > 0;
           b.finish = b.i1 == h.taps && b.j1 == w.taps && b.c1 == j.ci;
-          chunk<T, MR, NV>(j, h, w, b, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu);
+          chunk<T, MR, NV>(j, h, w, b, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, gate);
         }
   }
 
@@ -585,6 +602,24 @@ GS_INLINE int64_t chunk_of(const Job& j, const ConvParams& p, const Axis& h, con
   if (pixels >= total) return total;
   int64_t chunks = ceil_div(total, pixels);
   return ceil_div(ceil_div(total, chunks), 12 * mr) * 12 * mr;
+}
+
+// The rows of y that pixels [m0, m1) of a walk over blocks of `images` images are.
+void pixels_written(const ConvParams& p, const Job& j, int64_t images, void* const* buf, int64_t m0,
+                    int64_t m1, int64_t col, int64_t cols, int64_t piece, int64_t pieces) {
+  if (images == 1) {
+    written(p, buf, m0, m1, col, cols, piece, pieces);
+    return;
+  }
+  const int64_t per = j.out_h * j.out_w;
+  for (int64_t n = m0 / (per * images) * images; n * per < m1; n += images) {
+    const int64_t count = min64(images, j.n - n), first = n * per;
+    const int64_t a = max64(m0 - first, 0), b = min64(m1 - first, count * per);
+    // image i has every count-th pixel of the block, from the i-th on
+    for (int64_t i = 0; i < count; ++i)
+      written(p, buf, (n + i) * per + ceil_div(max64(a - i, 0), count),
+              (n + i) * per + ceil_div(max64(b - i, 0), count), col, cols, piece, pieces);
+  }
 }
 
 template <class T>
@@ -647,7 +682,8 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
   }
   ctx->sync();
 
-  Direct<T> d{p, j, x, (const T*)buf[2], zeros, (T*)buf[3]};
+  const int64_t gate = p.gate ? (const T*)buf[4] - (const T*)buf[3] : 0;
+  Direct<T> d{p, j, x, (const T*)buf[2], zeros, (T*)buf[3], gate};
   turn = 0;
   wp = packed;
   for (int64_t rh = 0; rh < j.phases_h; ++rh)
@@ -687,6 +723,10 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
             d.template panel<4>(h, a, images, g, v0, pw, m0, m1);
             break;
 #endif
+        }
+        if (p.after) {
+          const int64_t col = v0 * N, cols = min64(v1 * N, j.co) - col;
+          pixels_written(p, j, images, buf, m0, m1, col, cols, s, panels);
         }
       }
       wp += j.groups * j.vectors * N * reduce;

@@ -8,6 +8,7 @@
 // can be read as one run.
 #pragma once
 #include "conv.h"
+#include "norm.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -57,6 +58,15 @@ GS_INLINE void valid_taps(const Axis& a, int64_t at, int64_t* lo, int64_t* hi) {
   *hi = min64(h, a.taps);
   *lo = min64(l, *hi > 0 ? *hi : 0);
   if (*hi < 0) *hi = 0;
+}
+
+// Rows [row0, row1) of y are there, columns [col, col + cols), of `pieces` pieces of columns this
+// one: tells p.after. buf: of a forward kernel
+GS_INLINE void written(const ConvParams& p, void* const* buf, int64_t row0, int64_t row1,
+                       int64_t col, int64_t cols, int64_t piece, int64_t pieces) {
+  if (row0 >= row1) return;
+  NormPieceParams q{p.n * p.out_h * p.out_w, p.filters, row0, row1, col, cols, piece, pieces};
+  p.after(&q, buf + 3, nullptr);
 }
 
 // Copies rows [row0, row1) of the zero-bordered image: dst (groups, n, hp, wp, c / groups), x (n,

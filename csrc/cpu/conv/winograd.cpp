@@ -32,11 +32,14 @@ struct Job {
   Panels out;
   int64_t channels;  // padded
   bool by_filters, own_filters;
-  int64_t blocks, block;                 // by tiles: tasks, and the most tiles of one
+  int64_t blocks, block, unit;           // by tiles: tasks, the most tiles of one, a step of these
   int64_t images, ranges, range, slice;  // by filters: of a round, of a task
   Planes v, m, u;                        // u: of a panel (by tiles) or of a slice
   // bytes; own: of a member, in it zeros, filters (own_filters), then v or u, m
   size_t own_at, own, zeros, filters, scratch;
+
+  // The first tile of block b.
+  GS_MEMBER int64_t start(int64_t b) const { return b * (g.tiles / unit) / blocks * unit; }
 };
 
 template <class T, int M>
@@ -65,6 +68,20 @@ Job<T> make_job(const ConvParams& p) {
   j.zeros = align64((size_t)(j.channels * B));
   if (!j.by_filters) {
     j.block = ceil_div(tiles, j.blocks);
+    j.unit = 1;
+    // blocks end where rows that p.after takes together end, if those are not too many
+    if (p.after && p.out_h % M == 0) {
+      const int64_t row = M * p.out_w, rows = j.g.n * j.g.rows;
+      int64_t unit = 1;
+      while (unit < rows && unit * row % p.after_rows) ++unit;
+      const int64_t units = rows / unit;
+      if (rows % unit == 0 && units >= j.blocks) {
+        j.unit = unit * j.g.cols;
+        j.blocks = ceil_div(units, ceil_div(units, j.blocks));
+        if (j.blocks > 1 && j.blocks < units) j.blocks += j.blocks % 2;
+        j.block = ceil_div(units, j.blocks) * j.unit;
+      }
+    }
     j.v = planes(j.block, j.channels);
     j.m = planes(j.block, width);
     // for few tiles, members rather repeat the transform than read what another one has just
@@ -91,6 +108,29 @@ Job<T> make_job(const ConvParams& p) {
   }
   j.scratch = j.own_at + (size_t)members * j.own;
   return j;
+}
+
+// The rows of y that tiles [t0, t1) are: whole rows of tiles are one stretch.
+template <int M>
+void tiles_written(const ConvParams& p, const Grid& g, void* const* buf, int64_t t0, int64_t t1,
+                   int64_t col, int64_t cols, int64_t piece, int64_t pieces) {
+  auto first = [&](int64_t r) {  // of row r of tiles
+    return (r / g.rows * p.out_h + r % g.rows * M) * p.out_w;
+  };
+  for (int64_t t = t0; t < t1;) {
+    const int64_t r = t / g.cols, c = t % g.cols;
+    if (c == 0 && t + g.cols <= t1) {
+      t = t1 / g.cols * g.cols;
+      written(p, buf, first(r), first(t / g.cols), col, cols, piece, pieces);
+      continue;
+    }
+    const int64_t end = min64(t1 - r * g.cols, g.cols);
+    const int64_t count = min64(M, p.out_h - r % g.rows * M);
+    for (int64_t i = 0; i < count; ++i)
+      written(p, buf, first(r) + i * p.out_w + c * M,
+              first(r) + i * p.out_w + min64(end * M, p.out_w), col, cols, piece, pieces);
+    t = r * g.cols + end;
+  }
 }
 
 template <class T, int M>
@@ -134,14 +174,13 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     if (!j.own_filters) ctx->sync();
     T *v = mine + (j.own_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
     for (int64_t b = ctx->tid; b < j.blocks; b += ctx->nt) {
-      int64_t t0 = b * j.g.tiles / j.blocks, t1 = (b + 1) * j.g.tiles / j.blocks;
+      int64_t t0 = j.start(b), t1 = j.start(b + 1);
       input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
       // half of the products bring y, half the next x
-      int64_t next = b + ctx->nt, n0 = next * j.g.tiles / j.blocks;
+      int64_t next = b + ctx->nt, n0 = j.start(next);
       Ahead in{};
       if (next < j.blocks)
-        in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0,
-                          (next + 1) * j.g.tiles / j.blocks);
+        in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0, j.start(next + 1));
       in.spread(j.out.count * product_steps(j.out.nv(0), t1 - t0, C) * (E / 2));
       for (int64_t i = 0; i < j.out.count; ++i) {
         int nv = j.out.nv(i);
@@ -155,6 +194,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
                             m + e * j.m.step, j.m.ld, false, e < E / 2 ? &out : &in);
         finish(m, j.m, t0, t1, k0, channels);
       }
+      if (p.after) tiles_written<M>(p, j.g, buf, t0, t1, 0, p.filters, 0, 1);
     }
     return;
   }
@@ -185,6 +225,8 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
               t1 - t0, u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0, &out);
       }
       finish(m, j.m, first + t0, first + t1, k0, channels);
+      if (p.after)
+        tiles_written<M>(p, j.g, buf, first + t0, first + t1, k0, channels, i, j.out.count);
     }
   }
 }

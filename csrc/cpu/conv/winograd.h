@@ -400,11 +400,13 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
 // dx += B dv B^T for tiles [t0, t1) in order, `channels` channels from dx's on. A pixel is stored
 // by the first tile that has it and added to by later ones, so dx needs no zeros. Tiles of the row
 // that starts at tile `first`, when it lies inside an image, put what they share with the row above
-// into seam (2, in_w, channels of x) instead; it is added to dx later.
+// into seam (2, in_w, channels of x) instead; it is added to dx later. gate (like dx, may be
+// absent): the output of a ReLU, whose gradient dx is: zeros where that is not positive, set with
+// the last tile that has the pixel.
 template <class T, int M>
 void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Planes s, int64_t t0,
                           int64_t t1, int64_t first, const T* bias, T* dx, T* seam,
-                          int64_t channels) {
+                          int64_t channels, const T* gate) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N, A = M + 2;
   int64_t C = p.channels;
@@ -415,7 +417,8 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Plane
     bool whole =
         up && left && !split && row >= 0 && row + A <= p.in_h && col >= 0 && col + A <= p.in_w;
     T* o = dx + ((n * p.in_h + row) * p.in_w + col) * C;
-    int64_t pitch = p.in_w * C;
+    int64_t pitch = p.in_w * C, apart_by = gate ? gate - dx : 0;
+    const bool last_row = ti + 1 == g.rows, last_col = tj + 1 == g.cols;
     for (int64_t c = 0; c < channels; c += N) {
       int lanes = (int)min64(N, channels - c);
       V d[A][A];
@@ -431,13 +434,15 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Plane
       V b = bias ? load_n(bias + c, lanes) : V{};
 #pragma GCC unroll 6
       for (int i = 0; i < A; ++i) Points<T, M>::input_adjoint(d[i]);
-      if (whole && lanes == N) {
+      if (whole && lanes == N && !(gate && (last_row || last_col))) {
 #pragma GCC unroll 6
         for (int i = 0; i < A; ++i)
 #pragma GCC unroll 6
           for (int j = 0; j < A; ++j) {
             T* q = o + i * pitch + j * C + c;
-            store(q, d[i][j] + (i < 2 || j < 2 ? load(q) : b));
+            V r = d[i][j] + (i < 2 || j < 2 ? load(q) : b);
+            if (i < M && j < M && gate) r = load(q + apart_by) <= V{} ? V{} : r;
+            store(q, r);
           }
         continue;
       }
@@ -449,7 +454,10 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Plane
           if (col + j < 0 || col + j >= p.in_w) continue;
           T* q = line + j * C + c;
           bool add = (above && !apart) || (j < 2 && left);
-          store_n(q, d[i][j] + (add ? load_n(q, lanes) : apart ? V{} : b), lanes);
+          V r = d[i][j] + (add ? load_n(q, lanes) : apart ? V{} : b);
+          if (gate && !apart && (i < M || last_row) && (j < M || last_col))
+            r = load_n(q + apart_by, lanes) <= V{} ? V{} : r;
+          store_n(q, r, lanes);
         }
       }
     }

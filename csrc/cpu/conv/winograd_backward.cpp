@@ -143,9 +143,11 @@ struct Backward {
   const T *dy, *w, *bias, *x;
   T *dx, *dw, *db;
   const uint8_t* index;  // of a pool behind the convolution
+  const T* gate;         // the output of a ReLU whose gradient dx is
   const T* zeros;
   T* mine;
   static constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
+  using V = typename simd<T>::V;
 
   T* at(size_t bytes) const { return (T*)(ctx->scratch + bytes); }
   int64_t lanes(int64_t i) const { return min64(j.in.nv(i) * N, p.channels - j.in.first(i) * N); }
@@ -216,7 +218,8 @@ struct Backward {
                                 : j.weight ? &in
                                            : &next);
             input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, r0 * j.g.cols,
-                                       bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i));
+                                       bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i),
+                                       gate ? gate + c0 : gate);
           }
         if (j.weight) {
           input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
@@ -242,7 +245,9 @@ struct Backward {
           T* o = dx + (r / j.g.rows * p.in_h + row) * count;
           for (int64_t c = ctx->tid * N; c < count; c += ctx->nt * N) {
             int n = (int)min64(N, count - c);
-            store_n(o + c, load_n(o + c, n) + load_n(q + c, n), n);
+            V r = load_n(o + c, n) + load_n(q + c, n);
+            if (gate) r = load_n(gate + (o - dx) + c, n) <= V{} ? V{} : r;
+            store_n(o + c, r, n);
           }
         }
       }
@@ -277,7 +282,7 @@ struct Backward {
       }
       input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
                                  first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
-                                 dx + c0, nullptr, lanes(i));
+                                 dx + c0, nullptr, lanes(i), gate ? gate + c0 : gate);
     }
   }
 
@@ -348,6 +353,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    (T*)buf[5],
                    (T*)buf[6],
                    p.pool ? (const uint8_t*)buf[7] : nullptr,
+                   p.gate ? (const T*)buf[p.pool ? 8 : 7] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros)};
   if (j.by_channels)

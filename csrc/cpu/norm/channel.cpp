@@ -12,7 +12,8 @@
 //
 // Floor, in passes over a tensor: forward 2 reads + 1 write (eval: 1 + 1), backward 4 reads + 1
 // write; a few operations an element, so the memory that holds x and dy sets the pace. Phase 3
-// takes the chunks in the opposite order to find the last ones still in the core's own cache.
+// takes the chunks in the opposite order to find the last ones still in the core's own cache. In a
+// captured step (1) may have been done by the convolution that made x: channel_norm_piece.
 //
 // Few channels: g rows are folded into one of g * channels columns, a multiple of 16 and at least
 // 64, so that every vector is full; the g columns of a channel share k and are added afterwards.
@@ -27,42 +28,10 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int kBlock =
-    1024;  // columns of a task at most: accumulators stay in the first-level cache
+constexpr int kBlock = kNormBlock;
+using Cut = NormCut;
 
 enum Mask { kNoMask, kFromY, kFromX };
-
-// How x is cut; a function of the shape alone.
-struct Cut {
-  int64_t fold;           // rows in a folded row
-  int64_t cols;           // columns of a folded row
-  int64_t rows;           // full folded rows of a sample
-  int64_t rest;           // elements after them: columns of one more, partial row
-  int64_t chunk, chunks;  // folded rows in a chunk, chunks in a sample
-  int64_t blocks, width;  // column blocks and their width
-  int64_t tasks;          // outer * chunks * blocks
-
-  GS_MEMBER void init(const ChannelNormParams& p) {
-    int64_t c = p.channels;
-    fold = 1;
-    if (c < 64) {
-      while (fold * c < 64 || (fold * c) % 16 != 0) ++fold;
-      if (p.rows < 8 * fold) fold = 1;
-    }
-    cols = fold * c;
-    rows = p.rows / fold;
-    rest = (p.rows - rows * fold) * c;
-    chunk = cols <= 128 ? 256 : rows < 1024 ? 64 : 128;
-    chunks = rows ? (rows + chunk - 1) / chunk : 1;
-    width = fold > 1 || cols <= kBlock ? cols : kBlock / 2;
-    if (fold == 1 && chunks * p.outer < 8 && cols > 128)
-      width = 128;  // few rows: more column tasks
-    blocks = (cols + width - 1) / width;
-    tasks = p.outer * chunks * blocks;
-  }
-  // columns rounded up to whole vectors
-  GS_MEMBER int64_t padded() const { return (cols + 15) & ~(int64_t)15; }
-};
 
 // One task: `rows` full rows from `at` (element offset), then `rest` columns of a partial row.
 struct Piece {
@@ -196,6 +165,44 @@ struct Kernel {
       double delta = sum / n, rest = sq - sum * delta;
       mean[j] = (double)k[j] + delta;
       m2[j] = rest > 0 || rest != rest ? rest : 0;
+    }
+  }
+
+  // Rows of x that are there now: statistics of the chunks that they complete
+  static void piece(const void* params, void* const* buf, const Ctx*) {
+    const NormPieceParams& q = *(const NormPieceParams*)params;
+    ChannelNormParams p{};
+    p.outer = 1;
+    p.rows = q.rows;
+    p.channels = p.groups = q.channels;
+    Cut cut;
+    cut.init(p);
+    const T* x = (const T*)buf[0];
+    double* part = (double*)buf[1];
+    int32_t* counters = (int32_t*)buf[2];
+    const bool folded = cut.fold > 1;  // a chunk needs the columns of all pieces
+    const int64_t full = cut.chunk * cut.fold;
+    for (int64_t row = q.row0; row < q.row1;) {
+      Piece w;
+      w.sample = 0;
+      w.chunk = row / full < cut.chunks ? row / full : cut.chunks - 1;
+      const bool last = w.chunk + 1 == cut.chunks;
+      const int64_t end = last ? q.rows : (w.chunk + 1) * full;
+      const int64_t next = end < q.row1 ? end : q.row1;
+      const int64_t need = (end - w.chunk * full) * (folded ? q.pieces : 1);
+      int32_t* count = counters + w.chunk * q.pieces + (folded ? 0 : q.piece);
+      const int32_t there = (int32_t)(next - row);
+      row = next;
+      if (__atomic_add_fetch(count, there, __ATOMIC_ACQ_REL) != need) continue;
+      *count = 0;
+      w.rows = last ? cut.rows - w.chunk * cut.chunk : cut.chunk;
+      w.rest = last ? cut.rest : 0;
+      const int64_t c0 = folded ? 0 : q.col, c1 = folded ? cut.cols : q.col + q.cols;
+      for (w.col = c0; w.col < c1; w.col += kBlock) {
+        w.width = c1 - w.col < kBlock ? c1 - w.col : kBlock;
+        w.at = w.chunk * cut.chunk * cut.cols + w.col;
+        piece_stats(p, cut, w, x + w.at, part);
+      }
     }
   }
 
@@ -444,7 +451,9 @@ struct Kernel {
     T *y = (T*)buf[7], *coef = (T*)s.coef;
     double* stats = (double*)buf[8];
     int64_t per = p.channels / p.groups, cl = cut.padded();
-    if (p.training) {
+    if (p.parts) {
+      s.part = (double*)buf[9];
+    } else if (p.training) {
       for (int64_t t = ctx->tid; t < cut.tasks; t += ctx->nt) {
         Piece w;
         w.init(p, cut, t);
@@ -763,7 +772,12 @@ void make_plan(const ChannelNormParams& p, Plan* plan, double passes) {
 }
 void forward_plan(const void* params, Plan* plan) {
   const ChannelNormParams& p = *(const ChannelNormParams*)params;
-  make_plan(p, plan, p.training ? 3 : 2);
+  make_plan(p, plan, p.training && !p.parts ? 3 : 2);
+}
+// Never launched by itself: its rows cost one pass.
+void piece_plan(const void* params, Plan* plan) {
+  const NormPieceParams& q = *(const NormPieceParams*)params;
+  plan->work = (q.row1 - q.row0) * q.cols / 12;
 }
 void backward_plan(const void* params, Plan* plan) {
   const ChannelNormParams& p = *(const ChannelNormParams*)params;
@@ -773,6 +787,7 @@ void backward_plan(const void* params, Plan* plan) {
 const KernelEntry entries[] = {
     {"channel_norm", kF32, Kernel<float>::forward, forward_plan},
     {"channel_norm", kF64, Kernel<double>::forward, forward_plan},
+    {"channel_norm_piece", kF32, Kernel<float>::piece, piece_plan},
     {"channel_norm_backward", kF32, Kernel<float>::backward, backward_plan},
     {"channel_norm_backward", kF64, Kernel<double>::backward, backward_plan},
 };
