@@ -10,7 +10,8 @@
 // Patches are not stored: a sliver of 32 pixels by a block of taps and channels (at most 640 deep)
 // is rounded from x where it lies, 32 channels of a tap at a time, and used for all filters. For
 // the weights' gradient a panel is 32 channels of a tap by a block of at most 640 pixels. Groups
-// are products of their own. With tiles and images enough conv/images.h does all of it in another way.
+// are products of their own. With tiles and images enough conv/images.h does all of it in another
+// way.
 //
 // Floor: 2 n out_h out_w filters kernel channels / groups operations at 16 times the rate of
 // float32 with tiles; packing a patch takes about 4 cycles a tap and 32 channels of a pixel,

@@ -5,10 +5,12 @@
 // out, not multiplied by zero: 31 % of the products of a 3x3 over 4x4 pixels.
 //
 //   forward         y (images, filters) of a pixel   = sum over taps and 32 channels of
-//                                                      x block (images, channels) W (channels, filters)
+//                                                      x block (images, channels) W (channels,
+//                                                      filters)
 //   backward data   the same over dy, for each phase of the stride (geometry.h)
 //   backward weight dw (filters, channels) of a tap  = sum over pixels of
-//                                                      dy block (filters, images) x block (images, channels)
+//                                                      dy block (filters, images) x block (images,
+//                                                      channels)
 //
 // Forward and data: a member walks rows of pixels; the rows of blocks that a row of pixels needs
 // are kept in a ring, in strips of columns where they would not fit half of the second cache, and
@@ -20,20 +22,20 @@
 // are added one after the other; all of it follows from the shape. Floor: 2 x (taps inside) x n x
 // channels x filters operations, 16 times the rate of float32; rounding takes 4 cycles a line.
 #pragma once
-#include "matmul/bfloat16.h"
-
 #include "conv/geometry.h"
+#include "matmul/bfloat16.h"
 
 namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kBlock = kSide * kSide;       // elements of a block
-constexpr int64_t kSteps = kDepth16 / kSide;    // blocks of a sum at most
-constexpr int64_t kBlockHalf = kBlock * 2;      // bytes
+constexpr int64_t kBlock = kSide * kSide;     // elements of a block
+constexpr int64_t kSteps = kDepth16 / kSide;  // blocks of a sum at most
+constexpr int64_t kBlockHalf = kBlock * 2;    // bytes
 constexpr int64_t kBlockFloat = kBlock * 4;
 
-// out (32 x 32, or 16 columns or rows of it) = sum over n pairs of blocks a (rows, k), b (k, columns)
+// out (32 x 32, or 16 columns or rows of it) = sum over n pairs of blocks a (rows, k), b (k,
+// columns)
 __attribute__((noinline)) void sum_blocks(const Half* const* a, const Half* const* b, int64_t n,
                                           bool tall, bool wide, float* out, int64_t ldo) {
   asm volatile("" ::: "memory");
@@ -122,7 +124,8 @@ __attribute__((noinline)) void round_row(const Source& s, int64_t pixels, Half* 
   }
 }
 
-// Whether rows of 32 images, and blocks of 32 of the channels that are summed over, are mostly full.
+// Whether rows of 32 images, and blocks of 32 of the channels that are summed over, are mostly
+// full.
 GS_INLINE bool by_images(const ConvParams& p, int64_t channels) {
   return 3 * up(p.n, kSide) <= 4 * p.n && 4 * up(channels, kSide) <= 5 * channels;
 }
@@ -131,8 +134,8 @@ GS_INLINE bool by_images(const ConvParams& p, int64_t channels) {
 
 // What a member has room for; from the whole convolution, for any phase of it.
 struct WalkRoom {
-  int64_t cb, taps, panel_bytes, panels;    // panels that stay
-  int64_t strip;                            // pixels of a strip at most
+  int64_t cb, taps, panel_bytes, panels;  // panels that stay
+  int64_t strip;                          // pixels of a strip at most
   int64_t ring_bytes, parts_at, lists_at, panels_at, total;
 };
 GS_INLINE int64_t reach(const Axis& a) { return (a.taps - 1) * a.off_step + 1; }
@@ -236,9 +239,8 @@ struct ImageWalk {
         done = max64(done, y0);
         if (h.taps && w.taps)
           for (; done < y1; ++done) {
-            const Source from_row = {
-                from + ((g * kSide * h.in + done) * w.in + x0) * stride, h.in * w.in * stride,
-                stride, count, here};
+            const Source from_row = {from + ((g * kSide * h.in + done) * w.in + x0) * stride,
+                                     h.in * w.in * stride, stride, count, here};
             round_row<false>(from_row, x1 - x0, ring + done % rows * (x1 - x0) * cb * kBlock);
           }
         for (int64_t q = q0; q < q1; ++q) {
@@ -257,9 +259,9 @@ struct ImageWalk {
               }
             }
           const int64_t image = to_h * to_w * to_stride;
-          float* y = to + ((g * kSide * to_h + h.out0 + p * h.out_step) * to_w + w.out0 +
-                           q * w.out_step) *
-                              to_stride;
+          float* y =
+              to + ((g * kSide * to_h + h.out0 + p * h.out_step) * to_w + w.out0 + q * w.out_step) *
+                       to_stride;
           const int64_t cuts = max64(1, parts(steps, kSteps));
           float* extra = sums + room->panels * kBlock;
           for (int64_t k = 0; k < cuts; ++k) {
@@ -267,8 +269,8 @@ struct ImageWalk {
             for (int64_t v = first; v < last; ++v) {
               const bool wide = n - v * kSide > 16, tall = here > 16;
               float* sum = sums + (v - first) * kBlock;
-              const bool plain = cuts == 1 && !bias && !relu && here == kSide &&
-                                 n - v * kSide >= kSide;
+              const bool plain =
+                  cuts == 1 && !bias && !relu && here == kSide && n - v * kSide >= kSide;
               float* out = plain ? y + v * kSide : k ? extra : sum;
               sum_blocks(a + s0, b + s0, count_steps, tall, wide, out, plain ? image : kSide);
               for (int64_t t = 0; t < count_steps; ++t) b[s0 + t] += step_of_panel;
@@ -423,8 +425,8 @@ struct ImageGradient {
               }
             }
           const int64_t y0 = p0 * p.stride_h - p.pad_h;
-          const int64_t y1 = min64(p.in_h, (p1 - 1) * p.stride_h - p.pad_h +
-                                               (p.kernel_h - 1) * p.dilation_h + 1);
+          const int64_t y1 =
+              min64(p.in_h, (p1 - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1);
           done = max64(done, y0);
           for (; done < y1; ++done) {
             const Source from = {

@@ -190,24 +190,11 @@ GS_INLINE Queue queue_at(char* at, int64_t i) { return Queue{(int64_t*)(at + i *
 constexpr int64_t kGroup = 64;
 struct Planes {
   int64_t ld, step, group;
-  bool far;  // not in this core's caches when it is written
 };
-GS_INLINE Planes planes(int64_t rows, int64_t ld) { return Planes{ld, rows * ld + 16, kGroup, false}; }
+GS_INLINE Planes planes(int64_t rows, int64_t ld) { return Planes{ld, rows * ld + 16, kGroup}; }
 // All channels' groups, E planes each.
 GS_INLINE Planes grouped(int64_t rows, int E) {
-  return Planes{kGroup, rows * kGroup + 16, E * (rows * kGroup + 16), true};
-}
-
-// Asks for the lines of all planes at o, to write them.
-template <int E, class T>
-GS_INLINE void ask(const T* o, int64_t step) {
-#pragma GCC unroll 6
-  for (int e = 0; e < E; ++e) __builtin_prefetch(o + e * step, 1, 3);
-}
-// Where channel c of a tile at v is, or, past the last channel, the next tile's first.
-template <class T>
-GS_INLINE T* next_place(T* v, const Planes& s, int64_t c, int64_t channels) {
-  return c < channels ? v + c / kGroup * s.group + c % kGroup : v + s.ld + (c - channels);
+  return Planes{kGroup, rows * kGroup + 16, E * (rows * kGroup + 16)};
 }
 
 // v[e][t - t0][c] = B^T d B for tiles [t0, t1); lanes past C are zero. zeros: C zeros
@@ -215,7 +202,7 @@ template <class T, int M>
 void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros, int64_t t0,
                  int64_t t1, T* v, Planes s) {
   using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N, A = M + 2, E = A * A;
+  constexpr int N = simd<T>::N, A = M + 2;
   int64_t C = p.channels;
   for (int64_t t = t0; t < t1; ++t, v += s.ld) {
     int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M - p.pad_h,
@@ -230,7 +217,6 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
     for (int64_t c = 0; c < C; c += N) {
       int lanes = (int)min64(N, C - c);
       T* o = v + c / kGroup * s.group + c % kGroup;
-      if (s.far) ask<E>(next_place(v, s, c + N, C), s.step);
       V d[A][A];
       if (lanes == N) {
 #pragma GCC unroll 6
@@ -389,7 +375,6 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
     for (int64_t k = 0; k < K; k += N) {
       int lanes = (int)min64(N, K - k);
       T* o = dm + k / kGroup * s.group + k % kGroup;
-      if (s.far) ask<A * A>(next_place(dm, s, k + N, K), s.step);
       V d[A][M], sum = V{};
       if (lanes == N) {
 #pragma GCC unroll 4

@@ -182,9 +182,7 @@ struct Backward {
       ctx->sync();
     }
     T *dm = mine, *v = dm + E * j.dm.step, *dv = v + E * j.v.step;
-    auto after = [&](int64_t s) {
-      return j.data ? queue_at(queues, 0).take() : s + ctx->nt;
-    };
+    auto after = [&](int64_t s) { return j.data ? queue_at(queues, 0).take() : s + ctx->nt; };
     for (int64_t s = j.data ? after(0) : ctx->tid; s < j.slices; s = after(s)) {
       int64_t r0 = s * j.rows / j.slices, r1 = (s + 1) * j.rows / j.slices;
       T* seam = at(j.seam_at) + s * j.seam;
