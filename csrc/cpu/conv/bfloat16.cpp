@@ -268,7 +268,7 @@ void set_plan(const ConvParams& p, int64_t m, int64_t n, int64_t k, int64_t room
   plan->work = p.groups * work_of(m, n, k);
   plan->scratch = (size_t)(plan->tasks * room);
 }
-int64_t walk_bytes(const ConvParams& p, const Walk& k) {
+int64_t walk_bytes([[maybe_unused]] const ConvParams& p, const Walk& k) {
 #if defined(__AMX_BF16__)
   if (by_images(p, k.count)) return images_room(p, k).total;
 #endif
