@@ -187,6 +187,21 @@ CONVS = [  # n, h, w, c, f, kernel, stride, padding, dilation, groups
 ]
 
 
+# Images enough for a tile's rows: with tiles another kernel
+IMAGES = [
+    (32, 4, 4, 64, 64, 3, 1, 1, 1, 1),
+    (24, 4, 4, 320, 40, 3, 1, 1, 1, 1),  # sums of several chains
+    (64, 3, 25, 64, 33, 3, 1, 1, 1, 1),  # two rounds of images, rows in two strips
+    (50, 5, 4, 128, 160, 3, 1, 1, 2, 1),  # the last round is part filled
+    (25, 5, 6, 40, 17, 3, 2, 1, 1, 1),
+    (32, 9, 7, 32, 48, 3, 1, 2, 1, 1),
+    (32, 6, 6, 64, 128, 1, 2, 0, 1, 1),
+    (32, 6, 5, 96, 64, 3, 1, 2, 1, 2),
+    (32, 7, 7, 32, 64, 5, 3, 2, 1, 1),
+    (32, 1, 70, 32, 32, 3, 1, 1, 1, 1),
+]
+
+
 @pytest.fixture
 def rounding():
     """Autocast rounds the operands of convolutions even where float32 is faster."""
@@ -195,7 +210,7 @@ def rounding():
     k.conv_force("")
 
 
-@pytest.mark.parametrize("case", CONVS)
+@pytest.mark.parametrize("case", CONVS + IMAGES)
 def test_convolution_and_gradients(case, rounding):
     n, h, w, c, f, kernel, stride, pad, dil, groups = case
     rng = np.random.default_rng()
@@ -225,9 +240,11 @@ def test_convolution_and_gradients(case, rounding):
         assert all(np.array_equal(a, b) for a, b in zip(got, other, strict=True))
 
 
-def test_small_caches_take_many_blocks(rounding):
+@pytest.mark.parametrize("n,size,c", [(2, 8, 40), (40, 8, 96), (64, 4, 64)])
+def test_small_caches_take_many_blocks(n, size, c, rounding):
     rng = np.random.default_rng()
-    x, w, g = normal(rng, 2, 8, 8, 40), normal(rng, 96, 3, 3, 40), normal(rng, 2, 8, 8, 96)
+    x, w = normal(rng, n, size, size, c), normal(rng, 96, 3, 3, c)
+    g = normal(rng, n, size, size, 96)
     both = []
     for l2 in (0, 1 << 14):
         k.conv_force("bfloat16", l2)

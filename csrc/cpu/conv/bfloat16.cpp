@@ -10,7 +10,8 @@
 // Patches are not stored: a sliver of 32 pixels by a block of taps and channels (at most 640 deep)
 // is rounded from x where it lies, 32 channels of a tap at a time, and used for all filters. For
 // the weights' gradient a panel is 32 channels of a tap by a block of at most 640 pixels. Groups
-// are products of their own.
+// are products of their own. With tiles and images enough conv/images.h does all of it in another
+// way.
 //
 // Floor: 2 n out_h out_w filters kernel channels / groups operations at 16 times the rate of
 // float32 with tiles; packing a patch takes about 4 cycles a tap and 32 channels of a pixel,
@@ -18,6 +19,9 @@
 #include "matmul/bfloat16.h"
 
 #include "conv/geometry.h"
+#if defined(__AMX_BF16__)
+#include "conv/images.h"
+#endif
 
 namespace gs {
 namespace GS_ISA {
@@ -196,30 +200,92 @@ void run_walk(const ConvParams& p, const Walk& k, void* const* buf, const Ctx* c
     }
 }
 
-void forward(const void* params, void* const* buf, const Ctx* ctx) {
-  const ConvParams& p = *(const ConvParams*)params;
-  run_walk(p, walk_of(p, false), buf, ctx);
-}
-void backward_data(const void* params, void* const* buf, const Ctx* ctx) {
-  const ConvParams& p = *(const ConvParams*)params;
-  run_walk(p, walk_of(p, true), buf, ctx);
+#if defined(__AMX_BF16__)
+WalkRoom images_room(const ConvParams& p, const Walk& k) {
+  return walk_room(k.count, k.n, p.kernel_h * p.kernel_w, (p.kernel_h - 1) * p.dilation_h + 1,
+                   k.backward ? 1 : p.stride_w, (p.kernel_w - 1) * p.dilation_w + 1,
+                   k.backward ? parts(p.in_w, k.phases_w) : p.out_w, p.l2);
 }
 
-void set_plan(const ConvParams& p, int64_t m, int64_t n, int64_t k, const Room& r, Plan* plan) {
+void walk_images(const ConvParams& p, const Walk& k, void* const* buf, const Ctx* ctx) {
+  const WalkRoom room = images_room(p, k);
+  tiles_begin();
+  for (int64_t phase = 0; phase < k.phases_h * k.phases_w; ++phase) {
+    const int64_t rh = phase / k.phases_w, rw = phase % k.phases_w;
+    ImageWalk q;
+    q.h = k.backward
+              ? backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, rh)
+              : forward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h);
+    q.w = k.backward
+              ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, rw)
+              : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
+    if (q.h.out == 0 || q.w.out == 0) continue;
+    q.backward = k.backward;
+    q.count = k.count;
+    q.images = p.n;
+    q.n = k.n;
+    q.stride = k.count * p.groups;
+    q.tap = p.channels / p.groups;
+    q.filter = p.kernel_h * p.kernel_w * q.tap;
+    q.kernel_w = p.kernel_w;
+    q.to_h = k.backward ? p.in_h : p.out_h;
+    q.to_w = k.backward ? p.in_w : p.out_w;
+    q.to_stride = k.n * p.groups;
+    q.relu = p.activation == kConvRelu;
+    q.room = &room;
+    q.own = ctx->scratch + ctx->tid * room.total;
+    for (int64_t g = 0; g < p.groups; ++g) {
+      q.from = (const float*)buf[0] + g * k.count;
+      q.weights = (const float*)buf[1] + g * (p.filters / p.groups) * q.filter;
+      q.bias = buf[2] ? (const float*)buf[2] + g * k.n : nullptr;
+      q.to = (float*)buf[3] + g * k.n;
+      run_images(q, ctx);
+    }
+  }
+  tiles_end();
+}
+#endif
+
+void run(const ConvParams& p, bool backward, void* const* buf, const Ctx* ctx) {
+  const Walk k = walk_of(p, backward);
+#if defined(__AMX_BF16__)
+  if (by_images(p, k.count)) {
+    walk_images(p, k, buf, ctx);
+    return;
+  }
+#endif
+  run_walk(p, k, buf, ctx);
+}
+void forward(const void* params, void* const* buf, const Ctx* ctx) {
+  run(*(const ConvParams*)params, false, buf, ctx);
+}
+void backward_data(const void* params, void* const* buf, const Ctx* ctx) {
+  run(*(const ConvParams*)params, true, buf, ctx);
+}
+
+void set_plan(const ConvParams& p, int64_t m, int64_t n, int64_t k, int64_t room, Plan* plan) {
   plan->tasks = max64(1, min64(p.threads, p.groups * parts(m, kSide) * parts(n, kSide)));
   plan->work = p.groups * work_of(m, n, k);
-  plan->scratch = (size_t)(plan->tasks * r.total);
+  plan->scratch = (size_t)(plan->tasks * room);
+}
+int64_t walk_bytes([[maybe_unused]] const ConvParams& p, const Walk& k) {
+#if defined(__AMX_BF16__)
+  if (by_images(p, k.count)) return images_room(p, k).total;
+#endif
+  return k.room.total;
 }
 void forward_plan(const void* params, Plan* plan) {
   const ConvParams& p = *(const ConvParams*)params;
   Walk k = walk_of(p, false);
-  set_plan(p, p.n * p.out_h * p.out_w, k.n, p.kernel_h * p.kernel_w * k.count, k.room, plan);
+  set_plan(p, p.n * p.out_h * p.out_w, k.n, p.kernel_h * p.kernel_w * k.count, walk_bytes(p, k),
+           plan);
 }
 void backward_data_plan(const void* params, Plan* plan) {
   const ConvParams& p = *(const ConvParams*)params;
   Walk k = walk_of(p, true);
   set_plan(p, p.n * p.in_h * p.in_w, k.n,
-           max64(1, p.kernel_h * p.kernel_w * k.count / (k.phases_h * k.phases_w)), k.room, plan);
+           max64(1, p.kernel_h * p.kernel_w * k.count / (k.phases_h * k.phases_w)),
+           walk_bytes(p, k), plan);
 }
 
 // dw of a group: dy^T times patches; columns are taps x channels, 16 channels of a tap at a time.
@@ -313,8 +379,37 @@ Room gradient_room(const ConvParams& p) {
   return room_of(parts(halves, 2), kc, p.l2, kc * 16);
 }
 
+#if defined(__AMX_BF16__)
+void weight_images(const ConvParams& p, void* const* buf, const Ctx* ctx) {
+  const WeightRoom room = weight_room(p);
+  int64_t filters = p.filters / p.groups, channels = p.channels / p.groups, rows, cols;
+  share_weight(p, room, ctx->nt, &rows, &cols);
+  const int64_t i = ctx->tid / cols, j = ctx->tid % cols, units = room.cb * room.taps;
+  if (i >= rows) return;
+  tiles_begin();
+  for (int64_t g = 0; g < p.groups; ++g) {
+    ImageGradient q{p,
+                    room,
+                    (const float*)buf[0] + g * channels,
+                    (const float*)buf[1] + g * filters,
+                    (float*)buf[2] + g * filters * room.taps * channels,
+                    filters,
+                    channels,
+                    ctx->scratch + ctx->tid * room.total};
+    q.run(i * room.fb / rows, (i + 1) * room.fb / rows, j * units / cols, (j + 1) * units / cols);
+  }
+  tiles_end();
+}
+#endif
+
 void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
   const ConvParams& p = *(const ConvParams*)params;
+#if defined(__AMX_BF16__)
+  if (by_images(p, kSide)) {
+    weight_images(p, buf, ctx);
+    return;
+  }
+#endif
   int64_t filters = p.filters / p.groups;
   auto make = [&](int64_t g) __attribute__((always_inline)) {
     Gradient q;
@@ -348,8 +443,12 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
 }
 void backward_weight_plan(const void* params, Plan* plan) {
   const ConvParams& p = *(const ConvParams*)params;
+  int64_t room = gradient_room(p).total;
+#if defined(__AMX_BF16__)
+  if (by_images(p, kSide)) room = weight_room(p).total;
+#endif
   set_plan(p, p.filters / p.groups, p.kernel_h * p.kernel_w * p.channels / p.groups,
-           p.n * p.out_h * p.out_w, gradient_room(p), plan);
+           p.n * p.out_h * p.out_w, room, plan);
 }
 
 const KernelEntry entries[] = {

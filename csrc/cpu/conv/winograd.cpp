@@ -36,7 +36,7 @@ struct Job {
   int64_t images, ranges, range, slice;  // by filters: of a round, of a task
   Planes v, m, u;                        // u: of a panel (by tiles) or of a slice
   // bytes; own: of a member, in it zeros, filters (own_filters), then v or u, m
-  size_t own_at, own, zeros, filters, scratch;
+  size_t own_at, own, zeros, filters, queues_at, scratch;
 
   // The first tile of block b.
   GS_MEMBER int64_t start(int64_t b) const { return b * (g.tiles / unit) / blocks * unit; }
@@ -106,7 +106,10 @@ Job<T> make_job(const ConvParams& p) {
     j.own_at = align64((size_t)(j.v.group * ceil_div(j.channels, kGroup) * B));
     j.own = align64(j.zeros + (size_t)(E * (j.u.step + j.m.step) * B));
   }
-  j.scratch = j.own_at + (size_t)members * j.own;
+  // a counter of tasks a round; none where members do not meet before their tasks
+  int64_t queues = j.by_filters ? ceil_div(p.n, j.images) : j.own_filters ? 0 : 1;
+  j.queues_at = j.own_at + (size_t)members * j.own;
+  j.scratch = j.queues_at + (size_t)(queues * kQueueBytes);
   return j;
 }
 
@@ -158,6 +161,11 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     output_tiles<T, M>(p, j.g, m, s, t0, t1, b, y + k0, channels);
   };
 
+  char* queues = ctx->scratch + j.queues_at;
+  if (ctx->tid == 0 && !j.own_filters)
+    for (int64_t i = 0; i < (j.by_filters ? ceil_div(p.n, j.images) : 1); ++i)
+      queue_at(queues, i).reset();
+
   if (!j.by_filters) {
     // Panel i of the transformed filters; E planes of C rows.
     auto panel = [&](int64_t i) {
@@ -173,11 +181,16 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     }
     if (!j.own_filters) ctx->sync();
     T *v = mine + (j.own_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
-    for (int64_t b = ctx->tid; b < j.blocks; b += ctx->nt) {
+    auto after = [&](int64_t b) {
+      return j.own_filters ? b + ctx->nt : queue_at(queues, 0).take();
+    };
+    int64_t next = 0;
+    for (int64_t b = j.own_filters ? ctx->tid : after(0); b < j.blocks; b = next) {
       int64_t t0 = j.start(b), t1 = j.start(b + 1);
       input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
       // half of the products bring y, half the next x
-      int64_t next = b + ctx->nt, n0 = j.start(next);
+      next = after(b);
+      int64_t n0 = j.start(next);
       Ahead in{};
       if (next < j.blocks)
         in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0, j.start(next + 1));
@@ -207,7 +220,8 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t t = first + ctx->tid * kUnit; t < end; t += ctx->nt * kUnit)
       input_tiles<T, M>(p, j.g, x, zeros, t, min64(t + kUnit, end), v + (t - first) * j.v.ld, j.v);
     ctx->sync();
-    for (int64_t task = ctx->tid; task < j.out.count * j.ranges; task += ctx->nt) {
+    const Queue queue = queue_at(queues, n / j.images);
+    for (int64_t task = queue.take(); task < j.out.count * j.ranges; task = queue.take()) {
       int64_t i = task % j.out.count, r = task / j.out.count, k0 = j.out.first(i) * N;
       int64_t t0 = r * (end - first) / j.ranges, t1 = (r + 1) * (end - first) / j.ranges;
       if (t0 == t1) continue;

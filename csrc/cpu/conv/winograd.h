@@ -172,6 +172,17 @@ GS_INLINE double winograd_operations(const ConvParams& p) {
   return (double)grid_of<M>(p).tiles * (M + 2) * (M + 2) * (double)p.channels * (double)p.filters;
 }
 
+// Tasks that members take one by one, each when it is done with its last, so that none waits for a
+// core that something else slows down. Who computes a task does not change its result. A counter is
+// set to zero before the members meet, and has a line of the cache to itself.
+constexpr int64_t kQueueBytes = 64;
+struct Queue {
+  int64_t* next;
+  GS_MEMBER void reset() const { __atomic_store_n(next, (int64_t)0, __ATOMIC_RELAXED); }
+  GS_MEMBER int64_t take() const { return __atomic_fetch_add(next, (int64_t)1, __ATOMIC_RELAXED); }
+};
+GS_INLINE Queue queue_at(char* at, int64_t i) { return Queue{(int64_t*)(at + i * kQueueBytes)}; }
+
 // A transformed tensor: plane e (of A * A) is (rows, ld) and starts at e * step. Steps are no
 // multiple of a page, so that the stores of a tile do not all meet in one set of the cache.
 // Channels c, c + kGroup, ... lie `group` apart: planes that are multiplied group by group hold one

@@ -34,10 +34,10 @@ struct Job {
   int64_t rows;                                 // tile rows in all
   int64_t slices, block;                        // by tiles: of rows; rows of a block
   int64_t images, ranges, strip, slice, units;  // by channels: of a round; tile rows; filters
-  int64_t filter_blocks;
+  int64_t filter_blocks, queues;
   Planes v, dm, dv, u, du;
   int64_t seam, part;  // elements of a slice's seam and du
-  size_t v_at, dm_at, du_at, u_at, db_at, seam_at, own_at, own, zeros, scratch;
+  size_t v_at, dm_at, du_at, u_at, db_at, seam_at, own_at, own, zeros, queues_at, scratch;
 };
 
 template <class T, int M>
@@ -119,7 +119,10 @@ Job make_job(const ConvParams& p) {
     int64_t own = max64(j.data ? E * (j.u.step + j.dv.step) : 0, j.weight ? E * j.du.step : 0);
     j.own = align64(j.zeros + (size_t)(own * B));
   }
-  j.scratch = j.own_at + (size_t)members * j.own;
+  // a counter of tasks a round; by tiles members meet before their tasks only for the filters
+  j.queues_at = j.own_at + (size_t)members * j.own;
+  j.queues = j.by_channels ? ceil_div(p.n, j.images) : j.data ? 1 : 0;
+  j.scratch = j.queues_at + (size_t)(j.queues * kQueueBytes);
   return j;
 }
 
@@ -146,6 +149,7 @@ struct Backward {
   const T* gate;         // the output of a ReLU whose gradient dx is
   const T* zeros;
   T* mine;
+  char* queues;
   static constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
   using V = typename simd<T>::V;
 
@@ -180,7 +184,8 @@ struct Backward {
       ctx->sync();
     }
     T *dm = mine, *v = dm + E * j.dm.step, *dv = v + E * j.v.step;
-    for (int64_t s = ctx->tid; s < j.slices; s += ctx->nt) {
+    auto after = [&](int64_t s) { return j.data ? queue_at(queues, 0).take() : s + ctx->nt; };
+    for (int64_t s = j.data ? after(0) : ctx->tid; s < j.slices; s = after(s)) {
       int64_t r0 = s * j.rows / j.slices, r1 = (s + 1) * j.rows / j.slices;
       T* seam = at(j.seam_at) + s * j.seam;
       T *du = at(j.du_at) + s * j.part, *sum = at(j.db_at) + s * j.filters;
@@ -316,7 +321,8 @@ struct Backward {
       ctx->sync();
       int64_t data = j.data ? j.in.count * j.ranges : 0;
       int64_t tasks = data + (j.weight ? j.in.count * j.filter_blocks : 0);
-      for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+      const Queue queue = queue_at(queues, n / j.images);
+      for (int64_t t = queue.take(); t < tasks; t = queue.take()) {
         if (t < data) {
           int64_t r = t / j.in.count;
           data_task(first, t % j.in.count, r * count / j.ranges, (r + 1) * count / j.ranges);
@@ -355,7 +361,10 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    p.pool ? (const uint8_t*)buf[7] : nullptr,
                    p.gate ? (const T*)buf[p.pool ? 8 : 7] : nullptr,
                    (const T*)own,
-                   (T*)(own + j.zeros)};
+                   (T*)(own + j.zeros),
+                   ctx->scratch + j.queues_at};
+  if (ctx->tid == 0)
+    for (int64_t i = 0; i < j.queues; ++i) queue_at(b.queues, i).reset();
   if (j.by_channels)
     b.by_channels();
   else
