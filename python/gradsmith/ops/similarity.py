@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
 from . import reduce as _reduce
 from .elementwise import clamp, div, mul
@@ -38,7 +39,29 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
     """
     x = _float(input, "normalize")
     eps = _eps(eps, "normalize")
-    return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
+    if p != 2 or not isinstance(dim, int):
+        return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
+    k = x._k
+    length = k.norm2(x.data, dim, True)
+    most = k.clamp(length, eps, None)
+    return apply(
+        NormalizeBackward, k, k.div(x.data, most), (x,), (length, most), True, dim=dim, eps=eps
+    )
+
+
+class NormalizeBackward(Node):
+    """dx = (dy - y sum(dy y)) / norm, dy / eps where the norm is below eps."""
+
+    __slots__ = ("dim", "eps")
+    dim: int
+    eps: float
+
+    def backward(self, grad: Any) -> tuple:
+        length, most, y = self.saved
+        k = self.k
+        along = k.sum(k.mul(grad, y), self.dim, True)
+        along = k.where(k.lt(length, self.eps), 0.0, along)
+        return (k.div(k.sub(grad, k.mul(y, along)), most),)
 
 
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
