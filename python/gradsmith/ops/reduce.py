@@ -453,6 +453,9 @@ class LogSumExpBackward(_Reduce):
         return (k.mul(k.exp(k.sub(x, y)), grad.reshape(self.kept)),)
 
 
+_MOST = {np.dtype(t): float(np.finfo(t).max) for t in (np.float32, np.float64)}
+
+
 def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) over the axes `dim`, without overflow; -inf for no elements.
 
@@ -465,7 +468,9 @@ def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     shape = x.data.shape
     if x.data.size:
         center = k.amax(x.data, dim, True)
-        center = k.where(k.isfinite(center), center, 0.0)
+        most = _MOST.get(center.dtype)
+        # infinite maxima become finite, so that x - center is no NaN
+        center = k.clamp(center, -most, most) if most else k.where(k.isfinite(center), center, 0.0)
     else:
         center = k.full(tuple(1 if s == 1 else 0 for s in _kept(shape, dim)), 0.0, x.data.dtype)
         return wrap(k.full(np.sum(x.data, _axes(dim), keepdims=keepdim).shape, -np.inf,
