@@ -106,7 +106,7 @@ class CosineBackward(Node):
         wide = (*(slice(None),) * self.dim, None)
         both = k.div(grad, k.mul(la, lb))[wide]
         turn = k.mul(grad, y)
-        grads = []
+        grads: list[Any] = []
         for need, own, other, norm, length in zip(
             self.needs, (a, b), (b, a), (na, nb), (la, lb), strict=True
         ):
