@@ -130,6 +130,44 @@ def test_float_remainder_and_floor_divide():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_float_division_to_the_bit(dtype):
+    """Quotients that a rounded division misses by one, exact multiples, large ones, special values."""
+    b = floats(4000, dtype, -9, 9)
+    n = rng.integers(-3000, 3000, b.size).astype(dtype)
+    near = (b * n).astype(dtype)
+    special = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-38, 3e30, -7.5], dtype)
+    cases = [
+        (near, b),
+        (np.nextafter(near, dtype_inf(dtype)), b),
+        (np.nextafter(near, -dtype_inf(dtype)), b),
+        (floats(4000, dtype, -1e-6, 1e-6), b),
+        (floats(4000, dtype, -1e12, 1e12), b),
+        (n, np.full_like(n, 3)),
+        tuple(x.ravel() for x in np.meshgrid(special, special)),
+    ]
+    with np.errstate(all="ignore"):
+        for x, y in cases:
+            got = (gs.tensor(x) // gs.tensor(y)).numpy(), (gs.tensor(x) % gs.tensor(y)).numpy()
+            np.testing.assert_array_equal(got[0], x // y)
+            np.testing.assert_array_equal(got[1], x % y)
+
+
+def dtype_inf(dtype):
+    return np.dtype(dtype).type(np.inf)
+
+
+def test_powers_of_negative_numbers():
+    x = floats(3000, "float32", -6, 6)
+    for e in (3, 4, 5.0, -3, 7, -2):
+        got = (gs.tensor(x) ** e).numpy()
+        np.testing.assert_allclose(got, x.astype(np.float64) ** e, rtol=2.5e-7, err_msg=str(e))
+    assert np.isnan((gs.tensor(x[x < 0]) ** 0.3).numpy()).all()
+    t = gs.tensor(x, requires_grad=True)
+    (t**3).sum().backward()
+    np.testing.assert_allclose(t.grad.numpy(), 3 * x.astype(np.float64) ** 2, rtol=4e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_strides(dtype):
     base = floats((40, 60), dtype)
     views = [

@@ -123,6 +123,37 @@ def test_large_exact_and_same_bits(rng, shape, ta, tb):
         np.testing.assert_array_equal(r, results[0])
 
 
+@pytest.mark.parametrize("ta, tb", [(False, False), (False, True), (True, False), (True, True)])
+def test_small_products_have_the_bits_of_large_ones(rng, ta, tb):
+    """One thread takes the kernel without blocking, several the blocked one: chains in one order."""
+    shapes = [(64, 128, 64), (61, 112, 70), (37, 96, 130), (128, 64, 64), (30, 48, 300)]
+    for m, n, depth in [
+        *shapes,
+        *(tuple(int(x) for x in rng.integers(9, 65, 3)) for _ in range(12)),
+    ]:
+        a = rng.standard_normal((depth, m) if ta else (m, depth)).astype(np.float32)
+        b = rng.standard_normal((n, depth) if tb else (depth, n)).astype(np.float32)
+        bias = rng.standard_normal(n).astype(np.float32)
+        start = rng.standard_normal((m, n)).astype(np.float32)
+        bits = []
+        for threads in (1, 2, 3):
+            gs.set_num_threads(threads)
+            c = start.copy()
+            k.matmul_out(c, a, b, bias, ta=ta, tb=tb, act=1, accumulate=True)
+            bits.append((c.tobytes(), k.matmul(a, b, ta=ta, tb=tb).tobytes()))
+        assert bits[0] == bits[1] == bits[2], (m, n, depth)
+        if not tb:  # rows of B far apart
+            apart = np.zeros((depth, 4096), np.float32)[:, :n]
+            apart[...] = b
+            gs.set_num_threads(1)
+            one = k.matmul(a, apart, ta=ta).tobytes()
+            gs.set_num_threads(3)
+            assert one == k.matmul(a, apart, ta=ta).tobytes()
+        want = (a.T if ta else a).astype(np.float64) @ (b.T if tb else b).astype(np.float64)
+        want = np.maximum(want + bias + start, 0)
+        np.testing.assert_allclose(c, want, rtol=0, atol=2e-6 * depth)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_error_bound(rng, dtype):
     eps = np.finfo(dtype).eps

@@ -280,3 +280,21 @@ def test_same_seed_same_weights():
     for bad, kind in ((-1, ValueError), (2**64, ValueError), (1.5, TypeError), ("1", TypeError)):
         with pytest.raises(kind, match="manual_seed"):
             gs.manual_seed(bad)
+
+
+def test_parameters_begin_where_vectors_do():
+    """NumPy's memory starts 16 bytes into a line: every vector of a weight would cross two."""
+    layers = [
+        nn.Linear(64, 64),
+        nn.Conv2d(16, 32, 3),
+        nn.LSTM(32, 32),
+        nn.GRUCell(32, 32),
+        nn.LayerNorm(512),
+        nn.BatchNorm1d(512),
+        nn.Embedding(64, 64),
+        nn.MultiheadAttention(64, 4),
+    ]
+    for layer in layers:
+        for name, p in layer.named_parameters():
+            if p.nbytes > 256:
+                assert p.data.ctypes.data % 64 == 0, (type(layer).__name__, name)

@@ -104,6 +104,22 @@ PyObject* dtype_object(DType t) {
   return objects[t];
 }
 
+DType dtype_from(py::handle h, const char* op) {
+  if (h.is_none()) return kF32;
+  int t = -1;
+  if (PyUnicode_Check(h.ptr())) {
+    for (int i = 0; i < kBF16 && t < 0; ++i)
+      if (PyUnicode_CompareWithASCIIString(h.ptr(), types[i].name) == 0) t = i;
+  } else if (py::isinstance<py::dtype>(h)) {
+    const auto* d = py::detail::array_descriptor_proxy(h.ptr());
+    t = d->byteorder == '>' ? -1 : from_type_num(d->type_num);
+  } else {
+    type_error(op, "dtype must be a NumPy dtype or its name, got " + type_of(h));
+  }
+  if (t < 0 || t >= kBF16) type_error(op, "unknown dtype " + std::string(py::str(h)));
+  return (DType)t;
+}
+
 std::string shape_text(const int64_t* shape, int ndim) {
   std::string s = "(";
   for (int i = 0; i < ndim; ++i) s += (i ? ", " : "") + std::to_string(shape[i]);

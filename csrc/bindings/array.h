@@ -21,6 +21,8 @@ extern thread_local Recorder* recorder;  // of this thread, or nullptr
 const char* dtype_name(DType t);
 int64_t dtype_size(DType t);
 PyObject* dtype_object(DType t);  // borrowed numpy.dtype
+// The dtype of an argument: a numpy.dtype, its name, or None for float32; TypeError for others.
+DType dtype_from(py::handle h, const char* op);
 
 // A view of an array argument; keeps the Python object alive.
 struct Array {

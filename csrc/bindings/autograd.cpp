@@ -609,6 +609,37 @@ PyObject* apply_view(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* k
   return (PyObject*)t;
 }
 
+// apply_views(cls, base, outs, **attributes): as apply_view for several views, a tuple.
+PyObject* apply_views(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* keywords) {
+  if (n != 3 || !is_tensor(args[1]) || !PyTuple_CheckExact(args[2])) {
+    PyErr_SetString(PyExc_TypeError, "apply_views: needs cls, a Tensor, a tuple of views of it");
+    return nullptr;
+  }
+  Tensor* base = (Tensor*)args[1];
+  Node* node = nullptr;
+  if (base->requires_grad && grad_enabled()) {
+    node = record(args[0], base->k, args + 1, 1, 1);
+    bool ok = node != nullptr;
+    Py_ssize_t attributes = keywords ? PyTuple_GET_SIZE(keywords) : 0;
+    for (Py_ssize_t i = 0; ok && i < attributes; ++i)
+      ok = PyObject_SetAttr((PyObject*)node, PyTuple_GET_ITEM(keywords, i), args[n + i]) == 0;
+    if (!ok) {
+      Py_XDECREF(node);
+      return nullptr;
+    }
+  }
+  PyObject* r = outputs(args[2], base->k, node, false);
+  Py_XDECREF(node);
+  for (Py_ssize_t i = 0; r && i < PyTuple_GET_SIZE(r); ++i) {
+    Tensor* t = (Tensor*)PyTuple_GET_ITEM(r, i);
+    Py_INCREF(base->version);
+    Py_SETREF(t->version, base->version);
+    t->at = base->version->value;
+    t->view = true;
+  }
+  return r;
+}
+
 PyObject* wrap(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 2) {
     PyErr_SetString(PyExc_TypeError, "wrap: needs an array and a kernel module");
@@ -670,6 +701,64 @@ PyObject* keep(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return nullptr;
   }
   if (!save((Node*)args[0], args + 1, 1)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+// _rows_flat(rows, params): rows are tuples (parameter, its array, dict of its state, list of the
+// state's arrays) of an optimizer's last step. Parameter, gradient and states of each in one list,
+// or None when a parameter, its array, or the shape or dtype of its gradient is another now.
+PyObject* rows_flat(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (n != 2 || !PyList_Check(args[0]) || !PyList_Check(args[1])) {
+    PyErr_SetString(PyExc_TypeError, "_rows_flat: needs two lists");
+    return nullptr;
+  }
+  Py_ssize_t count = PyList_GET_SIZE(args[0]), at = 0, states = 0;
+  if (count == 0 || count != PyList_GET_SIZE(args[1])) Py_RETURN_NONE;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject *row = PyList_GET_ITEM(args[0], i), *p = PyList_GET_ITEM(args[1], i);
+    if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) < 4 || !is_tensor(p) ||
+        !PyList_Check(PyTuple_GET_ITEM(row, 3)) || PyTuple_GET_ITEM(row, 0) != p)
+      Py_RETURN_NONE;
+    PyObject *data = ((Tensor*)p)->data, *grad = ((Tensor*)p)->grad;
+    if (data != PyTuple_GET_ITEM(row, 1) || !is_tensor(grad)) Py_RETURN_NONE;
+    PyObject* g = ((Tensor*)grad)->data;
+    if (!data || !g || !is_ndarray(data) || !is_ndarray(g) ||
+        py::detail::array_proxy(data)->descr != py::detail::array_proxy(g)->descr ||
+        same_shape(data, g) != 1)
+      Py_RETURN_NONE;
+    states += PyList_GET_SIZE(PyTuple_GET_ITEM(row, 3));
+  }
+  PyObject* flat = PyList_New(2 * count + states);
+  if (!flat) return nullptr;
+  auto add = [&](PyObject* o) {
+    Py_INCREF(o);
+    PyList_SET_ITEM(flat, at++, o);
+  };
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject *row = PyList_GET_ITEM(args[0], i), *held = PyTuple_GET_ITEM(row, 3);
+    Tensor* p = (Tensor*)PyList_GET_ITEM(args[1], i);
+    add(p->data);
+    add(((Tensor*)p->grad)->data);
+    for (Py_ssize_t j = 0; j < PyList_GET_SIZE(held); ++j) add(PyList_GET_ITEM(held, j));
+  }
+  return flat;
+}
+
+// _rows_done(rows, numbers): the state of each row takes the numbers; its parameter has changed.
+PyObject* rows_done(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (n != 2 || !PyList_Check(args[0]) || !PyDict_Check(args[1])) {
+    PyErr_SetString(PyExc_TypeError, "_rows_done: needs a list and a dict");
+    return nullptr;
+  }
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); ++i) {
+    PyObject* row = PyList_GET_ITEM(args[0], i);
+    if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) < 4 || !is_tensor(PyTuple_GET_ITEM(row, 0))) {
+      PyErr_SetString(PyExc_TypeError, "_rows_done: not a row");
+      return nullptr;
+    }
+    if (PyDict_Update(PyTuple_GET_ITEM(row, 2), args[1]) < 0) return nullptr;
+    ++((Tensor*)PyTuple_GET_ITEM(row, 0))->version->value;
+  }
   Py_RETURN_NONE;
 }
 
@@ -758,6 +847,9 @@ PyMethodDef functions[] = {
     {"apply_view", GS_FAST(apply_view), METH_FASTCALL | METH_KEYWORDS,
      "apply_view($module, cls, base, out, /, **attrs)\n--\n\nAs `apply` for an op whose output is "
      "a view of the memory of its only input `base`."},
+    {"apply_views", GS_FAST(apply_views), METH_FASTCALL | METH_KEYWORDS,
+     "apply_views($module, cls, base, outs, /, **attrs)\n--\n\nAs `apply_view` for an op with "
+     "several outputs, a tuple of views of `base`."},
     {"wrap", GS_FAST(wrap), METH_FASTCALL,
      "wrap($module, data, k, /)\n--\n\nA Tensor around an array that a kernel made; nothing is "
      "checked."},
@@ -766,6 +858,10 @@ PyMethodDef functions[] = {
     {"_record", GS_FAST(record_node), METH_FASTCALL,
      "_record($module, cls, k, inputs, needs, saved, attrs, /)\n--\n\nA node without outputs yet."},
     {"_keep", GS_FAST(keep), METH_FASTCALL, "Appends a Tensor to what a node saved."},
+    {"_rows_flat", GS_FAST(rows_flat), METH_FASTCALL,
+     "The arrays of an optimizer's rows in one list; None when something is another now."},
+    {"_rows_done", GS_FAST(rows_done), METH_FASTCALL,
+     "Writes the numbers of a step into its rows."},
     {"bump", GS_FAST(bump), METH_FASTCALL,
      "bump($module, *tensors)\n--\n\nCounts a change in place of each Tensor; None is passed "
      "over."},

@@ -562,6 +562,39 @@ py::object PyProgram::replay() {
   return std::move(result);
 }
 
+// Program.call without a dispatcher: a builtin whose self is a capsule with the program in it,
+// which keeps the Python object alive.
+PyObject* call_program(PyObject* self, PyObject* leaves) {
+  PyProgram* q = (PyProgram*)PyCapsule_GetPointer(self, nullptr);
+  if (!q) return nullptr;
+  try {
+    PyObject* r = q->call(leaves);
+    if (r) return r;
+  } catch (...) {
+    raise_current();
+    return nullptr;
+  }
+  Py_INCREF(Py_NotImplemented);
+  return Py_NotImplemented;
+}
+
+PyMethodDef call_method = {
+    "call", call_program, METH_O,
+    "Checks, replays and returns the tensor (or the arrays); NotImplemented where Python has to do "
+    "it."};
+
+py::object caller(py::object program) {
+  PyObject* capsule = PyCapsule_New(program.cast<PyProgram*>(), nullptr, [](PyObject* o) {
+    Py_XDECREF((PyObject*)PyCapsule_GetContext(o));
+  });
+  if (!capsule) throw py::error_already_set();
+  py::object held = py::reinterpret_steal<py::object>(capsule);
+  PyCapsule_SetContext(capsule, program.release().ptr());
+  py::object f = py::reinterpret_steal<py::object>(PyCFunction_New(&call_method, capsule));
+  if (!f) throw py::error_already_set();
+  return f;
+}
+
 // ---- from the recording to the program
 
 std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, int threads,
@@ -796,16 +829,7 @@ void bind_capture(py::module_& m) {
              q.guards.push_back(
                  Guard{Guard::kGrad, tensor, py::none(), grad, 0, -1, std::move(name)});
            })
-      .def(
-          "call",
-          [](PyProgram& q, py::handle leaves) {
-            PyObject* r = q.call(leaves.ptr());
-            return r ? py::reinterpret_steal<py::object>(r)
-                     : py::reinterpret_borrow<py::object>(Py_NotImplemented);
-          },
-          py::arg("leaves"),
-          "Checks, replays and returns the tensor (or the arrays); NotImplemented where Python has "
-          "to do it.")
+      .def("caller", &caller, "`call`, a builtin: see its documentation.")
       .def("set_direct",
            [](PyProgram& q, bool grad_mode, bool autocast_mode, py::object module,
               py::list steppers, py::list cleared, py::list leaf_outputs, bool single) {

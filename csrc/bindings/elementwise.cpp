@@ -12,12 +12,6 @@ namespace gs {
 
 namespace {
 
-DType dtype_from(const std::string& name, const char* op) {
-  for (int t = 0; t < kBF16; ++t)
-    if (name == dtype_name((DType)t)) return (DType)t;
-  type_error(op, "unknown dtype " + name);
-}
-
 const Kernel unary_kernel("unary"), binary_kernel("binary"), ternary_kernel("ternary"),
     compare_kernel("compare"), test_kernel("test"), logical_kernel("logical"),
     where_kernel("where"), fill_kernel("fill");
@@ -119,7 +113,7 @@ const BinaryName unary_names[] = {
     {"sin", "sin_", kSin, kFloats},       {"cos", "cos_", kCos, kFloats},
     {"tan", "tan_", kTan, kFloats},       {"floor", "floor_", kFloor, kFloats},
     {"ceil", "ceil_", kCeil, kFloats},    {"round", "round_", kRound, kFloats},
-    {"trunc", "trunc_", kTrunc, kFloats},
+    {"trunc", "trunc_", kTrunc, kFloats}, {"cube", "cube_", kCube, kFloats},
 };
 const char* const compare_names[] = {"eq", "ne", "lt", "le", "gt", "ge"};
 const char* const test_names[] = {"isnan", "isfinite", "isinf"};
@@ -210,7 +204,7 @@ void bind_elementwise(py::module_& module) {
       py::arg("dst"), py::arg("src"), "dst[...] = src, dtypes converted.");
   m.def(
       "cast",
-      [](py::handle x, const std::string& dtype) {
+      [](py::handle x, py::handle dtype) {
         Array a = array_in(x, "cast", "x"),
               c = array_new(dtype_from(dtype, "cast"), a.ndim, a.shape);
         copy_into(a, c);
@@ -219,7 +213,7 @@ void bind_elementwise(py::module_& module) {
       py::arg("x"), py::arg("dtype"));
   m.def(
       "empty",
-      [](const std::vector<int64_t>& shape, const std::string& dtype) {
+      [](const std::vector<int64_t>& shape, py::handle dtype) {
         if (shape.size() > kMaxDims) value_error("empty", "at most 8 dimensions are supported");
         for (int64_t s : shape)
           if (s < 0)
@@ -228,7 +222,7 @@ void bind_elementwise(py::module_& module) {
         Array c = array_new(dtype_from(dtype, "empty"), (int)shape.size(), shape.data());
         return result(c);
       },
-      py::arg("shape"), py::arg("dtype") = "float32",
+      py::arg("shape"), py::arg("dtype") = py::none(),
       "A fresh array on pooled memory, not zeroed.");
   for (const BinaryName& b : binary_names) {
     m.def(
@@ -402,7 +396,7 @@ void bind_elementwise(py::module_& module) {
       py::arg("input"), py::arg("value"), "x[...] = value");
   m.def(
       "full",
-      [](const std::vector<int64_t>& shape, py::handle value, const std::string& dtype) {
+      [](const std::vector<int64_t>& shape, py::handle value, py::handle dtype) {
         if (shape.size() > kMaxDims) value_error("full", "at most 8 dimensions are supported");
         for (int64_t s : shape)
           if (s < 0)
@@ -412,7 +406,7 @@ void bind_elementwise(py::module_& module) {
         fill(c, value);
         return result(c);
       },
-      py::arg("shape"), py::arg("value"), py::arg("dtype") = "float32");
+      py::arg("shape"), py::arg("value"), py::arg("dtype") = py::none());
   m.def(
       "expand",
       [](py::handle x, py::tuple shape) { return expand(array_in(x, "expand", "input"), shape); },

@@ -14,19 +14,14 @@ namespace index_bindings {
 
 const Kernel take_kernel("take"), take_add_kernel("take_add"), gather_kernel("gather"),
     scatter_kernel("scatter"), triangle_kernel("triangle"), one_hot_kernel("one_hot"),
-    uniform_kernel("uniform"), normal_kernel("normal"), arange_kernel("arange");
+    uniform_kernel("uniform"), normal_kernel("normal"), arange_kernel("arange"),
+    fill_kernel("fill");
 
 int normal_axis(int64_t axis, int ndim, const char* op, const std::string& shape) {
   if (axis < -ndim || axis >= ndim)
     throw py::index_error(std::string(op) + ": axis " + std::to_string(axis) +
                           " is out of range for shape " + shape);
   return (int)(axis < 0 ? axis + ndim : axis);
-}
-
-DType dtype_from(const std::string& name, const char* op) {
-  for (int t = 0; t < kBF16; ++t)
-    if (name == dtype_name((DType)t)) return (DType)t;
-  type_error(op, "unknown dtype " + name);
 }
 
 // int64 in C order, every value within [-length, length)
@@ -44,12 +39,11 @@ Array index_in(py::handle h, const char* op, int64_t length, int64_t lowest) {
       a,
       [](const void* data, const int64_t* args) {
         const int64_t* p = (const int64_t*)data;
-        int64_t lo = 0, hi = -1;
-        for (int64_t i = 0; i < args[0]; ++i) {
-          lo = p[i] < lo ? p[i] : lo;
-          hi = p[i] > hi ? p[i] : hi;
-        }
-        return lo >= args[1] && hi < args[2];
+        // one comparison an element: unsigned, from the lowest on
+        const uint64_t low = (uint64_t)args[1], span = (uint64_t)args[2] - low;
+        uint64_t bad = 0;
+        for (int64_t i = 0; i < args[0]; ++i) bad |= (uint64_t)p[i] - low >= span;
+        return bad == 0;
       },
       [](const Array& index, const int64_t* args) {
         const int64_t* p = index.as<int64_t>();
@@ -174,6 +168,48 @@ Array part(const Array& a, int axis, int64_t start, int64_t length) {
   return r;
 }
 
+// x with borders of one value: `widths` holds (before, after) of the last axis, then of the one
+// before it, and so on; negative ones crop.
+py::object pad(py::handle x_h, py::tuple widths, py::handle value) {
+  const char* op = "pad";
+  Array x = array_in(x_h, op, "input"), from = x;
+  int64_t shape[kMaxDims], start[kMaxDims] = {};
+  bool grows = false, fits = true;
+  for (int d = 0; d < x.ndim; ++d) shape[d] = x.shape[d];
+  Py_ssize_t n = PyTuple_GET_SIZE(widths.ptr());
+  if (n % 2 || n / 2 > x.ndim)
+    value_error(op, std::to_string(n) + " numbers for " + std::to_string(x.ndim) +
+                        " axes; two for each of the last axes are needed");
+  for (Py_ssize_t i = 0; i < n / 2; ++i) {
+    const int d = x.ndim - 1 - (int)i;
+    int64_t w[2];
+    for (int j = 0; j < 2; ++j) {
+      w[j] = PyLong_AsLongLong(PyTuple_GET_ITEM(widths.ptr(), 2 * i + j));
+      if (w[j] == -1 && PyErr_Occurred()) throw py::error_already_set();
+    }
+    const int64_t before = w[0] < 0 ? -w[0] : 0, after = w[1] < 0 ? -w[1] : 0;
+    fits = fits && before + after <= x.shape[d];
+    if (!fits) break;
+    from = part(from, d, before, x.shape[d] - before - after);
+    shape[d] += w[0] + w[1];
+    start[d] = w[0] > 0 ? w[0] : 0;
+    grows = grows || w[0] > 0 || w[1] > 0;
+  }
+  if (!fits)
+    value_error(op, "padding " + std::string(py::str(widths)) + " crops more than the shape " +
+                        x.shape_text() + " has");
+  Array out = array_new(x.dtype, x.ndim, shape), inside = out;
+  if (grows && out.size > 0) {
+    FillParams p{};
+    p.n = out.size;
+    set_number(operand(value, op, "value"), x.dtype, op, &p.start, &p.istart);
+    run(fill_kernel, x.dtype, p, {gs::out(out)});
+  }
+  for (int d = 0; d < x.ndim; ++d) inside = part(inside, d, start[d], from.shape[d]);
+  if (from.size > 0) copy_into(from, inside);
+  return result(out);
+}
+
 py::object cat(py::sequence list, int64_t axis) {
   const char* op = "cat";
   int n = (int)py::len(list);
@@ -231,14 +267,14 @@ py::object one_hot(py::handle h, int64_t classes) {
 }
 
 py::object random(const Kernel& kernel, const char* op, const std::vector<int64_t>& shape,
-                  const std::string& dtype, double a, double b, uint64_t seed, uint64_t counter,
-                  int slot) {
+                  py::handle dtype, double a, double b, uint64_t seed, uint64_t counter, int slot) {
   if (shape.size() > kMaxDims) value_error(op, "at most 8 dimensions are supported");
   for (int64_t s : shape)
     if (s < 0)
       value_error(op, "negative dimension in " + shape_text(shape.data(), (int)shape.size()));
   DType t = dtype_from(dtype, op);
-  if (t != kF32 && t != kF64) type_error(op, "dtype " + dtype + "; float32 or float64 is needed");
+  if (t != kF32 && t != kF64)
+    type_error(op, std::string("dtype ") + dtype_name(t) + "; float32 or float64 is needed");
   if (!isfinite(a) || !isfinite(b)) value_error(op, "the parameters must be finite");
   RandomParams p{};
   Array out = array_new(t, (int)shape.size(), shape.data());
@@ -275,11 +311,13 @@ void bind_index(py::module_& module) {
       [](py::handle x, int64_t axis, py::handle i, py::handle s) { scatter(x, axis, i, s, false); },
       py::arg("input"), py::arg("axis"), py::arg("index"), py::arg("src"));
   m.def("cat", &cat, py::arg("tensors"), py::arg("axis"));
+  m.def("pad", &pad, py::arg("input"), py::arg("widths"), py::arg("value"),
+        "Borders of one value; widths as F.pad takes them.");
   m.def("triangle", &triangle, py::arg("input"), py::arg("diagonal"), py::arg("upper"));
   m.def("one_hot", &one_hot, py::arg("index"), py::arg("num_classes"));
   m.def(
       "uniform",
-      [](const std::vector<int64_t>& shape, const std::string& dtype, double low, double high,
+      [](const std::vector<int64_t>& shape, py::handle dtype, double low, double high,
          uint64_t seed, uint64_t counter, int slot) {
         return random(uniform_kernel, "uniform", shape, dtype, low, high, seed, counter, slot);
       },
@@ -287,7 +325,7 @@ void bind_index(py::module_& module) {
       py::arg("counter"), py::arg("slot") = -1, "Numbers in [low, high).");
   m.def(
       "normal",
-      [](const std::vector<int64_t>& shape, const std::string& dtype, double mean, double std,
+      [](const std::vector<int64_t>& shape, py::handle dtype, double mean, double std,
          uint64_t seed, uint64_t counter, int slot) {
         return random(normal_kernel, "normal", shape, dtype, mean, std, seed, counter, slot);
       },
@@ -295,10 +333,11 @@ void bind_index(py::module_& module) {
       py::arg("counter"), py::arg("slot") = -1);
   m.def(
       "arange",
-      [](py::handle start, py::handle step, int64_t n, const std::string& dtype) {
+      [](py::handle start, py::handle step, int64_t n, py::handle dtype) {
         DType t = dtype_from(dtype, "arange");
         if (n < 0) n = 0;
-        if (t == kU8 || t == kBool) type_error("arange", "dtype " + dtype + " is not supported");
+        if (t == kU8 || t == kBool)
+          type_error("arange", std::string("dtype ") + dtype_name(t) + " is not supported");
         Array out = array_new(t, {n});
         FillParams p{};
         p.n = n;

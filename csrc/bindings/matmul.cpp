@@ -131,11 +131,9 @@ struct Names {
   const char *op, *a, *b;
 };
 
-py::object product(const Names& nm, py::handle ah, py::handle bh, py::handle bias_h, bool ta,
-                   bool tb, int act, double alpha, py::handle out_h, bool accumulate,
-                   bool exact = false) {
+py::object product(const Names& nm, Array ax, Array bx, py::handle bias_h, bool ta, bool tb,
+                   int act, double alpha, py::handle out_h, bool accumulate, bool exact = false) {
   const char* op = nm.op;
-  Array ax = array_in(ah, op, nm.a), bx = array_in(bh, op, nm.b);
   Array bias = array_optional(bias_h, op, "bias");
   check_float(ax, op, nm.a);
   check_same_dtype(ax, nm.a, bx, nm.b, op);
@@ -246,8 +244,8 @@ py::object linear(py::handle x, py::handle weight, py::handle bias, int act) {
     value_error("linear", "input has shape " + a.shape_text() + "; its last axis must be " +
                               std::to_string(w.shape[1]) + " (weight is " + w.shape_text() +
                               "). Check the layer before it");
-  return product({"linear", "input", "weight"}, x, weight, bias, false, true, act, 1.0, py::none(),
-                 false);
+  return product({"linear", "input", "weight"}, std::move(a), std::move(w), bias, false, true, act,
+                 1.0, py::handle(Py_None), false);
 }
 
 py::object colsum(py::handle x, py::handle out_h) {
@@ -293,8 +291,8 @@ void bind_matmul(py::module_& module) {
       "matmul",
       [](py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act, double alpha,
          bool exact) {
-        return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, py::none(), false,
-                       exact);
+        return product({"matmul", "a", "b"}, array_in(a, "matmul", "a"), array_in(b, "matmul", "b"),
+                       bias, ta, tb, act, alpha, py::handle(Py_None), false, exact);
       },
       py::arg("a"), py::arg("b"), py::arg("bias") = py::none(), py::arg("ta") = false,
       py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0, py::arg("exact") = false,
@@ -304,7 +302,8 @@ void bind_matmul(py::module_& module) {
       "matmul_out",
       [](py::handle out, py::handle a, py::handle b, py::handle bias, bool ta, bool tb, int act,
          double alpha, bool accumulate) {
-        return product({"matmul", "a", "b"}, a, b, bias, ta, tb, act, alpha, out, accumulate);
+        return product({"matmul", "a", "b"}, array_in(a, "matmul", "a"), array_in(b, "matmul", "b"),
+                       bias, ta, tb, act, alpha, out, accumulate);
       },
       py::arg("out"), py::arg("a"), py::arg("b"), py::arg("bias") = py::none(),
       py::arg("ta") = false, py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0,

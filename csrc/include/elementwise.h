@@ -107,6 +107,7 @@ enum UnaryOp : int32_t {
   kCeil,
   kRound,  // half to even
   kTrunc,
+  kCube,   // x * x * x
   kClamp,  // constant[0] <= y <= constant[1]; NaN stays
   kUnaryCount
 };

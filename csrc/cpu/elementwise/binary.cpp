@@ -81,8 +81,41 @@ GS_INLINE double mod(double a, double b) { return __builtin_fmod(a, b); }
 GS_INLINE float floor_of(float a) { return __builtin_floorf(a); }
 GS_INLINE double floor_of(double a) { return __builtin_floor(a); }
 
+// a = q b + r with q = trunc(a / b), r with the sign of a, as vectors: the rounded quotient is off
+// by one at most, and then a - q b is exact with a fused multiply-add, so it tells. Lanes that are
+// not `plain` (large quotients, zero, infinity, NaN; all of them without such an instruction) hold
+// nothing of use.
+#if defined(__FMA__) || defined(__ARM_NEON)
+constexpr bool kDivides = true;
+#else
+constexpr bool kDivides = false;
+#endif
+template <class V>
+GS_INLINE auto divide(V a, V b, V* q, V* r) {
+  typedef typename lane<V>::T T;
+  const V x = a / b;
+  const auto plain = (abs(x) < (T)2097152) & (abs(b) < (T)__builtin_inff());
+  V n = __builtin_convertvector(__builtin_convertvector(plain ? x : V{}, decltype(x == x)), V);
+  V rest = fnma(n, b, a);
+  const auto past = (rest != V{}) & ((rest < V{}) != (a < V{}));
+  *q = past ? n - copysign(set1((T)1), x) : n;
+  *r = copysign(past ? rest + copysign(b, a) : rest, a);
+  return plain;
+}
+template <class M>
+GS_INLINE bool all_plain(M m) {
+  for (size_t i = 0; i < sizeof(M) / sizeof(m[0]); ++i)
+    if (!m[i]) return false;
+  return true;
+}
+GS_INLINE bool all_plain(vi m) { return !any_lane(~m); }
+
 struct Remainder {
   GS_MEMBER explicit Remainder(const P&) {}
+  template <class V, class M>
+  GS_MEMBER static V join(V b, V, V r, M other_sign) {
+    return other_sign ? r + b : r;
+  }
   template <class T>
   GS_MEMBER T operator()(T a, T b) const {
     if ((T)0.5 != (T)0) {
@@ -106,8 +139,34 @@ struct Remainder {
     return a % b;
   }
 };
+// The same for floats, on vectors.
+template <class One>
+struct Divided {
+  const One one;
+  GS_MEMBER explicit Divided(const P& p) : one(p) {}
+  template <class V>
+  GS_MEMBER V operator()(V a, V b) const {
+    V y{};
+    if (kDivides) {
+      V q, r;
+      const auto plain = divide(a, b, &q, &r);
+      y = One::join(b, q, r, (r != V{}) & ((r < V{}) != (b < V{})));
+      if (__builtin_expect(all_plain(plain), 1)) return y;
+      for (size_t i = 0; i < sizeof(V) / sizeof(y[0]); ++i)
+        if (!plain[i]) y[i] = one(a[i], b[i]);
+      return y;
+    }
+    for (size_t i = 0; i < sizeof(V) / sizeof(y[0]); ++i) y[i] = one(a[i], b[i]);
+    return y;
+  }
+};
 struct FloorDivide {
   GS_MEMBER explicit FloorDivide(const P&) {}
+  template <class V, class M>
+  GS_MEMBER static V join(V b, V q, V, M other_sign) {
+    V y = other_sign ? q - 1 : q;
+    return y == V{} ? copysign(V{}, b) : y;
+  }
   GS_MEMBER float operator()(float a, float b) const { return quotient(a, b); }
   GS_MEMBER double operator()(double a, double b) const { return quotient(a, b); }
   template <class T>
@@ -155,8 +214,8 @@ void binary(const void* params, void* const* buf, const Ctx* ctx) {
       block2<Div, T>,
       block2<Maximum, T>,
       block2<Minimum, T>,
-      block2_each<Remainder, T, T>,
-      block2_each<FloorDivide, T, T>,
+      block2<Divided<Remainder>, T>,
+      block2<Divided<FloorDivide>, T>,
       block2<Pow, T>,
       block2<AddScaled, T>,
       block2<Lerp, T>,

@@ -103,10 +103,14 @@ void gather(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t l = ctx->tid, all = lines(p); l < all; l += ctx->nt) {
     int64_t ox, oi, oo;
     line_offsets(p, l, &ox, &oi, &oo);
-    for (int64_t i = 0; i < n; ++i) {
-      int64_t k = index[oi + i * si];
-      if (k < 0) k += p.length;
-      if (k >= 0 && k < p.length) out[oo + i * so] = x[ox + k * sx];
+    const int64_t* at = index + oi;
+    const U* from = x + ox;
+    U* to = out + oo;
+    const int64_t length = p.length;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < n; ++i, at += si, to += so) {
+      int64_t k = *at + (*at < 0 ? length : 0);
+      if ((uint64_t)k < (uint64_t)length) *to = from[k * sx];
     }
   }
 }
@@ -123,14 +127,17 @@ void scatter(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t l = ctx->tid, all = lines(p); l < all; l += ctx->nt) {
     int64_t ox, oi, ov;
     line_offsets(p, l, &ox, &oi, &ov);
-    for (int64_t i = 0; i < n; ++i) {
-      int64_t k = index[oi + i * si];
-      if (k < 0) k += p.length;
-      if (k < 0 || k >= p.length) continue;
+    const int64_t* at = index + oi;
+    const T* from = value + ov;
+    T* to = x + ox;
+    const int64_t length = p.length;
+    for (int64_t i = 0; i < n; ++i, at += si, from += sv) {
+      int64_t k = *at + (*at < 0 ? length : 0);
+      if ((uint64_t)k >= (uint64_t)length) continue;
       if (p.add)
-        x[ox + k * sx] += value[ov + i * sv];
+        to[k * sx] += *from;
       else
-        x[ox + k * sx] = value[ov + i * sv];
+        to[k * sx] = *from;
     }
   }
 }

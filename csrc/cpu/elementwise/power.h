@@ -6,9 +6,9 @@
 namespace gs {
 namespace GS_ISA {
 
-// x^y for finite x > 0
-GS_INLINE vd power_positive(vd x, vd y) {
-  // x = 2^e m, sqrt(1/2) <= m < sqrt(2); ln m = 2 atanh(s), s = (m - 1) / (m + 1)
+// ln m and e for finite x = 2^e m > 0, sqrt(1/2) <= m < sqrt(2)
+GS_INLINE vd ln_mantissa(vd x, vd* exponent) {
+  // ln m = 2 atanh(s), s = (m - 1) / (m + 1)
   vl e = ((vl)x - 0x3fe6a09e667f3bcdLL) >> 52;
   vd m = (vd)((vl)x - (vl)((vul)e << 52));
   vd s = (m - 1.0) / (m + 1.0), z = s * s;
@@ -17,7 +17,14 @@ GS_INLINE vd power_positive(vd x, vd y) {
   q = fma(q, z, set1(1.0 / 7));
   q = fma(q, z, set1(1.0 / 5));
   q = fma(q, z, set1(1.0 / 3));
-  vd ln = fma(__builtin_convertvector(e, vd), set1(0.69314718055994530942), 2.0 * fma(s * z, q, s));
+  *exponent = __builtin_convertvector(e, vd);
+  return 2.0 * fma(s * z, q, s);
+}
+
+// x^y for finite x > 0
+GS_INLINE vd power_positive(vd x, vd y) {
+  vd e, m = ln_mantissa(x, &e);
+  vd ln = fma(e, set1(0.69314718055994530942), m);
   vd t = min(set1(700.0), max(set1(-700.0), y * ln));
   const vd magic = set1(6755399441055744.0);
   vd n = t * 1.4426950408889634 + magic;
@@ -35,12 +42,16 @@ GS_INLINE vd power_positive(vd x, vd y) {
 }
 
 GS_INLINE vf power(vf x, vf y) {
-  // zero, negative, infinite, NaN: one lane at a time
+  // a negative x to an integer is |x| to it, with a sign where that is odd
   const float inf = __builtin_inff();
-  vi plain = (x > 0.0f) & (x < inf) & (abs(y) < inf);
-  vf a = plain ? x : set1(1.0f);
+  vi whole = __builtin_convertvector(y, vi);
+  vi integer = (abs(y) < 4194304.0f) & (__builtin_convertvector(whole, vf) == y);
+  vi plain = (x != 0.0f) & (abs(x) < inf) & (((x > 0.0f) & (abs(y) < inf)) | integer);
+  vf a = plain ? abs(x) : set1(1.0f);
   vf out =
       narrow(power_positive(widen_lo(a), widen_lo(y)), power_positive(widen_hi(a), widen_hi(y)));
+  out = (x < 0.0f) & ((whole & 1) != 0) ? -out : out;
+  // zero, infinite, NaN, roots of negative numbers: one lane at a time
   if (__builtin_expect(any_lane(~plain), 0))
     for (int i = 0; i < simd<float>::N; ++i)
       if (!plain[i]) out[i] = __builtin_powf(x[i], y[i]);

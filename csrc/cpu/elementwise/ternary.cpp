@@ -71,6 +71,23 @@ void choose_vec(const P&, int64_t n, const void* const* in, void* out) {
   const T *a = (const T*)in[1], *b = (const T*)in[2];
   T* y = (T*)out;
   int64_t i = 0;
+#if defined(__AVX512F__)
+  // GCC takes the bytes of the generic form apart one by one
+  if constexpr (sizeof(T) == 4)
+    for (; i + N <= n; i += N) {
+      const __m512i m = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(c + i)));
+      _mm512_storeu_ps(y + i, _mm512_mask_blend_ps(_mm512_test_epi32_mask(m, m),
+                                                   _mm512_loadu_ps(b + i), _mm512_loadu_ps(a + i)));
+    }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    for (; i + N <= n; i += N) {
+      const __m256i m = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(c + i)));
+      const __m256 off = _mm256_castsi256_ps(_mm256_cmpeq_epi32(m, _mm256_setzero_si256()));
+      _mm256_storeu_ps(y + i,
+                       _mm256_blendv_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), off));
+    }
+#endif
   for (; i + N <= n; i += N) {
     Bytes bytes;
     __builtin_memcpy(&bytes, c + i, N);

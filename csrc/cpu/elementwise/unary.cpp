@@ -1,6 +1,7 @@
 // y = f(x): one read and one write an element, 8 bytes in float32. exp-like functions are bound by
 // their polynomials (6 to 20 cycles a vector, simd/vmath.h). Walked by loops.h.
 #include "loops.h"
+#include "power.h"
 #include "simd/vmath.h"
 
 namespace gs {
@@ -21,6 +22,7 @@ GS_UNARY(Neg, -a)
 GS_UNARY(Abs, abs(a))
 GS_UNARY(Sign, a == a ? (a == V{} ? V{} : copysign(set1((typename lane<V>::T)1), a)) : a)
 GS_UNARY(Square, a* a)
+GS_UNARY(Cube, a* a* a)
 GS_UNARY(Exp, exp(a))
 GS_UNARY(Expm1, expm1(a))
 GS_UNARY(Log, log(a))
@@ -45,11 +47,24 @@ struct Tan {
   }
 };
 
-// log2: exact powers of two stay exact
+// log2: exact powers of two stay exact. float32 in float64, so that it is rounded nearly once.
 struct Log2 {
   GS_MEMBER explicit Log2(const P&) {}
-  GS_MEMBER float operator()(float x) const { return (float)::log2((double)x); }
-  GS_MEMBER double operator()(double x) const { return ::log2(x); }
+  GS_MEMBER static vd finite(vd x) {
+    vd e, m = ln_mantissa(x, &e);
+    return fma(m, set1(1.44269504088896340736), e);
+  }
+  GS_MEMBER vf operator()(vf x) const {
+    vf a = (x > 0.0f) & (x < __builtin_inff()) ? x : set1(1.0f);
+    vf y = narrow(finite(widen_lo(a)), finite(widen_hi(a)));
+    y = x > 0.0f ? y : (x == 0.0f ? set1(-__builtin_inff()) : set1(__builtin_nanf("")));
+    return x < __builtin_inff() ? y : x;
+  }
+  GS_MEMBER vd operator()(vd x) const {
+    vd y;
+    for (int i = 0; i < simd<double>::N; ++i) y[i] = ::log2(x[i]);
+    return y;
+  }
 };
 
 struct Clamp {
@@ -102,11 +117,11 @@ void unary(const void* params, void* const* buf, const Ctx* ctx) {
   static const BlockFn table[] = {
       block1<Neg, T>,           block1<Abs, T>,          block1<Sign, T>,
       block1<Square, T>,        block1<Exp, T>,          block1<Expm1, T>,
-      block1<Log, T>,           block1<Log1p, T>,        block1_each<Log2, T, T>,
+      block1<Log, T>,           block1<Log1p, T>,        block1<Log2, T>,
       block1<Sqrt, T>,          block1<Rsqrt, T>,        block1<Reciprocal, T>,
       block1<Sin, T>,           block1<Cos, T>,          block1<Tan, T>,
       block1_each<Floor, T, T>, block1_each<Ceil, T, T>, block1_each<Round, T, T>,
-      block1_each<Trunc, T, T>, block1<Clamp, T>,
+      block1_each<Trunc, T, T>, block1<Cube, T>,         block1<Clamp, T>,
   };
   static_assert(sizeof(table) / sizeof(table[0]) == kUnaryCount, "one function for each UnaryOp");
   const P& p = *(const P*)params;

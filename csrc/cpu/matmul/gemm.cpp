@@ -24,6 +24,7 @@
 // order.
 #include "matmul.h"
 #include "matmul/pack.h"
+#include "matmul/small.h"
 #include "matmul/tile.h"
 #include "simd/vec.h"
 
@@ -36,8 +37,9 @@ constexpr int64_t kTurnedDepth = 1024;  // the same where tiles are transposed w
 constexpr int64_t kShallow = 128;       // the same where a panel of B is to stay in the first cache
 constexpr int64_t kNearDepth = 192;     // steps of transposed A that are read in place
 constexpr int64_t kCopyCols = 512;      // columns from which such a copy of A pays
-constexpr int64_t kWholeBytes = 16 << 20;  // scratch for A of a block of k
-constexpr int64_t kFewRows = 256;          // rows that a packed panel of B would serve too seldom
+constexpr int64_t kWholeBytes = 16 << 20;    // scratch for A of a block of k
+constexpr int64_t kDirectBytes = 32 * 1024;  // of B, which no packing would bring closer
+constexpr int64_t kFewRows = 256;            // rows that a packed panel of B would serve too seldom
 
 GS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 GS_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -109,7 +111,8 @@ Blocking blocking(const MatmulParams& p) {
   if (!row_b)
     s.b_mode = kPackTransposed;
   else
-    s.b_mode = direct || p.m <= 4 * s.height || p.k * p.n * size <= 32 * 1024 ? kDirect : kPackRows;
+    s.b_mode =
+        direct || p.m <= 4 * s.height || p.k * p.n * size <= kDirectBytes ? kDirect : kPackRows;
   s.tile_packs = s.b_mode == kPackRows && (shallow || s.kc * p.b_rs * size <= p.l2 / 2);
   s.fetch = (p.m * p.k + p.k * p.n) * size > p.l2 / 2;
   s.b_bytes = round_up((least(s.ncb, round_up(p.n, W)) + 2 * W) * s.kc * size + 64, 4096);
@@ -580,6 +583,7 @@ template <class T>
 void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
   if (p.m == 0 || p.n == 0 || p.batch == 0) return;
+  if (sizeof(T) == 4 && ctx->nt == 1 && small_product(p, buf, ctx->scratch)) return;
   Blocking s = blocking<T>(p);
   Cell<T> x;
   x.m = p.m;
@@ -631,9 +635,22 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
 template <class T>
 void gemm_plan(const void* params, Plan* plan) {
   const MatmulParams& p = *(const MatmulParams*)params;
-  Blocking s = blocking<T>(p);
   // operations a nanosecond
   int64_t rate = (GS_VBYTES == 64 ? 128 : GS_VBYTES == 32 ? 64 : 16) * 4 / (int64_t)sizeof(T);
+  if (sizeof(T) == 4 && small_problem(p)) {
+    // what the blocking below would ask for at most: no slices, A in place, B in place or in panels
+    int64_t tiles = ceil_div(p.m, 4) * ceil_div(p.n, simd<T>::N);
+    plan->tasks = most(1, least(tiles, p.members));
+    plan->work = 2 * p.m * p.n * p.k / rate;
+    plan->scratch = 0;
+    if ((p.b_cs != 1 && p.n > 1) || p.k * p.n * (int64_t)sizeof(T) > kDirectBytes)
+      plan->scratch =
+          (size_t)(plan->tasks *
+                   round_up((round_up(p.n, 64) + 128) * round_up(p.k, 4) * (int64_t)sizeof(T) + 64,
+                            4096));
+    return;
+  }
+  Blocking s = blocking<T>(p);
   int64_t tiles = s.slices > 1 ? s.slices : p.batch * ceil_div(p.m, 4) * ceil_div(p.n, simd<T>::N);
   plan->tasks = most(1, least(tiles, p.members));
   plan->work = p.batch * 2 * p.m * p.n * most(p.k, 1) / rate;

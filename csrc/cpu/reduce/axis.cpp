@@ -142,6 +142,26 @@ void cumsum(const void* params, void* const* buf, const Ctx* ctx) {
   R* out = (R*)buf[1];
   int64_t strips = (p.inner + kStrip - 1) / kStrip;
   R sum[kStrip];
+  if (p.inner == 1) {  // several rows side by side, so that additions do not wait for each other
+    constexpr int64_t kRows = 8;
+    for (int64_t o = ctx->tid * kRows; o < p.outer; o += ctx->nt * kRows) {
+      int64_t n = p.outer - o < kRows ? p.outer - o : kRows;
+      for (int64_t c = 0; c < kRows; ++c) sum[c] = 0;
+      const int64_t first = o * p.length + (p.reverse ? p.length - 1 : 0);
+      const int64_t step = p.reverse ? -1 : 1;
+      const T* x = in + first;
+      R* y = out + first;
+      for (int64_t k = 0; k < p.length; ++k, x += step, y += step) {
+        if (n == kRows)
+#pragma GCC unroll 8
+          for (int64_t c = 0; c < kRows; ++c)
+            y[c * p.length] = sum[c] = sum[c] + (R)x[c * p.length];
+        else
+          for (int64_t c = 0; c < n; ++c) y[c * p.length] = sum[c] = sum[c] + (R)x[c * p.length];
+      }
+    }
+    return;
+  }
   for (int64_t t = ctx->tid; t < p.outer * strips; t += ctx->nt) {
     int64_t o = t / strips, c0 = t % strips * kStrip;
     int64_t n = p.inner - c0 < kStrip ? p.inner - c0 : kStrip;
@@ -194,6 +214,14 @@ GS_INLINE int64_t offset_of(int64_t i, int ndim, const int64_t* shape, const int
   return o;
 }
 
+// The largest or smallest of n > 0 elements, in their own type so that it goes by vectors.
+template <int32_t OP, class T>
+GS_INLINE T extreme(const T* x, int64_t n) {
+  T best = x[0];
+  for (int64_t c = 1; c < n; ++c) best = join<T>(OP, best, x[c]);
+  return best;
+}
+
 template <class T>
 void reduce_int(const void* params, void* const* buf, const Ctx* ctx) {
   const ReduceParams& p = *(const ReduceParams*)params;
@@ -216,6 +244,10 @@ void reduce_int(const void* params, void* const* buf, const Ctx* ctx) {
         for (int64_t c = 0; c < n; ++c) acc[c] = join<int64_t>(p.op, acc[c], (int64_t)row[c]);
       else if (p.op == kSum)
         for (int64_t c = 0; c < p.inner; ++c) acc[0] = join<int64_t>(kSum, acc[0], (int64_t)row[c]);
+      else if (p.op == kMax)
+        acc[0] = join<int64_t>(kMax, acc[0], (int64_t)extreme<kMax>(row, p.inner));
+      else if (p.op == kMin)
+        acc[0] = join<int64_t>(kMin, acc[0], (int64_t)extreme<kMin>(row, p.inner));
       else
         for (int64_t c = 0; c < p.inner; ++c) acc[0] = join<int64_t>(p.op, acc[0], (int64_t)row[c]);
     }

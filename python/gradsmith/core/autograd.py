@@ -24,6 +24,7 @@ __all__ = [
     "apply_",
     "apply_pair",
     "apply_view",
+    "apply_views",
     "backward",
     "bump",
     "enable_grad",
@@ -40,6 +41,8 @@ apply: Callable[..., Any] = _cpu.apply
 apply_pair: Callable[..., Tensor] = _cpu.apply_pair
 # for an op whose output is a view of its only input: apply_view(cls, base, out, **attrs)
 apply_view: Callable[..., Tensor] = _cpu.apply_view
+# the same for several views, a tuple: apply_views(cls, base, outs, **attrs)
+apply_views: Callable[..., Any] = _cpu.apply_views
 is_grad_enabled: Callable[[], bool] = _cpu.is_grad_enabled
 _set: Callable[[bool], bool] = _cpu._set_grad_enabled
 # bump(*tensors): counts a change of their memory that was made outside apply_

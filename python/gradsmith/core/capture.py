@@ -169,6 +169,7 @@ class _Program:
         self.watch: Any = None
         self.arguments: list[Any] = []  # (shape, dtype, which earlier one it is) or a constant
         self.direct = self.single = False
+        self.call: Any = None  # the whole call in C++, where it can be done there
 
     def ready(self) -> bool:
         return all([a.ready() for a in self.actions])
@@ -231,7 +232,7 @@ class Captured:
             p = self._last
             if p is not None and not kwargs:
                 if p.direct:
-                    r = p.native.call(args)
+                    r = p.call(args)
                     if r is not NotImplemented:
                         return r if p.single else _results(p, r, args)
                 elif p.mode == self._mode() and p.native.check(args) and p.ready():
@@ -680,6 +681,7 @@ class _Plan:
             p.single = p.result_tree is None and p.results[0][0] == "array"
             outputs = [value for kind, value in p.results if kind == "array"]
             native.set_direct(p.mode[0], p.mode[2], _cpu, steppers, p.cleared, outputs, p.single)
+            p.call = native.caller()
             p.direct = True
 
 

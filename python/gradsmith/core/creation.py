@@ -20,6 +20,11 @@ __all__ = [
 def _shape(shape: tuple, op: str) -> tuple[int, ...]:
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = tuple(shape[0])
+    for s in shape:
+        if type(s) is not int or s < 0:
+            break
+    else:
+        return shape
     dims = []
     for s in shape:
         if isinstance(s, bool) or not hasattr(s, "__index__"):
@@ -29,6 +34,14 @@ def _shape(shape: tuple, op: str) -> tuple[int, ...]:
             raise ValueError(f"{op}: negative dimension {n} in shape {tuple(shape)}")
         dims.append(n)
     return tuple(dims)
+
+
+def filled(shape: Any, dtype: Any, value: float = 0.0) -> np.ndarray:
+    """An array of one value on memory of the pool, whose lines begin where vectors do; NumPy's do not."""
+    dims = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    a = _cpu.empty(dims, resolve_dtype(dtype))
+    a.fill(value)
+    return a
 
 
 def _finish(a: np.ndarray, requires_grad: bool) -> Tensor:
@@ -76,9 +89,7 @@ def empty(
 ) -> Tensor:
     """A Tensor of undefined content on pooled memory."""
     check_device(device, "empty")
-    return _finish(
-        _cpu.empty(_shape(shape, "empty"), resolve_dtype(dtype, "empty").name), requires_grad
-    )
+    return _finish(_cpu.empty(_shape(shape, "empty"), resolve_dtype(dtype, "empty")), requires_grad)
 
 
 def full(
@@ -91,8 +102,9 @@ def full(
     """A Tensor filled with one value."""
     check_device(device, "full")
     shape = _shape((size,) if not isinstance(size, (tuple, list)) else tuple(size), "full")
-    t = _finish(_cpu.empty(shape, resolve_dtype(dtype, "full").name), False)
-    t.data.fill(fill_value)
+    data = _cpu.empty(shape, resolve_dtype(dtype, "full"))
+    data.fill(fill_value)
+    t = wrap(data, _cpu)
     if requires_grad:
         t.requires_grad = True
     return t
@@ -174,7 +186,7 @@ def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
 def rand(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Uniform numbers in [0, 1) from the stream of `manual_seed`."""
     seed, counter = random.next_counter()
-    name = resolve_dtype(dtype, "rand").name
+    name = resolve_dtype(dtype, "rand")
     return _finish(
         _cpu.uniform(_shape(shape, "rand"), name, 0.0, 1.0, seed, counter), requires_grad
     )
@@ -183,7 +195,7 @@ def rand(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> T
 def randn(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Standard normal numbers from the stream of `manual_seed`."""
     seed, counter = random.next_counter()
-    name = resolve_dtype(dtype, "randn").name
+    name = resolve_dtype(dtype, "randn")
     return _finish(
         _cpu.normal(_shape(shape, "randn"), name, 0.0, 1.0, seed, counter), requires_grad
     )

@@ -14,12 +14,18 @@ from .. import _cpu
 
 __all__ = ["Parameter", "Tensor", "as_tensor", "check_device", "resolve_dtype", "wrap"]
 
-_DTYPES = {np.dtype(t) for t in (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)}
+_TYPES = (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)
+_DTYPES = {np.dtype(t) for t in _TYPES}
+_BY_TYPE: dict[Any, np.dtype] = {t: np.dtype(t) for t in _TYPES}
 _hook_ids = itertools.count()
 
 
 def resolve_dtype(dtype: Any, op: str = "dtype") -> np.dtype:
     """np.dtype of a name, type or dtype; TypeError when gradsmith does not know it."""
+    if isinstance(dtype, type):
+        known = _BY_TYPE.get(dtype)
+        if known is not None:
+            return known
     try:
         d = np.dtype(dtype)
     except TypeError:
@@ -35,6 +41,8 @@ def resolve_dtype(dtype: Any, op: str = "dtype") -> np.dtype:
 
 def check_device(device: Any, op: str = "device") -> str:
     """Normalises a device string; ValueError when it is unknown or not there."""
+    if device == "cpu":
+        return "cpu"
     name = str(device)
     if name == "cpu":
         return name
@@ -161,9 +169,10 @@ class Tensor(_cpu.TensorBase):
 
     def item(self) -> Any:
         """The only element as a Python number; ValueError when there is not exactly one."""
-        if self.data.size != 1:
+        data = self.data
+        if data.size != 1:
             raise ValueError(f"item: the tensor has shape {self.shape}, not one element")
-        return self.data.item()
+        return data.item()
 
     def tolist(self) -> Any:
         return self.data.tolist()
@@ -265,13 +274,7 @@ class Tensor(_cpu.TensorBase):
         if dtype is None:
             return self
         d = resolve_dtype(dtype, "to")
-        if d == self.data.dtype:
-            return self
-        from .autograd import apply
-        from .views import CastBackward
-
-        return apply(CastBackward, self._k, self._k.cast(self.data, d.name), (self,), source=self.data.dtype.name) \
-            if d.kind == "f" else wrap(self._k.cast(self.data, d.name), self._k)  # fmt: skip
+        return self if d is self.data.dtype or d == self.data.dtype else self._cast(d)
 
     def astype(self, dtype: Any) -> Tensor:
         return self.to(dtype=dtype)

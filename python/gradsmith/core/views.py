@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Node, apply
-from .tensor import Tensor
+from .tensor import Tensor, wrap
 
 
 class CloneBackward(Node):
@@ -22,7 +22,8 @@ class CloneBackward(Node):
 class CastBackward(Node):
     """dx = dy in the dtype of x."""
 
-    source: str
+    __slots__ = ("source",)
+    source: np.dtype
 
     def backward(self, grad: Any) -> tuple:
         return (self.k.cast(grad, self.source),)
@@ -30,6 +31,8 @@ class CastBackward(Node):
 
 class CopyBackward(Node):
     """target <- source: nothing for the old target, dy for the source."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         return (np.zeros_like(grad) if self.needs[0] else None, grad if self.needs[1] else None)
@@ -49,5 +52,15 @@ def clone(self: Tensor) -> Tensor:
     return apply(CloneBackward, k, k.copy(self.data), (self,))
 
 
+def _cast(self: Tensor, dtype: np.dtype) -> Tensor:
+    """In another dtype; to integers without a gradient."""
+    k, source = self._k, self.data.dtype
+    out = k.cast(self.data, dtype)
+    if dtype.kind != "f":
+        return wrap(out, k)
+    return apply(CastBackward, k, out, (self,), source=source)
+
+
+Tensor._method("_cast", _cast)
 Tensor._method("contiguous", contiguous)
 Tensor._method("clone", clone)

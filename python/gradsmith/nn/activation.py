@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops import activation as ops
 from .module import Module
@@ -257,7 +258,7 @@ class PReLU(Module):
             raise ValueError(f"PReLU: num_parameters must be at least 1, got {num_parameters}")
         self.num_parameters = int(num_parameters)
         self.init = init
-        self.weight = Parameter(np.full(self.num_parameters, init, dtype or np.float32))
+        self.weight = Parameter(filled(self.num_parameters, dtype or np.float32, init))
 
     def reset_parameters(self) -> None:
         """All slopes to `init`."""

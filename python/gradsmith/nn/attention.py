@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, as_tensor
 from ..ops.activation import gelu, relu
 from ..ops.attention import attention_qkv, scaled_dot_product_attention
@@ -122,12 +123,12 @@ class MultiheadAttention(Module):
         E = self.embed_dim
         self._same = self.kdim == E and self.vdim == E
         if self._same:
-            self.in_proj_weight = Parameter(np.zeros((3 * E, E), dtype))
+            self.in_proj_weight = Parameter(filled((3 * E, E), dtype))
         else:
-            self.q_proj_weight = Parameter(np.zeros((E, E), dtype))
-            self.k_proj_weight = Parameter(np.zeros((E, self.kdim), dtype))
-            self.v_proj_weight = Parameter(np.zeros((E, self.vdim), dtype))
-        self.register_parameter("in_proj_bias", Parameter(np.zeros(3 * E, dtype)) if bias else None)
+            self.q_proj_weight = Parameter(filled((E, E), dtype))
+            self.k_proj_weight = Parameter(filled((E, self.kdim), dtype))
+            self.v_proj_weight = Parameter(filled((E, self.vdim), dtype))
+        self.register_parameter("in_proj_bias", Parameter(filled(3 * E, dtype)) if bias else None)
         self.out_proj = _Projection(E, E, bias=bias, dtype=dtype)
         self.reset_parameters()
 
@@ -591,7 +592,7 @@ class LearnedPositionalEncoding(Module):
 
     def __init__(self, d_model: int, max_len: int, dropout: float = 0.0, batch_first: bool = True):
         super().__init__()
-        self.weight = Parameter(np.zeros((max_len, d_model), np.float32))
+        self.weight = Parameter(filled((max_len, d_model), np.float32))
         init.normal_(self.weight, 0.0, 0.02)
         self.dropout = Dropout(dropout)
         self.batch_first = batch_first

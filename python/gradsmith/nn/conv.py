@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops import conv as ops
 from . import init
@@ -95,8 +96,8 @@ class _Conv(Module):
             if self._transposed
             else (self.out_channels, self.in_channels)
         )
-        self.weight = Parameter(np.empty((first, *self.kernel_size, last // self.groups), d))
-        self.register_parameter("bias", Parameter(np.empty(out_channels, d)) if bias else None)
+        self.weight = Parameter(filled((first, *self.kernel_size, last // self.groups), d))
+        self.register_parameter("bias", Parameter(filled(out_channels, d)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops.embedding import embedding
 from . import init
@@ -48,7 +49,7 @@ class Embedding(Module):
         d = np.dtype(np.float32) if dtype is None else resolve_dtype(dtype, "Embedding")
         if d.kind != "f":
             raise TypeError(f"Embedding: dtype must be float32 or float64, got {d}")
-        self.weight = Parameter(np.zeros((self.num_embeddings, self.embedding_dim), d))
+        self.weight = Parameter(filled((self.num_embeddings, self.embedding_dim), d))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -84,9 +84,7 @@ def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     if not a <= b:
         raise ValueError(f"uniform_: a = {a} must not be above b = {b}")
     seed, counter = random.next_counter()
-    return _write(
-        t, t._k.uniform(t.data.shape, t.data.dtype.name, float(a), float(b), seed, counter)
-    )
+    return _write(t, t._k.uniform(t.data.shape, t.data.dtype, float(a), float(b), seed, counter))
 
 
 def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -96,7 +94,7 @@ def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
         raise ValueError(f"normal_: std = {std} must not be negative")
     seed, counter = random.next_counter()
     return _write(
-        t, t._k.normal(t.data.shape, t.data.dtype.name, float(mean), float(std), seed, counter)
+        t, t._k.normal(t.data.shape, t.data.dtype, float(mean), float(std), seed, counter)
     )
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops.matmul import bilinear, linear
 from . import init
@@ -46,9 +47,9 @@ class Linear(Module):
         _positive("Linear", in_features=in_features, out_features=out_features)
         self.in_features = int(in_features)
         self.out_features = int(out_features)
-        self.weight = Parameter(np.zeros((self.out_features, self.in_features), dtype))
+        self.weight = Parameter(filled((self.out_features, self.in_features), dtype))
         self.register_parameter(
-            "bias", Parameter(np.zeros(self.out_features, dtype)) if bias else None
+            "bias", Parameter(filled(self.out_features, dtype)) if bias else None
         )
         self.activation = activation
         self.reset_parameters()
@@ -101,9 +102,9 @@ class Bilinear(Module):
         self.in2_features = int(in2_features)
         self.out_features = int(out_features)
         shape = (self.out_features, self.in1_features, self.in2_features)
-        self.weight = Parameter(np.zeros(shape, dtype))
+        self.weight = Parameter(filled(shape, dtype))
         self.register_parameter(
-            "bias", Parameter(np.zeros(self.out_features, dtype)) if bias else None
+            "bias", Parameter(filled(self.out_features, dtype)) if bias else None
         )
         self.reset_parameters()
 

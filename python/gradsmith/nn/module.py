@@ -204,8 +204,7 @@ class Module(_cpu.ModuleBase):
             yield from m.named_modules(memo, f"{prefix}.{name}" if prefix else name)
 
     def modules(self) -> Iterator[Module]:
-        for _, m in self.named_modules():
-            yield m
+        return iter(self._tree())
 
     def _named(
         self, table: str, recurse: bool, duplicates: bool = False
@@ -224,8 +223,37 @@ class Module(_cpu.ModuleBase):
         return self._named("_parameters", recurse)  # type: ignore[return-value]
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
-        for _, p in self.named_parameters(recurse):
-            yield p
+        if type(self).named_parameters is not Module.named_parameters:
+            return iter([p for _, p in self.named_parameters(recurse)])
+        return iter(self._all("_parameters", recurse))  # type: ignore[arg-type]
+
+    def _all(self, table: str, recurse: bool = True) -> list[Tensor]:
+        """Every tensor of a table of the tree, each once, in the order of their names."""
+        found: dict[int, Tensor] = {}
+        for m in self._tree() if recurse else (self,):
+            for t in m.__dict__[table].values():
+                if t is not None and id(t) not in found:
+                    found[id(t)] = t
+        return list(found.values())
+
+    def _tree(self) -> list[Module]:
+        """Every module of the tree, each once, as `modules` gives them."""
+        if type(self).named_modules is not Module.named_modules:
+            return [m for _, m in self.named_modules()]
+        out: list[Module] = []
+        seen: set[int] = set()
+
+        def visit(m: Module) -> None:
+            if id(m) in seen:
+                return
+            seen.add(id(m))
+            out.append(m)
+            for child in m.__dict__["_modules"].values():
+                if child is not None:
+                    visit(child)
+
+        visit(self)
+        return out
 
     def named_buffers(self, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         return self._named("_buffers", recurse)
@@ -319,8 +347,9 @@ class Module(_cpu.ModuleBase):
     # ---- modes
     def train(self: M, mode: bool = True) -> M:
         """Sets training mode (dropout active, batch statistics) in the whole tree."""
-        for m in self.modules():
-            m.__dict__["training"] = bool(mode)
+        flag = bool(mode)
+        for m in self._tree():
+            m.__dict__["training"] = flag
         return self
 
     def eval(self: M) -> M:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops.norm import (  # `ops.norm` is also a function
     batch_norm,
@@ -52,8 +53,8 @@ class _Affine(Module):
 
     def _make(self, shape: Any, weight: bool, bias: bool, dtype: Any) -> None:
         d = _float(dtype, type(self).__name__)
-        self.register_parameter("weight", Parameter(np.ones(shape, d)) if weight else None)
-        self.register_parameter("bias", Parameter(np.zeros(shape, d)) if bias else None)
+        self.register_parameter("weight", Parameter(filled(shape, d, 1.0)) if weight else None)
+        self.register_parameter("bias", Parameter(filled(shape, d)) if bias else None)
 
     def reset_parameters(self) -> None:
         """weight to one, bias to zero."""
@@ -87,8 +88,8 @@ class _BatchNorm(_Affine):
         self._make((n,), affine, affine, dtype)
         d = _float(dtype, name)
         track = track_running_stats
-        self.register_buffer("running_mean", Tensor(np.zeros(n, d)) if track else None)
-        self.register_buffer("running_var", Tensor(np.ones(n, d)) if track else None)
+        self.register_buffer("running_mean", Tensor(filled(n, d)) if track else None)
+        self.register_buffer("running_var", Tensor(filled(n, d, 1.0)) if track else None)
         self.register_buffer(
             "num_batches_tracked", Tensor(np.zeros((), np.int64)) if track else None
         )

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops.dropout import dropout as drop
 from ..ops.recurrent import GRU as _GRU
 from ..ops.recurrent import LSTM as _LSTM
-from ..ops.recurrent import RNN_RELU, RNN_TANH, recurrent_layer
+from ..ops.recurrent import RNN_RELU, RNN_TANH, recurrent_cell, recurrent_layer
 from ..ops.shape import cat, index_select
 from . import init
 from .module import Module
@@ -82,13 +83,15 @@ class _Recurrent(Module):
                 if bias:
                     shapes["bias_ih"] = shapes["bias_hh"] = (rows,)
                 for part, shape in shapes.items():
-                    setattr(self, part + suffix, Parameter(np.zeros(shape, dtype)))
+                    setattr(self, part + suffix, Parameter(filled(shape, dtype)))
         self.reset_parameters()
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
 
     def _weights(self, layer: int) -> tuple:
+        if layer == 0 and self._directions == 1 and self.bias:
+            return (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
         out: list[Any] = []
         for s in self._suffixes(layer):
             out += [getattr(self, "weight_ih" + s), getattr(self, "weight_hh" + s)]
@@ -282,10 +285,10 @@ class _Cell(Module):
         self.hidden_size = int(hidden_size)
         self.bias = bool(bias)
         rows = _GATES[mode] * self.hidden_size
-        self.weight_ih = Parameter(np.zeros((rows, self.input_size), dtype))
-        self.weight_hh = Parameter(np.zeros((rows, self.hidden_size), dtype))
+        self.weight_ih = Parameter(filled((rows, self.input_size), dtype))
+        self.weight_hh = Parameter(filled((rows, self.hidden_size), dtype))
         for b in ("bias_ih", "bias_hh"):
-            self.register_parameter(b, Parameter(np.zeros(rows, dtype)) if bias else None)
+            self.register_parameter(b, Parameter(filled(rows, dtype)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -295,6 +298,19 @@ class _Cell(Module):
             init.uniform_(p, -bound, bound)
 
     def _step(self, x: Tensor, states: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        shape = x.data.shape
+        if (
+            len(shape) == 2
+            and shape[1] == self.input_size
+            and x.data.dtype == weights[0].data.dtype
+        ):
+            fit, dtype = (shape[0], self.hidden_size), x.data.dtype
+            h, c = states if len(states) == 2 else (states[0], None)
+            if (h is None or (h.data.shape == fit and h.data.dtype == dtype)) and (
+                c is None or (c.data.shape == fit and c.data.dtype == dtype)
+            ):
+                return recurrent_cell(self.mode, x, h, c, *weights)
         name = type(self).__name__
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(
@@ -316,7 +332,6 @@ class _Cell(Module):
             None if s is None else s.reshape(*lead, self.hidden_size)
             for s in (states + (None,))[:2]
         )
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         outs = recurrent_layer(self.mode, x.reshape(*lead, self.input_size), h0, c0, weights)
         return tuple(s.reshape(*want) for s in outs[1:])
 

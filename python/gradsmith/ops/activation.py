@@ -373,14 +373,34 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     """
     if not isinstance(input, Tensor):
         input = as_tensor(input)
-    if not -input.ndim <= dim < input.ndim:
+    data = input.data
+    ndim = data.ndim
+    if not -ndim <= dim < ndim:
         raise IndexError(f"glu: dim {dim} is out of range for an input of shape {input.shape}")
-    n = input.shape[dim]
+    n = data.shape[dim]
     if n % 2:
         raise ValueError(f"glu: axis {dim} of the input {input.shape} must have an even size")
-    before = (slice(None),) * (dim % input.ndim)
-    first, second = (*before, slice(0, n // 2)), (*before, slice(n // 2, n))
-    return input[first] * sigmoid(input[second])
+    k = input._k
+    before, half = (slice(None),) * (dim % ndim), n // 2
+    first, second = (*before, slice(0, half)), (*before, slice(half, n))
+    s = k.activation(_CODES["sigmoid"], data[second])
+    out = k.mul(data[first], s)
+    return apply(GluBackward, k, out, (input,), (input, s), dim=dim % ndim)
+
+
+class GluBackward(Node):
+    """da = dy s, db = dy a s (1 - s), with s = sigmoid(b)."""
+
+    __slots__ = ("dim",)
+    dim: int
+
+    def backward(self, grad: Any) -> tuple:
+        x, s = self.saved
+        k = self.k
+        da = k.mul(grad, s)
+        first = (*(slice(None),) * self.dim, slice(0, s.shape[self.dim]))
+        db = k.mul(k.mul_one_minus(da, s), x[first])
+        return (k.cat((da, db), self.dim),)
 
 
 class RReLUBackward(Node):

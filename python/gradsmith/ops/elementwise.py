@@ -30,7 +30,9 @@ _NUMBERS = (int, float, np.number, np.bool_)
 
 def _operand(x: Any, op: str, like: Any = None) -> Any:
     """A Tensor, or a number as it is; arrays and lists become Tensors."""
-    if isinstance(x, (Tensor, *_NUMBERS)):
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, _NUMBERS):
         return x
     if isinstance(x, np.ndarray):
         return as_tensor(x)
@@ -175,12 +177,14 @@ class FloorDivideBackward(_Binary):
     """Piecewise constant: zeros."""
 
     def backward(self, grad: Any) -> tuple:
-        zero = self.k.full(grad.shape, 0.0, grad.dtype.name)
+        zero = self.k.full(grad.shape, 0.0, grad.dtype)
         return self.to_a(zero), self.to_b(zero)
 
 
 class PlusNumberBackward(Node):
     """y = x + c: dx = dy."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         return (grad,)
@@ -223,6 +227,9 @@ def _general(
         saved = (a if need_b else None, b if need_a else None)
     else:
         saved = (a, b)
+    shape = out.shape
+    if (ta is None or ta.data.shape == shape) and (tb is None or tb.data.shape == shape):
+        return apply(node, k, out, (ta, tb), saved)
     return apply(
         node,
         k,
@@ -369,6 +376,8 @@ def pow(input: Any, exponent: Any) -> Tensor:
         if exponent == 2:
             return square(input)
         if input.data.dtype.kind == "f":
+            if exponent == 3:
+                return _cube(input)
             if exponent == 1:
                 return mul(input, 1.0)
             if exponent == 0.5:
@@ -387,12 +396,16 @@ def pow(input: Any, exponent: Any) -> Tensor:
 class NegBackward(Node):
     """dx = -dy."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         return (self.k.neg(grad),)
 
 
 class _OfSaved(Node):
     """dx = kernel(dy, saved), saved being x or y."""
+
+    __slots__ = ()
 
     kernel = ""
 
@@ -403,19 +416,38 @@ class _OfSaved(Node):
 class ZeroBackward(Node):
     """Piecewise constant: zeros."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
-        return (self.k.full(grad.shape, 0.0, grad.dtype.name),)
+        return (self.k.full(grad.shape, 0.0, grad.dtype),)
 
 
 class SquareBackward(Node):
     """dx = 2 dy x."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         return (self.k.mul_scaled(grad, self.saved[0], 2.0),)
 
 
+class CubeBackward(Node):
+    """dx = 3 dy x^2."""
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        k = self.k
+        return (k.mul_scaled(grad, k.square(self.saved[0]), 3.0),)
+
+
+def _cube(x: Tensor) -> Tensor:
+    k = x._k
+    return apply(CubeBackward, k, k.cube(x.data), (x,), (x,))
+
+
 def _rule(name: str, kernel: str, doc: str) -> type:
-    return type(name, (_OfSaved,), {"kernel": kernel, "__doc__": doc})
+    return type(name, (_OfSaved,), {"kernel": kernel, "__doc__": doc, "__slots__": ()})
 
 
 AbsBackward = _rule("AbsBackward", "abs_backward", "dx = dy sign(x).")
@@ -433,6 +465,8 @@ TanBackward = _rule("TanBackward", "tan_backward", "dx = dy (1 + y^2).")
 
 class Log2Backward(Node):
     """dx = dy / (x ln 2)."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         return (self.k.div(self.k.mul(grad, 1.0 / math.log(2.0)), self.saved[0]),)
@@ -524,6 +558,7 @@ def log10(input: Any) -> Tensor:
 class ClampBackward(Node):
     """dx = dy where min <= x <= max, else 0."""
 
+    __slots__ = ("high", "low")
     low: Any
     high: Any
 
@@ -552,6 +587,7 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
 class WhereBackward(Node):
     """da = dy where cond, db = dy where not cond."""
 
+    __slots__ = ("a_shape", "b_shape")
     a_shape: tuple
     b_shape: tuple
 
@@ -601,7 +637,7 @@ def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
     """
     m = _input(mask, "masked_fill")
     out = where(m, value, input)
-    if out.shape != input.shape:
+    if out.data.shape != input.data.shape:
         raise ValueError(
             f"masked_fill: mask of shape {m.shape} does not broadcast to the input's shape {input.shape}"
         )
@@ -611,6 +647,7 @@ def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
 class LerpBackward(Node):
     """y = a + w (b - a): da = dy (1 - w), db = dy w, dw = dy (b - a)."""
 
+    __slots__ = ("shapes",)
     shapes: tuple
 
     def backward(self, grad: Any) -> tuple:
@@ -649,11 +686,29 @@ def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     >>> gs.addcmul(gs.tensor([1.0]), gs.tensor([2.0]), gs.tensor([3.0])).tolist()
     [7.0]
     """
-    a, b, c = (_input(t, "addcmul") for t in (input, tensor1, tensor2))
-    if is_grad_enabled() and (a._rg or b._rg or c._rg):
-        p = mul(b, c)
-        return add(a, p if value == 1 else mul(p, value))
-    return wrap(a._k.addcmul(a.data, b.data, c.data, float(value)), a._k)
+    a, b, c = _input(input, "addcmul"), _input(tensor1, "addcmul"), _input(tensor2, "addcmul")
+    k = a._k
+    out = k.addcmul(a.data, b.data, c.data, float(value))
+    return apply(AddcmulBackward, k, out, (a, b, c), (b, c), shape=a.data.shape, value=value)
+
+
+class AddcmulBackward(Node):
+    """da = dy, db = value dy c, dc = value dy b, summed to the operands' shapes."""
+
+    __slots__ = ("shape", "value")
+    shape: tuple
+    value: float
+
+    def backward(self, grad: Any) -> tuple:
+        b, c = self.saved
+        n = self.needs
+        k = self.k
+        value = float(self.value)
+        return (
+            k.sum_to(grad, self.shape) if n[0] else None,
+            k.sum_to(k.mul_scaled(grad, c, value), b.shape) if n[1] else None,
+            k.sum_to(k.mul_scaled(grad, b, value), c.shape) if n[2] else None,
+        )
 
 
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
@@ -663,11 +718,29 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     >>> gs.addcdiv(gs.tensor([1.0]), gs.tensor([6.0]), gs.tensor([3.0])).tolist()
     [3.0]
     """
-    a, b, c = (_input(t, "addcdiv") for t in (input, tensor1, tensor2))
-    if is_grad_enabled() and (a._rg or b._rg or c._rg):
-        q = div(b, c)
-        return add(a, q if value == 1 else mul(q, value))
-    return wrap(a._k.addcdiv(a.data, b.data, c.data, float(value)), a._k)
+    a, b, c = _input(input, "addcdiv"), _input(tensor1, "addcdiv"), _input(tensor2, "addcdiv")
+    k = a._k
+    out = k.addcdiv(a.data, b.data, c.data, float(value))
+    return apply(AddcdivBackward, k, out, (a, b, c), (b, c), shape=a.data.shape, value=value)
+
+
+class AddcdivBackward(Node):
+    """da = dy, db = value dy / c, dc = -value dy b / c^2, summed to the operands' shapes."""
+
+    __slots__ = ("shape", "value")
+    shape: tuple
+    value: float
+
+    def backward(self, grad: Any) -> tuple:
+        b, c = self.saved
+        n = self.needs
+        k = self.k
+        g = grad if self.value == 1 else k.mul(grad, self.value)
+        return (
+            k.sum_to(grad, self.shape) if n[0] else None,
+            k.sum_to(k.div(g, c), b.shape) if n[1] else None,
+            k.sum_to(k.div_backward_b(g, k.div(b, c), c), c.shape) if n[2] else None,
+        )
 
 
 # ---- bool results: nothing to differentiate
@@ -766,7 +839,7 @@ def isclose(
     a = _input(input, "isclose")
     b = _operand(other, "isclose", a)
     k = a._k
-    x, y = a.data, b.data if isinstance(b, Tensor) else k.full((), b, a.data.dtype.name)
+    x, y = a.data, b.data if isinstance(b, Tensor) else k.full((), b, a.data.dtype)
     near = k.le(k.abs(k.sub(x, y)), k.add(k.mul(k.abs(y), rtol), atol))
     near = k.logical_or(k.logical_and(near, k.isfinite(y)), k.eq(x, y))
     if equal_nan:
@@ -792,7 +865,9 @@ negative, multiply, subtract, divide, true_divide, clip = neg, mul, sub, div, di
 
 # ---- in place
 def _fits(op: str, target: Tensor, b: Any) -> None:
-    if isinstance(b, Tensor) and b.data.shape != target.data.shape:
+    if not isinstance(b, Tensor):
+        return
+    if b.data.shape != target.data.shape:
         try:
             ok = np.broadcast_shapes(target.data.shape, b.data.shape) == target.data.shape
         except ValueError:
@@ -802,7 +877,7 @@ def _fits(op: str, target: Tensor, b: Any) -> None:
                 f"{op}: other of shape {b.data.shape} does not broadcast to the shape {target.data.shape} of "
                 "the tensor that is changed in place"
             )
-    if isinstance(b, Tensor) and b.data.dtype != target.data.dtype:
+    if b.data.dtype is not target.data.dtype and b.data.dtype != target.data.dtype:
         raise TypeError(
             f"{op}: the tensor is {target.data.dtype} and other is {b.data.dtype}; convert it with "
             f".astype('{target.data.dtype}')"

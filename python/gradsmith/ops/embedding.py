@@ -14,6 +14,7 @@ __all__ = ["embedding"]
 class EmbeddingBackward(Node):
     """dweight[v] = sum of dy over the positions whose index is v; the padding row gets none."""
 
+    __slots__ = ("padding", "rows")
     rows: int
     padding: int
 

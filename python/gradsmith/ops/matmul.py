@@ -173,6 +173,8 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
 class OuterBackward(Node):
     """dx = dC y, dy = dC^T x."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
         return (
@@ -245,16 +247,21 @@ def addmm(
     _dims("addmm", "mat2", mat2, 2, "(k, n)")
     k = mat1._k
     m, n = mat1.shape[0], mat2.shape[1]
-    try:
-        wide = np.broadcast_to(input.data, (m, n))
-    except ValueError:
-        raise ValueError(
-            f"addmm: input has shape {input.shape}; it must broadcast to ({m}, {n})"
-        ) from None
+    wide = input.data
+    if wide.shape != (m, n):
+        try:
+            wide = np.broadcast_to(wide, (m, n))
+        except ValueError:
+            raise ValueError(
+                f"addmm: input has shape {input.shape}; it must broadcast to ({m}, {n})"
+            ) from None
     if beta == 0:
         out = k.matmul(mat1.data, mat2.data, alpha=float(alpha))
     elif beta == 1 and input.data.shape == (n,):
         out = k.matmul(mat1.data, mat2.data, input.data, alpha=float(alpha))
+    elif beta == 1 and mat1.data.dtype == wide.dtype:
+        out = k.copy(wide)
+        k.matmul_out(out, mat1.data, mat2.data, alpha=float(alpha), accumulate=True)
     else:
         # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
         # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
@@ -272,6 +279,7 @@ def addmm(
 class AddmmBackward(Node):
     """dinput = beta * dC summed over what was broadcast, dA = alpha dC B^T, dB = alpha A^T dC."""
 
+    __slots__ = ("alpha", "beta")
     alpha: float
     beta: float
 
@@ -322,13 +330,16 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
             f"(..., {j}) with equal leading dimensions (weight is {weight.shape})"
         )
     k = input1._k
-    x1, x2 = _rows(k, np.atleast_2d(input1.data)), _rows(k, np.atleast_2d(input2.data))
+    x1, x2 = input1.data, input2.data
+    if x1.ndim != 2:
+        x1, x2 = _rows(k, np.atleast_2d(x1)), _rows(k, np.atleast_2d(x2))
     rows = x1.shape[0]
     # outer products of the rows, then one product with the weight as (in1 * in2, out)
     pairs = k.matmul(x1[:, :, None], x2[:, None, :]).reshape(rows, i * j)
     flat = k.contiguous(weight.data).reshape(n, i * j)
     out = k.matmul(pairs, flat, None if bias is None else bias.data, tb=True)
-    out = out.reshape(*input1.shape[:-1], n)
+    if input1.data.ndim != 2:
+        out = out.reshape(*input1.shape[:-1], n)
     return apply(
         BilinearBackward, k, out, (input1, input2, weight, bias), (input1, input2, weight, pairs)
     )
@@ -336,6 +347,8 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
 
 class BilinearBackward(Node):
     """With P = outer(x1, x2) flattened: dP = dy W, dW = dy^T P, dx1 = dP x2, dx2 = x1 dP."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         input1, input2, weight, pairs = self.saved

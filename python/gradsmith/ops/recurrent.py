@@ -102,7 +102,7 @@ def recurrent_layer(
     w_hh = weights[1]
     assert w_hh is not None
     H = w_hh.shape[1]
-    name = x.data.dtype.name
+    name = x.data.dtype
     B = int(sizes[0]) if sizes is not None else x.shape[0 if batch_first else 1]
     out = k.empty((*x.shape[:-1], D * H), name)
     hn = k.empty((D, B, H), name)
@@ -136,3 +136,47 @@ def recurrent_layer(
         sizes=sizes,
         directions=D,
     )
+
+
+class RecurrentCellBackward(RecurrentBackward):
+    """As RecurrentBackward for one step, without the axes of time and direction."""
+
+    __slots__ = ()
+
+    def backward(self, dh: Any, dc: Any = None, _: Any = None) -> tuple:
+        k = self.k
+        dhn = None if dh is None else k.contiguous(dh)[None]
+        dcn = None if dc is None else k.contiguous(dc)[None]
+        dx, dh0, dc0, *grads = RecurrentBackward.backward(self, None, dhn, dcn)
+        return dx, None if dh0 is None else dh0[0], None if dc0 is None else dc0[0], *grads
+
+
+def recurrent_cell(
+    mode: int,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """(h,) or (h, c) after one step. x: (B, I); h0, c0: (B, H) or None for zeros; weights as in a layer."""
+    k = x._k
+    data, u = x.data, w_hh.data
+    shape = (1, data.shape[0], u.shape[1])
+    lstm = mode == LSTM
+    out, hn = k.empty(shape, data.dtype), k.empty(shape, data.dtype)
+    cn = k.empty(shape, data.dtype) if lstm else None
+    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
+    gates = k.linear(data[None], w_ih.data, None if b_ih is None else b_ih.data)
+    hprev, aux = k.recurrent(
+        mode, gates, u, None if b_hh is None else b_hh.data, None if h0 is None else h0.data,
+        None if c0 is None else c0.data, None, False, 0, out, hn, cn, _wants(inputs) is not None,
+    )  # fmt: skip
+    saved = (x, w_ih, w_hh, gates, hprev, hprev if aux is None else aux)
+    outs = (hn[0],) if cn is None else (hn[0], cn[0])
+    return apply(
+        RecurrentCellBackward, k, outs, inputs, saved,
+        mode=mode, batch_first=False, sizes=None, directions=1,
+    )  # fmt: skip

@@ -63,12 +63,16 @@ class _Reduce(Node):
 class SumBackward(_Reduce):
     """dx = dy, broadcast."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         return (self.k.expand(grad.reshape(self.kept), self.shape),)
 
 
 class MeanBackward(_Reduce):
     """dx = dy / n, broadcast."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         k = self.k
@@ -114,6 +118,8 @@ def mean(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
 class ProdBackward(_Reduce):
     """dx_i = dy prod_{j != i} x_j; exact also where elements are 0."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         (x,) = self.saved
         k = self.k
@@ -124,7 +130,7 @@ class ProdBackward(_Reduce):
         filled = k.where(zero, 1.0, x)
         others = k.prod(filled, axes, True) if axes else filled  # the product of what is not 0
         plain = k.mul(g, k.div(others, filled))
-        only = k.mul(k.cast(zero, x.dtype.name), k.mul(g, others))
+        only = k.mul(k.cast(zero, x.dtype), k.mul(g, others))
         result = k.where(k.eq(zeros, 0), plain, k.where(k.eq(zeros, 1), only, 0.0))
         return (result,)
 
@@ -148,6 +154,8 @@ def prod(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
 class ExtremeBackward(_Reduce):
     """The gradient is shared equally among the elements that attain the extreme."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
         k = self.k
@@ -156,7 +164,7 @@ class ExtremeBackward(_Reduce):
         g = grad.reshape(self.kept)
         ties = k.eq(x, y)
         if axes:
-            g = k.div(g, k.cast(k.sum(ties, axes, True), x.dtype.name))
+            g = k.div(g, k.cast(k.sum(ties, axes, True), x.dtype))
         return (k.where(ties, g, 0.0),)
 
 
@@ -196,6 +204,7 @@ def _extreme(x: Tensor, out: np.ndarray, dim: Axes) -> Tensor:
 class SelectBackward(Node):
     """The gradient goes to the element that was chosen along the axis."""
 
+    __slots__ = ("dim", "keepdim", "shape")
     shape: tuple
     dim: int
     keepdim: bool
@@ -211,7 +220,7 @@ class SelectBackward(Node):
         if not self.keepdim:
             grad = np.expand_dims(grad, d)
             index = np.expand_dims(index, d)
-        out = k.full(self.shape, 0.0, grad.dtype.name)
+        out = k.full(self.shape, 0.0, grad.dtype)
         k.scatter_add_(out, d, index, grad)
         return (out,)
 
@@ -288,6 +297,7 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
 class VarBackward(_Reduce):
     """y = var: dx = dy 2 (x - mean) / (n - correction); the root: dx = dy (x - mean) / (y (n - correction))."""
 
+    __slots__ = ("correction", "root")
     correction: float
     root: bool
 
@@ -381,6 +391,7 @@ def var_mean(
 class NormBackward(_Reduce):
     """y = (sum |x|^p)^(1/p): dx = dy sign(x) (|x| / y)^(p - 1), 0 where y = 0."""
 
+    __slots__ = ("p",)
     p: float
 
     def backward(self, grad: Any) -> tuple:
@@ -414,7 +425,7 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
     if p == float("-inf"):
         return amin(_ew.abs(x), dim, keepdim)
     if p == 0:
-        return wrap(k.sum(k.cast(k.ne(x.data, 0), x.data.dtype.name), dim, keepdim), k)
+        return wrap(k.sum(k.cast(k.ne(x.data, 0), x.data.dtype), dim, keepdim), k)
     if p == 2:
         out = k.norm2(x.data, dim, keepdim)
     elif p == 1:
@@ -432,12 +443,17 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
 class LogSumExpBackward(_Reduce):
     """dx = dy exp(x - y)."""
 
+    __slots__ = ()
+
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
         k = self.k
         y = y.reshape(self.kept)
         y = k.where(k.isfinite(y), y, 0.0)
         return (k.mul(k.exp(k.sub(x, y)), grad.reshape(self.kept)),)
+
+
+_MOST = {np.dtype(t): float(np.finfo(t).max) for t in (np.float32, np.float64)}
 
 
 def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
@@ -452,13 +468,13 @@ def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     shape = x.data.shape
     if x.data.size:
         center = k.amax(x.data, dim, True)
-        center = k.where(k.isfinite(center), center, 0.0)
+        most = _MOST.get(center.dtype)
+        # infinite maxima become finite, so that x - center is no NaN
+        center = k.clamp(center, -most, most) if most else k.where(k.isfinite(center), center, 0.0)
     else:
-        center = k.full(
-            tuple(1 if s == 1 else 0 for s in _kept(shape, dim)), 0.0, x.data.dtype.name
-        )
+        center = k.full(tuple(1 if s == 1 else 0 for s in _kept(shape, dim)), 0.0, x.data.dtype)
         return wrap(k.full(np.sum(x.data, _axes(dim), keepdims=keepdim).shape, -np.inf,
-                           x.data.dtype.name), k)  # fmt: skip
+                           x.data.dtype), k)  # fmt: skip
     out = k.logsumexp(x.data, center, dim, keepdim)
     if not x._rg:
         return wrap(out, k)
@@ -509,6 +525,7 @@ def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
 class CumsumBackward(Node):
     """dx = cumsum of dy from the end."""
 
+    __slots__ = ("dim",)
     dim: int
 
     def backward(self, grad: Any) -> tuple:
@@ -529,6 +546,7 @@ def cumsum(input: Any, dim: int) -> Tensor:
 class SumToBackward(Node):
     """dx = dy, broadcast."""
 
+    __slots__ = ("shape",)
     shape: tuple
 
     def backward(self, grad: Any) -> tuple:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core import recording
-from ..core.autograd import Node, apply, apply_, apply_view, is_grad_enabled
+from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
 __all__ = [
@@ -35,7 +35,9 @@ def _input(x: Any, op: str) -> Tensor:
 
 def _axis(dim: Any, ndim: int, op: str) -> int:
     """dim in 0 .. ndim - 1; IndexError outside."""
-    n = max(ndim, 1)
+    n = ndim or 1
+    if type(dim) is int and -n <= dim < n:
+        return dim if dim >= 0 else dim + n
     try:
         d = _integer(dim)
     except (TypeError, ValueError):
@@ -54,9 +56,13 @@ def _ints(sizes: tuple, op: str) -> tuple[int, ...]:
         raise TypeError(f"{op}: expected integers, got {sizes!r}") from None
 
 
+_ALL = slice(None)
+_BEFORE = [(*(_ALL,) * d, None) for d in range(65)]  # indices that put a new axis at d
+
+
 def _at(d: int, *rest: Any) -> tuple:
     """The index `rest` from axis d on, everything before."""
-    return (*(slice(None),) * d, *rest)
+    return (*(_ALL,) * d, *rest)
 
 
 def _is_view(a: np.ndarray, of: np.ndarray) -> bool:
@@ -168,8 +174,9 @@ def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Tensor:
     """
     x = _input(input, "unflatten")
     d = _axis(dim, x.data.ndim, "unflatten")
+    shape = x.data.shape
+    size = shape[d]
     parts = [int(s) for s in sizes]
-    size = x.data.shape[d]
     if parts.count(-1) == 1:
         known = 1
         for s in parts:
@@ -249,6 +256,12 @@ def movedim(input: Any, source: Any, destination: Any) -> Tensor:
     """
     x = _input(input, "movedim")
     n = x.data.ndim
+    if type(source) is int and type(destination) is int:
+        order = list(range(n))
+        if n:
+            order.insert(_axis(destination, n, "movedim"), order.pop(_axis(source, n, "movedim")))
+        dims = tuple(order)
+        return apply_view(PermuteBackward, x, x.data.transpose(dims), order=dims)
     src = [_axis(d, n, "movedim") for d in _ints((source,), "movedim")]
     dst = [_axis(d, n, "movedim") for d in _ints((destination,), "movedim")]
     if len(src) != len(dst) or len(set(src)) != len(src) or len(set(dst)) != len(dst):
@@ -291,12 +304,14 @@ def unsqueeze(input: Any, dim: int) -> Tensor:
     """
     x = _input(input, "unsqueeze")
     d = _axis(dim, x.data.ndim + 1, "unsqueeze")
-    return apply_view(ReshapeBackward, x, np.expand_dims(x.data, d), shape=x.data.shape)
+    data = x.data
+    return apply_view(ReshapeBackward, x, data[_BEFORE[d]], shape=data.shape)
 
 
 class ExpandBackward(Node):
     """dx = dy summed to the shape of x."""
 
+    __slots__ = ("shape",)
     shape: tuple
 
     def backward(self, grad: Any) -> tuple:
@@ -336,6 +351,7 @@ def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
 class FlipBackward(Node):
     """dx = dy flipped back."""
 
+    __slots__ = ("index",)
     index: tuple
 
     def backward(self, grad: Any) -> tuple:
@@ -359,11 +375,12 @@ def flip(input: Any, *dims: Any) -> Tensor:
 class DiagonalBackward(Node):
     """dx is 0 but for the diagonal."""
 
+    __slots__ = ("args", "shape")
     shape: tuple
     args: tuple
 
     def backward(self, grad: Any) -> tuple:
-        out = self.k.full(self.shape, 0.0, grad.dtype.name)
+        out = self.k.full(self.shape, 0.0, grad.dtype)
         view = np.diagonal(out, *self.args)
         view.flags.writeable = True
         self.k.copy_(view, grad)
@@ -391,11 +408,12 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
 class SliceBackward(Node):
     """dx is 0 but for the part that was taken."""
 
+    __slots__ = ("index", "shape")
     shape: tuple
     index: Any
 
     def backward(self, grad: Any) -> tuple:
-        out = self.k.full(self.shape, 0.0, grad.dtype.name)
+        out = self.k.full(self.shape, 0.0, grad.dtype)
         self.k.copy_(_basic_view(out, self.index), grad)
         return (out,)
 
@@ -403,6 +421,7 @@ class SliceBackward(Node):
 class TakeBackward(Node):
     """dx = dy added up at the indices, in their order."""
 
+    __slots__ = ("axis", "flat", "shape")
     shape: tuple
     flat: tuple  # the shape in which the indexed axes are one
     axis: int
@@ -410,12 +429,13 @@ class TakeBackward(Node):
     def backward(self, grad: Any) -> tuple:
         (index,) = self.saved
         k = self.k
-        out = k.full(self.flat, 0.0, grad.dtype.name)
+        out = k.full(self.flat, 0.0, grad.dtype)
         k.take_add_(out, index, self.axis, grad)
         return (out.reshape(self.shape),)
 
 
 _BASIC = (int, slice, type(None), type(Ellipsis), np.integer)
+_PLAIN = frozenset({int, slice, type(None), type(Ellipsis), np.int64})
 
 
 def _index_parts(index: Any) -> tuple:
@@ -429,9 +449,7 @@ def _index_parts(index: Any) -> tuple:
             parts.append(i)
         else:
             if isinstance(i, Tensor):
-                recording.host_read(
-                    "indexing with a tensor", "Use gs.index_select, gs.gather or an embedding"
-                )
+                recording.host_read(*_READS_INDEX)
             a = i.data if isinstance(i, Tensor) else np.asarray(i)
             if a.size == 0 and not isinstance(i, (Tensor, np.ndarray)):
                 a = a.astype(np.int64)
@@ -470,6 +488,8 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
                 raise IndexError(
                     f"index: a bool mask of shape {p.shape} does not match the axes {shape[at : at + p.ndim]}"
                 )
+            if len(parts) == 1 and p.ndim == len(shape):
+                return np.flatnonzero(p), (x.data.size,), 0, None
             items.extend(p.nonzero())
         else:
             items.append(p)
@@ -483,12 +503,16 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
             wrapped = []
             for p, size in zip(items[first : last + 1], dims):
                 a = np.asarray(p, np.int64)
+                if a.size and int(a.view(np.uint64).max()) < size:  # neither negative nor too large
+                    wrapped.append(a)
+                    continue
                 if a.size and (a.min() < -size or a.max() >= size):
                     bad = int(a.min()) if a.min() < -size else int(a.max())
                     raise IndexError(f"index {bad} is out of range for an axis of size {size}")
                 wrapped.append(np.where(a < 0, a + size, a))
             try:
-                linear = np.broadcast_arrays(*wrapped)
+                same = all(w.shape == wrapped[0].shape for w in wrapped)
+                linear = wrapped if same else np.broadcast_arrays(*wrapped)
             except ValueError:
                 raise IndexError(
                     f"index: arrays of shapes {[w.shape for w in wrapped]} do not broadcast"
@@ -506,17 +530,53 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
     return np.ascontiguousarray(positions), (x.data.size,), 0, None
 
 
+_INT64 = np.dtype(np.int64)
+_READS_INDEX = ("indexing with a tensor", "Use gs.index_select, gs.gather or an embedding")
+
+
+def _take_rows(x: Tensor, index: np.ndarray) -> Tensor:
+    """x[index] for one array of integers."""
+    data, k = x.data, x._k
+    if data.ndim == 0:
+        raise IndexError("index of a tensor of shape (): too many indices")
+    try:
+        out = k.take(data, index, 0)
+    except IndexError as e:
+        raise IndexError(str(e).removeprefix("take: ")) from None
+    shape = data.shape
+    return apply(TakeBackward, k, out, (x,), (index,), shape=shape, flat=shape, axis=0)
+
+
 def _getitem(self: Tensor, index: Any) -> Tensor:
     """x[index]: integers, slices, None and ... give views; integer and bool tensors give copies."""
     kind = type(index)
-    parts = (index,) if kind is int or kind is slice else _index_parts(index)
-    if kind is int or kind is slice or _is_basic(parts):
-        data = self.data
+    data = self.data
+    if kind is tuple:
+        for part in index:
+            if type(part) not in _PLAIN:
+                parts = _index_parts(index)
+                basic = _is_basic(parts)
+                break
+        else:
+            parts, basic = index, True
+    elif kind in _PLAIN:
+        parts, basic = (index,), True
+    elif kind is Tensor and index.data.dtype is _INT64:
+        recording.host_read(*_READS_INDEX)
+        return _take_rows(self, index.data)
+    else:
+        parts = _index_parts(index)
+        basic = _is_basic(parts)
+    if basic:
         try:
-            view = data[index] if kind is slice else _basic_view(data, parts)
+            view = data[parts]
+            if type(view) is not np.ndarray:  # a single element: a 0-d view, not a scalar
+                view = _basic_view(data, parts)
         except IndexError as e:
             raise IndexError(f"index of a tensor of shape {data.shape}: {e}") from None
-        return apply_view(SliceBackward, self, view, shape=self.data.shape, index=parts)
+        return apply_view(SliceBackward, self, view, shape=data.shape, index=parts)
+    if len(parts) == 1 and parts[0].dtype is _INT64:
+        return _take_rows(self, parts[0])
     k = self._k
     where, flat, axis, _ = _advanced(self, parts)
     out = k.take(k.contiguous(self.data).reshape(flat), where, axis)
@@ -528,6 +588,7 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
 class SetItemBackward(Node):
     """dx = dy with 0 where values were written; dvalue = dy there."""
 
+    __slots__ = ("index", "value_shape")
     index: tuple
     value_shape: tuple
 
@@ -552,17 +613,28 @@ class SetItemBackward(Node):
 
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
     """x[index] = value, in place; value broadcasts."""
-    parts = _index_parts(index)
+    parts = index if type(index) is tuple else (index,)
+    basic = all([type(p) in _PLAIN for p in parts])
+    if not basic:
+        parts = _index_parts(index)
+        basic = _is_basic(parts)
     k, data = self._k, self.data
     source = value if isinstance(value, Tensor) else None
     if source is not None and source.data.dtype != data.dtype:
         source = value = source.to(dtype=data.dtype)
-    if _is_basic(parts):
+    if basic:
         try:
             view = _basic_view(data, parts)
         except IndexError as e:
             raise IndexError(f"index of a tensor of shape {data.shape}: {e}") from None
         if isinstance(value, (int, float, np.number, np.bool_)):
+            if not (self._rg and is_grad_enabled()):  # what apply_ does where nothing is recorded
+                k.fill_(view, value)
+                box = self._ver
+                box[0] += 1
+                if self._node is not None:
+                    self._at = box[0]
+                return
 
             def write() -> None:
                 k.fill_(view, value)
@@ -570,7 +642,9 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
             array = source.data if source is not None else np.asarray(value, data.dtype)
             while array.ndim > view.ndim and array.shape[0] == 1:
                 array = array[0]
-            filled = k.expand(array, view.shape)  # checks the shape before anything is written
+            filled = array
+            if array.shape != view.shape:
+                filled = k.expand(array, view.shape)  # checks the shape before anything is written
             if np.may_share_memory(filled, data):
                 filled = k.copy(filled)
 
@@ -612,7 +686,7 @@ def select(input: Any, dim: int, index: int) -> Tensor:
     """
     x = _input(input, "select")
     d = _axis(dim, x.data.ndim, "select")
-    return x[_at(d, index)]
+    return _getitem(x, (*(_ALL,) * d, index))
 
 
 def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
@@ -628,47 +702,44 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
     begin = start + size if start < 0 else start
     if begin < 0 or length < 0 or begin + length > size:
         raise IndexError(f"narrow: {length} slices from {start} exceed axis {d} of size {size}")
-    return x[_at(d, slice(begin, begin + length))]
+    parts = (*(_ALL,) * d, slice(begin, begin + length))
+    return apply_view(SliceBackward, x, x.data[parts], shape=x.data.shape, index=parts)
 
 
 class SplitBackward(Node):
     """dx = the gradients of the parts side by side, 0 for parts that were not used."""
 
-    shapes: tuple
+    __slots__ = ("dim", "shape", "sizes", "squeezed")
+    shape: tuple
+    sizes: Sequence[int]
     dim: int
     squeezed: bool
 
     def backward(self, *grads: Any) -> tuple:
-        k = self.k
-        name = next(g for g in grads if g is not None).dtype.name
+        k, d, shape = self.k, self.dim, self.shape
+        dtype = next(g for g in grads if g is not None).dtype
         parts = [
-            k.full(s, 0.0, name)
+            k.full((*shape[:d], s, *shape[d + 1 :]), 0.0, dtype)
             if g is None
-            else (np.expand_dims(g, self.dim) if self.squeezed else g)
-            for g, s in zip(grads, self.shapes)
+            else (np.expand_dims(g, d) if self.squeezed else g)
+            for g, s in zip(grads, self.sizes)
         ]
-        return (k.cat(parts, self.dim),)
+        return (k.cat(parts, d),)
 
 
 def _parts(x: Tensor, sizes: Sequence[int], d: int, squeezed: bool) -> tuple:
+    data, before = x.data, (_ALL,) * d
     views = []
-    shapes = []
     at = 0
     for s in sizes:
-        v = x.data[_at(d, slice(at, at + s))]
-        shapes.append(v.shape)
-        views.append(x.data[_at(d, at, ...)] if squeezed else v)
+        index: Any = (*before, at, ...) if squeezed else (*before, slice(at, at + s))
+        views.append(data[index])
         at += s
     if not views:
         return ()
-    outs = apply(
-        SplitBackward, x._k, tuple(views), (x,), shapes=tuple(shapes), dim=d, squeezed=squeezed
+    return apply_views(
+        SplitBackward, x, tuple(views), shape=data.shape, sizes=sizes, dim=d, squeezed=squeezed
     )
-    for t in outs:
-        t._ver = x._ver
-        t._at = x._ver[0]
-        t._view = True
-    return outs
 
 
 def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple:
@@ -730,6 +801,7 @@ def unbind(input: Any, dim: int = 0) -> tuple:
 class CatBackward(Node):
     """Each input gets its part of dy."""
 
+    __slots__ = ("dim", "sizes")
     sizes: tuple
     dim: int
 
@@ -791,7 +863,7 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         if t.data.shape != shape:
             raise ValueError(f"stack: shapes {shape} and {t.data.shape} differ; they must be equal")
     d = _axis(dim, len(shape) + 1, "stack")
-    index = _at(d, None)
+    index = _BEFORE[d]
     out = k.cat([t.data[index] for t in xs], d)
     return apply(StackBackward, k, out, xs, dim=d)
 
@@ -800,6 +872,7 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 class RepeatBackward(Node):
     """dx = dy summed over the repetitions."""
 
+    __slots__ = ("axes", "long", "shape")
     shape: tuple
     long: tuple
     axes: tuple
@@ -877,13 +950,17 @@ def repeat_interleave(input: Any, repeats: int, dim: int | None = None) -> Tenso
     if repeats < 0:
         raise ValueError(f"repeat_interleave: repeats must not be negative, got {repeats}")
     shape = x.data.shape
-    wide = expand(unsqueeze(x, d + 1), (*shape[: d + 1], repeats, *shape[d + 1 :]))
-    return reshape(wide, (*shape[:d], shape[d] * repeats, *shape[d + 1 :]))
+    k = x._k
+    long = (*shape[: d + 1], repeats, *shape[d + 1 :])
+    wide = k.expand(x.data[_BEFORE[d + 1]], long)
+    out = k.copy(wide).reshape(*shape[:d], shape[d] * repeats, *shape[d + 1 :])
+    return apply(RepeatBackward, k, out, (x,), shape=shape, long=long, axes=(d + 1,))
 
 
 class RollBackward(Node):
     """dx = dy rolled back."""
 
+    __slots__ = ("dims", "shifts")
     shifts: tuple
     dims: tuple
 
@@ -895,7 +972,8 @@ def _rolled(k: Any, a: np.ndarray, shifts: tuple, dims: tuple) -> np.ndarray:
     for s, d in zip(shifts, dims):
         n = a.shape[d]
         cut = (-s) % n if n else 0
-        a = k.cat([a[_at(d, slice(cut, None))], a[_at(d, slice(0, cut))]], d)
+        first, last = _at(d, slice(0, cut)), _at(d, slice(cut, None))
+        a = k.cat((a[last], a[first]), d)
     return a
 
 
@@ -907,6 +985,9 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Tensor:
     [3.0, 1.0, 2.0]
     """
     x = _input(input, "roll")
+    if type(shifts) is int and type(dims) is int:
+        one, at = (shifts,), (_axis(dims, x.data.ndim, "roll"),)
+        return apply(RollBackward, x._k, _rolled(x._k, x.data, one, at), (x,), shifts=one, dims=at)
     s = _ints((shifts,), "roll")
     if dims is None:
         if len(s) != 1:
@@ -923,18 +1004,11 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Tensor:
 class PadBackward(Node):
     """dx = the part of dy inside the border."""
 
-    shape: tuple
-    inside: tuple
-    cropped: tuple
+    __slots__ = ("widths",)
+    widths: tuple
 
     def backward(self, grad: Any) -> tuple:
-        k = self.k
-        g = grad[self.inside]
-        if g.shape == self.shape:
-            return (g,)
-        out = k.full(self.shape, 0.0, grad.dtype.name)
-        k.copy_(out[self.cropped], g)
-        return (out,)
+        return (self.k.pad(grad, tuple([-w for w in self.widths]), 0.0),)
 
 
 def _pad_index(n: int, before: int, after: int, mode: str) -> np.ndarray:
@@ -960,8 +1034,14 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     [0.0, 1.0, 2.0, 0.0, 0.0]
     """
     x = _input(input, "pad")
-    widths = [int(p) for p in pad]
+    widths = tuple([int(p) for p in pad])
     n = x.data.ndim
+    shape = x.data.shape
+    k = x._k
+    if mode == "constant":
+        if x.data.dtype.kind != "f" and value == int(value):
+            value = int(value)
+        return apply(PadBackward, k, k.pad(x.data, widths, value), (x,), widths=widths)
     if len(widths) % 2 or len(widths) // 2 > n:
         raise ValueError(
             f"pad: {len(widths)} numbers for {n} axes; two for each of the last axes are needed"
@@ -969,19 +1049,6 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     borders = [(0, 0)] * n
     for i in range(len(widths) // 2):
         borders[n - 1 - i] = (widths[2 * i], widths[2 * i + 1])
-    shape = x.data.shape
-    k = x._k
-    if mode == "constant":
-        out_shape = tuple([s + a + b for s, (a, b) in zip(shape, borders)])
-        cropped = tuple([slice(max(0, -a), s - max(0, -b)) for s, (a, b) in zip(shape, borders)])
-        if min(out_shape, default=1) < 0 or any(c.start > c.stop for c in cropped):
-            raise ValueError(f"pad: padding {tuple(widths)} crops more than the shape {shape} has")
-        inside = tuple([slice(max(0, a), o - max(0, b)) for o, (a, b) in zip(out_shape, borders)])
-        if x.data.dtype.kind != "f" and value == int(value):
-            value = int(value)
-        out = k.full(out_shape, value, x.data.dtype.name)
-        k.copy_(out[inside], x.data[cropped])
-        return apply(PadBackward, k, out, (x,), shape=shape, inside=inside, cropped=cropped)
     if mode not in ("reflect", "replicate", "circular"):
         raise ValueError(
             f"pad: mode must be 'constant', 'reflect', 'replicate' or 'circular', got {mode!r}"
@@ -1046,13 +1113,14 @@ def masked_select(input: Any, mask: Any) -> Tensor:
 class GatherBackward(Node):
     """dx = dy added up at the indices."""
 
+    __slots__ = ("dim", "shape")
     shape: tuple
     dim: int
 
     def backward(self, grad: Any) -> tuple:
         (index,) = self.saved
         k = self.k
-        out = k.full(self.shape, 0.0, grad.dtype.name)
+        out = k.full(self.shape, 0.0, grad.dtype)
         k.scatter_add_(out, self.dim, index, grad)
         return (out,)
 
@@ -1082,6 +1150,9 @@ def take_along_dim(input: Any, indices: Any, dim: int) -> Tensor:
     d = _axis(dim, x.data.ndim, "take_along_dim")
     if i.ndim != x.data.ndim:
         raise ValueError(f"take_along_dim: input has shape {x.data.shape} and indices {i.shape}")
+    a, b = x.data.shape, i.shape
+    if a[:d] == b[:d] and a[d + 1 :] == b[d + 1 :]:
+        return gather(x, d, indices)
     both = [(1, 1) if j == d else (a, b) for j, (a, b) in enumerate(zip(x.data.shape, i.shape))]
     common = [np.broadcast_shapes((a,), (b,))[0] for a, b in both]
     xs = tuple([x.data.shape[d] if j == d else s for j, s in enumerate(common)])
@@ -1092,6 +1163,7 @@ def take_along_dim(input: Any, indices: Any, dim: int) -> Tensor:
 class ScatterAddBackward(Node):
     """dinput = dy, dsrc = dy at the indices."""
 
+    __slots__ = ("dim", "src_shape")
     dim: int
     src_shape: tuple
 
@@ -1102,7 +1174,7 @@ class ScatterAddBackward(Node):
         if self.needs[1]:
             ds = k.gather(grad, self.dim, index)
             if ds.shape != self.src_shape:
-                full = k.full(self.src_shape, 0.0, grad.dtype.name)
+                full = k.full(self.src_shape, 0.0, grad.dtype)
                 k.copy_(full[tuple([slice(0, s) for s in ds.shape])], ds)
                 ds = full
         return (grad if self.needs[0] else None, ds)
@@ -1139,7 +1211,7 @@ def scatter(input: Any, dim: int, index: Any, src: Any) -> Tensor:
             )
         values = src.data
     else:
-        values = k.expand(k.full((), src, x.data.dtype.name), i.shape)
+        values = k.expand(k.full((), src, x.data.dtype), i.shape)
     out = k.copy(x.data)
     k.scatter_(out, dim, i, values)
     return apply(ScatterBackward, k, out, (x,), (i,), dim=dim)
@@ -1148,13 +1220,14 @@ def scatter(input: Any, dim: int, index: Any, src: Any) -> Tensor:
 class ScatterBackward(Node):
     """dinput = dy, 0 where a number was written."""
 
+    __slots__ = ("dim",)
     dim: int
 
     def backward(self, grad: Any) -> tuple:
         (index,) = self.saved
         k = self.k
         out = k.copy(grad)
-        zero = k.expand(k.full((), 0.0, grad.dtype.name), index.shape)
+        zero = k.expand(k.full((), 0.0, grad.dtype), index.shape)
         k.scatter_(out, self.dim, index, zero)
         return (out,)
 
@@ -1162,6 +1235,7 @@ class ScatterBackward(Node):
 class IndexAddBackward(Node):
     """dinput = dy, dsource = alpha dy at the indices."""
 
+    __slots__ = ("alpha", "dim")
     dim: int
     alpha: float
 
@@ -1196,6 +1270,7 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1
 class TriangleBackward(Node):
     """dx = the same triangle of dy."""
 
+    __slots__ = ("diagonal", "upper")
     diagonal: int
     upper: bool
 
@@ -1252,6 +1327,8 @@ def _t(self: Tensor) -> Tensor:
 
 class ReversedBackward(Node):
     """dx = dy with the axes reversed again."""
+
+    __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
         return (grad.T,)

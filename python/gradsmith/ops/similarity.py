@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
 from . import reduce as _reduce
-from .elementwise import clamp, div, mul
+from .elementwise import clamp, div
 from .shape import expand
 
 __all__ = ["cosine_similarity", "normalize"]
@@ -38,7 +39,29 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
     """
     x = _float(input, "normalize")
     eps = _eps(eps, "normalize")
-    return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
+    if p != 2 or not isinstance(dim, int):
+        return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
+    k = x._k
+    length = k.norm2(x.data, dim, True)
+    most = k.clamp(length, eps, None)
+    return apply(
+        NormalizeBackward, k, k.div(x.data, most), (x,), (length, most), True, dim=dim, eps=eps
+    )
+
+
+class NormalizeBackward(Node):
+    """dx = (dy - y sum(dy y)) / norm, dy / eps where the norm is below eps."""
+
+    __slots__ = ("dim", "eps")
+    dim: int
+    eps: float
+
+    def backward(self, grad: Any) -> tuple:
+        length, most, y = self.saved
+        k = self.k
+        along = k.sum(k.mul(grad, y), self.dim, True)
+        along = k.where(k.lt(length, self.eps), 0.0, along)
+        return (k.div(k.sub(grad, k.mul(y, along)), most),)
 
 
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -59,5 +82,37 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
             f"cosine_similarity: x1 {a.shape} and x2 {b.shape} do not broadcast. Expected equal sizes, or 1."
         ) from None
     a, b = (x if x.shape == shape else expand(x, shape) for x in (a, b))
-    lengths = [clamp(_reduce.norm(x, 2, dim), min=eps) for x in (a, b)]
-    return div(_reduce.sum(mul(a, b), dim), mul(*lengths))
+    k = a._k
+    x, y = a.data, b.data
+    dot = k.sum(k.mul(x, y), dim, False)
+    na, nb = k.norm2(x, dim, False), k.norm2(y, dim, False)
+    la, lb = k.clamp(na, eps, None), k.clamp(nb, eps, None)
+    out = k.div(dot, k.mul(la, lb))
+    return apply(
+        CosineBackward, k, out, (a, b), (a, b, na, nb, la, lb), True, dim=dim % x.ndim, eps=eps
+    )
+
+
+class CosineBackward(Node):
+    """da = dy (b / (|a| |b|) - y a / |a|^2), db alike; without the second term where a norm is below eps."""
+
+    __slots__ = ("dim", "eps")
+    dim: int
+    eps: float
+
+    def backward(self, grad: Any) -> tuple:
+        a, b, na, nb, la, lb, y = self.saved
+        k = self.k
+        wide = (*(slice(None),) * self.dim, None)
+        both = k.div(grad, k.mul(la, lb))[wide]
+        turn = k.mul(grad, y)
+        grads: list[Any] = []
+        for need, own, other, norm, length in zip(
+            self.needs, (a, b), (b, a), (na, nb), (la, lb), strict=True
+        ):
+            if not need:
+                grads.append(None)
+                continue
+            along = k.where(k.lt(norm, self.eps), 0.0, k.div(turn, k.mul(length, length)))[wide]
+            grads.append(k.sub(k.mul(other, both), k.mul(own, along)))
+        return tuple(grads)

@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _cpu
 from ..core import recording
-from ..core.autograd import bump
 from ..core.tensor import Tensor, wrap
 
 __all__ = ["Optimizer"]
@@ -87,14 +86,13 @@ def _free(ids: tuple[int, ...]) -> None:
         _cpu.slot_free(i)
 
 
-class _Row:
-    """A parameter at a step: its array, its state, the state's arrays."""
+class _Row(NamedTuple):
+    """A parameter at a step: its array, its state, the state's arrays (read by _cpu._rows_flat)."""
 
-    __slots__ = ("data", "dtype", "own", "p", "shape", "states")
-
-    def __init__(self, p: Tensor, data: np.ndarray, own: dict[str, Any], states: list[np.ndarray]):
-        self.p, self.data, self.own, self.states = p, data, own, states
-        self.shape, self.dtype = data.shape, data.dtype
+    p: Tensor
+    data: np.ndarray
+    own: dict[str, Any]
+    states: list[np.ndarray]
 
 
 class Optimizer:
@@ -284,7 +282,7 @@ class Optimizer:
 
     def new_array(self, group: dict[str, Any], name: str, p: Tensor) -> np.ndarray:
         """A fresh state array; zeros unless the rule says otherwise."""
-        a = p._k.empty(list(p.data.shape), p.data.dtype.name)
+        a = p._k.empty(list(p.data.shape), p.data.dtype)
         a.fill(0)
         return a
 
@@ -312,7 +310,7 @@ class Optimizer:
             group = self.param_groups[index]
             name, _ = self.kernel(group)
             common = self._common(group)
-            for at, rows in enumerate(sets):
+            for at, (rows, flat) in enumerate(sets):
                 slots = self._slots.get((index, at))
                 if slots is None:
                     slots = self._slots[index, at] = Slots(12)
@@ -320,15 +318,10 @@ class Optimizer:
                 before = {n: own[n] for n in self.numbers}
                 numbers = dict(before)
                 values = (*common, *self.scalars(group, numbers))
-                flat: list[np.ndarray] = []
-                for row in rows:
-                    flat += (row.data, row.p._grad.data, *row.states)
                 rows[0].p._k.optimizer_update(
                     name, slots.ids, values, flat, control, self.skip_nonfinite
                 )
-                for row in rows:
-                    row.own.update(numbers)
-                bump(*[row.p for row in rows])
+                _cpu._rows_done(rows, numbers)
                 self._last.append((index, slots, rows))
                 if skip:
                     undo += [(row.own, before) for row in rows]
@@ -358,22 +351,17 @@ class Optimizer:
         if self._max_grad_norm is not None:
             _cpu.slots_write(self._clip_slot.ids, (self._max_grad_norm,))
 
-    def _sets(self, index: int, group: dict[str, Any]) -> list[list[_Row]]:
-        """The parameters that have a gradient, in sets of equal numbers (step counts) and dtype."""
+    def _sets(self, index: int, group: dict[str, Any]) -> list[tuple[list[_Row], list]]:
+        """The parameters that have a gradient, in sets of equal numbers (step counts) and dtype; with
+        each set all its arrays in one list."""
         params = group["params"]
         cached = self._rows.get(index)
         if cached is not None:  # as at the last step, all in one set?
             rows, kernel = cached
-            held = len(rows) == len(params) and self.state.get(rows[0].p) is rows[0].own
-            if held and kernel == self.kernel(group):
-                for row, p in zip(rows, params):
-                    g = p._grad
-                    if row.p is not p or row.data is not p.data or g is None:
-                        break
-                    if g.data.shape != row.shape or g.data.dtype is not row.dtype:
-                        break
-                else:
-                    return [rows]
+            if self.state.get(rows[0].p) is rows[0].own and kernel == self.kernel(group):
+                flat = _cpu._rows_flat(rows, params)
+                if flat is not None:
+                    return [(rows, flat)]
             del self._rows[index]
         kernel = self.kernel(group)
         found: dict[Any, list[_Row]] = {}
@@ -381,12 +369,14 @@ class Optimizer:
             if p._grad is None:
                 continue
             row = self._row(i, p, group, kernel[1])
-            key = (row.dtype.num, *[row.own[n] for n in self.numbers])
+            key = (row.data.dtype.num, *[row.own[n] for n in self.numbers])
             found.setdefault(key, []).append(row)
         sets = list(found.values())
         if len(sets) == 1 and len(sets[0]) == len(params):
             self._rows[index] = (sets[0], kernel)
-        return sets
+        return [
+            (rows, [a for r in rows for a in (r.data, r.p._grad.data, *r.states)]) for rows in sets
+        ]
 
     def _row(self, i: int, p: Tensor, group: dict[str, Any], arrays: tuple[str, ...]) -> _Row:
         """Checks parameter i of the group and makes its state where it has none."""
@@ -515,7 +505,7 @@ class Optimizer:
                     f"{type(self).__name__}: the saved {name} of {where} has shape {a.shape}, the "
                     f"parameter has {p.shape}."
                 )
-            a = p._k.cast(np.ascontiguousarray(a), p.data.dtype.name)  # a copy of our own
+            a = p._k.cast(np.ascontiguousarray(a), p.data.dtype)  # a copy of our own
             own[name] = wrap(a, p._k)
         return own
 
