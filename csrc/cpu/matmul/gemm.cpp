@@ -614,13 +614,14 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
 // they share, then units of C are taken, everyone from a range of its own first, so that its
 // part of the operands stays in its caches, then from what the others have left. The next step is
 // packed by who finds no unit any more; one barrier a step.
-constexpr int64_t kSharedBytes = 8 << 20;  // packed B of a step, and packed A
-constexpr int64_t kSharedWork = 1 << 24;   // products of numbers from which it pays
-constexpr int64_t kUnitWork = 3 << 20;     // of a unit, at least
-constexpr int64_t kUnits = 12;             // of a member, about
-constexpr int64_t kCounterBytes = 64;      // a line each
-constexpr int64_t kPackSteps = 16;         // steps of k packed together
-constexpr int64_t kCopyRows = 16;          // rows of A copied together
+constexpr int64_t kSharedBytes = 8 << 20;          // packed B of a step, and packed A
+constexpr int64_t kSharedWork = 1 << 24;           // products of numbers from which it pays
+constexpr int64_t kSharedMost = (int64_t)1 << 35;  // and up to which: larger ones wait for memory
+constexpr int64_t kUnitWork = 3 << 20;             // of a unit, at least
+constexpr int64_t kUnits = 12;                     // of a member, about
+constexpr int64_t kCounterBytes = 64;              // a line each
+constexpr int64_t kPackSteps = 16;                 // steps of k packed together
+constexpr int64_t kCopyRows = 16;                  // rows of A copied together
 
 struct Sharing {
   int64_t rows, cols;            // of a step
@@ -680,7 +681,8 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt) {
 
 template <class T>
 bool is_shared(const MatmulParams& p, const Blocking& s, int64_t nt) {
-  return nt > 1 && p.batch == 1 && s.slices == 1 && p.k > 0 && p.m * p.n * p.k >= kSharedWork;
+  return nt > 1 && p.batch == 1 && s.slices == 1 && p.k > 0 && p.m * p.n * p.k >= kSharedWork &&
+         p.m * p.n * p.k < kSharedMost;
 }
 
 // Numbers of two kinds, 0 .. total - 1 each, every one given to one member: to everyone from its
