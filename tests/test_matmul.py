@@ -98,6 +98,10 @@ def test_views(rng, layout_a, layout_b):
         (1025, 1300, 600),  # A packed whole, panels of B packed ahead
         (300, 700, 150),  # few steps
         (250, 1600, 900),  # few rows
+        (2048, 128, 64),  # B in place, A packed (team)
+        (310, 1030, 200),  # units of columns (team)
+        (645, 213, 1100),  # narrow last panels
+        (700, 2200, 1300),
         (20, 20, 40000),  # slices along k
         (1, 1, 200000),
         (3, 2, 70001),
@@ -192,6 +196,7 @@ def test_epilogue(rng, dtype):
         (90, 1, 40),
         (3, 5, 0),
         (2, 30, 20000),
+        (290, 330, 1100),
     ):
         for tb in (False, True):
             a, b, bias = (

@@ -3,8 +3,9 @@
 // Floor: 2 m n k operations at two FMAs a cycle; bytes only matter when m or n is small (see
 // vector.cpp).
 //
-// A member of the team owns one rectangle of C (a cell), so nothing is shared and no barrier is
-// needed. Inside a cell, outermost first:
+// Small products and batches: a member of the team owns one rectangle of C (a cell), so nothing is
+// shared and no barrier is needed. Larger ones of a team are packed together and dealt out in cells
+// of one block of k (gemm_shared). Inside a cell, outermost first:
 //   columns by `ncb`, k by `kc`: this block of B is packed into panels that stay in half of the
 //   second cache; where columns of B are contiguous, 16 x 16 blocks are transposed into the panel.
 //   A panel is packed a few steps at a time between the tiles on the panel before it, each time
@@ -26,6 +27,7 @@
 #include "matmul/pack.h"
 #include "matmul/small.h"
 #include "matmul/tile.h"
+#include "simd/own.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -141,6 +143,9 @@ struct Cell {
   int act;
   const MatmulParams* after;  // with something to do to each piece of C, or null
   T *first, *other;           // C and what lies beside it, from their starts
+  bool shared;                // A lies as tiles read it, in slivers of k steps if at all, and B in
+                              // panels of k steps where it is packed
+  const Cell* then;           // what comes afterwards, of the same steps of k, or null
 };
 
 // c (rows, cols) is made and, when that is done, goes through MatmulParams::after: a few tiles at a
@@ -308,7 +313,10 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
   T* a_pack = (T*)(scratch + s.b_bytes);
   // the shape of the tile was chosen for the whole of C: a narrow cell takes narrower panels
   const int height = s.height;
-  const bool packs_b = s.b_mode != kDirect;
+  const bool packs_b = s.b_mode != kDirect && !x.shared;
+  const bool packs_a = s.a_mode != kInPlace && !x.shared;
+  const bool panelled = s.b_mode != kDirect && x.shared;
+  const bool slivered = s.a_mode == kSlivers && x.shared;
   TileArgs<T> g;
   g.alpha = x.alpha;
   g.ldc = x.ldc;
@@ -328,7 +336,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
   // The first panel of a block has two places, in turns: it is packed while the last panel of the
   // block before is still in use.
   for (int parity = 0;; parity ^= s.tile_packs ? 0 : 1) {
-    int64_t nc = least(s.ncb, x.n - jc), nvec = ceil_div(nc, N), kc = least(s.kc, x.k - pc);
+    int64_t nc = panelled ? x.n : least(s.ncb, x.n - jc), nvec = ceil_div(nc, N),
+            kc = least(s.kc, x.k - pc);
     bool last_block = pc + kc >= x.k;
     const bool after = x.after && last_block;
     int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
@@ -344,17 +353,19 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
       njc = npc ? jc : jc + nc;
     }
     const bool more = kc > 0 && njc < x.n && npc < x.k;
+    const Cell<T>* then = more ? nullptr : x.then;
     for (int64_t mg = 0; mg < x.m; mg += s.mgroup) {
       const int64_t rows = least(s.mgroup, x.m - mg), tiles = ceil_div(rows, height);
       const bool last_group = mg + rows >= x.m;
       const T* a = x.a + mg * x.ars + pc * x.acs;
       int64_t ars = x.ars, acs = x.acs;
       T* slivers = nullptr;
-      if (s.a_mode != kInPlace) {
+      if (slivered) slivers = (T*)x.a + mg * kc;
+      if (packs_a) {
         T* to = a_pack + (s.a_whole ? mg * s.a_row : 0);
         if (!s.a_whole || jc == 0) {
           if (s.a_mode == kSlivers)
-            pack_slivers(a, x.acs, rows, kc, s.sliver, to);
+            pack_slivers(a, x.acs, rows, kc, s.sliver, kc, to);
           else
             pack_rows(a, x.ars, rows, (int)kc, (int)s.a_row, to);
         }
@@ -373,8 +384,15 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
         int64_t nk = least(s.kc, x.k - np);
         int64_t nrows = last_group && !more ? 0 : least(s.mgroup, x.m - nmg);
         const T* na = x.a + nmg * x.ars + np * x.acs;
-        if (s.a_whole && (last_group ? njc : jc) > 0)
+        if (nrows == 0 && then && then->a != x.a) {
+          na = then->a;
+          nk = x.k;
+          nrows = then->m;
+        }
+        if (packs_a && s.a_whole && (last_group ? njc : jc) > 0)
           next_a.set(a_pack + nmg * s.a_row, 1, 0, nrows * s.a_row * size);
+        else if (slivered)
+          next_a.set(na, 1, 0, nrows * nk * size);
         else if (x.acs == 1)
           next_a.set(na, nrows, x.ars * size, nk * size);
         else if (x.ars == 1)
@@ -385,13 +403,13 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
         int nv = panel_vectors(s.nv, nvec - v);
         const int width = nv * N, cols = (int)least(width, nc - v * N);
         const bool last_panel = v + nv >= nvec;
-        const T* b = x.b + pc * x.brs + (jc + v * N) * x.bcs;
+        const T* b = panelled ? x.b + v * N * kc : x.b + pc * x.brs + (jc + v * N) * x.bcs;
         auto place = [&](int64_t first, int flip) __attribute__((always_inline)) {
           return b_pack + (first ? 2 * W + first * N : flip * W) * s.kc;
         };
-        bool packed = packs_b, packing = false;
+        bool packed = packs_b || panelled, packing = false;
         int64_t chunk = 0;
-        T* panel = packs_b ? place(v, parity) : b_pack;
+        T* panel = packs_b ? place(v, parity) : panelled ? (T*)b : b_pack;
         if (packs_b) {
           if (mg == 0) {
             if (pack.to != panel) start(pc, jc + v * N, nv, panel);
@@ -410,11 +428,17 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
             start(npc, njc, panel_vectors(s.nv, ceil_div(least(s.ncb, x.n - njc), N)),
                   place(0, parity ^ 1));
           if (pack.to) chunk = round_up(ceil_div(pack.depth, tiles), pack.turn ? (int64_t)N : 4);
-        } else if (!kTileMasks && cols < width) {
+        } else if (!kTileMasks && !panelled && cols < width) {
           pack_rows(b, x.brs, kc, cols, width, panel);
           packed = true;
         }
-        if (s.fetch && (!packs_b || s.tile_packs)) {
+        if (s.fetch && panelled) {
+          const T* nb = !last_panel ? b + width * kc : last_group && then ? then->b : x.b;
+          int64_t left = !last_panel          ? nvec - v - nv
+                         : last_group && then ? ceil_div(then->n, N)
+                                              : nvec;
+          next_b.set(nb, 1, 0, panel_vectors(s.nv, left) * N * kc * size);
+        } else if (s.fetch && (!packs_b || s.tile_packs)) {
           const T* nb = nullptr;
           int64_t nk = kc, ncols = least(W, nc - v * N - width);
           if (!last_panel) {
@@ -459,16 +483,24 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
           g.fetches = 0;
           if (s.fetch) {
             // C of the next tile, B that is packed after this one, a part of A
-            const T* nc_at = g.c;
-            if (i + r < rows)
-              nc_at += r * (s.turned ? 1 : x.ldc);
-            else
-              nc_at = x.c + (s.turned ? (jc + v * N + width) * x.ldc + mg
-                                      : mg * x.ldc + jc + v * N + width);
+            int64_t ni = mg + i + r, nj = jc + v * N, nrows = least(height, x.m - ni);
+            const T* nc_at = x.c;
+            if (i + r >= rows) {
+              ni = last_panel ? mg + rows : mg;
+              nj = last_panel ? jc : nj + width;
+              nrows = least(height, x.m - ni);
+              if (nrows <= 0 && (then || more)) {
+                nc_at = then ? then->c : x.c;
+                ni = 0;
+                nj = more ? njc : 0;
+                nrows = least(height, more ? x.m : then->m);
+              }
+            }
+            nc_at += s.turned ? nj * x.ldc + ni : ni * x.ldc + nj;
             if (s.turned)
-              next_c.set(nc_at, cols, x.ldc * size, height * size);
+              next_c.set(nc_at, nrows > 0 ? cols : 0, x.ldc * size, nrows * size);
             else
-              next_c.set(nc_at, height, x.ldc * size, cols * size);
+              next_c.set(nc_at, most(nrows, 0), x.ldc * size, cols * size);
             if (chunk) pack.announce(chunk, &next_b, &next_pack);
             int64_t room = kc / kFetchSteps, all = room;
             if (chunk) room -= next_b.take(&g.fetch[g.fetches], room, &g.fetches);
@@ -579,6 +611,338 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
   }
 }
 
+// A product whose pieces go to whoever is free: cores of one machine are not equally fast, and a
+// product ends with the slower. C is cut along k into steps of one block (and where the operands
+// are large, along rows and columns, too). For each, A and B are packed by all into memory that
+// they share, then units of C are taken, everyone from a range of its own first, so that its
+// part of the operands stays in its caches, then from what the others have left. The next step is
+// packed by who finds no unit any more; one barrier a step.
+constexpr int64_t kSharedBytes = 8 << 20;          // packed B of a step, and packed A
+constexpr int64_t kSharedWork = 1 << 24;           // products of numbers from which it pays
+constexpr int64_t kSharedMost = (int64_t)1 << 35;  // and up to which: larger ones wait for memory
+constexpr int64_t kUnitWork = 3 << 20;             // of a unit, at least
+constexpr int64_t kUnits = 12;                     // of a member, about
+constexpr int64_t kCounterBytes = 64;              // a line each
+constexpr int64_t kPackSteps = 16;                 // steps of k packed together
+constexpr int64_t kCopyRows = 16;                  // rows of A copied together
+
+struct Sharing {
+  int64_t rows, cols;            // of a step
+  int64_t unit_rows, unit_cols;  // of a piece of C
+  int64_t a_bytes, b_bytes;      // packed operands of a step
+  int64_t steps, member_bytes;   // of memory that a member has for itself
+  bool private_b;  // few rows: a unit has all of them and all of k, and packs its columns of B
+};
+
+template <class T>
+Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt) {
+  constexpr int64_t size = sizeof(T);
+  const int64_t W = s.nv * simd<T>::N;
+  const int64_t group = s.a_mode == kSlivers ? most(s.sliver, s.height) : s.height;
+  Sharing h;
+  h.private_b = s.a_mode == kInPlace &&
+                (p.m <= kFewRows || (s.tile_packs && p.k <= s.kc && p.m * p.k * size <= p.l2 / 4 &&
+                                     ceil_div(p.n, W) >= 4 * nt));
+  h.rows = p.m;
+  h.cols = p.n;
+  if (!h.private_b) {
+    if (s.b_mode != kDirect) {
+      int64_t most_cols = most(s.ncb, kSharedBytes / (s.kc * size) / W * W);
+      h.cols = round_up(ceil_div(p.n, ceil_div(p.n, most_cols)), W);
+    }
+    if (s.a_mode != kInPlace) {
+      int64_t most_rows = most(s.mgroup, kSharedBytes / (s.a_row * size) / group * group);
+      h.rows = round_up(ceil_div(p.m, ceil_div(p.m, most_rows)), group);
+    }
+  }
+  h.steps = h.private_b
+                ? 1
+                : ceil_div(p.n, h.cols) * ceil_div(p.m, h.rows) * most(1, ceil_div(p.k, s.kc));
+  h.b_bytes = s.b_mode == kDirect || h.private_b
+                  ? 0
+                  : round_up(round_up(h.cols, W) * s.kc * size + 64, 4096);
+  h.a_bytes = s.a_mode == kInPlace || h.private_b
+                  ? 0
+                  : round_up(round_up(h.rows, group) * s.a_row * size + 64, 4096);
+  h.member_bytes = h.private_b ? s.b_bytes + s.a_bytes : s.b_mode == kDirect ? s.b_bytes : 0;
+  int64_t rows = h.rows, cols = h.cols, k = h.private_b ? p.k : least(p.k, s.kc);
+  h.unit_rows = h.private_b ? p.m : least(s.mgroup, round_up(rows, group));
+  h.unit_cols = h.private_b ? round_up(cols, W) : least(s.ncb, round_up(cols, W));
+  for (;;) {
+    if (ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols) >= kUnits * nt ||
+        h.unit_rows * h.unit_cols * k < 2 * kUnitWork)
+      break;
+    if (h.unit_cols > 2 * W || (h.private_b && h.unit_cols > W))
+      h.unit_cols = round_up(h.unit_cols / 2, W);
+    else if ((!h.private_b || s.b_mode == kDirect) && h.unit_rows > 8 * group)
+      h.unit_rows = round_up(h.unit_rows / 2, group);
+    else
+      break;
+  }
+  return h;
+}
+
+template <class T>
+bool is_shared(const MatmulParams& p, const Blocking& s, int64_t nt) {
+  return nt > 1 && p.batch == 1 && s.slices == 1 && p.k > 0 && p.m * p.n * p.k >= kSharedWork &&
+         p.m * p.n * p.k < kSharedMost;
+}
+
+// Numbers of two kinds, 0 .. total - 1 each, every one given to one member: to everyone from its
+// own range of both, then from the others'. counters: one a member, zero at first.
+struct Tickets {
+  char* counters;
+  int64_t total[2];
+  int nt, tid, at;
+
+  GS_MEMBER int64_t first(int kind, int r) const { return total[kind] * r / nt; }
+  GS_MEMBER int64_t size(int kind, int r) const { return first(kind, r + 1) - first(kind, r); }
+  // Number i of range r; its kind, or -1.
+  GS_MEMBER int in_range(int r, int64_t i, int64_t* number) const {
+    int kind = i >= size(0, r);
+    if (kind) i -= size(0, r);
+    *number = first(kind, r) + i;
+    return i < size(kind, r) ? kind : -1;
+  }
+  GS_MEMBER int take(int64_t* number) {
+    for (; at < nt; ++at) {
+      int r = tid + at < nt ? tid + at : tid + at - nt;
+      int kind = in_range(
+          r, __atomic_fetch_add((int64_t*)(counters + r * kCounterBytes), 1, __ATOMIC_RELAXED),
+          number);
+      if (kind >= 0) return kind;
+    }
+    return -1;
+  }
+};
+
+// Memory that is about to be read and written.
+GS_INLINE void fetch_rows(const void* p, int64_t rows, int64_t stride, int64_t bytes) {
+  const char* row = (const char*)p;
+  for (int64_t i = 0; i < rows; ++i, row += stride)
+    for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(row + j, 0, 2);
+}
+GS_INLINE void own_bytes(void* p, int64_t bytes) {
+  for (int64_t j = 0; j < bytes; j += 64) own((char*)p + j, 0);
+}
+
+// The operands of a step of a shared product on their way into its memory, in parts: B, then A.
+// Where rows are copied, a part is some steps of k for all of them, so that it is read in order.
+template <class T>
+struct SharedPack {
+  const Cell<T>& x;
+  const Blocking& s;
+  T *a_to, *b_to;
+  int64_t nt;
+  int64_t parts[2];  // of B, of A
+
+  static constexpr int N = simd<T>::N;
+  static constexpr int64_t size = sizeof(T);
+
+  GS_MEMBER void count() {
+    parts[0] = s.b_mode == kDirect     ? 0
+               : s.b_mode == kPackRows ? nt * ceil_div(x.k, kPackSteps)
+                                       : ceil_div(ceil_div(x.n, N), s.nv);
+    parts[1] = s.a_mode == kInPlace   ? 0
+               : s.a_mode == kSlivers ? ceil_div(x.k, kPackSteps)
+                                      : ceil_div(x.m, kCopyRows);
+  }
+  GS_MEMBER void part(int kind, int64_t t) {
+    if (kind)
+      s.a_mode == kSlivers ? slivers(t) : copy(t);
+    else
+      s.b_mode == kPackRows ? rows(t) : turn(t);
+  }
+  GS_MEMBER void rows(int64_t t) {
+    // some steps of the columns of one member
+    const int64_t chunks = ceil_div(x.k, kPackSteps), r = t / chunks,
+                  k = (t - r * chunks) * kPackSteps;
+    const int64_t n = least(kPackSteps, x.k - k), nvec = ceil_div(x.n, N);
+    const int64_t whole = nvec / s.nv - (nvec % s.nv == 1);
+    const int64_t end = r + 1 < nt ? whole * (r + 1) / nt * s.nv : nvec;
+    const T* from = x.b + k * x.brs;
+    for (int64_t v = whole * r / nt * s.nv; v < end;) {
+      int nv = panel_vectors(s.nv, nvec - v);
+      const int width = nv * N;
+      int64_t next = v + nv, ahead = next < end ? least(s.nv * N, x.n - next * N) : 0;
+      if (ahead > 0) {
+        fetch_rows(from + next * N, n, x.brs * size, ahead * size);
+        own_bytes(b_to + next * N * x.k + k * width, n * ahead * size);
+      }
+      pack_rows(from + v * N, x.brs, n, (int)least(width, x.n - v * N), width,
+                b_to + v * N * x.k + k * width);
+      v = next;
+    }
+  }
+  GS_MEMBER void turn(int64_t t) {
+    // the panel before the last may be narrower
+    const int64_t nvec = ceil_div(x.n, N);
+    int64_t v = t * s.nv;
+    if (t > 0 && nvec - v <= s.nv) v += panel_vectors(s.nv, nvec - v + s.nv) - s.nv;
+    const int width = panel_vectors(s.nv, nvec - v) * N, cols = (int)least(width, x.n - v * N);
+    const T* from = x.b + v * N * x.bcs;
+    T* to = b_to + v * N * x.k;
+    for (int64_t k = 0; k < x.k; k += kPackSteps) {
+      int64_t n = least(kPackSteps, x.k - k), ahead = least(kPackSteps, x.k - k - n);
+      if (ahead > 0) {
+        fetch_rows(from + k + n, cols, x.bcs * size, ahead * size);
+        own_bytes(to + (k + n) * width, ahead * width * size);
+      }
+      pack_transposed(from + k, x.bcs, n, cols, width, to + k * width);
+    }
+  }
+  GS_MEMBER void slivers(int64_t t) {
+    const int64_t k = t * kPackSteps, n = least(kPackSteps, x.k - k), wide = 4 * s.sliver;
+    const T* from = x.a + k * x.acs;
+    for (int64_t i = 0; i < x.m; i += wide) {
+      int64_t ahead = least(wide, x.m - i - wide);
+      if (ahead > 0) {
+        fetch_rows(from + i + wide, n, x.acs * size, ahead * size);
+        for (int64_t j = 0; j < ahead; j += s.sliver)
+          own_bytes(a_to + (i + wide + j) * x.k + k * s.sliver, n * s.sliver * size);
+      }
+      pack_slivers(from + i, x.acs, least(wide, x.m - i), n, s.sliver, x.k,
+                   a_to + i * x.k + k * s.sliver);
+    }
+  }
+  GS_MEMBER void copy(int64_t t) {
+    int64_t end = least(x.m, (t + 1) * kCopyRows);
+    for (int64_t i = t * kCopyRows; i < end; i += 2) {
+      int64_t ahead = least(2, end - i - 2);
+      if (ahead > 0) {
+        fetch_rows(x.a + (i + 2) * x.ars, ahead, x.ars * size, x.k * size);
+        own_bytes(a_to + (i + 2) * s.a_row, ahead * s.a_row * size);
+      }
+      pack_rows(x.a + i * x.ars, x.ars, least(2, end - i), (int)x.k, (int)s.a_row,
+                a_to + i * s.a_row);
+    }
+  }
+};
+
+template <class T>
+void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole, const Ctx* ctx) {
+  const Sharing h = sharing<T>(p, s, ctx->nt);
+  const int64_t W = s.nv * simd<T>::N;
+  const int nt = ctx->nt;
+  const int64_t set = 2 * nt * kCounterBytes;  // counters of a step: of packing, of units
+  char* counters = ctx->scratch;
+  char* mine = ctx->scratch + round_up(3 * set, 4096);
+  char* memory = mine + nt * h.member_bytes;
+  mine += ctx->tid * h.member_bytes;
+  if (ctx->tid == 0)
+    for (int64_t i = 0; i < 6 * nt; ++i) *(int64_t*)(counters + i * kCounterBytes) = 0;
+  if (h.private_b) {
+    ctx->sync();
+    const int64_t mu = ceil_div(p.m, h.unit_rows);
+    Tickets tickets{counters, {mu * ceil_div(p.n, h.unit_cols), 0}, nt, ctx->tid, 0};
+    for (int64_t t; tickets.take(&t) >= 0;) {
+      Cell<T> x = whole;
+      int64_t i = t % mu * h.unit_rows, j = t / mu * h.unit_cols;
+      x.m = least(h.unit_rows, p.m - i);
+      x.n = least(h.unit_cols, p.n - j);
+      x.a += i * x.ars;
+      x.b += j * x.bcs;
+      if (x.bias) x.bias += s.turned ? i : j;
+      x.c += i * p.c_rs + j * p.c_cs;
+      run_cell(x, s, mine);
+    }
+    return;
+  }
+  int64_t gr, gc;
+  grid<T>(p, s, nt, &gr, &gc);
+  const bool by_columns = gc > 1;
+  const int64_t blocks = ceil_div(p.k, s.kc), across = ceil_div(p.m, h.rows);
+  // the operands of step q
+  auto place = [&](int64_t q, int64_t* row, int64_t* col, int64_t* k) {
+    *k = q % blocks * s.kc;
+    *row = q / blocks % across * h.rows;
+    *col = q / blocks / across * h.cols;
+    Cell<T> x = whole;
+    x.k = least(s.kc, p.k - *k);
+    x.m = least(h.rows, p.m - *row);
+    x.n = least(h.cols, p.n - *col);
+    x.a += *row * x.ars + *k * x.acs;
+    x.b += *col * x.bcs + *k * x.brs;
+    return x;
+  };
+  auto pack = [&](int64_t q) {
+    int64_t row, col, k;
+    const Cell<T> x = place(q, &row, &col, &k);
+    T* b_to = (T*)(memory + (q & 1) * (h.a_bytes + h.b_bytes));
+    SharedPack<T> work{x, s, (T*)((char*)b_to + h.b_bytes), b_to, nt, {}};
+    work.count();
+    Tickets tickets{counters + q % 3 * set, {work.parts[0], work.parts[1]}, nt, ctx->tid, 0};
+    int64_t t;
+    int kind;
+    if (q == 0) {  // nobody has seen the counters yet
+      for (int64_t i = 0; (kind = tickets.in_range(ctx->tid, i, &t)) >= 0; ++i) work.part(kind, t);
+      return;
+    }
+    while ((kind = tickets.take(&t)) >= 0) work.part(kind, t);
+  };
+  pack(0);
+  for (int64_t q = 0; q < h.steps; ++q) {
+    ctx->sync();
+    // nobody is in step q - 1 any more, and step q + 2 comes behind another barrier
+    if (ctx->tid == 0 && q > 0)
+      for (int64_t i = 0; i < 2 * nt; ++i)
+        *(int64_t*)(counters + (q + 2) % 3 * set + i * kCounterBytes) = 0;
+    int64_t row, col, k;
+    const Cell<T> step = place(q, &row, &col, &k);
+    const T* b = (const T*)(memory + (q & 1) * (h.a_bytes + h.b_bytes));
+    const T* a = (const T*)((const char*)b + h.b_bytes);
+    // whole panels a unit; the last one has a rest of less than a panel
+    const int64_t nu = most(1, step.n / h.unit_cols + (step.n % h.unit_cols >= W)),
+                  mu = ceil_div(step.m, h.unit_rows);
+    int64_t per_block = most(1, s.ncb / h.unit_cols);
+    if (by_columns) per_block = least(per_block, ceil_div(nu, nt));
+    // unit t: blocks of columns, groups of rows, columns
+    auto unit = [&](int64_t t) {
+      int64_t block = t / (per_block * mu), in = t - block * per_block * mu;
+      int64_t wide = least(per_block, nu - block * per_block);
+      int64_t ju = block * per_block + in % wide, i = in / wide * h.unit_rows;
+      int64_t j = ju * h.unit_cols;
+      Cell<T> x = step;
+      x.shared = true;
+      x.m = least(h.unit_rows, step.m - i);
+      x.n = ju == nu - 1 ? step.n - j : h.unit_cols;
+      if (s.a_mode == kInPlace) {
+        x.a += i * x.ars;
+      } else if (s.a_mode == kSlivers) {
+        x.a = a + i * step.k;
+      } else {
+        x.a = a + i * s.a_row;
+        x.ars = s.a_row;
+      }
+      if (s.b_mode == kDirect) {
+        x.b += j * x.bcs;
+      } else {
+        x.b = b + j * step.k;
+      }
+      x.c += (row + i) * p.c_rs + (col + j) * p.c_cs;
+      bool last = k + step.k >= p.k;
+      x.add = x.add || k > 0;
+      if (x.bias) x.bias += s.turned ? row + i : col + j;
+      if (!last) {
+        x.bias = nullptr;
+        x.act = kActNone;
+        x.after = nullptr;
+      }
+      return x;
+    };
+    Tickets tickets{counters + q % 3 * set + nt * kCounterBytes, {nu * mu, 0}, nt, ctx->tid, 0};
+    for (int64_t t; tickets.take(&t) >= 0;) {
+      Cell<T> x = unit(t), then;
+      if (t + 1 < nu * mu) {  // most likely the next one
+        then = unit(t + 1);
+        x.then = &then;
+      }
+      run_cell(x, s, mine);
+    }
+    if (q + 1 < h.steps) pack(q + 1);
+  }
+}
+
 template <class T>
 void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
@@ -604,8 +968,14 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   x.b = (const T*)buf[1];
   x.bias = (const T*)buf[2];
   x.c = (T*)buf[3];
+  x.shared = false;
+  x.then = nullptr;
   if (s.slices > 1) {
     gemm_sliced(p, s, x, ctx);
+    return;
+  }
+  if (is_shared<T>(p, s, ctx->nt)) {
+    gemm_shared(p, s, x, ctx);
     return;
   }
   char* mine = ctx->scratch + ctx->tid * (s.b_bytes + s.a_bytes);
@@ -657,6 +1027,12 @@ void gemm_plan(const void* params, Plan* plan) {
   plan->scratch = (size_t)(plan->tasks * (s.b_bytes + s.a_bytes));
   if (s.slices > 1)
     plan->scratch += (size_t)round_up(s.slices * p.m * p.n * (int64_t)sizeof(T), 4096);
+  if (is_shared<T>(p, s, plan->tasks)) {
+    Sharing h = sharing<T>(p, s, plan->tasks);
+    int64_t bytes = plan->tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes);
+    plan->scratch = most((int64_t)plan->scratch, bytes);
+    plan->scratch += round_up(6 * plan->tasks * kCounterBytes, 4096);
+  }
 }
 
 const KernelEntry entries[] = {

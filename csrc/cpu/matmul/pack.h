@@ -141,19 +141,19 @@ constexpr int sliver_width(int height) {
   return simd<T>::N % height == 0 ? simd<T>::N : height;
 }
 
-// Slivers of A: sliver s holds rows s * width .. of a, element (i, k) at to[s * width * depth + k *
+// Slivers of A: sliver s holds rows s * width .. of a, element (i, k) at to[s * width * steps + k *
 // width + i]; what is past the last row is not written. a: (rows, depth) with row stride 1 and
-// column stride ld.
+// column stride ld; steps: of a whole sliver, of which depth are packed.
 template <class T>
 __attribute__((noinline)) void pack_slivers(const T* a, int64_t ld, int64_t rows, int64_t depth,
-                                            int width, T* to) {
+                                            int width, int64_t steps, T* to) {
   constexpr int N = simd<T>::N;
   constexpr int64_t depth_step = 16;  // rows of a read together: one page of each
   for (int64_t k0 = 0; k0 < depth; k0 += depth_step) {
     int64_t k1 = k0 + depth_step < depth ? k0 + depth_step : depth;
     for (int64_t s = 0; s < rows; s += width) {
       int h = rows - s < width ? (int)(rows - s) : width;
-      T* q = to + s * depth + k0 * width;
+      T* q = to + s * steps + k0 * width;
       const T* p = a + k0 * ld + s;
       if (h == N && width == N) {
         for (int64_t k = k0; k < k1; ++k, q += N, p += ld) store(q, load(p));

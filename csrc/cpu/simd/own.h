@@ -8,12 +8,12 @@
 namespace gs {
 namespace GS_ISA {
 
-// Asks for the line, to be written, that a row of stores reaches 2 KB further on.
-GS_INLINE void own(void* p) {
+// Asks for the line, to be written, that lies `ahead` bytes further on than p.
+GS_INLINE void own(void* p, int64_t ahead = 2048) {
 #if defined(__AVX2__)
-  asm volatile("prefetchw %0" : : "m"(*((const char*)p + 2048)));
+  asm volatile("prefetchw %0" : : "m"(*((const char*)p + ahead)));
 #else
-  __builtin_prefetch((const char*)p + 2048, 1);
+  __builtin_prefetch((const char*)p + ahead, 1);
 #endif
 }
 
