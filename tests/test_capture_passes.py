@@ -272,6 +272,17 @@ def test_norm_relu_large_and_zero_gamma():
     compare(make, (4, 18, 17, 2), "norm_relu", notes, steps=5)
 
 
+def test_norm_relu_not_behind_a_group_norm_of_one_row_a_sample():
+    """That norm has a way of its own, with other roundings and no ReLU."""
+
+    def make():
+        layers = [nn.Linear(6, 16), nn.GroupNorm(4, 16), nn.ReLU(), nn.Linear(16, 3)]
+        return nn.Sequential(*layers)
+
+    note = "with the ReLU behind it"
+    compare(make, (8, 6), "norm_relu", {note: 0})
+
+
 def test_norm_relu_without_backward():
     gs.manual_seed(0)
     model = nn.Sequential(Block(2, 8), Block(8, 8)).eval()
@@ -386,6 +397,13 @@ def test_norm_stats_of_special_values(name):
             got = [np.nan_to_num(g, nan=7) for g in got]  # a NaN is a NaN, whatever its sign
             out[kind] = bits(got)
         assert all(v == out["eager"] for v in out.values())
+
+
+def test_norm_stats_not_behind_a_group_norm_of_one_sample():
+    def make():
+        return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU())
+
+    compare(make, (1, 8, 8, 3), "norm_stats", {"with the statistics of its output": 0})
 
 
 def test_norm_stats_behind_a_residual_block():

@@ -240,9 +240,9 @@ struct Fuser {
   bool plain_norm(int norm, const RecordedBuffer& y, int reader, int64_t n) {
     if (!is(norm, "channel_norm")) return false;
     const ChannelNormParams& p = params<ChannelNormParams>(norm);
-    return !p.relu && p.outer * p.rows * p.channels == n && buffer(norm, 6).object < 0 &&
-           same(buffer(norm, 7), y) && temporary(y) && only_reader(y) == reader &&
-           temporary(buffer(norm, 8));
+    return !p.relu && !p.single() && p.outer * p.rows * p.channels == n &&
+           buffer(norm, 6).object < 0 && same(buffer(norm, 7), y) && temporary(y) &&
+           only_reader(y) == reader && temporary(buffer(norm, 8));
   }
 
   // channel_norm, (add,) relu -> channel_norm; the same backward.
@@ -344,7 +344,7 @@ struct Fuser {
     ChannelNormParams& p = params<ChannelNormParams>(k);
     RecordedBuffer x = buffer(k, 0);
     int conv = writer(x);
-    if (!p.training || p.parts || p.outer != 1 ||
+    if (!p.training || p.parts || p.outer != 1 || p.groups != p.channels ||
         (!is(conv, "conv_winograd4_forward") && !is(conv, "conv_winograd2_forward") &&
          !is(conv, "conv_direct_forward")))
       return;

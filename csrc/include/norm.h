@@ -26,6 +26,9 @@ struct ChannelNormParams {
   double eps;
   Scalar momentum;
   int32_t training, relu, parts;
+
+  // Group norm of one row a sample: computed in one go a sample, without a ReLU.
+  GS_MEMBER bool single() const { return rows == 1 && training && !relu && channels > groups; }
 };
 
 // How the norms cut a sample of x into chunks, whose statistics are merged in order; a function of

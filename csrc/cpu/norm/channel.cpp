@@ -356,9 +356,6 @@ struct Kernel {
   }
 
   // ---- one row a sample
-  static GS_MEMBER bool single(const ChannelNormParams& p) {
-    return p.rows == 1 && p.training && !p.relu && p.channels > p.groups;
-  }
   // sum of f(j), j < n, in four chains
   template <class F>
   static GS_MEMBER double sum_of(int64_t n, F f) {
@@ -439,7 +436,7 @@ struct Kernel {
 
   static void forward(const void* params, void* const* buf, const Ctx* ctx) {
     const ChannelNormParams& p = *(const ChannelNormParams*)params;
-    if (single(p) && !buf[3] && !buf[4] && !buf[5] && !buf[6])
+    if (p.single() && !buf[3] && !buf[4] && !buf[5] && !buf[6])
       return forward_single(p, (const T*)buf[0], (const T*)buf[1], (const T*)buf[2], (T*)buf[7],
                             (double*)buf[8], ctx);
     Cut cut;
@@ -672,7 +669,7 @@ struct Kernel {
     T* coef = (T*)s.coef;
     int64_t c = p.channels, per = c / p.groups, cl = cut.padded();
     Mask mask = !p.relu ? kNoMask : y ? kFromY : kFromX;
-    if (single(p) && !dres) {
+    if (p.single() && !dres) {
       backward_single(p, dy, x, stats, gamma, dx, s.sums, ctx);
       ctx->sync();
       return add_samples(p, s.sums, dgamma, dbeta, ctx);
