@@ -87,7 +87,8 @@ py::tuple batch_norm(py::handle xh, py::handle wh, py::handle bh, py::handle mh,
   x = dense(x);
   Array y = array_like(x), stats = array_new(kF64, {p.outer, p.groups, 2});
   p.eps = eps;
-  p.momentum = Scalar{momentum, -1};
+  p.momentum.value = momentum;
+  p.momentum.slot = -1;
   p.training = training;
   p.relu = relu;
   if (x.size)
@@ -115,7 +116,8 @@ py::tuple group_norm(py::handle xh, int64_t groups, py::handle wh, py::handle bh
   x = dense(x);
   Array y = array_like(x), stats = array_new(kF64, {p.outer, p.groups, 2}), none;
   p.eps = eps;
-  p.momentum = Scalar{0, -1};
+  p.momentum.value = 0;
+  p.momentum.slot = -1;
   p.training = 1;
   if (x.size)
     run(channel_norm, x.dtype, p,

@@ -101,7 +101,12 @@ int64_t list_size(py::handle h, const char* op) {
   return (int64_t)PyList_GET_SIZE(h.ptr());
 }
 
-Scalar fixed(double v) { return Scalar{v, -1}; }
+// Field by field: recordings compare parameters byte by byte, and a whole Scalar that is assigned
+// brings along whatever lay in its padding.
+void set(Scalar* s, double value, int slot) {
+  s->value = value;
+  s->slot = slot;
+}
 
 }  // namespace optimizer_bindings
 
@@ -128,7 +133,7 @@ void bind_optimizer(py::module_& module) {
         Call<OptimizerParams> call(n / stride);
         OptimizerParams* p = call.params();
         p->skip_nonfinite = skip_nonfinite;
-        for (int i = 0; i < kOptimizerScalars; ++i) p->scalars[i] = fixed(0);
+        for (int i = 0; i < kOptimizerScalars; ++i) set(&p->scalars[i], 0, -1);
         for (Py_ssize_t i = 0; i < given; ++i) {
           double v = PyFloat_AsDouble(PyTuple_GET_ITEM(values.ptr(), i));
           if (v == -1 && PyErr_Occurred()) throw py::error_already_set();
@@ -141,7 +146,7 @@ void bind_optimizer(py::module_& module) {
             }
             slot_table()[slot].f = v;
           }
-          p->scalars[i] = Scalar{v, slot};
+          set(&p->scalars[i], v, slot);
         }
         call.buffers.reserve((size_t)n + 1);
         call.held.reserve((size_t)n + 1);
@@ -199,7 +204,7 @@ void bind_optimizer(py::module_& module) {
         Call<GradNormParams> call(n);
         call.params()->p = p;
         if (slot >= 0 && slot < 65536) slot_table()[slot].f = max_norm;
-        call.params()->max_norm = Scalar{max_norm, slot};
+        set(&call.params()->max_norm, max_norm, slot);
         Array c = control_in(control, "grad_norm");
         call.buffers.push_back(out(c));
         DType dtype = add_gradients(call, arrays, n, "grad_norm", kRead);
@@ -214,7 +219,7 @@ void bind_optimizer(py::module_& module) {
         int64_t n = list_size(arrays, "grad_scale");
         Call<GradScaleParams> call(n);
         Array c = control_in(control, "grad_scale");
-        call.params()->limit = fixed(0);
+        set(&call.params()->limit, 0, -1);
         call.buffers.push_back(in(c));
         DType dtype = add_gradients(call, arrays, n, "grad_scale", kReadWrite);
         call.launch(grad_scale, dtype);
@@ -226,7 +231,7 @@ void bind_optimizer(py::module_& module) {
         int64_t n = list_size(arrays, "grad_clamp");
         if (!(limit >= 0)) value_error("grad_clamp", "the limit must be at least 0");
         Call<GradScaleParams> call(n);
-        call.params()->limit = fixed(limit);
+        set(&call.params()->limit, limit, -1);
         call.buffers.push_back(in(Array()));
         DType dtype = add_gradients(call, arrays, n, "grad_clamp", kReadWrite);
         call.launch(grad_clamp, dtype);
