@@ -580,6 +580,18 @@ PyObject* apply_pair(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return r;
 }
 
+// The node behind views of base: args and keywords of apply_view.
+Node* view_node(Tensor* base, PyObject* const* args, Py_ssize_t n, PyObject* keywords) {
+  Node* node = record(args[0], base->k, args + 1, 1, 1);
+  Py_ssize_t attributes = node && keywords ? PyTuple_GET_SIZE(keywords) : 0;
+  for (Py_ssize_t i = 0; i < attributes; ++i)
+    if (PyObject_SetAttr((PyObject*)node, PyTuple_GET_ITEM(keywords, i), args[n + i]) != 0) {
+      Py_DECREF(node);
+      return nullptr;
+    }
+  return node;
+}
+
 // apply_view(cls, base, out, **attributes): `out` is a view of the memory of `base`.
 PyObject* apply_view(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* keywords) {
   if (n != 3 || !is_tensor(args[1])) {
@@ -594,13 +606,8 @@ PyObject* apply_view(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* k
   t->at = base->version->value;
   t->view = true;
   if (!base->requires_grad || !grad_enabled()) return (PyObject*)t;
-  Node* node = record(args[0], base->k, args + 1, 1, 1);
-  bool ok = node != nullptr;
-  Py_ssize_t attributes = keywords ? PyTuple_GET_SIZE(keywords) : 0;
-  for (Py_ssize_t i = 0; ok && i < attributes; ++i)
-    ok = PyObject_SetAttr((PyObject*)node, PyTuple_GET_ITEM(keywords, i), args[n + i]) == 0;
-  if (!ok) {
-    Py_XDECREF(node);
+  Node* node = view_node(base, args, n, keywords);
+  if (!node) {
     Py_DECREF(t);
     return nullptr;
   }
@@ -618,15 +625,8 @@ PyObject* apply_views(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* 
   Tensor* base = (Tensor*)args[1];
   Node* node = nullptr;
   if (base->requires_grad && grad_enabled()) {
-    node = record(args[0], base->k, args + 1, 1, 1);
-    bool ok = node != nullptr;
-    Py_ssize_t attributes = keywords ? PyTuple_GET_SIZE(keywords) : 0;
-    for (Py_ssize_t i = 0; ok && i < attributes; ++i)
-      ok = PyObject_SetAttr((PyObject*)node, PyTuple_GET_ITEM(keywords, i), args[n + i]) == 0;
-    if (!ok) {
-      Py_XDECREF(node);
-      return nullptr;
-    }
+    node = view_node(base, args, n, keywords);
+    if (!node) return nullptr;
   }
   PyObject* r = outputs(args[2], base->k, node, false);
   Py_XDECREF(node);

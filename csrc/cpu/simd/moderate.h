@@ -230,16 +230,7 @@ GS_INLINE void normal(vf x, vf* cdf, vf* density) {
   vf e = fma(fma(exp_rest(r, 1), r * r, r), s, s);
   vf d = fma(set1(0.25f), t, set1(1.0f)), u = reciprocal(d);
   vf delta = fnma(fma(set1(0.25f), t, 1.0f - d), u, fnma(d, u, set1(1.0f)));
-  vf p = fma(set1(0.016891958f), u, set1(-0.06453471f));
-  p = fma(p, u, set1(0.055873588f));
-  p = fma(p, u, set1(0.022618921f));
-  p = fma(p, u, set1(0.017727874f));
-  p = fma(p, u, set1(0.083855f));
-  p = fma(p, u, set1(0.07301146f));
-  p = fma(p, u, set1(0.09528816f));
-  p = fma(p, u, set1(0.09952142f));
-  p = fma(p, u, set1(0.09974633f));
-  p = p * u;
+  vf p = mills(u);
   p = fma(p * delta, fma(set1(2.2f), u, set1(1.0f)), p) * e;
   *cdf = (vi)x < 0 ? p : 1.0f - p;
   *density = e * 0.39894228f;
