@@ -86,12 +86,35 @@ enum TileB : int {
   kPackB    // as kRowsB, and what is read goes to `pack`, too
 };
 
+// Element u of row i of A in all lanes, odd[j] = 2 j + 1 rows in bytes. The address is written out:
+// GCC computes row + u ahead for every row and step, runs out of registers and reloads them from
+// the stack, a fifth more instructions.
+template <class V, class T>
+GS_INLINE V set1_at(const T* a, const int64_t* odd, int i, int u) {
+#if defined(__FMA__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+  V x;
+  if (i == 0) return set1(a[u]);
+  const int j = i % 8 == 0 ? i / 16 : i % 4 == 0 ? i / 8 : i % 2 == 0 ? i / 4 : i / 2;
+  const int scale = i / (2 * j + 1);
+  if (sizeof(T) == 4)
+    asm("vbroadcastss %c3(%1,%2,%c4), %0"
+        : "=v"(x)
+        : "r"(a), "r"(odd[j]), "i"(u * sizeof(T)), "i"(scale));
+  else
+    asm("vbroadcastsd %c3(%1,%2,%c4), %0"
+        : "=v"(x)
+        : "r"(a), "r"(odd[j]), "i"(u * sizeof(T)), "i"(scale));
+  return x;
+#else
+  (void)odd;
+  return set1(*(const T*)((const char*)a + i * odd[0] + u * sizeof(T)));
+#endif
+}
+
 template <class T, int MR, int NV, int LA, int LB>
 __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
-  constexpr int S = sliver_width<T>(MR),
-                U = kFetchSteps;  // steps without a pointer or counter moved
   const T* __restrict a = g.a;
   const T* __restrict b = g.b;
   T* __restrict c = g.c;
@@ -103,14 +126,19 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
+  // rows 1, 3, 5, ... of A; the even ones are these times 2, 4 or 8
+  constexpr int S = sliver_width<T>(MR);
+  int64_t odd[7];
+#pragma GCC unroll 7
+  for (int i = 0; i < 7; ++i) odd[i] = (2 * i + 1) * ars * (int64_t)sizeof(T);
   // step u after the pointers; `move` on them afterwards, by steps
   auto step = [&](int u, int move) __attribute__((always_inline)) {
     V bv[NV];
-    const T* row = LB == kPanelB ? b + u * NV * N : b;
+    const T* from = LB == kPanelB ? b + u * NV * N : b;
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j)
-      bv[j] =
-          kTileMasks && LB == kAnyB && j == NV - 1 ? load_n(row + j * N, last) : load(row + j * N);
+      bv[j] = kTileMasks && LB == kAnyB && j == NV - 1 ? load_n(from + j * N, last)
+                                                       : load(from + j * N);
     if (LB != kPanelB)
       b += brs;
     else if (move)
@@ -122,11 +150,16 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
     }
 #pragma GCC unroll 64
     for (int i = 0; i < MR; ++i) {
-      V x = set1(LA == kRowsA     ? a[i * ars + u]
-                 : LA == kSliverA ? a[u * S + i]
-                                  : a[LA == kColsA ? i : i * ars]);
+      V x = LA == kRowsA && NV > 1 ? set1_at<V>(a, odd, i, u)
+                                   : set1(LA == kRowsA     ? a[i * ars + u]
+                                          : LA == kSliverA ? a[u * S + i]
+                                                           : a[LA == kColsA ? i : i * ars]);
 #pragma GCC unroll 64
-      for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, bv[j], acc[i][j]);
+      for (int j = 0; j < NV; ++j)
+        if (NV > 1)
+          accumulate(acc[i][j], x, bv[j]);
+        else
+          acc[i][j] = fma(x, bv[j], acc[i][j]);
     }
     if (LA == kAnyA || LA == kColsA)
       a += acs;
@@ -135,25 +168,40 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   };
   int64_t k = g.k;
   if constexpr (LA != kAnyA) {
-    auto steps = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int u = 0; u < U; ++u) step(u, u == U - 1 ? U : 0);
-    };
-    const int every = g.every;
-    for (int f = 0; f < g.fetches; ++f) {
-      int64_t n = g.fetch[f].total;  // all of them fit into k
-      const char* at = g.fetch[f].at;
-      int64_t left = g.fetch[f].left;
-      for (k -= n * U * every; n > 0; --n) {
+    constexpr int U = kFetchSteps;  // steps without a pointer or counter moved
+    const Fetch* next = g.fetch;
+    int lists = g.fetches;
+    int64_t turns = k / U, n = 0, left = 0;
+    const char* at = nullptr;
+    k -= turns * U;
+    while (turns > 0) {
+      int64_t q = turns;
+      if (n == 0 && lists > 0) {
+        n = next->total;  // all of them fit into k
+        at = next->at;
+        left = next->left;
+        --lists;
+        ++next;
+      }
+      if (n > 0) {
         __builtin_prefetch(at, 0, 2);
         __builtin_prefetch(at + 64, 0, 2);
-        --left;
-        at += left ? kFetchBytes : g.fetch[f].wrap;
-        left = left ? left : g.fetch[f].count;
-        for (int q = every; q > 0; --q) steps();
+        if (--left > 0) {
+          at += kFetchBytes;
+        } else {
+          at += next[-1].wrap;
+          left = next[-1].count;
+        }
+        --n;
+        q = g.every;
       }
+      turns -= q;
+      do {
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u) step(u, u == U - 1 ? U : 0);
+        asm("" : "+r"(a), "+r"(b));  // else GCC moves copies of them
+      } while (--q > 0);
     }
-    for (; k >= U; k -= U) steps();
   }
   for (; k > 0; --k) step(0, 1);
   if (flags & kTileScale) {

@@ -266,6 +266,23 @@ GS_INLINE vd copysign(vd mag, vd sgn) {
   return (vd)(((vl)mag & 0x7fffffffffffffffLL) | ((vl)sgn & (int64_t)0x8000000000000000LL));
 }
 
+// ---- accumulate(c, a, b): c = a * b + c for the loops that keep a tile of c in registers. Left to
+// itself GCC picks forms of the instruction that overwrite a or b, and pays with copies and spills
+// of accumulators.
+template <class V>
+GS_INLINE void accumulate(V& c, V a, V b) {
+#if defined(__GNUC__) && defined(__FMA__)
+  V sum = c;  // an element of an array in the instruction itself would stay in memory
+  if constexpr (sizeof(c[0]) == 4)
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  else
+    asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  c = sum;
+#else
+  c = fma(a, b, c);
+#endif
+}
+
 // ---- scalar twins, so that tails and heads can share formulas
 GS_INLINE float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_NEON)
