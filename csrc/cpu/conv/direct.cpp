@@ -43,7 +43,7 @@ struct TileArgs {
   const T* w;         // the weights of the first tap
   // taps as rows x cols runs of `length` values, with the steps of x and w between rows and columns
   int64_t rows, cols, length, x_row, x_col, w_row, w_col;
-  const int64_t* steps;    // kSteps: `length` offsets from tap 0, one a reduction index
+  const int64_t* steps;    // kLookup: `length` offsets from tap 0, one a reduction index
   const uintptr_t* table;  // kTable: rows x (1 + MR) addresses, the run's weights and its inputs
   T** out;                 // MR output pixels
   const T* bias;           // of the panel, or nullptr
@@ -60,23 +60,30 @@ GS_INLINE void multiply(typename simd<T>::V (&acc)[MR][NV], const T* const (&x)[
                         int64_t length) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
-  for (int64_t l = 0; l < length; ++l, w += NV * N) {
+  auto step = [&](int64_t l) __attribute__((always_inline)) {
     V b[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) b[v] = load(w + v * N);
+    w += NV * N;
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       V s = set1(x[m][l]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, b[v], acc[m][v]);
+      for (int v = 0; v < NV; ++v) accumulate<NV>(acc[m][v], s, b[v]);
     }
+  };
+  int64_t l = 0;
+  for (; l + kUnroll<T> <= length; l += kUnroll<T>) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll<T>; ++u) step(l + u);
   }
+  for (; l < length; ++l) step(l);
 }
 
 // How a tile finds its inputs: runs that all pixels have in common; the same, but so short that
 // each value is looked up; or addresses for every pixel, because they differ in the taps that lie
 // inside.
-enum Mode { kRuns, kSteps, kTable };
+enum Mode { kRuns, kLookup, kTable };
 
 // out[m][v] = (load ? out : bias) + sum over runs
 template <class T, int MR, int NV, Mode How>
@@ -116,7 +123,7 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
       for (int m = 0; m < MR; ++m) x[m] = (const T*)table[1 + m];
       multiply<T, MR, NV>(acc, x, (const T*)table[0], a.length);
     }
-  } else if (How == kSteps) {
+  } else if (How == kLookup) {
     const T* w = a.w;
     const int64_t* steps = a.steps;
 #pragma GCC unroll 16
@@ -480,7 +487,7 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
     if (look_up) {
       a.w = wp;
       a.length = total;
-      tile<T, MR, NV, kSteps>(a);
+      tile<T, MR, NV, kLookup>(a);
       continue;
     }
     if (uniform) {

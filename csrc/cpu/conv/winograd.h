@@ -655,17 +655,26 @@ __attribute__((noinline)) void product_tile(const T* a, int64_t lda, int rows, c
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[m][v] = V{};
   }
-  for (int64_t l = 0; l < k; ++l, b += ldb) {
+  constexpr int U = MR > 10 ? 1 : kUnroll<T>;  // the pointers of 12 rows fill the registers
+  auto step = [&](int64_t l) __attribute__((always_inline)) {
     V y[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) y[v] = load(b + v * N);
+    b += ldb;
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       V s = set1(x[m][l]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, y[v], acc[m][v]);
+      for (int v = 0; v < NV; ++v) accumulate<U == 1 ? 1 : NV>(acc[m][v], s, y[v]);
     }
+  };
+  int64_t l = 0;
+  for (; l + U <= k; l += U) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) step(l + u);
   }
+  if (U > 1)
+    for (; l < k; ++l) step(l);
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
     if (m >= rows) break;
@@ -687,17 +696,24 @@ __attribute__((noinline)) void outer_tile(const T* a, int64_t lda, int rows, con
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[m][v] = V{};
   }
-  for (int64_t l = 0; l < k; ++l, a += lda, b += ldb) {
+  auto step = [&]() __attribute__((always_inline)) {
     V y[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) y[v] = load(b + v * N);
+    b += ldb;
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       V s = set1(a[m]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = fma(s, y[v], acc[m][v]);
+      for (int v = 0; v < NV; ++v) accumulate<NV>(acc[m][v], s, y[v]);
     }
+    a += lda;
+  };
+  for (; k >= kUnroll<T>; k -= kUnroll<T>) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll<T>; ++u) step();
   }
+  for (; k > 0; --k) step();
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
     if (m >= rows) break;

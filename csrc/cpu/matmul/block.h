@@ -35,26 +35,29 @@ __attribute__((noinline)) void block_tile(const T* __restrict a, int64_t ars, in
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
-  auto step = [&](const T* at, const T* row) __attribute__((always_inline)) {
+  int64_t odd[7];  // rows 1, 3, 5, ... of A
+#pragma GCC unroll 7
+  for (int i = 0; i < 7; ++i) odd[i] = (2 * i + 1) * ars * (int64_t)sizeof(T);
+  auto step = [&](int u, const T* row) __attribute__((always_inline)) {
     V bv[NV];
 #pragma GCC unroll 64
     for (int j = 0; j < NV; ++j) bv[j] = load(row + j * N);
 #pragma GCC unroll 64
     for (int i = 0; i < MR; ++i) {
-      V x = set1(at[i * ars]);
+      V x = ROWS && NV > 1 ? set1_at<V>(a, odd, i, u) : set1(a[i * ars + u]);
 #pragma GCC unroll 64
-      for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, bv[j], acc[i][j]);
+      for (int j = 0; j < NV; ++j) accumulate<ROWS ? NV : 1>(acc[i][j], x, bv[j]);
     }
   };
   if (ROWS) {
     for (; k >= 4; k -= 4, a += 4, b += 4 * brs) {
-      step(a, b);
-      step(a + 1, b + brs);
-      step(a + 2, b + 2 * brs);
-      step(a + 3, b + 3 * brs);
+      step(0, b);
+      step(1, b + brs);
+      step(2, b + 2 * brs);
+      step(3, b + 3 * brs);
     }
   }
-  for (; k > 0; --k, a += ROWS ? 1 : acs, b += brs) step(a, b);
+  for (; k > 0; --k, a += ROWS ? 1 : acs, b += brs) step(0, b);
   if (add) {
 #pragma GCC unroll 64
     for (int i = 0; i < MR; ++i)

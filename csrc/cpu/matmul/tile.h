@@ -86,31 +86,6 @@ enum TileB : int {
   kPackB    // as kRowsB, and what is read goes to `pack`, too
 };
 
-// Element u of row i of A in all lanes, odd[j] = 2 j + 1 rows in bytes. The address is written out:
-// GCC computes row + u ahead for every row and step, runs out of registers and reloads them from
-// the stack, a fifth more instructions.
-template <class V, class T>
-GS_INLINE V set1_at(const T* a, const int64_t* odd, int i, int u) {
-#if defined(__FMA__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-  V x;
-  if (i == 0) return set1(a[u]);
-  const int j = i % 8 == 0 ? i / 16 : i % 4 == 0 ? i / 8 : i % 2 == 0 ? i / 4 : i / 2;
-  const int scale = i / (2 * j + 1);
-  if (sizeof(T) == 4)
-    asm("vbroadcastss %c3(%1,%2,%c4), %0"
-        : "=v"(x)
-        : "r"(a), "r"(odd[j]), "i"(u * sizeof(T)), "i"(scale));
-  else
-    asm("vbroadcastsd %c3(%1,%2,%c4), %0"
-        : "=v"(x)
-        : "r"(a), "r"(odd[j]), "i"(u * sizeof(T)), "i"(scale));
-  return x;
-#else
-  (void)odd;
-  return set1(*(const T*)((const char*)a + i * odd[0] + u * sizeof(T)));
-#endif
-}
-
 template <class T, int MR, int NV, int LA, int LB>
 __attribute__((noinline)) void tile(const TileArgs<T>& g) {
   using V = typename simd<T>::V;
@@ -155,11 +130,7 @@ __attribute__((noinline)) void tile(const TileArgs<T>& g) {
                                           : LA == kSliverA ? a[u * S + i]
                                                            : a[LA == kColsA ? i : i * ars]);
 #pragma GCC unroll 64
-      for (int j = 0; j < NV; ++j)
-        if (NV > 1)
-          accumulate(acc[i][j], x, bv[j]);
-        else
-          acc[i][j] = fma(x, bv[j], acc[i][j]);
+      for (int j = 0; j < NV; ++j) accumulate<NV>(acc[i][j], x, bv[j]);
     }
     if (LA == kAnyA || LA == kColsA)
       a += acs;

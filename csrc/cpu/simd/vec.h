@@ -266,20 +266,53 @@ GS_INLINE vd copysign(vd mag, vd sgn) {
   return (vd)(((vl)mag & 0x7fffffffffffffffLL) | ((vl)sgn & (int64_t)0x8000000000000000LL));
 }
 
-// ---- accumulate(c, a, b): c = a * b + c for the loops that keep a tile of c in registers. Left to
-// itself GCC picks forms of the instruction that overwrite a or b, and pays with copies and spills
-// of accumulators.
-template <class V>
+// ---- For loops that keep a tile of sums in registers, NV vectors a row. What such a loop does
+// beside loads and multiply-adds costs nothing while a core is alone, and as much as them when
+// another program shares it. accumulate<NV>(c, a, b): c = a * b + c. Left to itself GCC picks forms
+// of the instruction that overwrite a or b, and pays with copies and spills of sums; a row of one
+// vector is better off with its forms that read b from memory.
+template <int NV, class V>
 GS_INLINE void accumulate(V& c, V a, V b) {
 #if defined(__GNUC__) && defined(__FMA__)
-  V sum = c;  // an element of an array in the instruction itself would stay in memory
-  if constexpr (sizeof(c[0]) == 4)
-    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  else
-    asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  c = sum;
-#else
+  if constexpr (NV > 1) {
+    V sum = c;  // an element of an array in the instruction itself would stay in memory
+    if constexpr (sizeof(c[0]) == 4)
+      asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    else
+      asm("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    c = sum;
+    return;
+  }
+#endif
   c = fma(a, b, c);
+}
+// Steps that such a loop takes at a time; float64 is written once, for the sake of the compile
+// time.
+template <class T>
+constexpr int kUnroll = sizeof(T) == 4 ? 4 : 1;
+
+// Element u of row i of a in all lanes, odd[j] = 2 j + 1 rows in bytes, i < 15. The address is
+// written out: GCC computes row + u ahead for every row and step, runs out of registers and reloads
+// them from the stack, a fifth more instructions.
+template <class V, class T>
+GS_INLINE V set1_at(const T* a, const int64_t* odd, int i, int u) {
+#if defined(__FMA__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+  V x;
+  if (i == 0) return set1(a[u]);
+  const int j = i % 8 == 0 ? i / 16 : i % 4 == 0 ? i / 8 : i % 2 == 0 ? i / 4 : i / 2;
+  const int scale = i / (2 * j + 1);
+  if (sizeof(T) == 4)
+    asm("vbroadcastss %c3(%1,%2,%c4), %0"
+        : "=v"(x)
+        : "r"(a), "r"(odd[j]), "i"(u * sizeof(T)), "i"(scale));
+  else
+    asm("vbroadcastsd %c3(%1,%2,%c4), %0"
+        : "=v"(x)
+        : "r"(a), "r"(odd[j]), "i"(u * sizeof(T)), "i"(scale));
+  return x;
+#else
+  (void)odd;
+  return set1(*(const T*)((const char*)a + i * odd[0] + u * sizeof(T)));
 #endif
 }
 
