@@ -53,10 +53,12 @@ function(gs_kernel_objects out)
     list(TRANSFORM plain PREPEND ${PROJECT_SOURCE_DIR}/csrc/cpu/)
     list(TRANSFORM plain APPEND .cpp)
     set(above_base $<NOT:$<STREQUAL:$<TARGET_PROPERTY:NAME>,gs_base>>)
-    set_source_files_properties(${plain} PROPERTIES COMPILE_OPTIONS "$<${above_base}:-O3;-ftree-vectorize>")
+    # Not with the header compiled for the others: GCC would mix its options into theirs.
+    set_source_files_properties(${plain} PROPERTIES COMPILE_OPTIONS "$<${above_base}:-O3;-ftree-vectorize>"
+                                SKIP_PRECOMPILE_HEADERS ON)
     # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
     set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp PROPERTIES COMPILE_OPTIONS
-                                "$<${above_base}:-fschedule-insns;-fsched-pressure>")
+                                "$<${above_base}:-fschedule-insns;-fsched-pressure>" SKIP_PRECOMPILE_HEADERS ON)
   endif()
   set(levels ${GS_LEVELS})
   list(REVERSE levels)
