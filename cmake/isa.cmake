@@ -6,18 +6,27 @@ set(GS_KERNEL_FLAGS -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-ex
     -fno-semantic-interposition -Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized -fvisibility=hidden)
 set(GS_SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize-recover=undefined
     -fno-omit-frame-pointer -g1 -O1)
+# Kernels are vectors as they stand: of what -O3 does they need the unrolling of small loops; its vectoriser works on
+# their tails, where it doubles code and compile time. GS_PLAIN are the families that leave plain loops to it, or that
+# were measured slower without the rest of -O3 (docs/performance.md).
+set(GS_OPTIMIZE -O3)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  set(GS_OPTIMIZE -O2 -fpeel-loops -fno-tree-vectorize)
+endif()
+set(GS_PLAIN attention bfloat16 embedding loss norm/channel norm/row reduce/axis elementwise/copy elementwise/binary
+    elementwise/compare elementwise/index elementwise/random elementwise/ternary elementwise/unary)
 set(GS_BASE_FLAGS "")
 set(GS_ISA_DEFINITIONS "")
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64" OR CMAKE_OSX_ARCHITECTURES MATCHES "arm64")
   set(GS_LEVELS neon)
-  set(GS_FLAGS_neon -O3)
+  set(GS_FLAGS_neon ${GS_OPTIMIZE})
   set(GS_ISA_DEFINITIONS GS_HAVE_NEON)
 else()
   set(GS_LEVELS base avx2 avx512 avx512bf16)
   # The baseline only has to be right: -O1 compiles its 16-lane loops of 4-lane vectors several times faster.
   set(GS_FLAGS_base -O1 -march=x86-64-v2)
-  set(GS_FLAGS_avx2 -O3 -march=x86-64-v2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
+  set(GS_FLAGS_avx2 ${GS_OPTIMIZE} -march=x86-64-v2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
   set(GS_FLAGS_avx512 ${GS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
       -mprefer-vector-width=512)
   set(GS_BASE_FLAGS -march=x86-64-v2)
@@ -39,7 +48,21 @@ endif()
 # gs_kernel_objects(OUT family...): an object library per instruction set; OUT lists their objects.
 function(gs_kernel_objects out)
   set(objects "")
-  foreach(level IN LISTS GS_LEVELS)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT GRADSMITH_SANITIZE)
+    set(plain ${GS_PLAIN})
+    list(TRANSFORM plain PREPEND ${PROJECT_SOURCE_DIR}/csrc/cpu/)
+    list(TRANSFORM plain APPEND .cpp)
+    set(above_base $<NOT:$<STREQUAL:$<TARGET_PROPERTY:NAME>,gs_base>>)
+    # Not with the header compiled for the others: GCC would mix its options into theirs.
+    set_source_files_properties(${plain} PROPERTIES COMPILE_OPTIONS "$<${above_base}:-O3;-ftree-vectorize>"
+                                SKIP_PRECOMPILE_HEADERS ON)
+    # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
+    set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp PROPERTIES COMPILE_OPTIONS
+                                "$<${above_base}:-fschedule-insns;-fsched-pressure>" SKIP_PRECOMPILE_HEADERS ON)
+  endif()
+  set(levels ${GS_LEVELS})
+  list(REVERSE levels)
+  foreach(level IN LISTS levels)
     if(DEFINED GS_OVERRIDES_${level})
       set(sources ${GS_OVERRIDES_${level}})
     else()
@@ -51,11 +74,8 @@ function(gs_kernel_objects out)
     target_include_directories(gs_${level} PRIVATE csrc/include csrc/cpu)
     target_compile_definitions(gs_${level} PRIVATE GS_ISA=${level})
     target_compile_options(gs_${level} PRIVATE ${GS_KERNEL_FLAGS} ${GS_FLAGS_${level}})
-    # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
-    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT level STREQUAL "base")
-      set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp PROPERTIES
-                                  COMPILE_OPTIONS "-fschedule-insns;-fsched-pressure")
-    endif()
+    # The compiler's intrinsics take a third of a second to read: once per instruction set.
+    target_precompile_headers(gs_${level} PRIVATE ${PROJECT_SOURCE_DIR}/csrc/cpu/simd/vec.h)
     if(GRADSMITH_SANITIZE)
       target_compile_options(gs_${level} PRIVATE ${GS_SANITIZE_FLAGS})
     endif()

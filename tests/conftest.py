@@ -1,11 +1,22 @@
 """Shared pieces of the tests."""
 
+import time
+
 import numpy as np
 import pytest
 
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption(
+        "--until", type=float, metavar="T", help="leave out tests that start after T (time.time())"
+    )
+
+
+def pytest_runtest_setup(item):
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip("left out: no time left")
 
 
 def pytest_collection_modifyitems(config, items):

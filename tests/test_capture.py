@@ -1168,13 +1168,14 @@ def test_nothing_is_allocated_after_the_third_call(name, held):
         again()
     start, before = step.programs[0], gs.memory_stats()
     faults = []
-    for _ in range(6):  # other threads of the process may fault at any time: the least counts
+    rounds, calls = (3, 5) if name == "resnet18" else (6, 10)  # a step of its takes 0.15 s
+    for _ in range(rounds):  # other threads of the process may fault at any time: the least counts
         count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(10):
+        for _ in range(calls):
             again()
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - count)
     done, after = step.programs[0], gs.memory_stats()
-    assert len(step.programs) == 1 and done["replays"] - start["replays"] == 60
+    assert len(step.programs) == 1 and done["replays"] - start["replays"] == rounds * calls
     assert done["allocations"] == start["allocations"] <= int(held)
     assert done["pool_allocations"] == start["pool_allocations"] <= int(held)
     assert after["hits"] == before["hits"] and after["misses"] == before["misses"]

@@ -231,6 +231,19 @@ constexpr TileFn<T> tile_or_none() {
     return nullptr;
 }
 
+// A tile of full height. Those of float64 that read B in place or from a panel are the ones that
+// take any strides: the same chains, a tenth of the code to compile.
+template <class T, int NV, int LA, int LB>
+constexpr TileFn<T> full_tile() {
+  constexpr int MR = NV <= kTileNV ? kTileRows[NV] : 99;
+  if constexpr (sizeof(T) == 4)
+    return tile_or_none<T, MR, NV, LA, LB>();
+  else if constexpr (LB == kPackB)
+    return tile_or_none<T, MR, NV, kAnyA, LB>();
+  else
+    return nullptr;
+}
+
 // Tiles by vectors and rows, see tile_rows() for which are used.
 template <class T>
 struct Tiles {
@@ -244,8 +257,8 @@ struct Tiles {
   static constexpr TileFn<T> any[5][15] = {{}, GS_TILES(1), GS_TILES(2), GS_TILES(3), GS_TILES(4)};
 #undef GS_TILES
 #undef GS_EDGE
-  // Tiles of full height, by how A and B lie.
-#define GS_FULL(NV, LA, LB) tile_or_none<T, NV <= kTileNV ? kTileRows[NV] : 99, NV, LA, LB>()
+  // Tiles of full height, by how A and B lie; where there is none, the one above does.
+#define GS_FULL(NV, LA, LB) full_tile<T, NV, LA, LB>()
 #define GS_FULLS(NV)                                                                          \
   {                                                                                           \
     {nullptr, GS_FULL(NV, kColsA, kRowsB), GS_FULL(NV, kColsA, kPanelB),                      \
