@@ -53,7 +53,8 @@ function(gs_kernel_objects out)
     target_compile_options(gs_${level} PRIVATE ${GS_KERNEL_FLAGS} ${GS_FLAGS_${level}})
     # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT level STREQUAL "base")
-      set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp PROPERTIES
+      set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp
+                                  ${PROJECT_SOURCE_DIR}/csrc/cpu/recurrent.cpp PROPERTIES
                                   COMPILE_OPTIONS "-fschedule-insns;-fsched-pressure")
     endif()
     if(GRADSMITH_SANITIZE)
