@@ -1,10 +1,11 @@
 // The time loop of LSTM, GRU and RNN layers, forward and backward.
 //
-// The input part x W_ih^T of all steps is one product made before; here each step adds the hidden
-// part h W_hh^T and updates the state, and backward runs the steps in reverse to the gradients of
-// the gates; those of weights and inputs are large products made afterwards.
-// Floor: 2 rows G H^2 operations in each direction; the recurrent weights (4 G H^2 bytes) are read
-// once a step, so they must stay in the second caches of the team.
+// The input part x W_ih^T of all steps is one product made before, or (LSTM and RNN whose weights
+// all stay in a second cache) made here beside the hidden part h W_hh^T of each step, so that it
+// never goes through memory. Then the state is updated; backward runs the steps in reverse to the
+// gradients of the gates; those of weights and inputs are large products made afterwards.
+// Floor: 2 rows G H^2 operations in each direction (H + I forward, with the input); the recurrent
+// weights (4 G H^2 bytes) are read once a step, so they must stay in the second caches of the team.
 //
 // Forward, the weights are packed once, gate-interleaved: a panel holds for N units (a vector) the
 // columns of all G gates side by side, so that a register tile of some rows of the batch ends with
@@ -105,12 +106,18 @@ struct Ask {
   }
 };
 
-// C (MR rows `ldc` apart, NV vectors) = A B. a: rows `stride` apart; b: k rows of NV vectors. An
-// element is one chain of FMAs in ascending k. Every third row has a pointer and one stride serves
-// all, so that no address is left in a vector register.
+// Rows of A, `stride` apart, and their depth k.
+template <class T>
+struct Operand {
+  const T* a;
+  int64_t stride, k;
+};
+
+// C (MR rows `ldc` apart, NV vectors) = the two operands side by side times B, rows of NV vectors.
+// An element is one chain of FMAs in ascending k. Every third row has a pointer and one stride
+// serves all, so that no address is left in a vector register.
 template <class T, int MR, int NV>
-__attribute__((noinline)) void tile(const T* a, int64_t stride, const T* b, int64_t k, T* c,
-                                    int64_t ldc, Ask* ask) {
+__attribute__((noinline)) void tile(const Operand<T>* in, const T* b, T* c, int64_t ldc, Ask* ask) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N, P = (MR + 2) / 3;
   V acc[MR][NV];
@@ -118,34 +125,39 @@ __attribute__((noinline)) void tile(const T* a, int64_t stride, const T* b, int6
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
-  const T* p[P];
+#pragma GCC unroll 1
+  for (int q = 0; q < 2; ++q) {
+    const T* p[P];
+    const int64_t stride = in[q].stride;
+    int64_t k = in[q].k;
 #pragma GCC unroll 4
-  for (int i = 0; i < P; ++i) p[i] = a + 3 * i * stride;
-  auto step = [&](int u) __attribute__((always_inline)) {
-    V row[NV];
+    for (int i = 0; i < P; ++i) p[i] = in[q].a + 3 * i * stride;
+    auto step = [&](int u) __attribute__((always_inline)) {
+      V row[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) row[j] = load(b + (u * NV + j) * N);
+      for (int j = 0; j < NV; ++j) row[j] = load(b + (u * NV + j) * N);
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-      V x = set1(p[i / 3][(i % 3) * stride + u]);
+      for (int i = 0; i < MR; ++i) {
+        V x = set1(p[i / 3][(i % 3) * stride + u]);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
+        for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
+      }
+    };
+    constexpr int U = sizeof(T) == 4 ? 4 : 1;
+    for (; k >= U; k -= U, b += U * NV * N) {
+#pragma GCC unroll 4
+      for (int i = 0; i < P; ++i) asm("" : "+r"(p[i]));
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) step(u);
+      ask->one();
+#pragma GCC unroll 4
+      for (int i = 0; i < P; ++i) p[i] += U;
     }
-  };
-  constexpr int U = sizeof(T) == 4 ? 4 : 1;
-  for (; k >= U; k -= U, b += U * NV * N) {
+    for (; k > 0; --k, b += NV * N) {
+      step(0);
 #pragma GCC unroll 4
-    for (int i = 0; i < P; ++i) asm("" : "+r"(p[i]));
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) step(u);
-    ask->one();
-#pragma GCC unroll 4
-    for (int i = 0; i < P; ++i) p[i] += U;
-  }
-  for (; k > 0; --k, b += NV * N) {
-    step(0);
-#pragma GCC unroll 4
-    for (int i = 0; i < P; ++i) ++p[i];
+      for (int i = 0; i < P; ++i) ++p[i];
+    }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
@@ -154,7 +166,7 @@ __attribute__((noinline)) void tile(const T* a, int64_t stride, const T* b, int6
 }
 
 template <class T>
-using TileFn = void (*)(const T*, int64_t, const T*, int64_t, T*, int64_t, Ask*);
+using TileFn = void (*)(const Operand<T>*, const T*, T*, int64_t, Ask*);
 template <class T, int MR, int NV>
 constexpr TileFn<T> tile_or_none() {
   if constexpr (NV <= kTileNV<T> && MR <= kTileRows[NV])
@@ -194,7 +206,7 @@ struct Layout {
     nvec = back || G == 1 ? (int)least(4, vectors) : G;
     units = back || G == 1 ? nvec * N : N;
     panels = ceil_div(p.hidden, units);
-    depth = back ? G * p.hidden : p.hidden;
+    depth = back ? G * p.hidden : p.hidden + p.input;
     width = nvec * N;
     height = kTileRows[nvec < kTileNV<T> ? nvec : kTileNV<T>];
     strips = most(ceil_div(p.batch, height), least(p.members, p.batch / 4));
@@ -216,12 +228,12 @@ struct Layout {
     int64_t size = (int64_t)sizeof(T);
     ask->start(x * units * size, least(p.hidden, (x + 1) * units) * size);
   }
-  // part (m, width) = a (m, depth) times a panel, or zero; m at most `height`
-  GS_MEMBER void product(const T* a, int64_t stride, int64_t m, const T* panel, bool none, T* part,
+  // part (m, width) = the operands (m rows) times a panel from row `from` on; m at most `height`
+  GS_MEMBER void product(const Operand<T>* in, int64_t m, const T* panel, int64_t from, T* part,
                          Ask* ask) const {
     for (int v = 0; v < nvec; v += kTileNV<T>)
-      Tiles<T>::table[vectors(v)][m](a, stride, panel + v * N * depth, none ? (int64_t)0 : depth,
-                                     part + v * N, width, ask);
+      Tiles<T>::table[vectors(v)][m](in, panel + (v * depth + from * vectors(v)) * N, part + v * N,
+                                     width, ask);
   }
 };
 
@@ -274,17 +286,20 @@ GS_INLINE void pack_gate(const T* from, int64_t ld, int64_t depth, int cols, T* 
   }
 }
 
-// Panel x of the forward weights.
+// Panel x of the forward weights: those of the state, then those of the input.
 template <class T>
-void pack_forward(const RecurrentParams& p, const Layout<T>& s, const T* w, int64_t x, T* to) {
+void pack_forward(const RecurrentParams& p, const Layout<T>& s, const T* w_hh, const T* w_ih,
+                  int64_t x, T* to) {
   constexpr int N = simd<T>::N;
   for (int v = 0; v < s.nvec; ++v) {
     bool gates = gate_count(p.mode) > 1;
-    int64_t gate = gates ? v : 0, unit = x * s.units + (gates ? 0 : v * N);
-    int64_t cols = most(0, least(N, p.hidden - unit));
-    int in = v % kTileNV<T>, first = v - in;
-    pack_gate(w + (gate * p.hidden + unit) * p.hidden, p.hidden, p.hidden, (int)cols,
-              to + first * N * s.depth + in * N, (int64_t)s.vectors(first) * N);
+    int64_t unit = x * s.units + (gates ? 0 : v * N), row = (gates ? v * p.hidden : 0) + unit;
+    int in = v % kTileNV<T>, first = v - in, cols = (int)most(0, least(N, p.hidden - unit));
+    int64_t step = (int64_t)s.vectors(first) * N;
+    T* at = to + first * N * s.depth + in * N;
+    pack_gate(w_hh + row * p.hidden, p.hidden, p.hidden, cols, at, step);
+    if (p.input)
+      pack_gate(w_ih + row * p.input, p.input, p.input, cols, at + p.hidden * step, step);
   }
 }
 
@@ -376,16 +391,17 @@ GS_INLINE void each_own_panel(const Ctx* ctx, int64_t panels, F f) {
 template <class T>
 struct ForwardBuffers {
   T *gates, *out, *hprev, *aux, *hn, *cn;
-  const T *b_hh, *h0, *c0;
+  const T *b_hh, *h0, *c0, *x, *w_ih, *b_ih;
   const T* packed;
+  T* bias;  // of all gates, where the input is multiplied here
 };
 
 // Where the rows of a tile lie at one step; what a mode does not have is null.
 template <class T>
 struct ForwardRows {
   int64_t m, b0;
-  const T* h;  // their states, `stride` apart
-  int64_t stride;
+  Operand<T> in[2];         // their states and inputs
+  const T* add[kMostRows];  // to the products: input parts, or the bias
   T *gates[kMostRows], *out[kMostRows], *h_next[kMostRows], *c_next[kMostRows];
   T* aux[kMostRows];  // LSTM: the cell, GRU: where the hidden part goes
 
@@ -395,13 +411,14 @@ struct ForwardRows {
     const int64_t next_count = rows.count(tn);
     m = count;
     b0 = first;
-    h = f.hprev + rows.state(t, b0) * H;
-    stride = rows.state_stride() * H;
+    in[0] = {f.hprev + rows.state(t, b0) * H, rows.state_stride() * H, H};
+    in[1] = {f.x + rows.at(t, b0) * p.input, rows.stride() * p.input, p.input};
     for (int64_t i = 0; i < m; ++i) {
       int64_t b = b0 + i, row = rows.at(t, b);
       bool more = b < next_count;
       int64_t next = more ? rows.state(tn, b) * H : 0;
-      gates[i] = f.gates + row * GH;
+      gates[i] = f.gates ? f.gates + row * GH : f.bias;  // none: not written
+      add[i] = p.input ? f.bias : gates[i];
       out[i] = f.out + row * p.out_row;
       h_next[i] = more ? f.hprev + next : f.hn + b * H;
       if (p.mode == kLstm) {
@@ -415,8 +432,9 @@ struct ForwardRows {
   GS_MEMBER void list(const RecurrentParams& p, Ask* ask) const {
     const int64_t G = gate_count(p.mode);
     int n = 0;
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t k = 0; k < G; ++k) ask->lines[n++] = (const char*)(gates[i] + k * p.hidden);
+    if (!p.pair || !p.input)
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t k = 0; k < G; ++k) ask->lines[n++] = (const char*)(gates[i] + k * p.hidden);
     ask->reads = p.pair ? n : 0;
     for (int64_t i = 0; i < m; ++i) {
       ask->lines[n++] = (const char*)out[i];
@@ -445,10 +463,11 @@ __attribute__((noinline)) void update_lstm(const RecurrentParams& p, const Forwa
     for (int k = 0; k < 4; ++k) bias[k] = ln.get(b_hh + k * H + u);
   }
   for (int64_t i = 0; i < m; ++i) {
+    const T* add = r.add[i] + u;
     T *g = r.gates[i] + u, *a = part + i * 4 * N;
     V x[4];
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) x[k] = load(a + k * N) + bias[k] + ln.get(g + k * H);
+    for (int k = 0; k < 4; ++k) x[k] = load(a + k * N) + bias[k] + ln.get(add + k * H);
     x[0] = gate_sigmoid(x[0]);
     x[1] = gate_sigmoid(x[1]);
     x[2] = gate_tanh(x[2]);
@@ -490,7 +509,7 @@ __attribute__((noinline)) void update_gru(const RecurrentParams& p, const Forwar
     V z = gate_sigmoid(load(a + N) + bias[1] + ln.get(g + H));
     V hidden = load(a + 2 * N) + bias[2];
     V n = gate_tanh(fma(reset, hidden, ln.get(g + 2 * H)));
-    V h = fma(z, ln.get(r.h + i * r.stride + u) - n, n);
+    V h = fma(z, ln.get(r.in[0].a + i * r.in[0].stride + u) - n, n);
     if (r.aux[i]) {
       ln.put(g, reset);
       ln.put(g + H, z);
@@ -512,7 +531,7 @@ __attribute__((noinline)) void update_rnn(const RecurrentParams& p, const Forwar
   V bias = b_hh ? ln.get(b_hh + u) : V{};
   for (int64_t i = 0; i < m; ++i) {
     T* g = r.gates[i] + u;
-    V x = load(part + i * ld) + bias + ln.get(g);
+    V x = load(part + i * ld) + bias + ln.get(r.add[i] + u);
     V h = p.mode == kRnnTanh ? gate_tanh(x) : max(V{}, x);
     if (keep) ln.put(g, h);
     ln.put(r.out[i] + u, h);
@@ -540,17 +559,19 @@ __attribute__((noinline)) void forward_rows(const RecurrentParams& p, const Layo
   constexpr int N = simd<T>::N;
   alignas(64) T part[kMostRows * 4 * N];
   ForwardRows<T> r(p, rows, f, t, b0, m);
+  if (fresh) r.in[0].k = 0;
+  const T* b_hh = p.input ? nullptr : f.b_hh;
   Ask ask;
   r.list(p, &ask);
   for (int64_t x = x0; x < x1; ++x) {
     s.ask(p, x, &ask);
-    s.product(r.h, r.stride, m, f.packed + x * s.depth * s.width, fresh, part, &ask);
+    s.product(r.in, m, f.packed + x * s.depth * s.width, fresh ? p.hidden : (int64_t)0, part, &ask);
     for (int64_t v = 0; v < s.units && x * s.units + v < p.hidden; v += N) {
       int64_t u = x * s.units + v;
       if (u + N <= p.hidden)
-        update<T, true>(p, r, f.b_hh, u, part + v, s.width);
+        update<T, true>(p, r, b_hh, u, part + v, s.width);
       else
-        update<T, false>(p, r, f.b_hh, u, part + v, s.width);
+        update<T, false>(p, r, b_hh, u, part + v, s.width);
     }
   }
 }
@@ -575,18 +596,26 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   f.aux = (T*)buf[8];
   f.hn = (T*)buf[9];
   f.cn = (T*)buf[10];
+  f.x = (const T*)buf[11];
+  f.w_ih = (const T*)buf[12];
+  f.b_ih = (const T*)buf[13];
   Layout<T> s(p, false);
   T* packed = (T*)ctx->scratch;
   f.packed = packed;
   int64_t* starts = (int64_t*)(ctx->scratch + s.weight_bytes());
-  Strips strips = strips_of(p, s, (char*)starts + round_up(p.steps * 8, 64));
+  char* lines = (char*)starts + round_up(p.steps * 8, 64);
+  Strips strips = strips_of(p, s, lines);
+  f.bias = (T*)(lines + s.strips * kStripBytes);
   Rows rows{p, (const int64_t*)buf[5], starts};
   const int64_t H = p.hidden;
   if (ctx->tid == 0) {
     if (rows.sizes) find_starts(p, rows.sizes, starts);
     strips.reset();
+    for (int64_t u = 0; p.input && u < gate_count(p.mode) * H; ++u)
+      f.bias[u] = (f.b_ih ? f.b_ih[u] : (T)0) + (f.b_hh ? f.b_hh[u] : (T)0);
   }
-  each_own_panel(ctx, s.panels, [&](int64_t x) { pack_forward(p, s, w, x, s.panel(packed, x)); });
+  each_own_panel(ctx, s.panels,
+                 [&](int64_t x) { pack_forward(p, s, w, f.w_ih, x, s.panel(packed, x)); });
   ctx->sync();
   // where sequences start: the initial state (nothing of it is read before the barrier)
   for (int64_t t = 0; t < p.steps; ++t)
@@ -720,11 +749,12 @@ __attribute__((noinline)) void backward_rows(const RecurrentParams& p, const Lay
   const int64_t tn = rows.after(t), some = most(0, least(m, rows.count(tn) - b0));
   Ask ask;
   list_backward(p, rows, f, t, b0, m, &ask);
+  const Operand<T> in[2] = {
+      {f.dhidden + rows.at(tn, b0) * s.depth, rows.stride() * s.depth, s.depth}, {}};
   for (int64_t x = x0; x < x1; ++x) {
     if (some) {
       s.ask(p, x, &ask);
-      s.product(f.dhidden + rows.at(tn, b0) * s.depth, rows.stride() * s.depth, some,
-                f.packed + x * s.depth * s.width, false, part, &ask);
+      s.product(in, some, f.packed + x * s.depth * s.width, (int64_t)0, part, &ask);
     }
     for (int64_t v = 0; v < s.units && x * s.units + v < p.hidden; v += N) {
       int64_t u = x * s.units + v;
@@ -804,8 +834,9 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       int64_t x = mine.panel(item), i = item % mine.tiles, b0 = first + mine.row(i),
               m = first + mine.row(i + 1) - b0;
-      s.product(f.dhidden + rows.at(t, b0) * s.depth, rows.stride() * s.depth, m,
-                s.panel(packed, x), false, part, &ask);
+      const Operand<T> in[2] = {
+          {f.dhidden + rows.at(t, b0) * s.depth, rows.stride() * s.depth, s.depth}, {}};
+      s.product(in, m, s.panel(packed, x), (int64_t)0, part, &ask);
       for (int64_t r = 0; r < m; ++r)
         for (int64_t v = 0; v < s.units && x * s.units + v < H; ++v) {
           int64_t u = x * s.units + v, bu = (b0 + r) * H + u;
@@ -834,8 +865,12 @@ void plan(const void* params, Plan* plan) {
   }
   plan->tasks = most(1, least(least(p.members, useful), tasks));
   plan->work = p.steps * step + s.panels * s.depth * s.width / 4;
-  plan->scratch = (size_t)(s.weight_bytes() + round_up(p.steps * 8, 64) + s.strips * kStripBytes +
-                           (BACK ? p.batch * p.hidden * (int64_t)sizeof(T) + 64 : 0));
+  plan->scratch =
+      (size_t)(s.weight_bytes() + round_up(p.steps * 8, 64) + s.strips * kStripBytes + 64 +
+               (int64_t)sizeof(T) * p.hidden *
+                   (BACK      ? p.batch
+                    : p.input ? gate_count(p.mode)
+                              : 0));
 }
 
 const KernelEntry entries[] = {
