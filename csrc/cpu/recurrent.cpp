@@ -326,6 +326,8 @@ struct Share {
     end = panels * tiles * (ctx->tid + 1) / ctx->nt;
   }
   GS_MEMBER int64_t panel(int64_t item) const { return item / tiles; }
+  // Items that have the same rows as this one, one panel after the other.
+  GS_MEMBER int64_t run(int64_t item) const { return tiles == 1 ? end - item : 1; }
   GS_MEMBER int64_t row(int64_t tile) const { return tile * count / tiles; }
 };
 
@@ -639,10 +641,10 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t step = 0; step < p.steps; ++step) {
     int64_t t = p.reverse ? p.steps - 1 - step : step;
     Share mine(ctx, rows.count(t), s.panels, s.height);
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
+    for (int64_t item = mine.begin; item < mine.end; item += mine.run(item)) {
       int64_t x = mine.panel(item), i = item % mine.tiles, b0 = mine.row(i),
               m = mine.row(i + 1) - b0;
-      forward_rows(p, s, rows, f, t, b0, m, x, x + 1, step == 0 && !f.h0);
+      forward_rows(p, s, rows, f, t, b0, m, x, x + mine.run(item), step == 0 && !f.h0);
     }
     ctx->sync();
   }
@@ -813,10 +815,10 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t step = 0; step < p.steps; ++step) {
       int64_t t = p.reverse ? step : p.steps - 1 - step;
       Share mine(ctx, rows.count(t), s.panels, s.height);
-      for (int64_t item = mine.begin; item < mine.end; ++item) {
+      for (int64_t item = mine.begin; item < mine.end; item += mine.run(item)) {
         int64_t x = mine.panel(item), i = item % mine.tiles, b0 = mine.row(i),
                 m = mine.row(i + 1) - b0;
-        backward_rows(p, s, rows, f, t, b0, m, x, x + 1);
+        backward_rows(p, s, rows, f, t, b0, m, x, x + mine.run(item));
       }
       ctx->sync();
     }
