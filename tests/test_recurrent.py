@@ -257,6 +257,42 @@ def test_same_bits_on_any_number_of_threads(rng, kind, batch, hidden):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_strips_that_members_take_in_turn(rng, kind, packed):
+    """So many steps that a member takes strips of the batch again and again, from others too."""
+    T, B, H = 40, 21, 128
+    layer = make(kind, 5, H)
+    lengths = sorted(rng.integers(1, T + 1, B).tolist(), reverse=True) if packed else [T] * B
+    lengths[0] = T
+    x = rng.standard_normal((T, B, 5)).astype(np.float32)
+    w = rng.standard_normal((T, B, H)).astype(np.float32)
+    zero = np.zeros((1, B, H))
+    want, h, _ = reference(kind, layer, x, zero, zero, lengths)
+    before = gs.get_num_threads()
+    seen = []
+    try:
+        for n in (1, 2, 2, 3, 2):
+            gs.set_num_threads(n)
+            layer.zero_grad()
+            t = gs.tensor(x, requires_grad=True)
+            out, last = layer(pack_padded_sequence(t, lengths) if packed else t)
+            if packed:
+                out, _ = pad_packed_sequence(out)
+            (out * gs.tensor(w)).sum().backward()
+            seen.append(
+                [out.detach().numpy(), (last[0] if kind == "LSTM" else last).detach().numpy()]
+                + [t.grad.numpy()]
+                + [p.grad.numpy() for p in layer.parameters()]
+            )
+    finally:
+        gs.set_num_threads(before)
+    np.testing.assert_allclose(seen[0][0], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(seen[0][1], h, rtol=1e-4, atol=1e-5)
+    for other in seen[1:]:
+        assert all((a == b).all() for a, b in zip(seen[0], other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("batch, hidden, steps", [(1, 5, 1), (1, 256, 4), (9, 33, 5), (40, 100, 6)])
 def test_inference_gives_the_bits_of_training(rng, kind, batch_first, batch, hidden, steps):
@@ -336,6 +372,28 @@ def test_saturated_and_tiny_gates():
     np.testing.assert_allclose(c.detach().numpy(), 3.0, rtol=1e-6)
     bad, _ = layer(gs.tensor(np.full((1, 1, 1), np.nan, np.float32)))
     assert np.isnan(bad.detach().numpy()).all()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_each_gate_passes_nan_and_bears_infinity(kind):
+    """A NaN in one gate alone reaches the state; a gate at infinity is open or shut."""
+    H = 3
+    for gate in range(4 if kind == "LSTM" else 3):
+        for value in (np.nan, np.inf, -np.inf, 1e30, -1e30):
+            layer = make(kind, 1, H)
+            for p in layer.parameters():
+                p.data[...] = 0.1
+            layer.bias_ih_l0.data[gate * H : (gate + 1) * H] = value
+            with np.errstate(over="ignore"):
+                p = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0]
+                p = [v.detach().numpy().astype(np.float64) for v in p]
+                h = c = np.full((1, H), 0.5)
+                want, _ = cell(kind, np.ones((1, 1)), h, c, *p)
+            start = gs.tensor(np.full((1, 1, H), 0.5, np.float32))
+            out, _ = layer(gs.ones(1, 1, 1), (start, start) if kind == "LSTM" else start)
+            np.testing.assert_allclose(
+                out.detach().numpy()[0], want, rtol=1e-6, atol=1e-7, err_msg=f"{gate} {value}"
+            )
 
 
 def test_parameters_and_start():

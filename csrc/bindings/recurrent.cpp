@@ -88,50 +88,81 @@ Buffer shifted(const Array& a, int64_t elements, Access access) {
   return Buffer{a.data, a.data ? elements * dtype_size(a.dtype) : 0, access};
 }
 
-// gates: the input part, changed to the activated gates. out: (..., directions * H), written from
+// Whether `forward` takes the input itself: where all weights stay in a second cache, for so many
+// sequences and steps that packing W_ih is worth it. By the sizes alone (and autocast, whose
+// products round), so that results do not depend on threads, nor on whether there is a backward.
+bool takes_input(int mode, int64_t batch, int64_t steps, int64_t input, int64_t hidden,
+                 int64_t size) {
+  return mode != kGru && !autocast() && batch >= 8 && steps >= 4 &&
+         gates_of(mode) * hidden * (hidden + input) * size <= machine().l2 / 8 * 5;
+}
+
+// gates: the input part, changed to the activated gates; with x, w_ih and b_ih it is only written,
+// and may be None without keep. out: (..., directions * H), written from
 // column direction * H on. Returns (hprev, aux or None); hn, cn (directions, B, H) are written.
 // keep: for a backward; otherwise what is left in gates, hprev and aux means nothing.
 py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, py::handle h0_h,
                   py::handle c0_h, py::handle sizes_h, bool batch_first, int64_t direction,
-                  py::handle out_h, py::handle hn_h, py::handle cn_h, bool keep) {
+                  py::handle out_h, py::handle hn_h, py::handle cn_h, bool keep, py::handle x_h,
+                  py::handle w_ih_h, py::handle b_ih_h) {
   const char* op = name_of(mode);
-  Array gates = array_out(gates_h, op, "gates"), w = array_dense(w_h, op, "weight_hh"),
-        b = array_optional(b_h, op, "bias_hh"), o = array_out(out_h, op, "output"),
-        hn = array_out(hn_h, op, "h_n");
-  check_float(gates, op, "input");
-  DType t = gates.dtype;
-  check_same_dtype(gates, "input", w, "weight_hh", op);
+  Array x = array_optional(x_h, op, "input"), w_ih, b_ih;
+  if (x.present()) x = dense(x);
+  Array gates = x.present() && gates_h.is_none() ? Array() : array_out(gates_h, op, "gates"),
+        w = array_dense(w_h, op, "weight_hh"), b = array_optional(b_h, op, "bias_hh"),
+        o = array_out(out_h, op, "output"), hn = array_out(hn_h, op, "h_n");
+  const Array& like = x.present() ? x : gates;
+  check_float(like, op, "input");
+  DType t = like.dtype;
+  check_same_dtype(like, "input", w, "weight_hh", op);
   check_ndim(w, 2, op, "weight_hh", "(gates * hidden_size, hidden_size)");
   int64_t H = w.shape[1], G = gates_of(mode);
   need_shape(w, op, "weight_hh", {G * H, H});
   if (b.present()) {
-    check_same_dtype(gates, "input", b, "bias_hh", op);
+    check_same_dtype(like, "input", b, "bias_hh", op);
     b = dense(b);
     need_shape(b, op, "bias_hh", {G * H});
   }
-  Steps s = steps_of(op, gates, mode, direction == 1, batch_first, sizes_h, H);
+  if (x.present()) {
+    w_ih = array_dense(w_ih_h, op, "weight_ih");
+    check_same_dtype(x, "input", w_ih, "weight_ih", op);
+    need_shape(w_ih, op, "weight_ih", {G * H, x.dim(-1)});
+    b_ih = array_optional(b_ih_h, op, "bias_ih");
+    if (b_ih.present()) {
+      check_same_dtype(x, "input", b_ih, "bias_ih", op);
+      b_ih = dense(b_ih);
+      need_shape(b_ih, op, "bias_ih", {G * H});
+    }
+  }
+  Steps s = steps_of(op, like, mode, direction == 1, batch_first, sizes_h, H);
   Array h0 = state_in(h0_h, op, "h_0", s.p, t), c0 = state_in(c0_h, op, "c_0", s.p, t);
   Array cn = array_optional(cn_h, op, "c_n");
   int64_t dirs = hn.ndim == 3 ? hn.shape[0] : 0;
   s.p.out_row = dirs * H;
+  bool written = x.present() && !keep;  // whether gates need not be there
   bool good =
-      gates.contiguous && o.contiguous && hn.contiguous && gates.dim(-1) == G * H &&
-      direction >= 0 && direction < dirs && o.dtype == t && hn.dtype == t &&
-      o.size == s.rows * dirs * H && hn.size == dirs * s.p.batch * H &&
+      (gates.present() ? gates.contiguous && gates.dtype == t && gates.dim(-1) == G * H &&
+                             gates.size == s.rows * G * H
+                       : written) &&
+      (!x.present() || mode != kGru) && o.contiguous && hn.contiguous && direction >= 0 &&
+      direction < dirs && o.dtype == t && hn.dtype == t && o.size == s.rows * dirs * H &&
+      hn.size == dirs * s.p.batch * H &&
       (mode != kLstm || (cn.present() && cn.contiguous && cn.dtype == t && same_shape(cn, hn)));
   if (!good)
     value_error(op, "internal arrays do not fit: gates " + gates.shape_text() + ", output " +
                         o.shape_text() + ", h_n " + hn.shape_text());
   s.p.pair = !keep && !s.sizes.present();
+  s.p.input = x.present() ? x.dim(-1) : 0;
+  if (!s.p.pair && !gates.present()) gates = array_new(t, {s.rows, G * H});
   int64_t states = s.p.pair ? 2 * s.p.batch : s.rows;
   Array hprev = array_new(t, {states, H}), aux;
   if (mode == kLstm || (mode == kGru && !s.p.pair)) aux = array_new(t, {states, H});
   int64_t state = direction * s.p.batch * H;
   if (s.rows)
     run(forward_kernel, t, s.p,
-        {inout(gates), in(w), in(b), in(h0), in(c0), in(s.sizes), shifted(o, direction * H, kWrite),
-         out(hprev), out(aux), shifted(hn, state, kWrite),
-         mode == kLstm ? shifted(cn, state, kWrite) : out(Array())});
+        {x.present() ? out(gates) : inout(gates), in(w), in(b), in(h0), in(c0), in(s.sizes),
+         shifted(o, direction * H, kWrite), out(hprev), out(aux), shifted(hn, state, kWrite),
+         mode == kLstm ? shifted(cn, state, kWrite) : out(Array()), in(x), in(w_ih), in(b_ih)});
   return py::make_tuple(result(hprev), aux.present() ? py::object(result(aux)) : py::none());
 }
 
@@ -188,8 +219,13 @@ void bind_recurrent(py::module_& m) {
       "recurrent", &forward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"), py::arg("b_hh"),
       py::arg("h0"), py::arg("c0"), py::arg("sizes"), py::arg("batch_first"), py::arg("direction"),
       py::arg("out"), py::arg("hn"), py::arg("cn"), py::arg("keep") = true,
+      py::arg("x") = py::none(), py::arg("w_ih") = py::none(), py::arg("b_ih") = py::none(),
       "(hprev, aux): one direction of a layer over all steps; mode 0 LSTM, 1 GRU, 2 tanh, 3 relu. "
-      "keep: for a backward, which reads the activated gates and the states.");
+      "keep: for a backward, which reads the activated gates and the states. With x, w_ih and b_ih "
+      "(recurrent_takes_input) the input part is made here, and gates is written or None.");
+  m.def("recurrent_takes_input", &takes_input, py::arg("mode"), py::arg("batch"), py::arg("steps"),
+        py::arg("input"), py::arg("hidden"), py::arg("size"),
+        "Whether `recurrent` should multiply the input itself; size: bytes of an element.");
   m.def("recurrent_backward", &backward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"),
         py::arg("sizes"), py::arg("batch_first"), py::arg("direction"), py::arg("hprev"),
         py::arg("aux"), py::arg("dout"), py::arg("dhn"), py::arg("dcn"), py::arg("need_h0"),

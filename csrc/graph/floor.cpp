@@ -40,7 +40,8 @@ double flops_of(const RecordedOp& op) {
   if (begins(name, "recurrent") && op.params_size == sizeof(RecurrentParams)) {
     const RecurrentParams& r = *(const RecurrentParams*)p;
     double gates = r.mode == kLstm ? 4 : r.mode == kGru ? 3 : 1;
-    return 2.0 * (double)r.steps * (double)r.batch * (double)r.hidden * gates * (double)r.hidden;
+    return 2.0 * (double)r.steps * (double)r.batch * (double)r.hidden * gates *
+           (double)(r.hidden + r.input);
   }
   return 0;
 }

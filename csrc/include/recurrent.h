@@ -14,7 +14,9 @@ enum RecurrentMode : int32_t { kLstm, kGru, kRnnTanh, kRnnRelu, kRecurrentModes 
 //                     gates; w_hh (G H, H), b_hh (G H) or null, h0 (batch, H) or null, c0 or null,
 //                     sizes int64 (steps) or null, out (rows, out_row), hprev (rows, H): the state
 //                     before each step, aux (rows, H): LSTM: the cell before each step, GRU: the
-//                     hidden part of n, null for RNN; hn (batch, H), cn (LSTM) or null.
+//                     hidden part of n, null for RNN; hn (batch, H), cn (LSTM) or null; where
+//                     p.input is not 0: x (rows, I), w_ih (G H, I), b_ih (G H) or null, and gates
+//                     is written only, null with p.pair.
 // recurrent_backward  buffers: gates, w_hh, sizes, hprev, aux as left by the forward; dout (rows,
 //                     out_row) or null, dhn (batch, H) or null, dcn or null; dgates (rows, G H):
 //                     gradient of the input part, dhidden: the same of the hidden part (GRU; else
@@ -24,9 +26,10 @@ struct RecurrentParams {
   int64_t row_t, row_b, out_row;
   int32_t mode, reverse;
   int32_t members;  // threads that may come, never changes the result
-  int32_t pair;  // forward of dense rows without a backward: gates stay the input part, and hprev
-                 // and aux (LSTM only) are (2, batch, H), the states before even and odd steps
-  int64_t l2;    // bytes of second cache a core has, neither
+  int32_t pair;   // forward of dense rows without a backward: gates stay the input part, and hprev
+                  // and aux (LSTM only) are (2, batch, H), the states before even and odd steps
+  int64_t l2;     // bytes of second cache a core has, neither
+  int64_t input;  // I where forward multiplies the input too (not GRU), else 0
 };
 
 }  // namespace gs

@@ -111,14 +111,22 @@ def recurrent_layer(
     inputs = (x, h0, c0 if mode == LSTM else None, *weights)
     keep = _wants(inputs) is not None
     kept: list[Any] = []
+    steps = len(sizes) if sizes is not None else x.shape[1 if batch_first else 0]
+    whole = k.recurrent_takes_input(mode, B, steps, x.shape[-1], H, data.itemsize)
     for d in range(D):
         w, u, b, c = weights[4 * d : 4 * d + 4]
         assert w is not None and u is not None
-        gates = k.linear(data, w.data, None if b is None else b.data)
+        bias = None if b is None else b.data
+        own: tuple = ()
+        if whole:  # the input part never exists as an array
+            gates = k.empty((*x.shape[:-1], w.shape[0]), name) if keep else None
+            own = (data, w.data, bias)
+        else:
+            gates = k.linear(data, w.data, bias)
         hprev, aux = k.recurrent(
             mode, gates, u.data, None if c is None else c.data,
             None if h0 is None else h0.data[d], None if c0 is None else c0.data[d], sizes,
-            batch_first, d, out, hn, cn, keep,
+            batch_first, d, out, hn, cn, keep, *own,
         )  # fmt: skip
         kept += [gates, hprev, hprev if aux is None else aux]  # RNN has no third
     outs = (out, hn, cn) if mode == LSTM else (out, hn)
