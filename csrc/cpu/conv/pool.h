@@ -45,6 +45,46 @@ GS_INLINE PoolV only(PoolV x, PoolI at, int which) {
 #endif
 }
 
+// The gradient of windows behind a ReLU: none where the maximum was not positive.
+GS_INLINE PoolV pool_gradient(PoolV x, PoolI at) {
+#if defined(__AVX512F__)
+  return (PoolV)_mm512_maskz_mov_ps(_mm512_cmplt_epi32_mask((__m512i)at, _mm512_set1_epi32(4)),
+                                    (__m512)x);
+#else
+  return at < set1((int32_t)4) ? x : PoolV{};
+#endif
+}
+
+// One value of four for each lane: pick(load_quads(p), pick_control(which))[l] = p[which[l]].
+// Where which is 4, whichever of them.
+GS_INLINE PoolV load_quads(const float* p) {
+#if defined(__AVX512F__)
+  return (PoolV)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (PoolV)_mm256_broadcast_ps((const __m128*)p);
+#else
+  return load(p);
+#endif
+}
+GS_INLINE PoolI pick_control(PoolI which) {
+#if defined(__AVX2__)
+  return which;
+#else  // of bytes
+  return (which & set1((int32_t)3)) * set1((int32_t)0x04040404) + set1((int32_t)0x03020100);
+#endif
+}
+GS_INLINE PoolV pick(PoolV quads, PoolI control) {
+#if defined(__AVX512F__)
+  return (PoolV)_mm512_permutevar_ps((__m512)quads, (__m512i)control);
+#elif defined(__AVX2__)
+  return (PoolV)_mm256_permutevar_ps((__m256)quads, (__m256i)control);
+#elif defined(__x86_64__)
+  return (PoolV)_mm_shuffle_epi8((__m128i)quads, (__m128i)control);
+#else
+  return (PoolV)vqtbl1q_u8((uint8x16_t)quads, (uint8x16_t)control);
+#endif
+}
+
 }  // namespace
 }  // namespace GS_ISA
 }  // namespace gs
