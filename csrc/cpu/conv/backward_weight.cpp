@@ -153,9 +153,9 @@ void tiles(int nv, const Line<T>* lines, int64_t count, int64_t sa, int64_t sb, 
 struct Job {
   int64_t groups, ci, co, taps;
   bool channels_form, padded, along_images;
-  bool windows;  // "channels": a line is two rows, 2 x 2 pixels after 2 x 2 pixels
-  int64_t top, left, hp, wp;                         // of the copy, or of x
-  int64_t ld, row, image, group;                     // strides of x as read
+  bool windows;                   // "channels": a line is two rows, 2 x 2 pixels after 2 x 2 pixels
+  int64_t top, left, hp, wp;      // of the copy, or of x
+  int64_t ld, row, image, group;  // strides of x as read
   int64_t wide, vectors, panels, rows, row_blocks;   // vector side, broadcast side
   int64_t reduce_ld;                                 // of dw as accumulated
   int64_t segment, segments, outer, blocks, slices;  // lines, and blocks of kBlock pixels
@@ -211,8 +211,7 @@ Job make_job(const ConvParams& p) {
               !j.along_images && j.segments == 1;
   if (j.windows) j.outer = p.n * ceil_div(p.out_h, 2);
   int64_t lines = j.outer * j.segments;
-  j.lines_per_block =
-      max64(1, min64(kBlock / (j.segment * (j.windows ? 2 : 1)), kMaxLines));
+  j.lines_per_block = max64(1, min64(kBlock / (j.segment * (j.windows ? 2 : 1)), kMaxLines));
   j.blocks = ceil_div(lines, j.lines_per_block);
   int64_t pixels = p.n * p.out_h * p.out_w, grid = j.groups * j.panels * j.row_blocks;
   j.slices = max64(1, min64(min64(ceil_div(16, grid), pixels / 1024), j.blocks));
@@ -233,10 +232,11 @@ Job make_job(const ConvParams& p) {
       j.quad_row = (ceil_div(j.row, N) + 1) * N * 4;
       j.quads = j.lines_per_block * (j.patch_rows - 1) * j.quad_row + 16;
       j.patch = ceil_div(j.patch, 16) * 16;
-      j.spread = j.lines_per_block * 2 * ceil_div(p.out_w, 2) * 2 * min64(kMaxVectors, j.vectors) * N;
+      j.spread =
+          j.lines_per_block * 2 * ceil_div(p.out_w, 2) * 2 * min64(kMaxVectors, j.vectors) * N;
     }
-    j.scratch = j.spread_at +
-                (size_t)(max64(1, p.threads) * (j.spread + j.patch + j.quads)) * sizeof(T);
+    j.scratch =
+        j.spread_at + (size_t)(max64(1, p.threads) * (j.spread + j.patch + j.quads)) * sizeof(T);
   }
   return j;
 }
@@ -378,8 +378,7 @@ __attribute__((noinline)) static int64_t spread_lines(const ConvParams& p, const
     const int64_t pairs = ceil_div(p.out_h, 2);
     each_window(p, l0, l1, [&](int64_t n, int64_t row, int64_t q, int64_t pixels) {
       const int64_t l = n * pairs + row / 2 - l0;
-      lines[count++] =
-          Line<float>{x + (l * j.patch_rows + row % 2) * j.row + q * j.ld, to, pixels};
+      lines[count++] = Line<float>{x + (l * j.patch_rows + row % 2) * j.row + q * j.ld, to, pixels};
       for (int64_t i = 0; i < pixels; ++i) pixel(n, row, q + i);
     });
     return count;
@@ -434,9 +433,8 @@ static void quads_of(const float* from, int64_t rows, int64_t row, int64_t step,
       const __m512i at = _mm512_setr_epi32(0, s, 16, 16 + s, 1, 1 + s, 17, 17 + s, 2, 2 + s, 18,
                                            18 + s, 3, 3 + s, 19, 19 + s);
       for (int64_t i = 0; i < row - step; i += 4)
-        _mm512_storeu_ps(to + 4 * i,
-                         _mm512_permutex2var_ps(_mm512_loadu_ps(from + i), at,
-                                                _mm512_loadu_ps(from + row + i)));
+        _mm512_storeu_ps(to + 4 * i, _mm512_permutex2var_ps(_mm512_loadu_ps(from + i), at,
+                                                            _mm512_loadu_ps(from + row + i)));
       continue;
     }
 #endif

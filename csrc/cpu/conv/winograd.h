@@ -17,10 +17,10 @@
 // multiply-adds the irrational constants cost nothing. M = 2: 0, +-1, infinity; exact but for the
 // products.
 //
-// The last row or column of tiles of M = 4 may have one or two outputs only (14 = 4 + 4 + 4 + 2). It
-// is then F(2, 3) in that direction, at the points 0, +-sqrt(1/2) and infinity: a subset, so its
-// products are with the same u, and those of planes 3 and 4 are left out. For that, tiles of a block
-// are ordered by kind (Order). 484 products in place of 576 for 14 x 14 outputs.
+// The last row or column of tiles of M = 4 may have one or two outputs only (14 = 4 + 4 + 4 + 2).
+// It is then F(2, 3) in that direction, at the points 0, +-sqrt(1/2) and infinity: a subset, so its
+// products are with the same u, and those of planes 3 and 4 are left out. For that, tiles of a
+// block are ordered by kind (Order). 484 products in place of 576 for 14 x 14 outputs.
 #pragma once
 #include <string.h>
 

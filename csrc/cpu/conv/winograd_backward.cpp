@@ -221,9 +221,9 @@ struct Backward {
             out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
             for (int e = 0; e < E; ++e) {
               const int64_t o = order.first(e, M + 2);
-              product<T, false>(nv, dm + e * j.dm.step + o * j.dm.ld, j.dm.ld,
-                                order.size(e, M + 2), panel(i) + e * q.step, q.ld, K,
-                                dv + e * j.dv.step + o * j.dv.ld, j.dv.ld, false,
+              product<T, false>(nv, dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, order.size(e, M + 2),
+                                panel(i) + e * q.step, q.ld, K, dv + e * j.dv.step + o * j.dv.ld,
+                                j.dv.ld, false,
                                 e < E / 2  ? &out
                                 : j.weight ? &in
                                            : &next);
@@ -295,7 +295,8 @@ struct Backward {
               t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0, &out);
       }
       input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
-                                 Order(j.g, first + t0, first + t1), first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
+                                 Order(j.g, first + t0, first + t1),
+                                 first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
                                  dx + c0, nullptr, lanes(i), gate ? gate + c0 : gate);
     }
   }
