@@ -54,7 +54,7 @@ Job<T> make_job(const ConvParams& p) {
   int64_t filters = E * p.channels * j.out.padded * B, inputs = E * tiles * j.channels * B;
   // a block of tiles shares the cache with the filters where these fit
   int64_t space = filters < p.l2 / 2 ? max64(p.l2 * 55 / 100 - filters, p.l2 / 5) : p.l2 * 6 / 10;
-  int64_t most = max64(space / (E * (j.channels + width) * B), 12);
+  int64_t most = max64(min64(space / (E * (j.channels + width) * B), 48), 12);
   j.blocks = max64(ceil_div(tiles, most), min64(8, tiles / 16));
   if (j.blocks > 1) j.blocks += j.blocks % 2;
   // bytes that pass between the caches

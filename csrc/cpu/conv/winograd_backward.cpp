@@ -60,7 +60,8 @@ Job make_job(const ConvParams& p) {
   bool resident = 2 * plane < 0.8 * (double)p.l2;
   int64_t most = (int64_t)((resident ? max64(p.l2 - (int64_t)(2 * plane), p.l2 / 3) : p.l2) / 1.1) /
                  (E * (C + K + width) * B);
-  j.block = max64(1, min64(min64(most, 96) / j.g.cols, j.rows));
+  // longer blocks of few channels gain nothing and push each other's planes out of the cache
+  j.block = max64(1, min64(min64(most, resident ? 36 : 96) / j.g.cols, j.rows));
   j.slices = 1;
   while (j.slices * 2 <= j.rows && j.slices * 512 <= tiles && j.slices < 32) j.slices *= 2;
   double blocks = (double)ceil_div(j.rows, j.block);
@@ -205,12 +206,21 @@ struct Backward {
         Ahead next{}, in{};
         if (b + 1 < blocks)
           next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2);
-        if (j.weight && j.data)
+        // one panel: its two products by a plane of dm follow each other
+        const bool both = j.weight && j.data && j.in.count == 1;
+        if (j.weight && j.data && !both)
           in = x_ahead(t0, t1);
         else if (j.weight && b + 1 < blocks)
           in = x_ahead(t1, t2);
-        in.spread(steps);
+        in.spread(both ? product_steps(j.in.nv(0), K, t1 - t0) * E : steps);
         next.spread(steps);
+        if (both) input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
+        auto weight = [&](int e, int64_t i, Ahead* ahead) {
+          const int64_t o = order.first(e, M + 2), c0 = j.in.first(i) * N;
+          product<T, true>(j.in.nv(i), dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, K,
+                           v + e * j.v.step + o * j.v.ld + c0, j.v.ld, order.size(e, M + 2),
+                           du + e * j.du.step + c0, j.du.ld, b > 0, ahead);
+        };
         if (j.data)
           for (int64_t i = 0; i < j.in.count; ++i) {
             int nv = j.in.nv(i);
@@ -224,26 +234,20 @@ struct Backward {
               product<T, false>(nv, dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, order.size(e, M + 2),
                                 panel(i) + e * q.step, q.ld, K, dv + e * j.dv.step + o * j.dv.ld,
                                 j.dv.ld, false,
-                                e < E / 2  ? &out
-                                : j.weight ? &in
-                                           : &next);
+                                e < E / 2           ? &out
+                                : both || !j.weight ? &next
+                                                    : &in);
+              if (both) weight(e, i, &in);
             }
             input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, order, r0 * j.g.cols,
                                        bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i),
                                        gate ? gate + c0 : gate);
           }
-        if (j.weight) {
+        if (j.weight && !both) {
           input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
-          for (int e = 0; e < E; ++e) {
-            const int64_t o = order.first(e, M + 2);
-            for (int64_t i = 0; i < j.in.count; ++i) {
-              int64_t c0 = j.in.first(i) * N;
-              product<T, true>(j.in.nv(i), dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, K,
-                               v + e * j.v.step + o * j.v.ld + c0, j.v.ld, order.size(e, M + 2),
-                               du + e * j.du.step + c0, j.du.ld, b > 0,
-                               e < E / 2 || j.data ? &next : &in);
-            }
-          }
+          for (int e = 0; e < E; ++e)
+            for (int64_t i = 0; i < j.in.count; ++i)
+              weight(e, i, e < E / 2 || j.data ? &next : &in);
         }
       }
     }
