@@ -173,10 +173,12 @@ class Stem(nn.Module):
         ((70, 4, 4), {"in_channels": 130, "out_channels": 70, "kernel_size": 3, "padding": 1}),
         ((64, 15, 14), {"in_channels": 32, "out_channels": 64, "kernel_size": 3, "padding": 1}),
         ((5, 6, 6), {"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 1}),
+        ((66, 13, 14), {"in_channels": 32, "out_channels": 40, "kernel_size": 3, "padding": 1}),
+        ((3, 9, 31), {"in_channels": 3, "out_channels": 41, "kernel_size": 3, "padding": 1}),
     ],
     ids=[
         *("3x3", "5x2", "1x7", "border", "tiny", "strided", "images", "winograd", "tails"),
-        *("by filters", "slices", "winograd2"),
+        *("by filters", "slices", "winograd2", "short tiles", "odd"),
     ],
 )
 def test_conv_pool(size, conv, relu):
@@ -202,10 +204,10 @@ def test_conv_pool(size, conv, relu):
         for n in (1, 2, 3):
             with gs.threads(n):
                 g = gs.capture(f, passes=["relu_pool", "conv_pool"])
-                for i in range(5):
+                for i in range(6):
                     x = awkward(rng, (*size, conv["in_channels"]))
-                    if i == 4:
-                        x[rng.random(x.shape) < 0.05] = np.nan
+                    if i > 2:  # finite, but sums are not; then values that are not
+                        x[rng.random(x.shape) < 0.05] = (1e38, np.inf, np.nan)[i - 3]
                     got = bits([t.data.copy() for t in g(gs.tensor(x))])
                     assert got == bits([t.data for t in f(gs.tensor(x))]), (n, i)
                 report = g.report(1)

@@ -12,17 +12,23 @@
 // "channels" (fewer than 16 channels): x is copied with a zero border so that all taps of a kernel
 // row are neighbours; broadcast (tap, c) and vectors over k; transposed at the end.
 //
-// "channels" also takes the gradient behind a 2 x 2 max-pool (pool): a block's pixels are spread
-// from dy and its index into the first cache, so the gradient of the convolution's output never
-// exists.
+// "channels" also takes the gradient behind a 2 x 2 max-pool (pool), so that of the convolution's
+// output never exists. Of a window's four pixels one has a gradient, another one for each filter: a
+// tap's four values of x are a quarter of a vector, and each lane picks its own by the index of the
+// maximum, a permutation and an FMA where four FMAs would multiply zeros. For the same bits without
+// a pool this form passes its pixels window by window (windows below). Where lanes that are left
+// out could matter, because x has infinities or NaN, and where pixels pass along images, a block's
+// pixels are spread from dy and the index into the first cache and go the dense way.
 //
 // Pixels pass in blocks of about 128, so both operands stay in the cache while all tiles of a task
 // use them. Tasks: (group, 128 broadcast values, one vector tile, slice of the pixels); the slices
-// depend on the shape alone and are added in order. Floor: one FMA per pixel, tap, c and k.
+// depend on the shape alone and are added in order. Floor: one FMA per pixel, tap, c and k; behind
+// a pool one permutation and one FMA per window, tap, c and k.
 #include <string.h>
 
 #include "conv/geometry.h"
 #include "conv/pool.h"
+#include "simd/transpose.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -87,11 +93,11 @@ __attribute__((noinline)) void outer(const Line<T>* lines, int64_t count, int64_
     if (m >= rows) break;
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      T* d = c + m * ldc + v * N;
+      T* d = c + m * ldc + v * N;  // + 0: the sign of a zero tells nothing of pixels left out
       if (v < NV - 1 || whole)
-        store(d, add ? load(d) + acc[m][v] : acc[m][v]);
+        store(d, (add ? load(d) : V{}) + acc[m][v]);
       else
-        store_n(d, add ? load_n(d, tail) + acc[m][v] : acc[m][v], tail);
+        store_n(d, (add ? load_n(d, tail) : V{}) + acc[m][v], tail);
     }
   }
 }
@@ -147,14 +153,18 @@ void tiles(int nv, const Line<T>* lines, int64_t count, int64_t sa, int64_t sb, 
 struct Job {
   int64_t groups, ci, co, taps;
   bool channels_form, padded, along_images;
-  int64_t top, left, hp, wp;                         // of the copy, or of x
-  int64_t ld, row, image, group;                     // strides of x as read
+  bool windows;                   // "channels": a line is two rows, 2 x 2 pixels after 2 x 2 pixels
+  int64_t top, left, hp, wp;      // of the copy, or of x
+  int64_t ld, row, image, group;  // strides of x as read
   int64_t wide, vectors, panels, rows, row_blocks;   // vector side, broadcast side
   int64_t reduce_ld;                                 // of dw as accumulated
   int64_t segment, segments, outer, blocks, slices;  // lines, and blocks of kBlock pixels
   int64_t lines_per_block;
   size_t part, part_bias;  // elements of a slice's dw and db
-  int64_t spread;          // pool: elements of a member's block of dy
+  // pool: elements of a member's block of dy, of the rows of x of a line with their border, of
+  // these as quads
+  int64_t spread, patch, quads;
+  int64_t patch_rows, quad_row;  // floats of a row of quads
   size_t x_at, part_at, bias_at, spread_at, scratch;
 };
 
@@ -197,8 +207,11 @@ Job make_job(const ConvParams& p) {
   j.segments = ceil_div(length, kBlock);
   j.segment = ceil_div(length, j.segments);
   j.outer = j.along_images ? p.out_h * p.out_w : p.n * p.out_h;
+  j.windows = j.channels_form && p.stride_h == 1 && p.stride_w == 1 && p.groups == 1 &&
+              !j.along_images && j.segments == 1;
+  if (j.windows) j.outer = p.n * ceil_div(p.out_h, 2);
   int64_t lines = j.outer * j.segments;
-  j.lines_per_block = max64(1, min64(kBlock / j.segment, kMaxLines));
+  j.lines_per_block = max64(1, min64(kBlock / (j.segment * (j.windows ? 2 : 1)), kMaxLines));
   j.blocks = ceil_div(lines, j.lines_per_block);
   int64_t pixels = p.n * p.out_h * p.out_w, grid = j.groups * j.panels * j.row_blocks;
   j.slices = max64(1, min64(min64(ceil_div(16, grid), pixels / 1024), j.blocks));
@@ -213,9 +226,35 @@ Job make_job(const ConvParams& p) {
   if (p.pool) {
     j.spread = (j.lines_per_block * j.segment * min64(kMaxVectors, j.vectors) + 1) * N;
     j.spread_at = align64(j.scratch);
-    j.scratch = j.spread_at + (size_t)(max64(1, p.threads) * j.spread) * sizeof(T);
+    if (j.windows) {
+      j.patch_rows = 2 + (p.kernel_h - 1) * p.dilation_h;
+      j.patch = j.lines_per_block * j.patch_rows * j.row + 2 * N;
+      j.quad_row = (ceil_div(j.row, N) + 1) * N * 4;
+      j.quads = j.lines_per_block * (j.patch_rows - 1) * j.quad_row + 16;
+      j.patch = ceil_div(j.patch, 16) * 16;
+      j.spread =
+          j.lines_per_block * 2 * ceil_div(p.out_w, 2) * 2 * min64(kMaxVectors, j.vectors) * N;
+    }
+    j.scratch =
+        j.spread_at + (size_t)(max64(1, p.threads) * (j.spread + j.patch + j.quads)) * sizeof(T);
   }
   return j;
+}
+
+// Calls f(image, row, column, pixels of the row) for the stretches of lines [l0, l1), in order:
+// windows of two rows, at an odd end what there is of one.
+template <class F>
+GS_INLINE void each_window(const ConvParams& p, int64_t l0, int64_t l1, F f) {
+  const int64_t pairs = ceil_div(p.out_h, 2);
+  for (int64_t l = l0; l < l1; ++l) {
+    const int64_t n = l / pairs, row = l % pairs * 2;
+    if (row + 1 == p.out_h) {
+      f(n, row, (int64_t)0, p.out_w);
+      continue;
+    }
+    for (int64_t q = 0; q < p.out_w; q += 2)
+      for (int64_t i = 0; i < 2; ++i) f(n, row + i, q, min64(2, p.out_w - q));
+  }
 }
 
 // Lines [l0, l1) for kernel row i, column k: where the pixel reads x. x: group's first channel (or
@@ -225,6 +264,13 @@ int64_t lines_of(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, int6
                  const T* x, const T* dy, Line<T>* lines) {
   int64_t oh = i * p.dilation_h - p.pad_h + j.top, ow = k * p.dilation_w - p.pad_w + j.left,
           count = 0;
+  if (j.windows) {  // every tap lies inside
+    each_window(p, l0, l1, [&](int64_t n, int64_t row, int64_t q, int64_t pixels) {
+      lines[count++] = Line<T>{x + (n * j.image + (row + oh) * j.row + (q + ow) * j.ld),
+                               dy + ((n * p.out_h + row) * p.out_w + q) * p.filters, pixels};
+    });
+    return count;
+  }
   if (j.along_images) {
     int64_t position = l0 / j.segments, part = l0 % j.segments;
     for (int64_t l = l0; l < l1; ++l) {
@@ -267,7 +313,16 @@ void bias_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const
   for (int64_t k = k0; k < k1; k += 2 * N) {
     int a = (int)min64(N, k1 - k), b = (int)max64(0, min64(N, k1 - k - N));
     V s = V{}, t = V{};
-    for (int64_t l = l0; l < l1; ++l) {
+    if (j.windows) {
+      each_window(p, l0, l1, [&](int64_t n, int64_t row, int64_t q, int64_t pixels) {
+        const T* d = dy + ((n * p.out_h + row) * p.out_w + q) * p.filters + k;
+        for (int64_t i = 0; i < pixels; ++i, d += p.filters) {
+          s += load_n(d, a);
+          if (b) t += load_n(d + N, b);
+        }
+      });
+    }
+    for (int64_t l = l0; l < l1 && !j.windows; ++l) {
       int64_t r = l / j.segments, q0 = l % j.segments * j.segment,
               q1 = min64(q0 + j.segment, length);
       const T* d =
@@ -301,7 +356,34 @@ __attribute__((noinline)) static int64_t spread_lines(const ConvParams& p, const
                                                       Line<float>* lines) {
   constexpr int N = simd<float>::N;
   const int64_t oh = p.out_h / 2, ow = p.out_w / 2;
-  int64_t count = lines_of(p, j, l0, l1, 0, 0, x, dy, lines);
+  int64_t count = 0;
+  auto pixel = [&](int64_t n, int64_t row, int64_t c) {
+    float* at = to;
+    to += width;
+    if (row / 2 >= oh || c / 2 >= ow) {
+      memset(at, 0, (size_t)width * sizeof(float));
+      return;
+    }
+    const int which = (int)(row % 2 * 2 + c % 2);
+    const int64_t o = ((n * oh + row / 2) * ow + c / 2) * p.filters;
+    int64_t k = k0;
+    for (; k + N <= k1; k += N)
+      store(at + k - k0, only(load(dy + o + k), pool_index(index + o + k, N), which));
+    if (k < k1) {
+      int lanes = (int)(k1 - k);
+      store(at + k - k0, only(load_n(dy + o + k, lanes), pool_index(index + o + k, lanes), which));
+    }
+  };
+  if (j.windows) {  // x: the rows of these lines alone, as copy_lines has them
+    const int64_t pairs = ceil_div(p.out_h, 2);
+    each_window(p, l0, l1, [&](int64_t n, int64_t row, int64_t q, int64_t pixels) {
+      const int64_t l = n * pairs + row / 2 - l0;
+      lines[count++] = Line<float>{x + (l * j.patch_rows + row % 2) * j.row + q * j.ld, to, pixels};
+      for (int64_t i = 0; i < pixels; ++i) pixel(n, row, q + i);
+    });
+    return count;
+  }
+  count = lines_of(p, j, l0, l1, 0, 0, x, dy, lines);
   for (int64_t l = l0; l < l1; ++l) {
     int64_t outer = l / j.segments, a = l % j.segments * j.segment;
     int64_t b = min64(a + j.segment, j.along_images ? p.n : p.out_w);
@@ -309,25 +391,177 @@ __attribute__((noinline)) static int64_t spread_lines(const ConvParams& p, const
     const int64_t row = j.along_images ? outer / p.out_w : outer % p.out_h;
     const int64_t col = j.along_images ? outer % p.out_w : 0;
     const int64_t image = j.along_images ? 0 : outer / p.out_h;
-    for (int64_t i = a; i < b; ++i, to += width) {
-      const int64_t c = j.along_images ? col : i, n = j.along_images ? i : image;
-      if (row / 2 >= oh || c / 2 >= ow) {
-        memset(to, 0, (size_t)width * sizeof(float));
-        continue;
+    for (int64_t i = a; i < b; ++i)
+      pixel(j.along_images ? i : image, row, j.along_images ? col : i);
+  }
+  return count;
+}
+
+// The rows of x, with their border, that lines [l0, l1) of windows see: j.patch_rows for each line.
+// Whether all of them are finite.
+static bool copy_lines(const ConvParams& p, const Job& j, int64_t l0, int64_t l1, const float* x,
+                       float* patch) {
+  constexpr int N = simd<float>::N;
+  const int64_t pairs = ceil_div(p.out_h, 2);
+  for (int64_t l = l0; l < l1; ++l) {
+    const int64_t row = l % pairs * 2, first = l / pairs * j.hp + row;
+    const int64_t count = min64(j.patch_rows, j.hp - row);
+    float* to = patch + (l - l0) * j.patch_rows * j.row;
+    pad_rows(x, to - first * j.row, p.n, p.in_h, p.in_w, p.channels, 1, j.hp, j.wp, j.top, j.left,
+             first, first + count);
+    for (int64_t i = count; i < j.patch_rows; ++i)
+      memset(to + i * j.row, 0, (size_t)j.row * sizeof(float));
+  }
+  const int64_t size = (l1 - l0) * j.patch_rows * j.row;
+  memset(patch + size, 0, 2 * N * sizeof(float));
+  simd<float>::V sum = {};
+  for (int64_t i = 0; i < size; i += N) sum += load(patch + i) - load(patch + i);
+  float all = 0;
+  for (int i = 0; i < N; ++i) all += sum[i];
+  return all == 0;
+}
+
+// The values of 2 x 2 neighbours from every element of `rows` rows on, from rows of `row` floats to
+// rows of `quad_row`; the pixels are `step` floats apart.
+static void quads_of(const float* from, int64_t rows, int64_t row, int64_t step, float* to,
+                     int64_t quad_row) {
+  constexpr int N = simd<float>::N;
+  for (int64_t r = 0; r < rows; ++r, from += row, to += quad_row) {
+#if defined(__AVX512F__)
+    if (step <= 12) {
+      const int s = (int)step;
+      const __m512i at = _mm512_setr_epi32(0, s, 16, 16 + s, 1, 1 + s, 17, 17 + s, 2, 2 + s, 18,
+                                           18 + s, 3, 3 + s, 19, 19 + s);
+      for (int64_t i = 0; i < row - step; i += 4)
+        _mm512_storeu_ps(to + 4 * i, _mm512_permutex2var_ps(_mm512_loadu_ps(from + i), at,
+                                                            _mm512_loadu_ps(from + row + i)));
+      continue;
+    }
+#endif
+    for (int64_t i = 0; i < row - step; i += N) {
+      auto a = load(from + i), b = load(from + step + i);
+      auto c = load(from + row + i), d = load(from + row + step + i);
+      auto ac = interleave_lo(a, c), bd = interleave_lo(b, d);
+      store(to + 4 * i, interleave_lo(ac, bd));
+      store(to + 4 * i + N, interleave_hi(ac, bd));
+      ac = interleave_hi(a, c), bd = interleave_hi(b, d);
+      store(to + 4 * i + 2 * N, interleave_lo(ac, bd));
+      store(to + 4 * i + 3 * N, interleave_hi(ac, bd));
+    }
+  }
+}
+
+// Windows of a line.
+struct Windows {
+  const float *quads, *dy;
+  const uint8_t* index;
+};
+
+// c[m * ldc + v] (+)= sum over lines and `windows` windows a[at[m]][index[v]] * dy[v], where a is
+// the window's quad, every next one `step` floats on. db (may be absent) (+)= the sum of dy
+template <int MR, int NV>
+__attribute__((noinline)) static void window_outer(const Windows* lines, int64_t count,
+                                                   int64_t windows, int64_t step, int64_t filters,
+                                                   const int64_t* offsets, float* c, int64_t ldc,
+                                                   float* db, int rows, int tail, bool add) {
+  using V = simd<float>::V;
+  using I = simd<float>::I;
+  constexpr int N = simd<float>::N;
+  V acc[MR][NV], sum[NV];
+  int64_t off[MR];
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v) sum[v] = V{};
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    off[m] = offsets[m < rows ? m : 0];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) acc[m][v] = V{};
+  }
+  for (int64_t l = 0; l < count; ++l) {
+    const float *a = lines[l].quads, *dy = lines[l].dy;
+    const uint8_t* index = lines[l].index;
+    for (int64_t w = 0; w < windows; ++w, a += step, dy += filters, index += filters) {
+      V g[NV];
+      I which[NV];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        const int lanes = v < NV - 1 ? N : tail;
+        const I i = lanes == N ? load_taps<float, true>(index + v * N, N)
+                               : load_taps<float, false>(index + v * N, lanes);
+        const V d = lanes == N ? load(dy + v * N) : load_n(dy + v * N, lanes);
+        g[v] = pool_gradient(d, i);
+        sum[v] += g[v];
+        which[v] = pick_control(i);
       }
-      const int which = (int)(row % 2 * 2 + c % 2);
-      const int64_t o = ((n * oh + row / 2) * ow + c / 2) * p.filters;
-      int64_t k = k0;
-      for (; k + N <= k1; k += N)
-        store(to + k - k0, only(load(dy + o + k), pool_index(index + o + k, N), which));
-      if (k < k1) {
-        int lanes = (int)(k1 - k);
-        store(to + k - k0,
-              only(load_n(dy + o + k, lanes), pool_index(index + o + k, lanes), which));
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        const V q = load_quads(a + off[m]);
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) acc[m][v] = fma(pick(q, which[v]), g[v], acc[m][v]);
       }
     }
   }
-  return count;
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    if (m >= rows) break;
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      float* to = c + m * ldc + v * N;
+      const int lanes = v < NV - 1 ? N : tail;
+      store_n(to, (add ? load_n(to, lanes) : V{}) + acc[m][v], lanes);
+    }
+  }
+  if (!db) return;
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v) {
+    const int lanes = v < NV - 1 ? N : tail;
+    store_n(db + v * N, (add ? load_n(db + v * N, lanes) : V{}) + sum[v], lanes);
+  }
+}
+#if GS_VBYTES == 64 || defined(__ARM_NEON)
+constexpr int kWindowVectors = 2;
+#else
+constexpr int kWindowVectors = 1;
+#endif
+constexpr int64_t kWindowRows = 9;
+
+// A block of lines of windows against filters [k0, k1): c (rows, reduce_ld), whose first is k0, and
+// db (filters; may be absent). off: of the rows, in quads
+static void window_block(const ConvParams& p, const Job& j, int64_t l0, int64_t l1,
+                         const float* quads, const float* dy, const uint8_t* index,
+                         const int64_t* off, int64_t rows, int64_t k0, int64_t k1, float* c,
+                         float* db, bool add) {
+  constexpr int N = simd<float>::N;
+  const int64_t pairs = ceil_div(p.out_h, 2), oh = p.out_h / 2, ow = p.out_w / 2;
+  const int64_t tiles = ceil_div(rows, kWindowRows);
+  Windows lines[kBlock / 2];
+  for (int64_t k = k0; k < k1; k += kWindowVectors * N) {
+    const int nv = (int)min64(kWindowVectors, ceil_div(k1 - k, N));
+    const int tail = (int)min64(N, k1 - k - (nv - 1) * N);
+    int64_t count = 0;
+    for (int64_t l = l0; l < l1; ++l) {
+      const int64_t n = l / pairs, row = l % pairs;
+      if (row == oh) continue;  // no window
+      const int64_t o = (n * oh + row) * ow * p.filters + k;
+      lines[count++] =
+          Windows{quads + (l - l0) * (j.patch_rows - 1) * j.quad_row, dy + o, index + o};
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t m = t * rows / tiles;
+      const int height = (int)((t + 1) * rows / tiles - m);
+      float* bias = db && t == 0 ? db + k : nullptr;
+      float* to = c + m * j.reduce_ld + k - k0;
+#if GS_VBYTES == 64 || defined(__ARM_NEON)
+      if (nv == 2) {
+        window_outer<kWindowRows, 2>(lines, count, ow, 8 * j.ld, p.filters, off + m, to,
+                                     j.reduce_ld, bias, height, tail, add);
+        continue;
+      }
+#endif
+      window_outer<kWindowRows, 1>(lines, count, ow, 8 * j.ld, p.filters, off + m, to, j.reduce_ld,
+                                   bias, height, tail, add);
+    }
+  }
 }
 
 template <class T>
@@ -342,7 +576,8 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
   T* parts = direct ? dw : (T*)(ctx->scratch + j.part_at);
   T* bias_parts = j.slices == 1 ? db : (T*)(ctx->scratch + j.bias_at);
 
-  if (j.padded) {
+  const bool sparse = p.pool && j.windows;
+  if (j.padded && !sparse) {
     int64_t rows = p.n * j.hp, step = max64(1, 8192 / (j.wp * p.channels));
     for (int64_t r = ctx->tid * step; r < rows; r += ctx->nt * step)
       pad_rows(x, xp, p.n, p.in_h, p.in_w, p.channels, j.groups, j.hp, j.wp, j.top, j.left, r,
@@ -356,7 +591,8 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
   int64_t step_x = j.along_images ? j.image : p.stride_w * j.ld;
   int64_t step_y = j.along_images ? p.out_h * p.out_w * p.filters : p.filters;
   Line<T> lines[kMaxLines];
-  T* spread = (T*)(ctx->scratch + j.spread_at) + ctx->tid * j.spread;
+  T* spread = (T*)(ctx->scratch + j.spread_at) + ctx->tid * (j.spread + j.patch + j.quads);
+  T *patch = spread + j.spread, *quads = patch + j.patch;
   for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
     int64_t slice = t % j.slices, u = t / j.slices;
     int64_t rb = u % j.row_blocks, b = u / j.row_blocks % j.panels, g = u / j.row_blocks / j.panels;
@@ -366,12 +602,14 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t r0 = rb * j.rows / j.row_blocks, r1 = (rb + 1) * j.rows / j.row_blocks;
     T* part = parts + slice * (int64_t)j.part;
     T* part_bias = bias_parts + slice * (int64_t)j.part_bias;
-    int64_t off[kBroadcast];
+    int64_t off[kBroadcast], quad[kBroadcast];
     for (int64_t r = r0; r < r1; ++r) {
       int64_t tap = r / j.ci;
       off[r - r0] = j.channels_form ? tap / p.kernel_w * p.dilation_h * j.row +
                                           tap % p.kernel_w * p.dilation_w * j.ld + r % j.ci
                                     : r - r0;
+      quad[r - r0] = tap / p.kernel_w * p.dilation_h * j.quad_row +
+                     (tap % p.kernel_w * p.dilation_w * j.ld + r % j.ci) * 4;
     }
     bool bias = p.has_bias && (j.channels_form ? rb == 0 : b == 0);
     int64_t first = slice * j.blocks / j.slices, last = (slice + 1) * j.blocks / j.slices;
@@ -382,8 +620,21 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
       if constexpr (sizeof(T) == 4) {
         if (p.pool) {
           int64_t k0 = v0 * N, k1 = min64(v1 * N, j.co), width = nv * N;
-          int64_t count = spread_lines(p, j, l0, l1, x, dy, (const uint8_t*)buf[4], k0, k1, width,
-                                       spread, lines);
+          T* c = part + r0 * j.reduce_ld + k0;
+          const T* from = x;
+          if (sparse) {
+            from = patch;
+            if (copy_lines(p, j, l0, l1, x, patch)) {
+              for (int64_t l = 0; l < l1 - l0; ++l)
+                quads_of(patch + l * j.patch_rows * j.row, j.patch_rows - 1, j.row, j.ld,
+                         quads + l * (j.patch_rows - 1) * j.quad_row, j.quad_row);
+              window_block(p, j, l0, l1, quads, dy, (const uint8_t*)buf[4], quad, r1 - r0, k0, k1,
+                           c, bias ? part_bias : nullptr, add);
+              continue;
+            }
+          }
+          int64_t count = spread_lines(p, j, l0, l1, from, dy, (const uint8_t*)buf[4], k0, k1,
+                                       width, spread, lines);
           if (bias)
             for (int64_t k = k0; k < k1; k += N) {
               int lanes = (int)min64(N, k1 - k);
@@ -394,7 +645,6 @@ void backward_weight(const void* params, void* const* buf, const Ctx* ctx) {
               if (add) s += load_n(part_bias + k, lanes);
               store_n(part_bias + k, s, lanes);
             }
-          T* c = part + r0 * j.reduce_ld + k0;
           tiles(nv, lines, count, step_x, width, off, c, j.reduce_ld, r1 - r0, tail, add);
           continue;
         }

@@ -54,7 +54,7 @@ Job<T> make_job(const ConvParams& p) {
   int64_t filters = E * p.channels * j.out.padded * B, inputs = E * tiles * j.channels * B;
   // a block of tiles shares the cache with the filters where these fit
   int64_t space = filters < p.l2 / 2 ? max64(p.l2 * 55 / 100 - filters, p.l2 / 5) : p.l2 * 6 / 10;
-  int64_t most = max64(space / (E * (j.channels + width) * B), 12);
+  int64_t most = max64(min64(space / (E * (j.channels + width) * B), 48), 12);
   j.blocks = max64(ceil_div(tiles, most), min64(8, tiles / 16));
   if (j.blocks > 1) j.blocks += j.blocks % 2;
   // bytes that pass between the caches
@@ -92,6 +92,8 @@ Job<T> make_job(const ConvParams& p) {
     j.own = align64(j.zeros + (j.own_filters ? j.filters : 0) +
                     (size_t)(E * (j.v.step + j.m.step) * B));
   } else {
+    // tiles of a task are not those of a transform: no order of theirs
+    j.g.short_row = j.g.short_col = false;
     int64_t per = j.g.rows * j.g.cols;
     j.images = max64(1, min64(p.n, 16 * p.l2 / (E * j.channels * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
@@ -149,16 +151,17 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   T *zeros = (T*)own, *mine = (T*)(own + j.zeros);
   memset(zeros, 0, j.zeros);
   int64_t C = p.channels;
-  auto finish = [&](const T* m, Planes s, int64_t t0, int64_t t1, int64_t k0, int64_t channels) {
+  auto finish = [&](const T* m, Planes s, int64_t t0, int64_t t1, const Order& order, int64_t k0,
+                    int64_t channels) {
     const T* b = bias ? bias + k0 : nullptr;
     if constexpr (sizeof(T) == 4) {
       if (p.pool) {
-        output_pool_tiles<M>(p, j.g, m, s, t0, t1, b, y + k0, index ? index + k0 : nullptr,
+        output_pool_tiles<M>(p, j.g, m, s, t0, t1, order, b, y + k0, index ? index + k0 : nullptr,
                              channels);
         return;
       }
     }
-    output_tiles<T, M>(p, j.g, m, s, t0, t1, b, y + k0, channels);
+    output_tiles<T, M>(p, j.g, m, s, t0, t1, order, b, y + k0, channels);
   };
 
   char* queues = ctx->scratch + j.queues_at;
@@ -187,7 +190,8 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t next = 0;
     for (int64_t b = j.own_filters ? ctx->tid : after(0); b < j.blocks; b = next) {
       int64_t t0 = j.start(b), t1 = j.start(b + 1);
-      input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
+      const Order order(j.g, t0, t1);
+      input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
       // half of the products bring y, half the next x
       next = after(b);
       int64_t n0 = j.start(next);
@@ -202,10 +206,13 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
         Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
                                  M / P, 0, t0, t1);
         out.spread(product_steps(nv, t1 - t0, C) * (E / 2));
-        for (int e = 0; e < E; ++e)
-          product<T, false>(nv, v + e * j.v.step, j.v.ld, t1 - t0, panel(i) + e * s.step, s.ld, C,
-                            m + e * j.m.step, j.m.ld, false, e < E / 2 ? &out : &in);
-        finish(m, j.m, t0, t1, k0, channels);
+        for (int e = 0; e < E; ++e) {
+          const int64_t o = order.first(e, M + 2);
+          product<T, false>(nv, v + e * j.v.step + o * j.v.ld, j.v.ld, order.size(e, M + 2),
+                            panel(i) + e * s.step, s.ld, C, m + e * j.m.step + o * j.m.ld, j.m.ld,
+                            false, e < E / 2 ? &out : &in);
+        }
+        finish(m, j.m, t0, t1, order, k0, channels);
       }
       if (p.after) tiles_written<M>(p, j.g, buf, t0, t1, 0, p.filters, 0, 1);
     }
@@ -217,8 +224,11 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t n = 0; n < p.n; n += j.images) {
     int64_t first = n * per, end = min64(n + j.images, p.n) * per;
     if (n > 0) ctx->sync();
-    for (int64_t t = first + ctx->tid * kUnit; t < end; t += ctx->nt * kUnit)
-      input_tiles<T, M>(p, j.g, x, zeros, t, min64(t + kUnit, end), v + (t - first) * j.v.ld, j.v);
+    for (int64_t t = first + ctx->tid * kUnit; t < end; t += ctx->nt * kUnit) {
+      const int64_t next = min64(t + kUnit, end);
+      input_tiles<T, M>(p, j.g, x, zeros, t, next, Order(j.g, t, next), v + (t - first) * j.v.ld,
+                        j.v);
+    }
     ctx->sync();
     const Queue queue = queue_at(queues, n / j.images);
     for (int64_t task = queue.take(); task < j.out.count * j.ranges; task = queue.take()) {
@@ -238,7 +248,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
               nv, v + c / kGroup * j.v.group + e * j.v.step + t0 * j.v.ld + c % kGroup, j.v.ld,
               t1 - t0, u + e * j.u.step, j.u.ld, count, m + e * j.m.step, j.m.ld, c > 0, &out);
       }
-      finish(m, j.m, first + t0, first + t1, k0, channels);
+      finish(m, j.m, first + t0, first + t1, Order(j.g, first + t0, first + t1), k0, channels);
       if (p.after)
         tiles_written<M>(p, j.g, buf, first + t0, first + t1, k0, channels, i, j.out.count);
     }

@@ -16,6 +16,11 @@
 // matrices close to one and halve the rounding error of the usual 0, +-1, +-2; with fused
 // multiply-adds the irrational constants cost nothing. M = 2: 0, +-1, infinity; exact but for the
 // products.
+//
+// The last row or column of tiles of M = 4 may have one or two outputs only (14 = 4 + 4 + 4 + 2).
+// It is then F(2, 3) in that direction, at the points 0, +-sqrt(1/2) and infinity: a subset, so its
+// products are with the same u, and those of planes 3 and 4 are left out. For that, tiles of a
+// block are ordered by kind (Order). 484 products in place of 576 for 14 x 14 outputs.
 #pragma once
 #include <string.h>
 
@@ -43,6 +48,7 @@ template <class T>
 struct Points<T, 4> {
   using V = typename simd<T>::V;
   static constexpr int A = 6;
+  static constexpr bool kShort = true;  // has the forms of two outputs
   static constexpr T a = (T)0.70710678118654752440, b = (T)1.41421356237309504880;
 
   // B^T d, in place
@@ -56,6 +62,21 @@ struct Points<T, 4> {
     d[2] = fnma(pa, o1, e1);
     d[3] = fma(pb, o2, e2);
     d[4] = fnma(pb, o2, e2);
+  }
+  // The same for two outputs, from the first four; v[3] and v[4] are not made.
+  GS_MEMBER static void input_short(V (&d)[6]) {
+    V k = set1((T)-1.5), p = k * d[2], q = (k * set1(a)) * d[1];
+    d[0] = fnma(set1((T)2), d[2], d[0]);
+    d[5] = fnma(set1((T)0.5), d[1], d[3]);
+    d[1] = p + q;
+    d[2] = p - q;
+  }
+  GS_MEMBER static void input_adjoint_short(V (&v)[6]) {
+    V k = set1((T)-1.5), s = k * (v[1] + v[2]), t = (k * set1(a)) * (v[1] - v[2]);
+    v[1] = fnma(set1((T)0.5), v[5], t);
+    v[2] = fnma(set1((T)2), v[0], s);
+    v[3] = v[5];
+    v[4] = v[5] = V{};
   }
   // B v, in place: the adjoint of input
   GS_MEMBER static void input_adjoint(V (&v)[6]) {
@@ -77,6 +98,17 @@ struct Points<T, 4> {
     y[1] = t1 + t2;
     y[2] = fma(half, s1, two * s2);
     y[3] = fma(half, t1, fma(two, t2, m[5]));
+  }
+  GS_MEMBER static void output_short(const V (&m)[6], V (&y)[4]) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = fma(set1(a), m[1] - m[2], m[5]);
+  }
+  GS_MEMBER static void output_adjoint_short(const V (&y)[4], V (&m)[6]) {
+    V pa = set1(a);
+    m[0] = y[0];
+    m[1] = fma(pa, y[1], y[0]);
+    m[2] = fnma(pa, y[1], y[0]);
+    m[5] = y[1];
   }
   // A y: the adjoint of output
   GS_MEMBER static void output_adjoint(const V (&y)[4], V (&m)[6]) {
@@ -117,6 +149,7 @@ template <class T>
 struct Points<T, 2> {
   using V = typename simd<T>::V;
   static constexpr int A = 4;
+  static constexpr bool kShort = false;
 
   GS_MEMBER static void input(V (&d)[4]) {
     V d1 = d[1], d2 = d[2];
@@ -158,13 +191,55 @@ struct Points<T, 2> {
 // Tiles are counted image by image, row by row.
 struct Grid {
   int64_t n, rows, cols, tiles;
+  bool short_row, short_col;  // the last of an image have the form of two outputs
 };
 
 template <int M>
 GS_INLINE Grid grid_of(const ConvParams& p) {
   int64_t rows = ceil_div(p.out_h, M), cols = ceil_div(p.out_w, M);
-  return Grid{p.n, rows, cols, p.n * rows * cols};
+  auto few = [](int64_t out) { return M == 4 && (out - 1) % 4 < 2; };
+  return Grid{p.n, rows, cols, p.n * rows * cols, few(p.out_h), few(p.out_w)};
 }
+
+// Where tiles [t0, t1) lie in planes: those of two columns, of no short side, of two rows, of both,
+// so that the tiles of any plane are one stretch.
+struct Order {
+  int64_t at[4];  // of the next tile of a kind; at first, where the kind begins
+  int64_t count;
+  bool last_row, last_col;
+
+  GS_MEMBER Order(const Grid& g, int64_t t0, int64_t t1) {
+    int64_t kinds[4] = {0, 0, 0, 0};
+    count = t1 - t0;
+    last_row = g.short_row;
+    last_col = g.short_col;
+    if (!last_row && !last_col) {
+      kinds[1] = count;
+    } else {
+      int64_t ti = t0 / g.cols % g.rows, tj = t0 % g.cols;
+      for (int64_t t = t0; t < t1; ++t) {
+        ++kinds[kind(g, ti, tj)];
+        if (++tj == g.cols) {
+          tj = 0;
+          if (++ti == g.rows) ti = 0;
+        }
+      }
+    }
+    at[0] = 0;
+    for (int i = 1; i < 4; ++i) at[i] = at[i - 1] + kinds[i - 1];
+  }
+  GS_MEMBER int kind(const Grid& g, int64_t ti, int64_t tj) const {
+    const bool r = last_row && ti + 1 == g.rows, c = last_col && tj + 1 == g.cols;
+    return r ? (c ? 3 : 2) : (c ? 0 : 1);
+  }
+  // Plane e of A * A has tiles [first, first + size). Of an Order from which nothing was taken.
+  GS_MEMBER int64_t first(int e, int A) const { return left_out(e % A) ? at[1] : 0; }
+  GS_MEMBER int64_t size(int e, int A) const {
+    const int64_t end = left_out(e / A) ? at[2] : left_out(e % A) ? at[3] : count;
+    return end - first(e, A);
+  }
+  GS_MEMBER static bool left_out(int i) { return i == 3 || i == 4; }
+};
 
 // Multiply-adds of one pass.
 template <int M>
@@ -197,16 +272,20 @@ GS_INLINE Planes grouped(int64_t rows, int E) {
   return Planes{kGroup, rows * kGroup + 16, E * (rows * kGroup + 16)};
 }
 
-// v[e][t - t0][c] = B^T d B for tiles [t0, t1); lanes past C are zero. zeros: C zeros
+// v[e][o][c] = B^T d B for tiles [t0, t1), o in their order; lanes past C are zero. zeros: C zeros
 template <class T, int M>
 void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros, int64_t t0,
-                 int64_t t1, T* v, Planes s) {
+                 int64_t t1, Order order, T* planes, Planes s) {
   using V = typename simd<T>::V;
+  using Q = Points<T, M>;
   constexpr int N = simd<T>::N, A = M + 2;
   int64_t C = p.channels;
-  for (int64_t t = t0; t < t1; ++t, v += s.ld) {
-    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M - p.pad_h,
-            col = t % g.cols * M - p.pad_w;
+  for (int64_t t = t0; t < t1; ++t) {
+    const int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
+    const int64_t row = ti * M - p.pad_h, col = tj * M - p.pad_w;
+    const int kind = order.kind(g, ti, tj);
+    const bool two_rows = Q::kShort && kind >= 2, two_cols = Q::kShort && kind % 3 == 0;
+    T* v = planes + order.at[kind]++ * s.ld;
     const T* at[A][A];
     for (int i = 0; i < A; ++i)
       for (int j = 0; j < A; ++j) {
@@ -214,31 +293,46 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
         bool in = r >= 0 && r < p.in_h && c >= 0 && c < p.in_w;
         at[i][j] = in ? x + ((n * p.in_h + r) * p.in_w + c) * C : zeros;
       }
+    auto column = [&](int j, int64_t c, int lanes, V(&d)[A][A]) __attribute__((always_inline)) {
+      V e[A];
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i)
+        e[i] = lanes == N ? load(at[i][j] + c) : load_n(at[i][j] + c, lanes);
+      if constexpr (Q::kShort) {
+        if (two_rows)
+          Q::input_short(e);
+        else
+          Q::input(e);
+      } else {
+        Q::input(e);
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i) d[i][j] = e[i];
+    };
     for (int64_t c = 0; c < C; c += N) {
       int lanes = (int)min64(N, C - c);
       T* o = v + c / kGroup * s.group + c % kGroup;
       V d[A][A];
       if (lanes == N) {
 #pragma GCC unroll 6
-        for (int j = 0; j < A; ++j) {
-          V e[A];
-#pragma GCC unroll 6
-          for (int i = 0; i < A; ++i) e[i] = load(at[i][j] + c);
-          Points<T, M>::input(e);
-#pragma GCC unroll 6
-          for (int i = 0; i < A; ++i) d[i][j] = e[i];
-        }
+        for (int j = 0; j < A; ++j)
+          if (j < 4 || !two_cols) column(j, c, N, d);
       } else {
-        for (int j = 0; j < A; ++j) {
-          V e[A];
-          for (int i = 0; i < A; ++i) e[i] = load_n(at[i][j] + c, lanes);
-          Points<T, M>::input(e);
-          for (int i = 0; i < A; ++i) d[i][j] = e[i];
-        }
+        for (int j = 0; j < A; ++j) column(j, c, lanes, d);
       }
 #pragma GCC unroll 6
       for (int i = 0; i < A; ++i) {
-        Points<T, M>::input(d[i]);
+        if (two_rows && Order::left_out(i)) continue;
+        if constexpr (Q::kShort) {
+          if (two_cols) {
+            Q::input_short(d[i]);
+#pragma GCC unroll 6
+            for (int j = 0; j < A; ++j)
+              if (!Order::left_out(j)) store(o + (i * A + j) * s.step, d[i][j]);
+            continue;
+          }
+        }
+        Q::input(d[i]);
 #pragma GCC unroll 6
         for (int j = 0; j < A; ++j) store(o + (i * A + j) * s.step, d[i][j]);
       }
@@ -246,51 +340,84 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
   }
 }
 
-// d = A^T m for a vector of filters; the elements of m are `step` apart.
+// d = A^T m for a vector of filters; the elements of m are `step` apart. What short sides leave out
+// is not made.
 template <class T, int M>
-GS_INLINE void output_columns(const T* m, int64_t step, typename simd<T>::V (&d)[M][M + 2]) {
+GS_INLINE void output_columns(const T* m, int64_t step, bool two_rows, bool two_cols,
+                              typename simd<T>::V (&d)[M][M + 2]) {
   using V = typename simd<T>::V;
+  using Q = Points<T, M>;
   constexpr int A = M + 2;
 #pragma GCC unroll 6
   for (int j = 0; j < A; ++j) {
+    if (two_cols && Order::left_out(j)) continue;
     V e[A], r[M];
+    if constexpr (Q::kShort) {
+      if (two_rows) {
+        e[0] = load(m + j * step);
+        e[1] = load(m + (A + j) * step);
+        e[2] = load(m + (2 * A + j) * step);
+        e[5] = load(m + (5 * A + j) * step);
+        Q::output_short(e, r);
+        d[0][j] = r[0];
+        d[1][j] = r[1];
+        continue;
+      }
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < A; ++i) e[i] = load(m + (i * A + j) * step);
-    Points<T, M>::output(e, r);
+    Q::output(e, r);
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i) d[i][j] = r[i];
   }
 }
-
-// y = A^T m A (+ bias, ReLU) for tiles [t0, t1), `channels` filters from y's on. m[e][t - t0][k]
 template <class T, int M>
-void output_tiles(const ConvParams& p, const Grid& g, const T* m, Planes s, int64_t t0, int64_t t1,
-                  const T* bias, T* y, int64_t channels) {
+GS_INLINE void output_row(const typename simd<T>::V (&d)[M + 2], bool two_cols,
+                          typename simd<T>::V (&r)[M]) {
+  if constexpr (Points<T, M>::kShort) {
+    if (two_cols) {
+      Points<T, M>::output_short(d, r);
+      return;
+    }
+  }
+  Points<T, M>::output(d, r);
+}
+
+// y = A^T m A (+ bias, ReLU) for tiles [t0, t1), `channels` filters from y's on. m[e][o][k]
+template <class T, int M>
+void output_tiles(const ConvParams& p, const Grid& g, const T* planes, Planes s, int64_t t0,
+                  int64_t t1, Order order, const T* bias, T* y, int64_t channels) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N, A = M + 2;
   bool relu = p.activation == kConvRelu;
-  for (int64_t t = t0; t < t1; ++t, m += s.ld) {
-    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * M, col = t % g.cols * M;
+  for (int64_t t = t0; t < t1; ++t) {
+    int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
+    int64_t row = ti * M, col = tj * M;
+    const int kind = order.kind(g, ti, tj);
+    const bool two_rows = Points<T, M>::kShort && kind >= 2,
+               two_cols = Points<T, M>::kShort && kind % 3 == 0;
+    const T* m = planes + order.at[kind]++ * s.ld;
     int64_t rows = min64(M, p.out_h - row), cols = min64(M, p.out_w - col);
     T* o = y + ((n * p.out_h + row) * p.out_w + col) * p.filters;
     int64_t pitch = p.out_w * p.filters;
     for (int64_t k = 0; k < channels; k += N) {
       int lanes = (int)min64(N, channels - k);
       V d[M][A];
-      output_columns<T, M>(m + k, s.step, d);
+      output_columns<T, M>(m + k, s.step, two_rows, two_cols, d);
       V b = bias ? load_n(bias + k, lanes) : V{};
       bool whole = rows == M && cols == M && lanes == N;
 #pragma GCC unroll 4
       for (int i = 0; i < M; ++i) {
+        if (i >= rows) break;
         V r[M];
-        Points<T, M>::output(d[i], r);
+        output_row<T, M>(d[i], two_cols, r);
 #pragma GCC unroll 4
         for (int j = 0; j < M; ++j) {
           V q = r[j] + b;
           if (relu) q = max(V{}, q);
           if (whole)
             store(o + i * pitch + j * p.filters + k, q);
-          else if (i < rows && j < cols)
+          else if (j < cols)
             store_n(o + i * pitch + j * p.filters + k, q, lanes);
         }
       }
@@ -300,53 +427,66 @@ void output_tiles(const ConvParams& p, const Grid& g, const T* m, Planes s, int6
 
 // The same with a 2 x 2 max-pool: y and index (may be absent) are (n, out_h / 2, out_w / 2, K).
 template <int M>
-void output_pool_tiles(const ConvParams& p, const Grid& g, const float* m, Planes s, int64_t t0,
-                       int64_t t1, const float* bias, float* y, uint8_t* index, int64_t channels) {
+void output_pool_tiles(const ConvParams& p, const Grid& g, const float* planes, Planes s,
+                       int64_t t0, int64_t t1, Order order, const float* bias, float* y,
+                       uint8_t* index, int64_t channels) {
   using V = simd<float>::V;
   constexpr int N = simd<float>::N, A = M + 2;
   const bool relu = p.activation == kConvRelu;
   const V low = set1(relu ? 0.0f : -__builtin_inff());
   const int64_t oh = p.out_h / 2, ow = p.out_w / 2;
-  for (int64_t t = t0; t < t1; ++t, m += s.ld) {
-    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * (M / 2),
-            col = t % g.cols * (M / 2);
+  for (int64_t t = t0; t < t1; ++t) {
+    int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
+    int64_t row = ti * (M / 2), col = tj * (M / 2);
+    const int kind = order.kind(g, ti, tj);
+    const bool two_rows = Points<float, M>::kShort && kind >= 2,
+               two_cols = Points<float, M>::kShort && kind % 3 == 0;
+    const float* m = planes + order.at[kind]++ * s.ld;
     int64_t rows = min64(M / 2, oh - row), cols = min64(M / 2, ow - col);
     int64_t o = ((n * oh + row) * ow + col) * p.filters;
     for (int64_t k = 0; k < channels; k += N) {
       int lanes = (int)min64(N, channels - k);
       V d[M][A];
-      output_columns<float, M>(m + k, s.step, d);
+      output_columns<float, M>(m + k, s.step, two_rows, two_cols, d);
       V b = bias ? load_n(bias + k, lanes) : V{};
 #pragma GCC unroll 2
       for (int i = 0; i < M / 2; ++i) {
+        if (i >= rows) break;
         V r[2][M];
-        Points<float, M>::output(d[2 * i], r[0]);
-        Points<float, M>::output(d[2 * i + 1], r[1]);
+        output_row<float, M>(d[2 * i], two_cols, r[0]);
+        output_row<float, M>(d[2 * i + 1], two_cols, r[1]);
 #pragma GCC unroll 2
         for (int j = 0; j < M / 2; ++j) {
+          if (j >= cols) break;
           V best = max(low, r[0][2 * j] + b);
           PoolI at = {};
           keep(max(low, r[0][2 * j + 1] + b), 1, best, at);
           keep(max(low, r[1][2 * j] + b), 2, best, at);
           keep(max(low, r[1][2 * j + 1] + b), 3, best, at);
           int64_t q = o + (i * ow + j) * p.filters + k;
-          if (i < rows && j < cols) put(best, at, relu, y + q, index ? index + q : index, lanes);
+          put(best, at, relu, y + q, index ? index + q : index, lanes);
         }
       }
     }
   }
 }
 
-// dm[e][t - t0][k] = A dy A^T for tiles [t0, t1); lanes past K are zero. db (K, padded) += dy when
+// dm[e][o][k] = A dy A^T for tiles [t0, t1); lanes past K are zero. db (K, padded) += dy when
 // given. Pooled: dy is the gradient behind a 2 x 2 max-pool of these indices.
 template <class T, int M, bool Pooled>
 void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8_t* index,
-                    const T* zeros, int64_t t0, int64_t t1, T* dm, Planes s, T* db) {
+                    const T* zeros, int64_t t0, int64_t t1, Order order, T* planes, Planes s,
+                    T* db) {
   using V = typename simd<T>::V;
+  using Z = Points<T, M>;
   constexpr int N = simd<T>::N, A = M + 2, P = Pooled ? 2 : 1, W = M / P;
   const int64_t K = p.filters, oh = p.out_h / P, ow = p.out_w / P;
-  for (int64_t t = t0; t < t1; ++t, dm += s.ld) {
-    int64_t n = t / (g.rows * g.cols), row = t / g.cols % g.rows * W, col = t % g.cols * W;
+  for (int64_t t = t0; t < t1; ++t) {
+    int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
+    int64_t row = ti * W, col = tj * W;
+    const int kind = order.kind(g, ti, tj);
+    const bool two_rows = Z::kShort && kind >= 2, two_cols = Z::kShort && kind % 3 == 0;
+    T* dm = planes + order.at[kind]++ * s.ld;
     const T* at[W][W];
     const uint8_t* tap[W][W];  // where there is no window, dy is zero
     for (int i = 0; i < W; ++i)
@@ -376,31 +516,47 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
       int lanes = (int)min64(N, K - k);
       T* o = dm + k / kGroup * s.group + k % kGroup;
       V d[A][M], sum = V{};
+      auto first = [&](int j, int lanes) __attribute__((always_inline)) {
+        V e[M], r[A];
+        column(j, k, lanes, e);
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) sum += e[i];
+        if constexpr (Z::kShort) {
+          if (two_rows) {
+            Z::output_adjoint_short(e, r);
+            d[0][j] = r[0];
+            d[1][j] = r[1];
+            d[2][j] = r[2];
+            d[5][j] = r[5];
+            return;
+          }
+        }
+        Z::output_adjoint(e, r);
+#pragma GCC unroll 6
+        for (int i = 0; i < A; ++i) d[i][j] = r[i];
+      };
       if (lanes == N) {
 #pragma GCC unroll 4
-        for (int j = 0; j < M; ++j) {
-          V e[M], r[A];
-          column(j, k, N, e);
-#pragma GCC unroll 4
-          for (int i = 0; i < M; ++i) sum += e[i];
-          Points<T, M>::output_adjoint(e, r);
-#pragma GCC unroll 6
-          for (int i = 0; i < A; ++i) d[i][j] = r[i];
-        }
+        for (int j = 0; j < M; ++j)
+          if (j < 2 || !two_cols) first(j, N);
       } else {
-        for (int j = 0; j < M; ++j) {
-          V e[M], r[A];
-          column(j, k, lanes, e);
-          for (int i = 0; i < M; ++i) sum += e[i];
-          Points<T, M>::output_adjoint(e, r);
-          for (int i = 0; i < A; ++i) d[i][j] = r[i];
-        }
+        for (int j = 0; j < M; ++j) first(j, lanes);
       }
       if (db) store(db + k, load(db + k) + sum);
 #pragma GCC unroll 6
       for (int i = 0; i < A; ++i) {
+        if (two_rows && Order::left_out(i)) continue;
         V r[A];
-        Points<T, M>::output_adjoint(d[i], r);
+        if constexpr (Z::kShort) {
+          if (two_cols) {
+            Z::output_adjoint_short(d[i], r);
+#pragma GCC unroll 6
+            for (int j = 0; j < A; ++j)
+              if (!Order::left_out(j)) store(o + (i * A + j) * s.step, r[j]);
+            continue;
+          }
+        }
+        Z::output_adjoint(d[i], r);
 #pragma GCC unroll 6
         for (int j = 0; j < A; ++j) store(o + (i * A + j) * s.step, r[j]);
       }
@@ -415,14 +571,18 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
 // absent): the output of a ReLU, whose gradient dx is: zeros where that is not positive, set with
 // the last tile that has the pixel.
 template <class T, int M>
-void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Planes s, int64_t t0,
-                          int64_t t1, int64_t first, const T* bias, T* dx, T* seam,
+void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, Planes s, int64_t t0,
+                          int64_t t1, Order order, int64_t first, const T* bias, T* dx, T* seam,
                           int64_t channels, const T* gate) {
   using V = typename simd<T>::V;
+  using Z = Points<T, M>;
   constexpr int N = simd<T>::N, A = M + 2;
   int64_t C = p.channels;
-  for (int64_t t = t0; t < t1; ++t, dv += s.ld) {
+  for (int64_t t = t0; t < t1; ++t) {
     int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
+    const int kind = order.kind(g, ti, tj);
+    const bool two_rows = Z::kShort && kind >= 2, two_cols = Z::kShort && kind % 3 == 0;
+    const T* dv = planes + order.at[kind]++ * s.ld;
     int64_t row = ti * M - p.pad_h, col = tj * M - p.pad_w;
     bool up = ti > 0, left = tj > 0, split = up && t < first + g.cols;
     bool whole =
@@ -435,16 +595,37 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Plane
       V d[A][A];
 #pragma GCC unroll 6
       for (int j = 0; j < A; ++j) {
+        if (two_cols && Order::left_out(j)) continue;
         V e[A];
+        if constexpr (Z::kShort) {
+          if (two_rows) {
+            e[0] = load(dv + j * s.step + c);
+            e[1] = load(dv + (A + j) * s.step + c);
+            e[2] = load(dv + (2 * A + j) * s.step + c);
+            e[5] = load(dv + (5 * A + j) * s.step + c);
+            Z::input_adjoint_short(e);
+#pragma GCC unroll 6
+            for (int i = 0; i < A; ++i) d[i][j] = e[i];
+            continue;
+          }
+        }
 #pragma GCC unroll 6
         for (int i = 0; i < A; ++i) e[i] = load(dv + (i * A + j) * s.step + c);
-        Points<T, M>::input_adjoint(e);
+        Z::input_adjoint(e);
 #pragma GCC unroll 6
         for (int i = 0; i < A; ++i) d[i][j] = e[i];
       }
       V b = bias ? load_n(bias + c, lanes) : V{};
 #pragma GCC unroll 6
-      for (int i = 0; i < A; ++i) Points<T, M>::input_adjoint(d[i]);
+      for (int i = 0; i < A; ++i) {
+        if constexpr (Z::kShort) {
+          if (two_cols) {
+            Z::input_adjoint_short(d[i]);
+            continue;
+          }
+        }
+        Z::input_adjoint(d[i]);
+      }
       if (whole && lanes == N && !(gate && (last_row || last_col))) {
 #pragma GCC unroll 6
         for (int i = 0; i < A; ++i)
@@ -457,15 +638,22 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* dv, Plane
           }
         continue;
       }
-      for (int i = 0; i < A; ++i) {
-        if (row + i < 0 || row + i >= p.in_h) continue;
+      // at a border of the image
+      const int i0 = (int)max64(0, -row), i1 = (int)min64(A, p.in_h - row);
+      const int j0 = (int)max64(0, -col), j1 = (int)min64(A, p.in_w - col);
+      for (int i = i0; i < i1; ++i) {
         bool above = i < 2 && up, apart = above && split;
-        T* line = apart ? seam + (i * p.in_w + col) * C : o + i * pitch;
-        for (int j = 0; j < A; ++j) {
-          if (col + j < 0 || col + j >= p.in_w) continue;
-          T* q = line + j * C + c;
-          bool add = (above && !apart) || (j < 2 && left);
-          V r = d[i][j] + (add ? load_n(q, lanes) : apart ? V{} : b);
+        T* line = (apart ? seam + (i * p.in_w + col) * C : o + i * pitch) + c;
+        const bool add = above && !apart;
+        const V start = apart ? V{} : b;
+        if (lanes == N && !gate) {
+          for (int j = j0; j < j1; ++j)
+            store(line + j * C, d[i][j] + (add || (j < 2 && left) ? load(line + j * C) : start));
+          continue;
+        }
+        for (int j = j0; j < j1; ++j) {
+          T* q = line + j * C;
+          V r = d[i][j] + (add || (j < 2 && left) ? load_n(q, lanes) : start);
           if (gate && !apart && (i < M || last_row) && (j < M || last_col))
             r = load_n(q + apart_by, lanes) <= V{} ? V{} : r;
           store_n(q, r, lanes);
@@ -806,6 +994,10 @@ template <class T, bool Outer>
 void product(int nv, const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t k,
              T* c, int64_t ldc, bool add, Ahead* ahead) {
   int64_t n = ceil_div(k, kChain);
+  if (rows == 0) return;
+  if (k == 0 && !add)
+    for (int64_t m = 0; m < rows; ++m)
+      memset(c + m * ldc, 0, (size_t)(nv * simd<T>::N) * sizeof(T));
   for (int64_t i = 0; i < n; ++i) {
     int64_t l = i * k / n, count = (i + 1) * k / n - l;
     product_chain<T, Outer>(nv, a + (Outer ? l * lda : l), lda, rows, b + l * ldb, ldb, count, c,

@@ -60,7 +60,8 @@ Job make_job(const ConvParams& p) {
   bool resident = 2 * plane < 0.8 * (double)p.l2;
   int64_t most = (int64_t)((resident ? max64(p.l2 - (int64_t)(2 * plane), p.l2 / 3) : p.l2) / 1.1) /
                  (E * (C + K + width) * B);
-  j.block = max64(1, min64(min64(most, 96) / j.g.cols, j.rows));
+  // longer blocks of few channels gain nothing and push each other's planes out of the cache
+  j.block = max64(1, min64(min64(most, resident ? 36 : 96) / j.g.cols, j.rows));
   j.slices = 1;
   while (j.slices * 2 <= j.rows && j.slices * 512 <= tiles && j.slices < 32) j.slices *= 2;
   double blocks = (double)ceil_div(j.rows, j.block);
@@ -96,6 +97,8 @@ Job make_job(const ConvParams& p) {
     j.own_at = at;
     j.own = align64(j.zeros + (size_t)(E * (j.dm.step + j.v.step + j.dv.step) * B));
   } else {
+    // tiles of a task are not those of a transform: no order of theirs
+    j.g.short_row = j.g.short_col = false;
     int64_t per = j.g.rows * j.g.cols;
     j.images = max64(1, min64(p.n, 4 * p.l2 / (E * (C + K) * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
@@ -160,14 +163,14 @@ struct Backward {
     return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1);
   }
 
-  void transform_dy(int64_t t0, int64_t t1, T* dm, Planes s, T* sum) const {
+  void transform_dy(int64_t t0, int64_t t1, const Order& order, T* dm, Planes s, T* sum) const {
     if constexpr (sizeof(T) == 4) {
       if (p.pool) {
-        gradient_tiles<T, M, true>(p, j.g, dy, index, zeros, t0, t1, dm, s, sum);
+        gradient_tiles<T, M, true>(p, j.g, dy, index, zeros, t0, t1, order, dm, s, sum);
         return;
       }
     }
-    gradient_tiles<T, M, false>(p, j.g, dy, index, zeros, t0, t1, dm, s, sum);
+    gradient_tiles<T, M, false>(p, j.g, dy, index, zeros, t0, t1, order, dm, s, sum);
   }
 
   void by_tiles() const {
@@ -194,7 +197,8 @@ struct Backward {
       for (int64_t b = 0; b < blocks; ++b) {
         int64_t t0 = (r0 + b * (r1 - r0) / blocks) * j.g.cols;
         int64_t t1 = (r0 + (b + 1) * (r1 - r0) / blocks) * j.g.cols;
-        transform_dy(t0, t1, dm, j.dm, db ? sum : nullptr);
+        const Order order(j.g, t0, t1);
+        transform_dy(t0, t1, order, dm, j.dm, db ? sum : nullptr);
         // half of the products for dx bring dx, half x or the next dy; those for dw the next dy
         // and, when there was no time yet, the next x
         int64_t t2 = (r0 + (b + 2) * (r1 - r0) / blocks) * j.g.cols;
@@ -202,12 +206,21 @@ struct Backward {
         Ahead next{}, in{};
         if (b + 1 < blocks)
           next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2);
-        if (j.weight && j.data)
+        // one panel: its two products by a plane of dm follow each other
+        const bool both = j.weight && j.data && j.in.count == 1;
+        if (j.weight && j.data && !both)
           in = x_ahead(t0, t1);
         else if (j.weight && b + 1 < blocks)
           in = x_ahead(t1, t2);
-        in.spread(steps);
+        in.spread(both ? product_steps(j.in.nv(0), K, t1 - t0) * E : steps);
         next.spread(steps);
+        if (both) input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
+        auto weight = [&](int e, int64_t i, Ahead* ahead) {
+          const int64_t o = order.first(e, M + 2), c0 = j.in.first(i) * N;
+          product<T, true>(j.in.nv(i), dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, K,
+                           v + e * j.v.step + o * j.v.ld + c0, j.v.ld, order.size(e, M + 2),
+                           du + e * j.du.step + c0, j.du.ld, b > 0, ahead);
+        };
         if (j.data)
           for (int64_t i = 0; i < j.in.count; ++i) {
             int nv = j.in.nv(i);
@@ -216,25 +229,25 @@ struct Backward {
             Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
                                      p.pad_h, t0, t1);
             out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
-            for (int e = 0; e < E; ++e)
-              product<T, false>(nv, dm + e * j.dm.step, j.dm.ld, t1 - t0, panel(i) + e * q.step,
-                                q.ld, K, dv + e * j.dv.step, j.dv.ld, false,
-                                e < E / 2  ? &out
-                                : j.weight ? &in
-                                           : &next);
-            input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, r0 * j.g.cols,
+            for (int e = 0; e < E; ++e) {
+              const int64_t o = order.first(e, M + 2);
+              product<T, false>(nv, dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, order.size(e, M + 2),
+                                panel(i) + e * q.step, q.ld, K, dv + e * j.dv.step + o * j.dv.ld,
+                                j.dv.ld, false,
+                                e < E / 2           ? &out
+                                : both || !j.weight ? &next
+                                                    : &in);
+              if (both) weight(e, i, &in);
+            }
+            input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, order, r0 * j.g.cols,
                                        bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i),
                                        gate ? gate + c0 : gate);
           }
-        if (j.weight) {
-          input_tiles<T, M>(p, j.g, x, zeros, t0, t1, v, j.v);
+        if (j.weight && !both) {
+          input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
           for (int e = 0; e < E; ++e)
-            for (int64_t i = 0; i < j.in.count; ++i) {
-              int64_t c0 = j.in.first(i) * N;
-              product<T, true>(j.in.nv(i), dm + e * j.dm.step, j.dm.ld, K, v + e * j.v.step + c0,
-                               j.v.ld, t1 - t0, du + e * j.du.step + c0, j.du.ld, b > 0,
-                               e < E / 2 || j.data ? &next : &in);
-            }
+            for (int64_t i = 0; i < j.in.count; ++i)
+              weight(e, i, e < E / 2 || j.data ? &next : &in);
         }
       }
     }
@@ -286,6 +299,7 @@ struct Backward {
               t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0, &out);
       }
       input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
+                                 Order(j.g, first + t0, first + t1),
                                  first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
                                  dx + c0, nullptr, lanes(i), gate ? gate + c0 : gate);
     }
@@ -314,9 +328,10 @@ struct Backward {
         T* sum = db ? sums + t / kUnit * K : nullptr;
         if (db) memset(sum, 0, (size_t)K * sizeof(T));
         int64_t t1 = first + min64(t + kUnit, tiles);
-        transform_dy(first + t, t1, at(j.dm_at) + t * j.dm.ld, j.dm, sum);
+        const Order order(j.g, first + t, t1);
+        transform_dy(first + t, t1, order, at(j.dm_at) + t * j.dm.ld, j.dm, sum);
         if (j.weight)
-          input_tiles<T, M>(p, j.g, x, zeros, first + t, t1, at(j.v_at) + t * j.v.ld, j.v);
+          input_tiles<T, M>(p, j.g, x, zeros, first + t, t1, order, at(j.v_at) + t * j.v.ld, j.v);
       }
       ctx->sync();
       int64_t data = j.data ? j.in.count * j.ranges : 0;
