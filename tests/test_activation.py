@@ -485,3 +485,9 @@ def test_bits_are_checked():
         k.activation_slope(k.ACTIVATIONS["relu"], np.ones(4, np.float32))
     with pytest.raises(TypeError):
         k.activation_slope(k.ACTIVATIONS["gelu"], np.ones(4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_mish_gradient_of_huge_inputs(dtype):
+    x = np.array([45, 80, 1e5, 1e20, 3e37, np.inf, -1e5, -3e37, -np.inf], dtype)
+    np.testing.assert_array_equal(grads(F.mish, x, np.ones_like(x))[1], [1] * 6 + [0] * 3)

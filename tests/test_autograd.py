@@ -442,3 +442,42 @@ def test_array_interchange():
         gs.ones(2).item()
     with pytest.raises(ValueError, match="ambiguous"):
         bool(gs.ones(2))
+
+
+def test_hook_must_return_a_tensor(rng):
+    x = leaf(rng, 3)
+    handle = x.register_hook(lambda g: 2.0)
+    with pytest.raises(TypeError, match="hook on a tensor: returned a float"):
+        x.sum().backward()
+    handle.remove()
+
+
+def test_custom_function_with_defaults_left_out(rng):
+    class Scale(gs.Function):
+        @staticmethod
+        def forward(ctx, x, by=3.0):
+            ctx.by = by
+            return x * by
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.by, None
+
+    x = leaf(rng, 3)
+    Scale.apply(x).sum().backward()
+    assert x.grad.tolist() == [3.0] * 3
+    Scale.apply(x, 2.0).sum().backward()
+    assert x.grad.tolist() == [5.0] * 3
+
+
+def test_format():
+    loss = gs.tensor(1.23456, requires_grad=True) * 1.0
+    assert f"{loss:.2f} {gs.tensor([7]):03d}" == "1.23 007"
+    assert f"{gs.tensor([1.0, 2.0])}" == str(gs.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError):
+        f"{gs.ones(2):.2f}"
+
+
+def test_ragged_lists_are_named():
+    with pytest.raises(ValueError, match="^Tensor: the data are no array"):
+        gs.tensor([[1.0, 2.0], [3.0]])

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -156,3 +157,18 @@ def test_scaling_chooses_batches(monkeypatch):
     assert asked == [8, 32, 128, 512]
     with pytest.raises(SystemExit):
         whole.main(["mlp", "--scaling", "--batch", "8"])
+
+
+@pytest.mark.parametrize("start", [main, whole.main], ids=["kernels", "steps"])
+def test_files_that_cannot_be_written_are_refused_before_measuring(start, tmp_path, capsys):
+    for arguments, text in (
+        (["--json", str(tmp_path / "no" / "a.json")], "--json .*the folder .* does not exist"),
+        (["--plot", str(tmp_path / "no" / "a.png")], "--plot .*the folder .* does not exist"),
+        (["--json", str(tmp_path)], "is a folder"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            start(arguments)
+        out = capsys.readouterr()
+        assert error.value.code == 2 and out.out == ""
+        assert re.search(text, out.err), out.err

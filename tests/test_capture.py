@@ -1,6 +1,8 @@
 """The captured step: the same bits as the function itself, or an error that says what to do."""
 
+import copy
 import os
+import pickle
 import threading
 import warnings
 
@@ -1452,3 +1454,30 @@ def test_conv_precision_is_part_of_the_program():
             assert bits([step(x).data]) == bits([F.conv2d(x, w, padding=1).data])
     finally:
         gs.set_conv_precision(before)
+
+
+def test_a_copy_captures_anew():
+    """A module that holds its captured step can be copied; the copy follows its own weights."""
+
+    class Net(gs.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = gs.nn.Linear(3, 2)
+            self.step = gs.capture(self.run)
+
+        def run(self, x):
+            return self.layer(x)
+
+    net, x = Net(), gs.randn(4, 3)
+    with gs.no_grad():
+        for _ in range(5):
+            net.step(x)
+        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(gs.capture(gs.relu)))):
+            if isinstance(other, Net):
+                other.layer.weight.mul_(2.0)
+                for _ in range(5):
+                    np.testing.assert_array_equal(other.step(x).numpy(), other.layer(x).numpy())
+                assert len(other.step.programs) == 1
+            else:
+                np.testing.assert_array_equal(other(x).numpy(), gs.relu(x).numpy())
+        np.testing.assert_array_equal(net.step(x).numpy(), net.layer(x).numpy())

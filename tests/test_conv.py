@@ -528,3 +528,38 @@ def test_init_matches_torch_bounds_when_transposed():
     a = nn.ConvTranspose2d(6, 10, 3).weight.detach().numpy()
     bound = 1 / np.sqrt(10 * 9)
     assert np.abs(a).max() <= bound and ref.weight.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes(mode, rng):
+    """Borders that are not zeros: the plain convolution of an image that NumPy has padded."""
+    name = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
+    for padding, kernel, stride, dilation, borders in (
+        (2, 3, 1, 1, ((2, 2), (2, 2))),
+        ((1, 0), (3, 2), (2, 1), 1, ((1, 1), (0, 0))),
+        ("same", (4, 3), 1, (1, 2), ((1, 2), (2, 2))),
+        ("valid", 3, 2, 1, ((0, 0), (0, 0))),
+        (((0, 3), (1, 2)), 3, 1, 1, ((0, 3), (1, 2))),
+    ):
+        layer = nn.Conv2d(4, 6, kernel, stride, padding, dilation, 2, True, mode, "float64")
+        x = gs.tensor(rng.normal(size=(2, 6, 7, 4)), requires_grad=True)
+        padded = gs.tensor(np.pad(x.detach().numpy(), ((0, 0), *borders, (0, 0)), name))
+        want = F.conv2d(padded, layer.weight, layer.bias, stride, 0, dilation, 2)
+        np.testing.assert_allclose(layer(x).detach().numpy(), want.detach().numpy(), rtol=1e-12)
+        assert gs.gradcheck(layer, [x])
+    one = nn.Conv1d(2, 3, 3, padding=1, padding_mode=mode, dtype="float64")
+    x = rng.normal(size=(2, 5, 2))
+    want = F.conv1d(gs.tensor(np.pad(x, ((0, 0), (1, 1), (0, 0)), name)), one.weight, one.bias)
+    np.testing.assert_allclose(
+        one(gs.tensor(x)).detach().numpy(), want.detach().numpy(), rtol=1e-12
+    )
+    assert f"padding_mode={mode}" in repr(one)
+
+
+def test_padding_modes_bad_input():
+    with pytest.raises(ValueError, match=r"Conv2d: padding \(3, 3\) of axis 1 .* which is 2"):
+        nn.Conv2d(2, 3, 3, padding=3, padding_mode="reflect")(gs.ones(1, 3, 8, 2))
+    with pytest.raises(ValueError, match="Conv2d: input has shape"):
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")(gs.ones(8, 2))
+    with pytest.raises(ValueError, match="ConvTranspose2d: padding_mode must be 'zeros'"):
+        nn.ConvTranspose2d(2, 3, 3, padding_mode="reflect")

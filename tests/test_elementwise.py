@@ -675,3 +675,26 @@ def test_comparison_with_foreign_types():
     assert (t != "x") is True
     with pytest.raises(TypeError):
         _ = t < "x"
+
+
+def test_copy_between_overlapping_views(rng):
+    """What is copied is what was there before, however source and target lie."""
+    for target, source in (
+        (np.s_[1:], np.s_[:-1]),
+        (np.s_[:-1], np.s_[1:]),
+        (np.s_[:], np.s_[::-1]),
+        (np.s_[::2], np.s_[1::2]),
+        (np.s_[2:8:2], np.s_[3:6]),
+    ):
+        for dtype in ("float32", "int64"):
+            a = rng.integers(0, 100, 3000 if target == np.s_[:] else 10).astype(dtype)
+            want = a.copy()
+            want[target] = a[source].copy()
+            t = gs.from_numpy(a)
+            t[target].copy_(t[source])
+            np.testing.assert_array_equal(a, want)
+    a = rng.normal(size=(70, 70))
+    want = a.T.copy()
+    t = gs.from_numpy(a)
+    t.copy_(t.T)
+    np.testing.assert_array_equal(a, want)

@@ -298,3 +298,18 @@ def test_parameters_begin_where_vectors_do():
         for name, p in layer.named_parameters():
             if p.nbytes > 256:
                 assert p.data.ctypes.data % 64 == 0, (type(layer).__name__, name)
+
+
+def test_arguments_have_pytorchs_names():
+    t = gs.empty(3, 4)
+    assert (nn.init.constant_(tensor=t, val=2.0).numpy() == 2).all()
+    for name in (
+        "zeros_",
+        "normal_",
+        "uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "orthogonal_",
+    ):
+        assert getattr(nn.init, name)(tensor=t) is t
+    assert nn.Unflatten(dim=1, unflattened_size=(2, 2))(gs.ones(1, 4)).shape == (1, 2, 2)

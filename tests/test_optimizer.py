@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gradsmith as gs
+import gradsmith.nn as nn
 from gradsmith import optim
 
 # ---- references: one function per algorithm; s is a dict of state, t counts from 1
@@ -704,3 +705,43 @@ def test_kernel_arguments_are_checked():
         k.optimizer_update("sgd", (70000,), (1.0,), [a, a])
     with pytest.raises(ValueError, match="control"):
         k.optimizer_update("sgd", None, (1.0,), [a, a], np.zeros(3))
+
+
+def test_state_of_a_parameter_without_axes(rng):
+    """A scalar parameter's state comes back in its shape, and training goes on to the same bits."""
+    for make in (lambda p: gs.optim.AdamW(p, 0.1), lambda p: gs.optim.SGD(p, 0.1, momentum=0.9)):
+        values = [rng.normal(size=()), rng.normal(size=(2, 3))]
+        first = [nn.Parameter(np.array(v)) for v in values]
+        again = [nn.Parameter(np.array(v)) for v in values]
+        a, b = make(first), make(again)
+        for step in range(4):
+            for p, q in zip(first, again):
+                p.grad = gs.tensor(rng.normal(size=p.shape))
+                q.grad = p.grad
+            a.step()
+            if step == 1:
+                b.load_state_dict(a.state_dict())
+                for p, q in zip(first, again):
+                    q.detach().copy_(p.detach())
+            elif step > 1:
+                b.step()
+                for p, q in zip(first, again):
+                    np.testing.assert_array_equal(q.detach().numpy(), p.detach().numpy())
+
+
+def test_momentum_of_pytorch_goes_on(rng):
+    """PyTorch's state of SGD has no count of steps: a loaded buffer is not begun anew."""
+    p = nn.Parameter(rng.normal(size=3))
+    before, buffer, g = p.detach().numpy().copy(), rng.normal(size=3), rng.normal(size=3)
+    opt = gs.optim.SGD([p], 0.1, momentum=0.9)
+    saved = opt.state_dict()
+    saved["state"] = {0: {"momentum_buffer": buffer}}
+    opt.load_state_dict(saved)
+    p.grad = gs.tensor(g)
+    opt.step()
+    np.testing.assert_allclose(p.detach().numpy(), before - 0.1 * (0.9 * buffer + g), rtol=1e-14)
+
+
+def test_clip_names_what_it_got():
+    with pytest.raises(TypeError, match="clip_grad_norm_: expected Tensors, got Linear"):
+        gs.optim.clip_grad_norm_(nn.Linear(2, 2), 1.0)

@@ -59,3 +59,22 @@ def test_stubs_are_there():
     here = os.path.dirname(gs.__file__)
     assert os.path.exists(os.path.join(here, "py.typed"))
     assert os.path.exists(os.path.join(here, "_cpu.pyi"))
+
+
+def test_weights_load_without_pytorch():
+    code = """
+import sys
+sys.modules["torch"] = None
+import numpy as np, gradsmith as gs
+layer = gs.nn.Conv1d(2, 3, 4)
+w = np.arange(24, dtype="f").reshape(3, 2, 4)
+gs.interop.torch.load_state_dict(layer, {"weight": w, "bias": np.zeros(3, "f")})
+assert (layer.weight.detach().numpy() == w.transpose(0, 2, 1)).all()
+try:
+    gs.interop.torch.to_torch(layer)
+except ImportError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr
+    assert "pip install torch" in out.stdout

@@ -462,3 +462,29 @@ def test_against_torch():
             for a, b in ((y.detach(), t.detach()), (X.grad, T.grad)):
                 tol = 1e-5 if x.dtype == np.float32 else 1e-13
                 assert np.allclose(a.numpy(), np.moveaxis(b.numpy(), 1, -1), rtol=tol, atol=tol)
+
+
+def test_indices_of_the_maxima(rng):
+    """return_indices: where in the image each maximum stands."""
+    for shape, args in (
+        ((2, 7, 9, 3), (2,)),
+        ((2, 7, 9, 3), ((3, 2), (2, 1), 1, 1, True)),
+        ((1, 8, 8, 2), (3, 1, 1, 2)),
+        ((1, 40, 40, 2), ((18, 17), (3, 2))),
+        ((0, 4, 4, 2), (2,)),
+    ):
+        x = gs.tensor(rng.permutation(int(np.prod(shape))).reshape(shape).astype("f"))
+        y, at = F.max_pool2d(x, *args, return_indices=True)
+        assert at.dtype == np.int64 and at.shape == y.shape
+        flat = x.numpy().reshape(shape[0], shape[1] * shape[2], shape[-1])
+        rows = at.numpy().reshape(shape[0], at.shape[1] * at.shape[2], shape[-1])
+        found = np.take_along_axis(flat, rows, 1)
+        np.testing.assert_array_equal(found.reshape(y.shape), y.numpy())
+        np.testing.assert_array_equal(y.numpy(), F.max_pool2d(x, *args).numpy())
+    x = gs.randn(2, 9, 3, requires_grad=True)
+    y, at = nn.MaxPool1d(3, 2, 1, 1, True, True)(x)  # PyTorch's order: return_indices, ceil_mode
+    np.testing.assert_array_equal(
+        np.take_along_axis(x.detach().numpy(), at.numpy(), 1), y.detach().numpy()
+    )
+    y.sum().backward()
+    assert x.grad.numpy().sum() == y.numel()

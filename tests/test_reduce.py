@@ -344,3 +344,57 @@ def test_errors():
         x.norm("nuc")
     with pytest.raises(TypeError, match="sum"):
         gs.sum([1.0])
+
+
+def test_empty_gradients():
+    """No elements, but a graph: logsumexp and max along an axis have gradients of the shape of the input."""
+    for shape, dim in (
+        ((0, 3), 0),
+        ((2, 0), 1),
+        ((2, 0, 3), (0, 1)),
+        ((2, 0, 3), -1),
+        ((0, 3), None),
+    ):
+        x = gs.tensor(np.zeros(shape), requires_grad=True)
+        y = gs.logsumexp(x, dim, keepdim=True)
+        assert y.shape == np.zeros(shape).sum(dim, keepdims=True).shape
+        assert (y.detach().numpy() == -np.inf).all()
+        y.sum().backward()
+        assert x.grad.shape == shape
+    for shape, dim in (((0, 3), -1), ((2, 0, 3), 0), ((2, 0, 3), 2)):
+        for op in (gs.max, gs.min):
+            x = gs.tensor(np.zeros(shape), requires_grad=True)
+            op(x, dim)[0].sum().backward()
+            assert x.grad.shape == shape
+
+
+@pytest.mark.parametrize("name", ["var", "std", "var_mean"])
+def test_unbiased(name, rng):
+    x = rng.normal(size=(3, 4))
+    for unbiased in (False, True):
+        got = getattr(gs, name)(gs.tensor(x), 1, unbiased=unbiased)
+        got = got[0] if name == "var_mean" else got
+        want = (np.std if name == "std" else np.var)(x, 1, ddof=int(unbiased))
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-12)
+    with pytest.raises(TypeError, match=f"{name}: dim is False"):
+        getattr(gs, name)(gs.tensor(x), False)
+    with pytest.raises(ValueError, match=f"{name}: give correction or unbiased"):
+        getattr(gs, name)(gs.tensor(x), 1, correction=2, unbiased=True)
+
+
+def test_errors_name_the_op_that_was_called():
+    x = gs.ones(3)
+    for name, call in {
+        "std": lambda: gs.std(x, 5),
+        "var_mean": lambda: gs.var_mean(x, 5),
+        "logsumexp": lambda: gs.logsumexp(x, 5),
+        "count_nonzero": lambda: gs.count_nonzero(x, 5),
+        "norm": lambda: gs.norm(x, 2, 5),
+    }.items():
+        with pytest.raises(IndexError, match=f"^{name}: axis 5 is out of range"):
+            call()
+    for p in (0, 1, 2, 3, math.inf, -math.inf):
+        with pytest.raises(IndexError, match="^norm: axis 5"):
+            gs.norm(x, p, 5)
+    with pytest.raises(TypeError, match="^logsumexp: "):
+        gs.logsumexp(gs.tensor(np.zeros((0, 2), np.int64)), 0)

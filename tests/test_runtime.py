@@ -276,3 +276,27 @@ def test_streaming_stores_change_no_bit():
         outputs.append(run.stdout.splitlines())
     assert len(outputs[0]) > 100
     assert outputs[0] == outputs[1]
+
+
+def test_creation_names_itself():
+    for call, error, text in (
+        (lambda: gs.arange(0, 1, 0), ValueError, "^arange: step"),
+        (lambda: gs.linspace(0, 1, -1), ValueError, "^linspace: negative"),
+        (lambda: gs.eye(-1), ValueError, "^eye: negative"),
+        (lambda: gs.eye(2, 1.5), TypeError, "^eye: .*1.5"),
+        (lambda: gs.randperm(-1), ValueError, "^randperm: negative"),
+    ):
+        with pytest.raises(error, match=text):
+            call()
+    assert gs.eye(2, 3).shape == (2, 3) and gs.linspace(0, 1, 5).tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert sorted(gs.randperm(4).tolist()) == [0, 1, 2, 3] and gs.randperm(0).shape == (0,)
+
+
+def test_a_sequence_without_steps_is_told_by_its_own_shape():
+    for first, shape in ((False, (0, 5, 8)), (True, (5, 0, 8)), (False, (0, 8)), (True, (0, 8))):
+        for kind in (gs.nn.LSTM, gs.nn.GRU, gs.nn.RNN):
+            with pytest.raises(
+                ValueError, match=rf"input has shape \({', '.join(map(str, shape))}\)"
+            ):
+                kind(8, 6, batch_first=first)(gs.zeros(shape))
+    assert gs.nn.LSTM(8, 6)(gs.zeros(3, 0, 8))[0].shape == (3, 0, 6)

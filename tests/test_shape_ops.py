@@ -283,3 +283,32 @@ def test_errors():
         x[0] = gs.ones(2)
     with pytest.raises(ValueError, match="does not broadcast"):
         x[[0, 1]] = gs.ones(4)
+
+
+def test_scatter_gradients(rng):
+    """Against a loop; indices that meet: the gradient goes to the one whose value is there."""
+    for shape, taken, dim in (((4, 5), (3, 5), 0), ((4, 5), (2, 7), 1), ((3, 4, 2), (2, 9, 1), -2)):
+        d = dim % len(shape)
+        index = rng.integers(0, shape[d], taken)
+        bigger = tuple(n + 1 for n in taken)
+        x = gs.tensor(rng.normal(size=shape), requires_grad=True)
+        s = gs.tensor(rng.normal(size=bigger), requires_grad=True)
+        y = gs.scatter(x, dim, gs.tensor(index), s)
+        g = rng.normal(size=shape)
+        y.backward(gs.tensor(g))
+        dx, ds = g.copy(), np.zeros(bigger)
+        for at in np.ndindex(*taken):
+            to = (*at[:d], index[at], *at[d + 1 :])
+            dx[to] = 0
+            if y.detach().numpy()[to] == s.detach().numpy()[at]:
+                ds[at] = g[to]
+        np.testing.assert_array_equal(x.grad.numpy(), dx)
+        np.testing.assert_array_equal(s.grad.numpy(), ds)
+        assert (ds != 0).sum() == (dx == 0).sum()
+    x = gs.tensor(rng.normal(size=(4, 3)), requires_grad=True)
+    s = gs.tensor(rng.normal(size=(2, 3)), requires_grad=True)
+    index = gs.tensor(np.stack([rng.permutation(4)[:2] for _ in range(3)], 1))
+    assert gs.gradcheck(lambda x, s: gs.scatter(x, 0, index, s), [x, s])
+    frozen = x.detach()
+    gs.scatter(frozen, 0, index, s).sum().backward()
+    assert (s.grad.numpy() == 1).all()

@@ -661,3 +661,19 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=os.path.basename(path)):
         fit(make(), resume=path)
+
+
+def test_mistakes_in_what_the_trainer_is_made_of():
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizer = gs.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="none of the optimizer's parameters belongs to the model"):
+        Trainer(other, "mse", optimizer)
+    with pytest.raises(TypeError, match="scheduler must be a schedule.*'cosine'"):
+        Trainer(model, "mse", optimizer, "cosine")
+    with pytest.raises(TypeError, match="callbacks must be Callbacks, not 3"):
+        Trainer(model, "mse", optimizer, callbacks=3)
+    limit = gs.train.TimeLimit(60)
+    assert Trainer(model, "mse", optimizer, callbacks=limit).callbacks == [limit]
+    # a part of the model, or parameters of the loss besides it, are fine
+    Trainer(nn.Sequential(model, nn.Linear(2, 2)), "mse", optimizer)
+    Trainer(other, model, optimizer)

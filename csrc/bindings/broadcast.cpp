@@ -179,18 +179,14 @@ void broadcast(Operand* args, int n, const char* op, DType t, Array* target, Ele
     ndim = target->ndim;
     for (int d = 0; d < ndim; ++d) {
       shape[d] = target->shape[d];
-      if (target->strides[d] == 0 && shape[d] > 1)
+      if (target->size > 0 && target->strides[d] == 0 && shape[d] > 1)
         value_error(op,
                     "the tensor that is changed in place is an expanded view: several of its "
                     "elements share one "
                     "place in memory. clone() it first");
     }
     for (int k = 0; k < n; ++k) {
-      Array& a = args[k].array;
-      if (args[k].is_number || same_elements(a, *target) || !overlaps(a, *target)) continue;
-      Array c = array_like(a);
-      copy_into(a, c);
-      a = c;
+      if (!args[k].is_number) args[k].array = apart(args[k].array, *target);
     }
   } else {
     *out = array_new(t, ndim, shape);
@@ -206,6 +202,13 @@ void broadcast(Operand* args, int n, const char* op, DType t, Array* target, Ele
     }
   }
   p->ndim = coalesce(ndim, p->shape, n + 1, p->strides);
+}
+
+Array apart(const Array& a, const Array& target) {
+  if (!overlaps(a, target) || (same_elements(a, target) && a.dtype == target.dtype)) return a;
+  Array c = array_like(a);
+  copy_into(a, c);
+  return c;
 }
 
 py::object view_of(const Array& a, int ndim, const int64_t* shape, const int64_t* strides,

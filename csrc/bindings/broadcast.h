@@ -33,6 +33,9 @@ void set_number(const Operand& number, DType t, const char* op, double* d, int64
 void broadcast(Operand* args, int n, const char* op, DType t, Array* target, ElementwiseParams* p,
                Array* out);
 
+// a, or a copy of it where writing to target would change elements of a that are still to be read.
+Array apart(const Array& a, const Array& target);
+
 // A read-only view of a, broadcast to shape.
 py::object expand(const Array& a, py::tuple shape);
 // A view on the memory of a.

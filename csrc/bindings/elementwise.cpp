@@ -199,7 +199,7 @@ void bind_elementwise(py::module_& module) {
       [](py::handle dst, py::handle src) {
         Array c = array_out(dst, "copy_", "dst"), a = array_in(src, "copy_", "src");
         check_same_shape(c, "dst", a, "src", "copy_");
-        copy_into(a, c);
+        copy_into(apart(a, c), c);
       },
       py::arg("dst"), py::arg("src"), "dst[...] = src, dtypes converted.");
   m.def(

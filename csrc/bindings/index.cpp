@@ -146,7 +146,7 @@ void scatter(py::handle target_h, int64_t axis, py::handle index_h, py::handle s
       value_error(
           op, "src has shape " + src.shape_text() + ", smaller than index " + index.shape_text());
   for (int d = 0; d < x.ndim; ++d)
-    if (x.strides[d] == 0 && x.shape[d] > 1)
+    if (x.size > 0 && x.strides[d] == 0 && x.shape[d] > 1)
       value_error(op, "the tensor that is changed in place is an expanded view");
   GatherParams p = gather_params(x, at, index, src, op);
   p.add = add;

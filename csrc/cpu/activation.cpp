@@ -139,10 +139,11 @@ GS_OP_F(op_mish) {
   return e == 0 ? nil(x) - 0 * e : y;
 }
 GS_OP_D(op_mish) {
-  V e = exp(min(set1((typename lane<V>::T)30), s)), q = e * (e + 2), r = reciprocal(q + 2);
+  V x = min(set1((typename lane<V>::T)30), s);  // above it slope would not fall any more
+  V e = exp(x), q = e * (e + 2), r = reciprocal(q + 2);
   V t = q * r;                            // tanh(softplus)
   V slope = 4 * (e * r) * ((1 + e) * r);  // sigmoid (1 - t^2)
-  return dy * (slope == 0 ? t : fma(s, slope, t));
+  return dy * (slope == 0 ? t : fma(x, slope, t));
 }
 
 // min(max(x, a), b), NaN stays; from y: 1 strictly inside

@@ -304,6 +304,9 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"unknown peer {p!r}; one of {', '.join(PEERS)}")
     if args.threads is not None and args.threads < 1:
         parser.error("--threads must be at least 1")
+    if args.rounds is not None and args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    check_outputs(parser, args.json, args.plot)
     from .. import _cpu, get_num_threads, set_num_threads
 
     threads = args.threads or get_num_threads()
@@ -356,6 +359,22 @@ def main(argv: list[str] | None = None) -> int:
     if args.plot:
         _plot(records, args.plot, threads)
     return status
+
+
+def check_outputs(parser: argparse.ArgumentParser, records: str | None, plot: str | None) -> None:
+    """Whether the files can be written is found out before minutes are spent on measuring."""
+    for option, path in (("--json", records), ("--plot", plot)):
+        if path is None:
+            continue
+        folder = os.path.dirname(os.path.abspath(path))
+        if os.path.isdir(path):
+            parser.error(f"{option} {path}: is a folder; expected a file name")
+        if not os.path.isdir(folder):
+            parser.error(f"{option} {path}: the folder {folder} does not exist")
+        if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+            parser.error(f"{option} {path}: cannot be written")
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error('--plot needs matplotlib: pip install "gradsmith[plot]"')
 
 
 def versions(peers: list[str]) -> dict[str, str]:

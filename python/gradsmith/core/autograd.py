@@ -185,6 +185,10 @@ def _call_hooks(node: Any, grads: list) -> None:
                 break
             replaced = fn(wrap(grads[i], node.k))
             if replaced is not None:
+                if not isinstance(replaced, Tensor):
+                    raise TypeError(
+                        f"hook on a tensor: returned a {type(replaced).__name__}, expected a Tensor or None"
+                    )
                 if replaced.shape != grads[i].shape:
                     raise ValueError(
                         f"hook on a tensor: returned a gradient of shape {replaced.shape}, expected "

@@ -224,6 +224,10 @@ class Captured:
         self.__wrapped__ = fn
         _live.add(self)
 
+    def __reduce__(self) -> Any:
+        """A copy captures anew: programs belong to the arrays they were recorded on."""
+        return (Captured, (self.fn, self.passes, self._fallback))
+
     # ---- the call
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if recording.thread is not None and recording.here():

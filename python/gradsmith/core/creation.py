@@ -170,16 +170,20 @@ def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None) -> Ten
             if all(isinstance(v, (int, np.integer)) for v in (start, end, step))
             else np.float32
         )
+    if step == 0:
+        raise ValueError("arange: step must not be 0")
     return wrap(np.arange(start, end, step).astype(resolve_dtype(dtype, "arange")), _cpu)
 
 
 def linspace(start: float, end: float, steps: int, dtype: Any = np.float32) -> Tensor:
     """`steps` numbers from start to end, both included."""
+    (steps,) = _shape((steps,), "linspace")
     return wrap(np.linspace(start, end, steps).astype(resolve_dtype(dtype, "linspace")), _cpu)
 
 
 def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
     """Ones on the diagonal of an (n, m) matrix."""
+    n, m = _shape((n, n if m is None else m), "eye")
     return wrap(np.eye(n, m, dtype=resolve_dtype(dtype, "eye")), _cpu)
 
 
@@ -231,4 +235,5 @@ def randint(low: int, high: int | None = None, size: Any = (), dtype: Any = np.i
 
 def randperm(n: int) -> Tensor:
     """A random permutation of 0 .. n - 1 (int64) from the stream of `manual_seed`."""
+    (n,) = _shape((n,), "randperm")
     return wrap(_generator().permutation(n), _cpu)

@@ -31,6 +31,9 @@ class _FunctionNode(Node):
         results = self.function.backward(ctx, *given)
         if not isinstance(results, (tuple, list)):
             results = (results,)
+        # Nones at the end stand for arguments that were left to their defaults
+        while len(results) > ctx._nargs and results[-1] is None:
+            results = results[:-1]
         if len(results) != ctx._nargs:
             raise RuntimeError(
                 f"{self.function.__name__}.backward returned {len(results)} gradients; forward had {ctx._nargs} "

@@ -230,6 +230,12 @@ class Tensor(_cpu.TensorBase):
             parts.append("requires_grad=True")
         return f"tensor({', '.join(parts)})"
 
+    def __format__(self, spec: str) -> str:
+        """One element formats as a number does (`f"{loss:.4f}"`), others as `str` does."""
+        return (
+            format(self.item(), spec) if spec and self.data.size == 1 else format(str(self), spec)
+        )
+
     # ---- graph
     def detach(self) -> Tensor:
         """The same memory without history. In-place changes of either are seen by the other."""
@@ -419,7 +425,10 @@ def _array_of(data: Any, dtype: Any) -> np.ndarray:
     if isinstance(data, np.ndarray):
         a = data
     else:
-        a = np.asarray(data)
+        try:
+            a = np.asarray(data)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"Tensor: the data are no array: {error}") from None
         if (
             d is None
             and not isinstance(data, np.generic)

@@ -11,6 +11,7 @@ import numpy as np
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops import conv as ops
+from ..ops.shape import pad
 from . import init
 from .module import Module
 
@@ -57,10 +58,10 @@ class _Conv(Module):
                 f"{layer}: in_channels={in_channels} and out_channels={out_channels} must both be divisible "
                 f"by groups={groups}"
             )
-        if padding_mode != "zeros":
+        modes = ("zeros",) if self._transposed else ("zeros", "reflect", "replicate", "circular")
+        if padding_mode not in modes:
             raise ValueError(
-                f"{layer}: padding_mode {padding_mode!r} is not supported; 'zeros' is. Pad the input "
-                "before the layer and use padding=0"
+                f"{layer}: padding_mode must be {' or '.join(map(repr, modes))}, got {padding_mode!r}"
             )
         self.in_channels = int(in_channels)
         self.out_channels = int(out_channels)
@@ -119,6 +120,8 @@ class _Conv(Module):
             s += f", groups={self.groups}"
         if self.bias is None:
             s += ", bias=False"
+        if self.padding_mode != "zeros":
+            s += f", padding_mode={self.padding_mode}"
         return s
 
 
@@ -141,13 +144,41 @@ class _Plain(_Conv):
             padding_mode, dtype,
         )  # fmt: skip
 
+    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input with borders that are not zeros, and the padding that is left to the kernel."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        layer, n, shape = type(self).__name__, self._nd, input.data.shape
+        if len(shape) != n + 2:
+            raise ValueError(
+                f"{layer}: input has shape {shape}; expected {n + 2} axes, batch first, channels last"
+            )
+        borders = [0, 0]  # of the channels
+        for i in reversed(range(n)):
+            v = self.padding if isinstance(self.padding, str) else self.padding[i]
+            if v == "same":
+                total = self.dilation[i] * (self.kernel_size[i] - 1)
+                v = (total // 2, total - total // 2)
+            elif v == "valid":
+                v = 0
+            before, after = v if isinstance(v, tuple) else (v, v)
+            most = {"reflect": shape[i + 1] - 1, "circular": shape[i + 1]}.get(self.padding_mode)
+            if most is not None and max(before, after) > most:
+                raise ValueError(
+                    f"{layer}: padding {(before, after)} of axis {i + 1} of an input of shape {shape} is "
+                    f"more than padding_mode={self.padding_mode!r} has to take from, which is {most}"
+                )
+            borders += [before, after]
+        return pad(input, borders, self.padding_mode), 0
+
 
 class Conv1d(_Plain):
     """Convolution over sequences (N, T, in_channels) -> (N, L, out_channels); see `F.conv1d`.
 
     L = (T + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1. weight: (out_channels,
     kernel_size, in_channels/groups), bias: (out_channels,), both U(-b, b) with b = 1 / sqrt(in_channels /
-    groups * kernel_size). padding: an int, 'same' or 'valid'.
+    groups * kernel_size). padding: an int, 'same' or 'valid'. padding_mode: what the borders hold: 'zeros',
+    'reflect', 'replicate' or 'circular'.
 
     ValueError: arguments out of range, an input that does not fit.
 
@@ -159,8 +190,9 @@ class Conv1d(_Plain):
     _nd = 1
 
     def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
         return ops.conv1d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
 
@@ -169,7 +201,8 @@ class Conv2d(_Plain):
 
     P = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1. weight: (out_channels, kh, kw,
     in_channels/groups), bias: (out_channels,), both U(-b, b) with b = 1 / sqrt(in_channels / groups * kh *
-    kw). padding: an int, (h, w), ((top, bottom), (left, right)), 'same' or 'valid'.
+    kw). padding: an int, (h, w), ((top, bottom), (left, right)), 'same' or 'valid'. padding_mode: what the
+    borders hold: 'zeros', 'reflect', 'replicate' or 'circular'.
 
     ValueError: arguments out of range, an input that does not fit.
 
@@ -181,8 +214,9 @@ class Conv2d(_Plain):
     _nd = 2
 
     def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
         return ops.conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
 

@@ -34,7 +34,7 @@ def _check(t: Any, op: str) -> None:
         raise TypeError(f"{op}: expected a float tensor, got {t.data.dtype}")
 
 
-def calculate_fan(t: Tensor) -> tuple[int, int]:
+def calculate_fan(tensor: Tensor) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight: Linear (out, in), conv (out, ..., in/groups), channels last.
 
     fan_in = in/groups * kernel area, fan_out = out * kernel area.
@@ -43,7 +43,7 @@ def calculate_fan(t: Tensor) -> tuple[int, int]:
     >>> gs.nn.init.calculate_fan(gs.zeros(8, 3, 3, 4))
     (36, 72)
     """
-    shape = t.data.shape
+    shape = tensor.data.shape
     if len(shape) < 2:
         raise ValueError(f"init: fans need at least 2 dimensions, the tensor has shape {shape}")
     area = math.prod(shape[1:-1])
@@ -78,31 +78,37 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     raise ValueError(f"calculate_gain: unknown nonlinearity {nonlinearity!r}")
 
 
-def uniform_(t: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
-    """t ~ U(a, b)."""
-    _check(t, "uniform_")
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    """tensor ~ U(a, b)."""
+    _check(tensor, "uniform_")
     if not a <= b:
         raise ValueError(f"uniform_: a = {a} must not be above b = {b}")
     seed, counter = random.next_counter()
-    return _write(t, t._k.uniform(t.data.shape, t.data.dtype, float(a), float(b), seed, counter))
+    return _write(
+        tensor,
+        tensor._k.uniform(tensor.data.shape, tensor.data.dtype, float(a), float(b), seed, counter),
+    )
 
 
-def normal_(t: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """t ~ N(mean, std^2)."""
-    _check(t, "normal_")
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """tensor ~ N(mean, std^2)."""
+    _check(tensor, "normal_")
     if not std >= 0:
         raise ValueError(f"normal_: std = {std} must not be negative")
     seed, counter = random.next_counter()
     return _write(
-        t, t._k.normal(t.data.shape, t.data.dtype, float(mean), float(std), seed, counter)
+        tensor,
+        tensor._k.normal(
+            tensor.data.shape, tensor.data.dtype, float(mean), float(std), seed, counter
+        ),
     )
 
 
 def trunc_normal_(
-    t: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
 ) -> Tensor:
-    """t ~ N(mean, std^2) restricted to [a, b], by redrawing what falls outside."""
-    _check(t, "trunc_normal_")
+    """tensor ~ N(mean, std^2) restricted to [a, b], by redrawing what falls outside."""
+    _check(tensor, "trunc_normal_")
     if not (std >= 0 and a < b):
         raise ValueError(
             f"trunc_normal_: needs std >= 0 and a < b, got std = {std}, a = {a}, b = {b}"
@@ -112,12 +118,12 @@ def trunc_normal_(
             f"trunc_normal_: [{a}, {b}] is more than 2 standard deviations from mean {mean}"
         )
     rng = _generator()
-    x = rng.normal(mean, std, t.data.shape)
+    x = rng.normal(mean, std, tensor.data.shape)
     bad = (x < a) | (x > b)
     while bad.any():
         x[bad] = rng.normal(mean, std, int(bad.sum()))
         bad = (x < a) | (x > b)
-    return _write(t, x.astype(t.data.dtype))
+    return _write(tensor, x.astype(tensor.data.dtype))
 
 
 def _generator() -> np.random.Generator:
@@ -126,92 +132,96 @@ def _generator() -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, counter]))
 
 
-def constant_(t: Tensor, value: float) -> Tensor:
-    """Every element = value."""
-    t.data.fill(value)
-    t._ver[0] += 1
-    return t
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    """Every element = val."""
+    tensor.data.fill(val)
+    tensor._ver[0] += 1
+    return tensor
 
 
-def zeros_(t: Tensor) -> Tensor:
+def zeros_(tensor: Tensor) -> Tensor:
     """Every element = 0."""
-    return constant_(t, 0)
+    return constant_(tensor, 0)
 
 
-def ones_(t: Tensor) -> Tensor:
+def ones_(tensor: Tensor) -> Tensor:
     """Every element = 1."""
-    return constant_(t, 1)
+    return constant_(tensor, 1)
 
 
-def eye_(t: Tensor) -> Tensor:
+def eye_(tensor: Tensor) -> Tensor:
     """The identity matrix in a 2-d tensor."""
-    if t.data.ndim != 2:
-        raise ValueError(f"eye_: expected 2 dimensions, got shape {t.shape}")
-    return _write(t, np.eye(*t.data.shape, dtype=t.data.dtype))
+    if tensor.data.ndim != 2:
+        raise ValueError(f"eye_: expected 2 dimensions, got shape {tensor.shape}")
+    return _write(tensor, np.eye(*tensor.data.shape, dtype=tensor.data.dtype))
 
 
-def xavier_uniform_(t: Tensor, gain: float = 1.0) -> Tensor:
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """Glorot: U(-a, a), a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010)."""
-    fan_in, fan_out = calculate_fan(t)
+    fan_in, fan_out = calculate_fan(tensor)
     a = gain * math.sqrt(6.0 / (fan_in + fan_out))
-    return uniform_(t, -a, a)
+    return uniform_(tensor, -a, a)
 
 
-def xavier_normal_(t: Tensor, gain: float = 1.0) -> Tensor:
+def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """Glorot: N(0, std^2), std = gain * sqrt(2 / (fan_in + fan_out))."""
-    fan_in, fan_out = calculate_fan(t)
-    return normal_(t, 0.0, gain * math.sqrt(2.0 / (fan_in + fan_out)))
+    fan_in, fan_out = calculate_fan(tensor)
+    return normal_(tensor, 0.0, gain * math.sqrt(2.0 / (fan_in + fan_out)))
 
 
-def _fan(t: Tensor, mode: str) -> int:
-    fan_in, fan_out = calculate_fan(t)
+def _fan(tensor: Tensor, mode: str) -> int:
+    fan_in, fan_out = calculate_fan(tensor)
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"init: mode {mode!r} must be 'fan_in' or 'fan_out'")
     return fan_in if mode == "fan_in" else fan_out
 
 
 def kaiming_uniform_(
-    t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
 ) -> Tensor:
     """He: U(-b, b), b = gain * sqrt(3 / fan) (He et al. 2015)."""
-    b = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / max(1, _fan(t, mode)))
-    return uniform_(t, -b, b)
+    b = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / max(1, _fan(tensor, mode)))
+    return uniform_(tensor, -b, b)
 
 
 def kaiming_normal_(
-    t: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
 ) -> Tensor:
     """He: N(0, std^2), std = gain / sqrt(fan)."""
-    return normal_(t, 0.0, calculate_gain(nonlinearity, a) / math.sqrt(max(1, _fan(t, mode))))
+    return normal_(
+        tensor, 0.0, calculate_gain(nonlinearity, a) / math.sqrt(max(1, _fan(tensor, mode)))
+    )
 
 
-def lecun_uniform_(t: Tensor) -> Tensor:
+def lecun_uniform_(tensor: Tensor) -> Tensor:
     """LeCun: U(-a, a), a = sqrt(3 / fan_in) (LeCun et al. 1998)."""
-    a = math.sqrt(3.0 / max(1, _fan(t, "fan_in")))
-    return uniform_(t, -a, a)
+    a = math.sqrt(3.0 / max(1, _fan(tensor, "fan_in")))
+    return uniform_(tensor, -a, a)
 
 
-def lecun_normal_(t: Tensor) -> Tensor:
+def lecun_normal_(tensor: Tensor) -> Tensor:
     """LeCun: N(0, 1 / fan_in); what SELU needs."""
-    return normal_(t, 0.0, math.sqrt(1.0 / max(1, _fan(t, "fan_in"))))
+    return normal_(tensor, 0.0, math.sqrt(1.0 / max(1, _fan(tensor, "fan_in"))))
 
 
-def orthogonal_(t: Tensor, gain: float = 1.0) -> Tensor:
+def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """A (semi-)orthogonal matrix times gain, over (shape[0], rest) (Saxe et al. 2014)."""
-    _check(t, "orthogonal_")
-    if t.data.ndim < 2:
-        raise ValueError(f"orthogonal_: expected at least 2 dimensions, got shape {t.shape}")
-    rows = t.data.shape[0]
-    cols = t.data.size // max(rows, 1)
+    _check(tensor, "orthogonal_")
+    if tensor.data.ndim < 2:
+        raise ValueError(f"orthogonal_: expected at least 2 dimensions, got shape {tensor.shape}")
+    rows = tensor.data.shape[0]
+    cols = tensor.data.size // max(rows, 1)
     g = _generator().normal(size=(max(rows, cols), min(rows, cols)))
     q, r = np.linalg.qr(g)
     q = q * np.sign(np.where(np.diag(r) == 0, 1.0, np.diag(r)))
     if rows < cols:
         q = q.T
-    return _write(t, np.ascontiguousarray(gain * q).reshape(t.data.shape).astype(t.data.dtype))
+    return _write(
+        tensor, np.ascontiguousarray(gain * q).reshape(tensor.data.shape).astype(tensor.data.dtype)
+    )
 
 
-def activation_init_(t: Tensor, activation: str, param: float | None = None) -> Tensor:
+def activation_init_(tensor: Tensor, activation: str, param: float | None = None) -> Tensor:
     """The initialiser that fits the activation which follows the layer.
 
     He normal for the ReLU family, LeCun normal for SELU, Glorot uniform for linear, tanh, sigmoid, softmax.
@@ -220,8 +230,8 @@ def activation_init_(t: Tensor, activation: str, param: float | None = None) -> 
         raise TypeError(f"init: activation must be a name such as 'relu', got {activation!r}")
     name = activation.lower()
     if name == "selu":
-        return lecun_normal_(t)
+        return lecun_normal_(tensor)
     if name in ("linear", "identity", "tanh", "sigmoid", "softmax", "log_softmax", "logsigmoid"):
-        return xavier_uniform_(t)
+        return xavier_uniform_(tensor)
     calculate_gain(name, param)  # ValueError for an unknown name
-    return kaiming_normal_(t, a=param or 0.0, nonlinearity="leaky_relu" if param else "relu")
+    return kaiming_normal_(tensor, a=param or 0.0, nonlinearity="leaky_relu" if param else "relu")

@@ -598,14 +598,14 @@ class Flatten(Module):
 
 
 class Unflatten(Module):
-    """Splits dimension `dim` into `sizes`: (N, H*W*C) -> (N, H, W, C)."""
+    """Splits dimension `dim` into `unflattened_size`: (N, H*W*C) -> (N, H, W, C)."""
 
-    def __init__(self, dim: int, sizes: tuple[int, ...]):
+    def __init__(self, dim: int, unflattened_size: tuple[int, ...]):
         super().__init__()
-        self.dim, self.sizes = dim, tuple(sizes)
+        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(self.dim, self.sizes)
+        return x.unflatten(self.dim, self.unflattened_size)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, sizes={self.sizes}"
+        return f"dim={self.dim}, unflattened_size={self.unflattened_size}"

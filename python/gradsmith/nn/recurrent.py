@@ -130,6 +130,14 @@ class _Recurrent(Module):
             )
         axes = "(rows, {0})" if packed else "(B, T, {0})" if self.batch_first else "(T, B, {0})"
         good = x.ndim == 2 if packed else x.ndim in (2, 3)
+        if (
+            not packed
+            and good
+            and 0 in (x.shape[:1] if x.ndim == 2 else x.shape[self.batch_first :][:1])
+        ):
+            raise ValueError(
+                f"{name}: input has shape {x.shape}; a sequence needs at least one step"
+            )
         if not good or x.shape[-1] != self.input_size:
             raise ValueError(
                 f"{name}: input has shape {x.shape}; expected {axes.format(self.input_size)}"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
+from ..core import recording
 from ..core.autograd import Node, apply, is_grad_enabled
-from ..core.tensor import Tensor
+from ..core.tensor import Tensor, wrap
 from ._arguments import kernels
 
 __all__ = [
@@ -73,11 +76,25 @@ def _one(v: Any, op: str, name: str) -> Any:
     return v
 
 
-def _max(x: Tensor, geometry: tuple, dims: int, op: str) -> Tensor:
+def _max(x: Tensor, geometry: tuple, dims: int, op: str, indices: bool = False) -> Any:
     k = kernels(op, x)
-    record = x._rg and is_grad_enabled()
+    record = indices or (x._rg and is_grad_enabled())
     y, index = k.max_pool(x.data, geometry, record, dims)
-    return apply(MaxPoolBackward, k, y, (x,), (index,), shape=x.data.shape, geometry=geometry)
+    out = apply(MaxPoolBackward, k, y, (x,), (index,), shape=x.data.shape, geometry=geometry)
+    return (out, wrap(_places(index, x.data.shape, geometry), k)) if indices else out
+
+
+def _places(index: np.ndarray, shape: tuple, geometry: tuple) -> np.ndarray:
+    """Where the maxima stand in their image, row by row, from where they stand in their windows."""
+    recording.host_read("max_pool(return_indices=True)", "Call it outside")
+    _, kw, sh, sw, ph, pw, dh, dw = geometry[:8]
+    inside = index.astype(np.int64)
+    if inside.ndim == 3:
+        inside = inside[:, None]
+    rows, columns = np.ogrid[: inside.shape[1], : inside.shape[2]]
+    y = (rows * sh - ph)[..., None] + inside // kw * dh
+    x = (columns * sw - pw)[..., None] + inside % kw * dw
+    return (y * shape[-2] + x).reshape(index.shape)
 
 
 def _avg(x: Tensor, geometry: tuple, divisor: float, dims: int, op: str) -> Tensor:
@@ -95,7 +112,8 @@ def max_pool1d(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Any:
     """Maximum over windows of a sequence (N, T, C); arguments as in max_pool2d.
 
     >>> import gradsmith as gs, gradsmith.nn.functional as F
@@ -106,7 +124,7 @@ def max_pool1d(
     k = _one(kernel_size, op, "kernel_size")
     s = k if stride is None else _one(stride, op, "stride")
     p, d = _one(padding, op, "padding"), _one(dilation, op, "dilation")
-    return _max(input, (1, k, 1, s, 0, p, 1, d, ceil_mode, 0), 1, "max_pool1d")
+    return _max(input, (1, k, 1, s, 0, p, 1, d, ceil_mode, 0), 1, "max_pool1d", return_indices)
 
 
 def max_pool2d(
@@ -116,13 +134,15 @@ def max_pool2d(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Any:
     """Maximum over windows of images: y[n, i, j, c] = max over a, b of x[n, i s + a d - p, j s + b d - p, c].
 
     input: (N, H, W, C). Sizes are integers or pairs (height, width), in pixels; stride defaults to
     kernel_size. The output height is floor((H + 2 p - d (k - 1) - 1) / s) + 1, ceil with ceil_mode (a last
     window that would begin in the right padding is dropped). Padding never wins; the gradient goes to
-    the first maximum; NaN is passed on.
+    the first maximum; NaN is passed on. return_indices: a pair, the second int64 with the place of each maximum
+    in its image, row * W + column.
     ValueError: rank other than 4, sizes below 1, padding beyond half the window, window larger than the input.
 
     >>> import gradsmith as gs, gradsmith.nn.functional as F
@@ -135,7 +155,7 @@ def max_pool2d(
         geometry = _window2.__wrapped__(
             "max_pool2d", kernel_size, stride, padding, dilation, ceil_mode
         )
-    return _max(input, geometry, 2, "max_pool2d")
+    return _max(input, geometry, 2, "max_pool2d", return_indices)
 
 
 def avg_pool1d(

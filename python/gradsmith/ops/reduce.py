@@ -5,7 +5,7 @@ dim: None (all axes), an axis or a tuple of axes; keepdim keeps them with size 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,14 @@ def _input(x: Any, op: str) -> Tensor:
     if isinstance(x, np.ndarray):
         return as_tensor(x)
     raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
+
+
+def _named(op: str, kernel: Callable, *args: Any) -> Any:
+    """kernel(*args), its errors under the name of the op that was called."""
+    try:
+        return kernel(*args)
+    except (IndexError, TypeError, ValueError) as error:
+        raise type(error)(f"{op}:{str(error).partition(':')[2]}") from None
 
 
 def _kept(shape: tuple, dim: Axes) -> tuple:
@@ -320,11 +328,32 @@ class VarBackward(_Reduce):
         return (dx,)
 
 
-def _var(input: Any, dim: Axes, correction: float, keepdim: bool, root: bool, op: str) -> Tensor:
+def _correction(op: str, dim: Any, correction: Any, unbiased: bool | None) -> float:
+    if isinstance(dim, bool):  # PyTorch's older x.var(False); as an axis it would be 0
+        raise TypeError(
+            f"{op}: dim is {dim}; an axis is needed. For the divisor pass unbiased={dim}"
+        )
+    if unbiased is None:
+        return float(correction)
+    if correction != 1:
+        raise ValueError(f"{op}: give correction or unbiased, not both")
+    return 1.0 if unbiased else 0.0
+
+
+def _var(
+    input: Any,
+    dim: Axes,
+    correction: float,
+    keepdim: bool,
+    unbiased: bool | None,
+    root: bool,
+    op: str,
+) -> Tensor:
     x = _input(input, op)
     k = x._k
     shape = x.data.shape
-    out, mean = k.var(x.data, dim, float(correction), keepdim, root)
+    correction = _correction(op, dim, correction, unbiased)
+    out, mean = _named(op, k.var, x.data, dim, correction, keepdim, root)
     if not x._rg:
         return wrap(out, k)
     return apply(
@@ -341,30 +370,51 @@ def _var(input: Any, dim: Axes, correction: float, keepdim: bool, root: bool, op
     )
 
 
-def var(input: Any, dim: Axes = None, *, correction: float = 1, keepdim: bool = False) -> Tensor:
+def var(
+    input: Any,
+    dim: Axes = None,
+    *,
+    correction: float = 1,
+    keepdim: bool = False,
+    unbiased: bool | None = None,
+) -> Tensor:
     """Variance sum (x - mean)^2 / (n - correction) over the axes `dim`, in two passes.
+
+    unbiased: True for correction 1, False for 0.
 
     >>> import gradsmith as gs
     >>> gs.var(gs.tensor([1.0, 2.0, 3.0])).item()
     1.0
     """
-    return _var(input, dim, correction, keepdim, False, "var")
+    return _var(input, dim, correction, keepdim, unbiased, False, "var")
 
 
-def std(input: Any, dim: Axes = None, *, correction: float = 1, keepdim: bool = False) -> Tensor:
-    """Standard deviation, the root of `var`.
+def std(
+    input: Any,
+    dim: Axes = None,
+    *,
+    correction: float = 1,
+    keepdim: bool = False,
+    unbiased: bool | None = None,
+) -> Tensor:
+    """Standard deviation, the root of `var`, with its arguments.
 
     >>> import gradsmith as gs
     >>> gs.std(gs.tensor([1.0, 2.0, 3.0])).item()
     1.0
     """
-    return _var(input, dim, correction, keepdim, True, "std")
+    return _var(input, dim, correction, keepdim, unbiased, True, "std")
 
 
 def var_mean(
-    input: Any, dim: Axes = None, *, correction: float = 1, keepdim: bool = False
+    input: Any,
+    dim: Axes = None,
+    *,
+    correction: float = 1,
+    keepdim: bool = False,
+    unbiased: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(variance, mean) over the axes `dim`.
+    """(variance, mean) over the axes `dim`; arguments as in `var`.
 
     >>> import gradsmith as gs
     >>> [t.item() for t in gs.var_mean(gs.tensor([1.0, 2.0, 3.0]))]
@@ -373,7 +423,8 @@ def var_mean(
     x = _input(input, "var_mean")
     k = x._k
     shape = x.data.shape
-    out, mean = k.var(x.data, dim, float(correction), keepdim, False)
+    correction = _correction("var_mean", dim, correction, unbiased)
+    out, mean = _named("var_mean", k.var, x.data, dim, correction, keepdim, False)
     v, m = apply(
         VarBackward,
         k,
@@ -421,17 +472,18 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
     if isinstance(p, str):
         raise ValueError(f"norm: p must be a number or 'fro', got {p!r}")
     if p == float("inf"):
-        return amax(_ew.abs(x), dim, keepdim)
+        return _named("norm", amax, _ew.abs(x), dim, keepdim)
     if p == float("-inf"):
-        return amin(_ew.abs(x), dim, keepdim)
+        return _named("norm", amin, _ew.abs(x), dim, keepdim)
     if p == 0:
-        return wrap(k.sum(k.cast(k.ne(x.data, 0), x.data.dtype), dim, keepdim), k)
+        return wrap(_named("norm", k.sum, k.cast(k.ne(x.data, 0), x.data.dtype), dim, keepdim), k)
     if p == 2:
-        out = k.norm2(x.data, dim, keepdim)
+        out = _named("norm", k.norm2, x.data, dim, keepdim)
     elif p == 1:
-        out = k.sum_abs(x.data, dim, keepdim)
+        out = _named("norm", k.sum_abs, x.data, dim, keepdim)
     else:
-        out = k.pow(k.sum(k.pow(k.abs(x.data), float(p)), dim, keepdim), 1.0 / p)
+        powers = _named("norm", k.pow, k.abs(x.data), float(p))
+        out = k.pow(_named("norm", k.sum, powers, dim, keepdim), 1.0 / p)
     if not x._rg:
         return wrap(out, k)
     shape = x.data.shape
@@ -467,22 +519,17 @@ def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     k = x._k
     shape = x.data.shape
     if x.data.size:
-        center = k.amax(x.data, dim, True)
+        center = _named("logsumexp", k.amax, x.data, dim, True)
         most = _MOST.get(center.dtype)
         # infinite maxima become finite, so that x - center is no NaN
         center = k.clamp(center, -most, most) if most else k.where(k.isfinite(center), center, 0.0)
-    else:
-        center = k.full(tuple(1 if s == 1 else 0 for s in _kept(shape, dim)), 0.0, x.data.dtype)
-        return wrap(k.full(np.sum(x.data, _axes(dim), keepdims=keepdim).shape, -np.inf,
-                           x.data.dtype), k)  # fmt: skip
-    out = k.logsumexp(x.data, center, dim, keepdim)
+        out = k.logsumexp(x.data, center, dim, keepdim)
+    else:  # no largest element to begin with
+        total = _named("logsumexp", k.sum, x.data, dim, keepdim)
+        out = _named("logsumexp", k.log, total)
     if not x._rg:
         return wrap(out, k)
     return apply(LogSumExpBackward, k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim))
-
-
-def _axes(dim: Axes) -> Any:
-    return tuple(dim) if isinstance(dim, list) else dim
 
 
 def _truth(x: Tensor) -> np.ndarray:
@@ -519,7 +566,7 @@ def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
     2
     """
     x = _input(input, "count_nonzero")
-    return wrap(x._k.sum(_truth(x), dim, False), x._k)
+    return wrap(_named("count_nonzero", x._k.sum, _truth(x), dim, False), x._k)
 
 
 class CumsumBackward(Node):

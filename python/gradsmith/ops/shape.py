@@ -1195,7 +1195,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
 
 
 def scatter(input: Any, dim: int, index: Any, src: Any) -> Tensor:
-    """A copy of input with src (a Tensor without gradient, or a number) written at the indices.
+    """A copy of input with src (a Tensor or a number) written at the indices; of several at one place, one stays.
 
     >>> import gradsmith as gs
     >>> gs.scatter(gs.zeros(3), 0, gs.tensor([1]), 5.0).tolist()
@@ -1204,32 +1204,43 @@ def scatter(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     x = _input(input, "scatter")
     i = _index_array(index, "scatter")
     k = x._k
-    if isinstance(src, Tensor):
-        if is_grad_enabled() and (x._rg or src._rg):
-            raise RuntimeError(
-                "scatter: with gradients only a number can be written; use scatter_add or where"
-            )
-        values = src.data
-    else:
-        values = k.expand(k.full((), src, x.data.dtype), i.shape)
+    s = src if isinstance(src, Tensor) else None
+    values = k.expand(k.full((), src, x.data.dtype), i.shape) if s is None else s.data
     out = k.copy(x.data)
     k.scatter_(out, dim, i, values)
-    return apply(ScatterBackward, k, out, (x,), (i,), dim=dim)
+    inputs = (x,) if s is None else (x, s)
+    return apply(ScatterBackward, k, out, inputs, (i,), dim=dim, src_shape=values.shape)
 
 
 class ScatterBackward(Node):
-    """dinput = dy, 0 where a number was written."""
+    """dinput = dy, 0 where something was written; dsrc = dy at the indices, 0 for what was written over."""
 
-    __slots__ = ("dim",)
+    __slots__ = ("dim", "src_shape")
     dim: int
+    src_shape: tuple
 
     def backward(self, grad: Any) -> tuple:
         (index,) = self.saved
         k = self.k
-        out = k.copy(grad)
-        zero = k.expand(k.full((), 0.0, grad.dtype), index.shape)
-        k.scatter_(out, self.dim, index, zero)
-        return (out,)
+        dx = None
+        if self.needs[0]:
+            dx = k.copy(grad)
+            k.scatter_(dx, self.dim, index, k.expand(k.full((), 0.0, grad.dtype), index.shape))
+        if len(self.needs) == 1:
+            return (dx,)
+        ds = None
+        if self.needs[1]:
+            # scattered the same way, its own number comes back to what stayed
+            own = np.arange(index.size).reshape(index.shape)
+            last = k.full(grad.shape, -1, own.dtype)
+            k.scatter_(last, self.dim, index, own)
+            stayed = k.eq(k.gather(last, self.dim, index), own)
+            ds = k.where(stayed, k.gather(grad, self.dim, index), 0.0)
+            if ds.shape != self.src_shape:
+                full = k.full(self.src_shape, 0.0, grad.dtype)
+                k.copy_(full[tuple([slice(0, n) for n in ds.shape])], ds)
+                ds = full
+        return (dx, ds)
 
 
 class IndexAddBackward(Node):

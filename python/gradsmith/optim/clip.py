@@ -16,6 +16,10 @@ __all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
 
 
 def _tensors(parameters: Any, op: str) -> list[Tensor]:
+    if not isinstance(parameters, (Tensor, Iterable)):
+        raise TypeError(
+            f"{op}: expected Tensors, got {type(parameters).__name__}. Pass model.parameters()."
+        )
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for p in given:
         if not isinstance(p, Tensor):

@@ -505,7 +505,7 @@ class Optimizer:
                     f"{type(self).__name__}: the saved {name} of {where} has shape {a.shape}, the "
                     f"parameter has {p.shape}."
                 )
-            a = p._k.cast(np.ascontiguousarray(a), p.data.dtype)  # a copy of our own
+            a = p._k.cast(a, p.data.dtype)  # a copy of our own
             own[name] = wrap(a, p._k)
         return own
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.tensor import Tensor
 from .optimizer import Optimizer, number, split
 
 __all__ = ["ASGD", "SGD"]
@@ -59,6 +60,12 @@ class SGD(Optimizer):
         number("SGD", "dampening", group["dampening"], low=float("-inf"))
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("SGD: nesterov needs a momentum > 0 and dampening = 0.")
+
+    def _take(self, p: Tensor, slots: dict[str, Any], where: str) -> dict[str, Any]:
+        own = super()._take(p, slots, where)
+        if "momentum_buffer" in own and "step" not in slots:
+            own["step"] = 1  # PyTorch's state has no count; its first step is over
+        return own
 
     def kernel(self, group: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         if group["momentum"] == 0:

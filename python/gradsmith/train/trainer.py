@@ -87,7 +87,7 @@ class Trainer:
         optimizer: Any,
         scheduler: Any = None,
         metrics: Any = (),
-        callbacks: Iterable[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         device: str = "cpu",
         capture: bool = True,
         precision: str = "float32",
@@ -96,10 +96,26 @@ class Trainer:
             raise TypeError(f"Trainer: model must be a Module, not {type(model).__name__}.")
         if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "step"):
             raise TypeError(f"Trainer: optimizer must be an optimizer, not {optimizer!r}.")
-        if scheduler is not None and getattr(scheduler, "optimizer", None) is not optimizer:
+        if scheduler is not None and not hasattr(scheduler, "optimizer"):
+            raise TypeError(
+                f"Trainer: scheduler must be a schedule of gs.optim.lr_scheduler, not {scheduler!r}."
+            )
+        if scheduler is not None and scheduler.optimizer is not optimizer:
             raise ValueError("Trainer: the scheduler belongs to another optimizer.")
+        if isinstance(callbacks, Callback):
+            callbacks = (callbacks,)
+        elif not isinstance(callbacks, Iterable):
+            raise TypeError(f"Trainer: callbacks must be Callbacks, not {callbacks!r}.")
         self.model = model.to(device=device)
         self.loss_function = loss_of(loss)
+        owners = [o for o in (model, loss) if hasattr(o, "parameters")]
+        known = {id(p) for owner in owners for p in owner.parameters()}
+        updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if known and not known & updated:
+            raise ValueError(
+                "Trainer: none of the optimizer's parameters belongs to the model. Build the optimizer from "
+                "this model's parameters()."
+            )
         self.optimizer, self.scheduler, self.device = optimizer, scheduler, device
         self.metrics: list[Metric] = get_all(metrics)
         self.callbacks = sorted(callbacks, key=lambda c: getattr(c, "order", 0))

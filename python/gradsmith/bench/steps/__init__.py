@@ -31,6 +31,7 @@ import sys
 import time
 from typing import Any
 
+from .. import check_outputs
 from . import where
 from .nets import NETS, Floor
 
@@ -283,6 +284,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--threads and --batch take whole numbers with commas between them")
     if not counts or min(counts) < 1 or (batches is not None and (not batches or min(batches) < 1)):
         parser.error("--threads and --batch must be at least 1")
+    if args.rounds < 1 or not args.seconds > 0:
+        parser.error("--rounds must be at least 1 and --seconds more than 0")
+    check_outputs(parser, args.json, args.plot)
     peers = ["float32"] if args.precision == "bfloat16" else []
     for p in args.against.split(","):
         if p in ("", "none"):
