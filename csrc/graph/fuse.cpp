@@ -861,7 +861,8 @@ struct Fuser {
       return false;
     const MatmulParams& p = params<MatmulParams>(from);
     if (p.act != kActNone || p.after || p.batch != 1 || p.k < 1 || p.m * p.n != size ||
-        size < kUpdate || p.c_cs != 1 || p.c_rs != p.n ||
+        size < kUpdate ||
+        !((p.c_cs == 1 && p.c_rs == p.n) || (p.c_rs == 1 && p.c_cs == p.m)) ||
         (double)size * (double)p.k >= kMostUpdated)
       return false;
     // The place behind all that the update has to wait for.
@@ -931,8 +932,8 @@ void Program::fuse() {
   each(options.residual, &Fuser::residual);
   each(options.norm_sum, &Fuser::norm_sum);
   each(options.pieces, &Fuser::pieces);
-  each(options.optimizer, &Fuser::optimizer);
   each(options.gradient_update, &Fuser::gradient_update);
+  each(options.optimizer, &Fuser::optimizer);
 }
 
 }  // namespace gs

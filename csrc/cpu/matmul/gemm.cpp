@@ -657,7 +657,7 @@ struct Sharing {
   bool private_b;  // few rows: a unit has all of them and all of k, and packs its columns of B
 };
 
-// updates: a piece is whole rows.
+// updates: a piece of C is whole rows, or columns of a transposed problem.
 template <class T>
 Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updates) {
   constexpr int64_t size = sizeof(T);
@@ -693,9 +693,12 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
   h.unit_rows = h.private_b ? p.m : least(s.mgroup, round_up(rows, group));
   h.unit_cols = h.private_b ? round_up(cols, W) : least(s.ncb, round_up(cols, W));
   if (updates) {
-    h.unit_cols = round_up(cols, W);
-    h.unit_rows =
-        round_up(most(ceil_div(rows, kUnits * nt), ceil_div(kUnitWork / 2, cols * k)), group);
+    // rows of C as they lie in memory
+    auto part = [&](int64_t count, int64_t other, int64_t step) __attribute__((always_inline)) {
+      return round_up(most(ceil_div(count, kUnits * nt), ceil_div(kUnitWork / 2, other * k)), step);
+    };
+    h.unit_cols = s.turned ? part(cols, rows, W) : round_up(cols, W);
+    h.unit_rows = s.turned ? round_up(rows, group) : part(rows, cols, group);
     return h;
   }
   for (;;) {
@@ -907,6 +910,8 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
   int64_t gr, gc;
   grid<T>(p, s, nt, &gr, &gc);
   const bool by_columns = gc > 1;
+  // no piece has whole rows
+  const bool late = update && (s.turned ? h.rows < p.m : h.cols < p.n);
   const int64_t blocks = ceil_div(p.k, s.kc), across = ceil_div(p.m, h.rows);
   // the operands of step q
   auto place = [&](int64_t q, int64_t* row, int64_t* col, int64_t* k) {
@@ -987,7 +992,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       return x;
     };
     Tickets tickets{counters + q % 3 * set + nt * kCounterBytes, {nu * mu, 0}, nt, ctx->tid, 0};
-    const bool updates = update && h.cols >= p.n && k + step.k >= p.k;
+    const bool updates = update && !late && k + step.k >= p.k;
     const Ctx alone{0, 1, nullptr, ctx->slots, nullptr, ctx->barrier_wait, ctx->stream};
     Soon soon;
     for (int64_t t; tickets.take(&t) >= 0;) {
@@ -996,7 +1001,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
         then = unit(t + 1);
         x.then = &then;
       }
-      const int64_t offset = x.c - whole.c, n = x.m * p.n;
+      const int64_t offset = x.c - whole.c, n = s.turned ? x.n * p.m : x.m * p.n;
       if (updates) {
         update->announce(offset, n, &soon);
         x.soon = &soon;
@@ -1006,7 +1011,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     }
     if (q + 1 < h.steps) pack(q + 1);
   }
-  if (update && h.cols < p.n) {
+  if (late) {
     ctx->sync();
     update->run(0, p.m * p.n, ctx);
   }
