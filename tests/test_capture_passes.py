@@ -1033,9 +1033,7 @@ ALL_OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", ALL_OPTIMIZERS)
 def test_gradient_update(name):
-    compare(
-        wide, (9, 16), "gradient_update", {MERGED: 1}, optimizer=ALL_OPTIMIZERS[name], steps=7
-    )
+    compare(wide, (9, 16), "gradient_update", {MERGED: 1}, optimizer=ALL_OPTIMIZERS[name], steps=7)
 
 
 @pytest.mark.parametrize(

@@ -861,8 +861,7 @@ struct Fuser {
       return false;
     const MatmulParams& p = params<MatmulParams>(from);
     if (p.act != kActNone || p.after || p.batch != 1 || p.k < 1 || p.m * p.n != size ||
-        size < kUpdate ||
-        !((p.c_cs == 1 && p.c_rs == p.n) || (p.c_rs == 1 && p.c_cs == p.m)) ||
+        size < kUpdate || !((p.c_cs == 1 && p.c_rs == p.n) || (p.c_rs == 1 && p.c_cs == p.m)) ||
         (double)size * (double)p.k >= kMostUpdated)
       return false;
     // The place behind all that the update has to wait for.

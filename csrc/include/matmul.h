@@ -42,8 +42,9 @@ constexpr int kVecRows = 8;
 
 // matmul_update, float32, made by rewrites of captured steps: `matmul` whose C, (m, n) or its
 // transpose without gaps, is the gradient of a parameter of the same size. Whoever has made some
-// whole rows lets `update`, the kernel of an optimizer, change the parameter there. buffers: a, b, bias or
-// null, c, parameter, then the states of the optimizer; p.count is 1, and there is no control.
+// whole rows lets `update`, the kernel of an optimizer, change the parameter there. buffers: a, b,
+// bias or null, c, parameter, then the states of the optimizer; p.count is 1, and there is no
+// control.
 constexpr int kMaxUpdated = 6;
 struct MatmulUpdateParams {
   MatmulParams product;

@@ -1130,9 +1130,9 @@ void gemm_update_plan(const void* params, Plan* plan) {
   plan->work += (int64_t)(0.8 * (double)(p.m * p.n));
   const Blocking s = blocking<float>(p);
   const Sharing h = sharing<float>(p, s, plan->tasks, true);
-  plan->scratch = (size_t)(plan->tasks * h.member_bytes +
-                           (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes) +
-                           round_up(6 * plan->tasks * kCounterBytes, 4096));
+  plan->scratch =
+      (size_t)(plan->tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes) +
+               round_up(6 * plan->tasks * kCounterBytes, 4096));
 }
 
 const KernelEntry entries[] = {
