@@ -10,6 +10,7 @@ import gradsmith.nn.functional as F
 RULES = [
     "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation",
     "activation_gradient", "conv_gradient", "residual", "norm_sum", "pieces", "optimizer",
+    "gradient_update",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
@@ -1011,6 +1012,224 @@ def test_nothing_is_updated_when_a_check_inside_the_program_fails():
     with pytest.raises((IndexError, ValueError)):
         f(x, target, gs.tensor(np.array([1, WIDE])))
     assert bits([p.data for p in model.parameters()]) == before
+
+
+MERGED = "with the update of its parameter"
+ALL_OPTIMIZERS = {
+    "sgd": lambda p: gs.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: gs.optim.SGD(p, lr=0.1, momentum=0.9, l1=0.01, clip_value=0.01),
+    "nesterov": lambda p: gs.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adagrad": lambda p: gs.optim.Adagrad(p, lr=0.1, lr_decay=0.01),
+    "rmsprop": lambda p: gs.optim.RMSprop(p, lr=0.01, centered=True, momentum=0.5),
+    "adadelta": lambda p: gs.optim.Adadelta(p, lr=1.0),
+    "adam": lambda p: gs.optim.Adam(p, lr=0.01, weight_decay=0.1, maximize=True),
+    "amsgrad": lambda p: gs.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: gs.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "nadam": lambda p: gs.optim.NAdam(p, lr=0.01),
+    "adamax": lambda p: gs.optim.Adamax(p, lr=0.01),
+    "radam": lambda p: gs.optim.RAdam(p, lr=0.01),
+    "asgd": lambda p: gs.optim.ASGD(p, lr=0.05, t0=5, lambd=0.1),
+    "groups": lambda p: gs.optim.Adam([{"params": p[:3], "lr": 0.1}, {"params": p[3:]}], lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", ALL_OPTIMIZERS)
+def test_gradient_update(name):
+    compare(wide, (9, 16), "gradient_update", {MERGED: 1}, optimizer=ALL_OPTIMIZERS[name], steps=7)
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "outputs", "count"),
+    [
+        (5, 183, 181, 1),
+        (3, 1, 40000, None),  # not a product of matrices
+        (2, 4101, 9, 1),
+        (17, 33, 1000, 1),
+        (130, 513, 67, 1),
+        (600, 129, 300, 1),  # summed in two blocks
+        (1030, 70, 500, 1),  # in three
+        (64, 784, 512, 1),
+        (9, 180, 182, 0),  # too small
+    ],
+)
+def test_gradient_update_of_any_shape(batch, inputs, outputs, count):
+    """Rows, columns and depths that are no multiples of tiles, panels and blocks."""
+    compare(
+        lambda: nn.Linear(inputs, outputs), (batch, inputs), "gradient_update",
+        {} if count is None else {MERGED: count},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: gs.optim.AdamW(p, lr=0.01, max_grad_norm=0.1),
+        lambda p: gs.optim.AdamW(p, lr=0.01, skip_nonfinite=True),
+    ],
+    ids=["norm", "finite"],
+)
+def test_gradient_update_waits_for_a_global_norm(optimizer):
+    compare(wide, (9, 16), "gradient_update", {MERGED: 0}, optimizer=optimizer)
+
+
+def updated(body, x, *, count, steps=7, threads=2, optimizer=None):
+    """A wide model whose step is `body(model, opt, x)`: the same bits with the rule and without, and how many
+    products update."""
+
+    def run(captured):
+        with gs.threads(threads):
+            gs.manual_seed(1)
+            model = wide()
+            opt = (optimizer or (lambda p: gs.optim.AdamW(p, lr=0.01)))(list(model.parameters()))
+
+            def step(a):
+                return body(model, opt, a)
+
+            f = gs.capture(step, passes=["gradient_update"]) if captured else step
+            out = []
+            for i in range(steps):
+                out += [t.data.copy() for t in f(gs.tensor(x + np.float32(i)))]
+            if captured:
+                assert f.reason is None and f.programs[0]["replays"] >= 2
+                assert f.report(1).count(MERGED) == count
+            grads = [None if p.grad is None else p.grad.data.copy() for p in model.parameters()]
+            return bits(out + grads + [p.data for p in model.parameters()])
+
+    assert run(True) == run(False)
+
+
+X = awkward(np.random.default_rng(0), (9, 16))
+
+
+def test_gradient_update_with_readers_of_weights_and_gradients():
+    """Before the update others read weights and gradients, behind it the weights change."""
+
+    def body(model, opt, a):
+        opt.zero_grad()
+        loss = (model(a) ** 2).mean()
+        loss.backward()
+        with gs.no_grad():
+            size, slope = model[2].weight.abs().sum(), model[2].weight.grad.abs().sum()
+        opt.step()
+        with gs.no_grad():
+            model[2].weight.mul_(0.5)
+        return loss, size, slope
+
+    updated(body, X, count=1)
+
+
+def test_gradient_update_when_nobody_sees_the_gradient():
+    def body(model, opt, a):
+        loss = (model(a) ** 2).mean()
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        return (loss,)
+
+    updated(body, X, count=1)
+
+
+@pytest.mark.parametrize("what", ["clip", "scale", "twice"])
+def test_gradient_update_leaves_changed_gradients_alone(what):
+    """Clipped or scaled before the update, or the sum of two backward passes."""
+
+    def body(model, opt, a):
+        opt.zero_grad()
+        loss = (model(a) ** 2).mean()
+        loss.backward()
+        if what == "twice":
+            (model(a * 2) ** 2).mean().backward()
+        elif what == "clip":
+            gs.optim.clip_grad_value_(model.parameters(), 0.01)
+        else:
+            with gs.no_grad():
+                model[2].weight.grad.mul_(0.125)
+        opt.step()
+        return (loss,)
+
+    updated(body, X, count=0)
+
+
+def test_gradient_update_of_tied_weights():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDE, WIDE), nn.Linear(WIDE, 3)
+
+        def forward(self, x):
+            return self.last(self.first(self.first(x).relu()).relu())
+
+    compare(Tied, (5, WIDE), "gradient_update", {MERGED: 0})
+
+
+def test_gradient_update_with_a_product_that_reads_the_parameter():
+    """The gradient of sum(W W) is made of W itself, which the update may not change meanwhile."""
+    gs.manual_seed(0)
+    start = gs.randn(WIDE, WIDE).data
+
+    def run(passes):
+        w = gs.tensor(start.copy(), requires_grad=True)
+        opt = gs.optim.SGD([w], lr=1e-4)
+
+        def step(x):
+            opt.zero_grad()
+            loss = ((w @ w) * x).sum()
+            loss.backward()
+            opt.step()
+            return loss
+
+        f = gs.capture(step, passes=passes) if passes is not None else step
+        x = gs.tensor(start[::-1].copy())
+        out = [f(x).data.copy() for _ in range(6)]
+        return bits([*out, w.data])
+
+    expected = run(None)
+    for n in (1, 2):
+        with gs.threads(n):
+            assert run(["gradient_update"]) == expected == run(True)
+
+
+def test_gradient_update_follows_the_learning_rate():
+    """Rates, decay and momentum change between replays, from outside and by a scheduler inside."""
+    x = gs.tensor(X)
+
+    def run(captured):
+        gs.manual_seed(1)
+        model = wide()
+        opt = gs.optim.SGD(model.parameters(), lr=0.1, momentum=0.5, weight_decay=0.01)
+        sched = gs.optim.lr_scheduler.ExponentialLR(opt, 0.9)
+
+        def step(a):
+            opt.zero_grad()
+            loss = (model(a) ** 2).mean()
+            loss.backward()
+            opt.step()
+            sched.step()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        out = []
+        for i in range(9):
+            if i == 6:
+                opt.param_groups[0]["momentum"] = 0.9
+                opt.param_groups[0]["weight_decay"] = 0.2
+            out.append(f(x).data.copy())
+        assert not captured or (f.reason is None and MERGED in f.report(1))
+        return bits(out + [p.data for p in model.parameters()])
+
+    assert run(True) == run(False)
+
+
+def test_gradient_update_leaves_bfloat16_products_alone():
+    def body(model, opt, a):
+        opt.zero_grad()
+        with gs.autocast():
+            loss = (model(a) ** 2).mean()
+        loss.backward()
+        opt.step()
+        return (loss,)
+
+    updated(body, X, count=0)
 
 
 def test_every_rule_has_a_switch():

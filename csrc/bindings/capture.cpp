@@ -621,6 +621,7 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.norm_sum = flag("norm_sum", true);
   q->p.options.pieces = flag("pieces", true);
   q->p.options.optimizer = flag("optimizer", true);
+  q->p.options.gradient_update = flag("gradient_update", true);
   for (auto item : leaves) {
     Input in;
     py::tuple t = py::reinterpret_borrow<py::tuple>(item);  // (constant,) or (type, array, same_as)

@@ -24,6 +24,10 @@ double flops_of(const RecordedOp& op) {
     const MatmulParams& m = *(const MatmulParams*)p;
     return 2.0 * (double)m.m * (double)m.n * (double)m.k * (double)m.batch;
   }
+  if (begins(name, "matmul_update")) {
+    const MatmulParams& m = ((const MatmulUpdateParams*)p)->product;
+    return 2.0 * (double)m.m * (double)m.n * (double)m.k;
+  }
   if (begins(name, "conv_") && op.params_size == sizeof(ConvParams)) {
     const ConvParams& c = *(const ConvParams*)p;
     double one = 2.0 * (double)c.n * (double)c.out_h * (double)c.out_w * (double)c.filters *

@@ -2,6 +2,7 @@
 #pragma once
 #include "activation.h"
 #include "kernel.h"
+#include "optimizer.h"
 
 namespace gs {
 
@@ -38,6 +39,20 @@ struct MatmulParams {
 };
 
 constexpr int kVecRows = 8;
+
+// matmul_update, float32, made by rewrites of captured steps: `matmul` whose C, (m, n) or its
+// transpose without gaps, is the gradient of a parameter of the same size. Whoever has made some
+// whole rows lets `update`, the kernel of an optimizer, change the parameter there. buffers: a, b,
+// bias or null, c, parameter, then the states of the optimizer; p.count is 1, and there is no
+// control.
+constexpr int kMaxUpdated = 6;
+struct MatmulUpdateParams {
+  MatmulParams product;
+  KernelFn update;
+  int64_t updated;  // arrays that it changes: the parameter and the states, up to kMaxUpdated
+  OptimizerParams rule;
+  int64_t size;  // of p, behind it as OptimizerParams wants
+};
 
 // colsum: out[j] = sum over i of x[i, j] (+ out[j] when accumulate). buffers: x (rows, cols; unit
 // column stride), out (cols,).

@@ -23,6 +23,10 @@
 // order, of its blocks of kc products (a chain of FMAs each); kc is a function of these. Products
 // with few elements and a long k are cut into slices along k, again by shape alone, and added in
 // order.
+//
+// matmul_update: pieces are whole rows, and what a member has made of a gradient goes through the
+// optimizer while it is in the second cache, where the parameter and its averages have been brought
+// meanwhile. Bytes: those of the update; the gradient is written and not read again.
 #include "matmul.h"
 #include "matmul/pack.h"
 #include "matmul/small.h"
@@ -127,6 +131,12 @@ Blocking blocking(const MatmulParams& p) {
   return s;
 }
 
+// Arrays of `bytes` each that are wanted when a cell is done.
+struct Soon {
+  const char* at[kMaxUpdated];
+  int64_t count, bytes;
+};
+
 // One rectangle (m, n) of C over k, by one member.
 template <class T>
 struct Cell {
@@ -146,6 +156,7 @@ struct Cell {
   bool shared;                // A lies as tiles read it, in slivers of k steps if at all, and B in
                               // panels of k steps where it is packed
   const Cell* then;           // what comes afterwards, of the same steps of k, or null
+  const Soon* soon;           // what is read when all of it is done, or null
 };
 
 // c (rows, cols) is made and, when that is done, goes through MatmulParams::after: a few tiles at a
@@ -320,6 +331,12 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
   TileArgs<T> g;
   g.alpha = x.alpha;
   g.ldc = x.ldc;
+  Lines soon = {};
+  int64_t soons = 0, soon_part = 0;
+  if (x.soon) {
+    int64_t pairs = x.soon->count * ceil_div(x.soon->bytes, kFetchBytes);
+    soon_part = ceil_div(pairs, ceil_div(x.m, height) * ceil_div(ceil_div(x.n, N), s.nv));
+  }
   PanelPack<T> pack = {};
   pack.turn = s.b_mode == kPackTransposed;
   // starts to pack the panel of nv vectors from column j and step p of B on
@@ -481,6 +498,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
             g.bias = x.bias ? x.bias + jc + v * N : nullptr;
           }
           g.fetches = 0;
+          int64_t room = kc / kFetchSteps;
+          const int64_t all = room;
           if (s.fetch) {
             // C of the next tile, B that is packed after this one, a part of A
             int64_t ni = mg + i + r, nj = jc + v * N, nrows = least(height, x.m - ni);
@@ -502,14 +521,18 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
             else
               next_c.set(nc_at, most(nrows, 0), x.ldc * size, cols * size);
             if (chunk) pack.announce(chunk, &next_b, &next_pack);
-            int64_t room = kc / kFetchSteps, all = room;
             if (chunk) room -= next_b.take(&g.fetch[g.fetches], room, &g.fetches);
             room -= next_c.take(&g.fetch[g.fetches], room, &g.fetches);
             if (!chunk) room -= next_b.take(&g.fetch[g.fetches], room, &g.fetches);
             room -= next_pack.take(&g.fetch[g.fetches], room, &g.fetches);
             room -= next_a.take(&g.fetch[g.fetches], least(room, a_part), &g.fetches);
-            g.every = all > room ? (int32_t)(all / (all - room)) : 1;
           }
+          if (x.soon) {
+            if (soon.left <= 0 && soons < x.soon->count)
+              soon.set(x.soon->at[soons++], 1, 0, x.soon->bytes);
+            room -= soon.take(&g.fetch[g.fetches], least(room, soon_part), &g.fetches);
+          }
+          g.every = all > room ? (int32_t)(all / (all - room)) : 1;
           TileFn<T> fn = r == kTileRows[nv] ? Tiles<T>::full[nv][la][lb] : nullptr;
           if (!fn) fn = Tiles<T>::any[nv][r];
           if (after && x.other) fetch_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
@@ -634,13 +657,14 @@ struct Sharing {
   bool private_b;  // few rows: a unit has all of them and all of k, and packs its columns of B
 };
 
+// updates: a piece of C is whole rows, or columns of a transposed problem.
 template <class T>
-Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt) {
+Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updates) {
   constexpr int64_t size = sizeof(T);
   const int64_t W = s.nv * simd<T>::N;
   const int64_t group = s.a_mode == kSlivers ? most(s.sliver, s.height) : s.height;
   Sharing h;
-  h.private_b = s.a_mode == kInPlace &&
+  h.private_b = !updates && s.a_mode == kInPlace &&
                 (p.m <= kFewRows || (s.tile_packs && p.k <= s.kc && p.m * p.k * size <= p.l2 / 4 &&
                                      ceil_div(p.n, W) >= 4 * nt));
   h.rows = p.m;
@@ -668,6 +692,15 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt) {
   int64_t rows = h.rows, cols = h.cols, k = h.private_b ? p.k : least(p.k, s.kc);
   h.unit_rows = h.private_b ? p.m : least(s.mgroup, round_up(rows, group));
   h.unit_cols = h.private_b ? round_up(cols, W) : least(s.ncb, round_up(cols, W));
+  if (updates) {
+    // rows of C as they lie in memory
+    auto part = [&](int64_t count, int64_t other, int64_t step) __attribute__((always_inline)) {
+      return round_up(most(ceil_div(count, kUnits * nt), ceil_div(kUnitWork / 2, other * k)), step);
+    };
+    h.unit_cols = s.turned ? part(cols, rows, W) : round_up(cols, W);
+    h.unit_rows = s.turned ? round_up(rows, group) : part(rows, cols, group);
+    return h;
+  }
   for (;;) {
     if (ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols) >= kUnits * nt ||
         h.unit_rows * h.unit_cols * k < 2 * kUnitWork)
@@ -819,9 +852,35 @@ struct SharedPack {
   }
 };
 
+// The update that follows a product, and the buffers of both.
+struct Update {
+  const MatmulUpdateParams& u;
+  void* const* buf;
+
+  // Elements offset .. offset + n - 1.
+  GS_MEMBER void run(int64_t offset, int64_t n, const Ctx* ctx) const {
+    struct {
+      OptimizerParams rule;
+      int64_t size;
+    } one = {u.rule, n};
+    char* at[2 + kMaxUpdated] = {nullptr};
+    for (int64_t i = 0; i <= u.updated; ++i)
+      at[1 + (i < 2 ? 1 - i : i)] = (char*)buf[3 + i] + offset * (int64_t)sizeof(float);
+    u.update(&one, (void* const*)at, ctx);
+  }
+  GS_MEMBER void announce(int64_t offset, int64_t n, Soon* soon) const {
+    soon->count = u.updated;
+    soon->bytes = n * (int64_t)sizeof(float);
+    for (int64_t i = 0; i < u.updated; ++i)
+      soon->at[i] = (const char*)buf[4 + i] + offset * (int64_t)sizeof(float);
+  }
+};
+
+// update: what is done to whole rows that are ready, or nothing.
 template <class T>
-void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole, const Ctx* ctx) {
-  const Sharing h = sharing<T>(p, s, ctx->nt);
+void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole, const Ctx* ctx,
+                 const Update* update) {
+  const Sharing h = sharing<T>(p, s, ctx->nt, update != nullptr);
   const int64_t W = s.nv * simd<T>::N;
   const int nt = ctx->nt;
   const int64_t set = 2 * nt * kCounterBytes;  // counters of a step: of packing, of units
@@ -851,6 +910,8 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
   int64_t gr, gc;
   grid<T>(p, s, nt, &gr, &gc);
   const bool by_columns = gc > 1;
+  // no piece has whole rows
+  const bool late = update && (s.turned ? h.rows < p.m : h.cols < p.n);
   const int64_t blocks = ceil_div(p.k, s.kc), across = ceil_div(p.m, h.rows);
   // the operands of step q
   auto place = [&](int64_t q, int64_t* row, int64_t* col, int64_t* k) {
@@ -931,24 +992,33 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       return x;
     };
     Tickets tickets{counters + q % 3 * set + nt * kCounterBytes, {nu * mu, 0}, nt, ctx->tid, 0};
+    const bool updates = update && !late && k + step.k >= p.k;
+    const Ctx alone{0, 1, nullptr, ctx->slots, nullptr, ctx->barrier_wait, ctx->stream};
+    Soon soon;
     for (int64_t t; tickets.take(&t) >= 0;) {
       Cell<T> x = unit(t), then;
       if (t + 1 < nu * mu) {  // most likely the next one
         then = unit(t + 1);
         x.then = &then;
       }
+      const int64_t offset = x.c - whole.c, n = s.turned ? x.n * p.m : x.m * p.n;
+      if (updates) {
+        update->announce(offset, n, &soon);
+        x.soon = &soon;
+      }
       run_cell(x, s, mine);
+      if (updates) update->run(offset, n, &alone);
     }
     if (q + 1 < h.steps) pack(q + 1);
+  }
+  if (late) {
+    ctx->sync();
+    update->run(0, p.m * p.n, ctx);
   }
 }
 
 template <class T>
-void gemm(const void* params, void* const* buf, const Ctx* ctx) {
-  const MatmulParams& p = *(const MatmulParams*)params;
-  if (p.m == 0 || p.n == 0 || p.batch == 0) return;
-  if (sizeof(T) == 4 && ctx->nt == 1 && small_product(p, buf, ctx->scratch)) return;
-  Blocking s = blocking<T>(p);
+Cell<T> whole_cell(const MatmulParams& p, const Blocking& s, void* const* buf) {
   Cell<T> x;
   x.m = p.m;
   x.n = p.n;
@@ -970,12 +1040,23 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   x.c = (T*)buf[3];
   x.shared = false;
   x.then = nullptr;
+  x.soon = nullptr;
+  return x;
+}
+
+template <class T>
+void gemm(const void* params, void* const* buf, const Ctx* ctx) {
+  const MatmulParams& p = *(const MatmulParams*)params;
+  if (p.m == 0 || p.n == 0 || p.batch == 0) return;
+  if (sizeof(T) == 4 && ctx->nt == 1 && small_product(p, buf, ctx->scratch)) return;
+  Blocking s = blocking<T>(p);
+  Cell<T> x = whole_cell<T>(p, s, buf);
   if (s.slices > 1) {
     gemm_sliced(p, s, x, ctx);
     return;
   }
   if (is_shared<T>(p, s, ctx->nt)) {
-    gemm_shared(p, s, x, ctx);
+    gemm_shared(p, s, x, ctx, nullptr);
     return;
   }
   char* mine = ctx->scratch + ctx->tid * (s.b_bytes + s.a_bytes);
@@ -1028,14 +1109,34 @@ void gemm_plan(const void* params, Plan* plan) {
   if (s.slices > 1)
     plan->scratch += (size_t)round_up(s.slices * p.m * p.n * (int64_t)sizeof(T), 4096);
   if (is_shared<T>(p, s, plan->tasks)) {
-    Sharing h = sharing<T>(p, s, plan->tasks);
+    Sharing h = sharing<T>(p, s, plan->tasks, false);
     int64_t bytes = plan->tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes);
     plan->scratch = most((int64_t)plan->scratch, bytes);
     plan->scratch += round_up(6 * plan->tasks * kCounterBytes, 4096);
   }
 }
 
+void gemm_update(const void* params, void* const* buf, const Ctx* ctx) {
+  const MatmulUpdateParams& u = *(const MatmulUpdateParams*)params;
+  const Blocking s = blocking<float>(u.product);
+  const Update update{u, buf};
+  gemm_shared(u.product, s, whole_cell<float>(u.product, s, buf), ctx, &update);
+}
+
+void gemm_update_plan(const void* params, Plan* plan) {
+  const MatmulUpdateParams& u = *(const MatmulUpdateParams*)params;
+  const MatmulParams& p = u.product;
+  gemm_plan<float>(&p, plan);
+  plan->work += (int64_t)(0.8 * (double)(p.m * p.n));
+  const Blocking s = blocking<float>(p);
+  const Sharing h = sharing<float>(p, s, plan->tasks, true);
+  plan->scratch =
+      (size_t)(plan->tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes) +
+               round_up(6 * plan->tasks * kCounterBytes, 4096));
+}
+
 const KernelEntry entries[] = {
+    {"matmul_update", kF32, gemm_update, gemm_update_plan},
     {"matmul", kF32, gemm<float>, gemm_plan<float>},
     {"matmul", kF64, gemm<double>, gemm_plan<double>},
 };

@@ -61,7 +61,7 @@ struct TileArgs {
   T* c;  // row i at c + i * ldc
   int64_t ldc;
   const T* bias;  // of the first column
-  Fetch fetch[4];
+  Fetch fetch[5];
   T* pack;                 // kPackB: row k of B is also written to pack + k * NV * N
   int32_t fetches, every;  // entries of fetch; a pair every `every` times kFetchSteps steps
   int64_t k;

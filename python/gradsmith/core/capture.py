@@ -47,6 +47,7 @@ PASSES = {
     "norm_sum": "the gradient of a layer norm and the gradient that is added to it in one kernel",
     "pieces": "parts of a sum are written into it, not into zeros that are added",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
+    "gradient_update": "the product that makes a gradient updates the parameter, piece by piece",
 }
 
 # Right, but no gain on the machines measured (docs/performance.md): on only where asked for.
