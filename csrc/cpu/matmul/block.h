@@ -1,5 +1,5 @@
 // A small product whose operands lie in the caches: C (m rows, nvec vectors) = A B (+ C), for
-// kernels that make many of them (attention, recurrent layers). B and C are padded to whole
+// kernels that make many of them (attention). B and C are padded to whole
 // vectors, so no tile needs a mask. An element is one chain of FMAs in ascending k.
 //
 // Four steps of k go by without a counter or pointer moved, because integer additions share ports
