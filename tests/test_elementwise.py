@@ -90,7 +90,7 @@ def ulps(got, exact):
 def test_binary_broadcast(name, dtype):
     for sa, sb in SHAPES:
         a, b = floats(sa, dtype), floats(sb, dtype, 0.5, 3)
-        for x, y in ((a, b), (b, a + 4)):
+        for x, y in ((a, b), (b, a + np.dtype(dtype).type(4))):
             got = getattr(gs, name)(gs.tensor(x), gs.tensor(y)).numpy()
             want = BINARY[name](x, y)
             assert got.dtype == want.dtype and got.shape == want.shape
