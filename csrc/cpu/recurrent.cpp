@@ -751,8 +751,9 @@ __attribute__((noinline)) void backward_rows(const RecurrentParams& p, const Lay
   const int64_t tn = rows.after(t), some = most(0, least(m, rows.count(tn) - b0));
   Ask ask;
   list_backward(p, rows, f, t, b0, m, &ask);
-  const Operand<T> in[2] = {
-      {f.dhidden + rows.at(tn, b0) * s.depth, rows.stride() * s.depth, s.depth}, {}};
+  Operand<T> in[2] = {};
+  if (some)  // there is a step after this one
+    in[0] = {f.dhidden + rows.at(tn, b0) * s.depth, rows.stride() * s.depth, s.depth};
   for (int64_t x = x0; x < x1; ++x) {
     if (some) {
       s.ask(p, x, &ask);
