@@ -978,15 +978,16 @@ def test_optimizer_waits_for_readers_after_backward():
     assert run(True) == run(False)
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDE, WIDE), nn.Linear(WIDE, 3)
+
+    def forward(self, x):
+        return self.last(self.first(self.first(x).relu()).relu())
+
+
 def test_tied_weights():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(WIDE, WIDE), nn.Linear(WIDE, 3)
-
-        def forward(self, x):
-            return self.last(self.first(self.first(x).relu()).relu())
-
     compare(Tied, (5, WIDE), "optimizer", {})
 
 
@@ -1151,14 +1152,6 @@ def test_gradient_update_leaves_changed_gradients_alone(what):
 
 
 def test_gradient_update_of_tied_weights():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(WIDE, WIDE), nn.Linear(WIDE, 3)
-
-        def forward(self, x):
-            return self.last(self.first(self.first(x).relu()).relu())
-
     compare(Tied, (5, WIDE), "gradient_update", {MERGED: 0})
 
 
