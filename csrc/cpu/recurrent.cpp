@@ -143,7 +143,7 @@ __attribute__((noinline)) void tile(const Operand<T>* in, const T* b, T* c, int6
         for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
       }
     };
-    constexpr int U = sizeof(T) == 4 ? 4 : 1;
+    constexpr int U = kUnroll<T>;
     for (; k >= U; k -= U, b += U * NV * N) {
 #pragma GCC unroll 4
       for (int i = 0; i < P; ++i) asm("" : "+r"(p[i]));
