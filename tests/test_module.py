@@ -313,3 +313,62 @@ def test_arguments_have_pytorchs_names():
     ):
         assert getattr(nn.init, name)(tensor=t) is t
     assert nn.Unflatten(dim=1, unflattened_size=(2, 2))(gs.ones(1, 4)).shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, nn.ModuleList])
+def test_containers_change_like_lists(kind):
+    layers = [nn.Linear(2, 2), nn.ReLU(), nn.Tanh(), nn.Sigmoid()]
+    net = kind(*layers) if kind is nn.Sequential else kind(layers)
+    new = nn.Linear(2, 3)
+    net[-4] = new
+    assert [*net] == [new, *layers[1:]] and [*net.state_dict()] == ["0.weight", "0.bias"]
+    del net[1]
+    assert [*net] == [new, layers[2], layers[3]] and net[1] is layers[2] and net[-1] is layers[3]
+    assert [n for n, _ in net.named_children()] == ["0", "1", "2"]
+    net.insert(0, layers[0])
+    assert [*net] == [layers[0], new, layers[2], layers[3]]
+    assert "1.weight" in net.state_dict() and net.state_dict()["1.weight"].shape == (3, 2)
+    assert net.pop(1) is new and net.pop() is layers[3] and len(net) == 2
+    net.extend([nn.ReLU(), new])
+    assert [n for n, _ in net.named_children()] == ["0", "1", "2", "3"] and net[3] is new
+    del net[1:3]
+    assert [*net] == [layers[0], new]
+    part = net[1:]
+    part.append(layers[1])  # the slice may have kept its names; none is lost
+    assert [*part] == [new, layers[1]] and len(net) == 2
+
+    before = [*net]
+    with pytest.raises(IndexError, match="index 2 is outside the 2 modules"):
+        net[2] = nn.ReLU()
+    with pytest.raises(TypeError, match=r"item 0 must be a Module.*ReLU\(\)"):
+        net[0] = nn.ReLU
+    with pytest.raises(TypeError, match="item 3 must be a Module"):
+        net.extend([nn.ReLU(), 3])
+    with pytest.raises(TypeError, match="takes an integer"):
+        net["0"]
+    assert [*net] == before
+
+
+def test_named_containers_keep_their_names():
+    net = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.ReLU(), c=nn.Tanh()))
+    net[1] = nn.Sigmoid()
+    del net[0]
+    assert [n for n, _ in net.named_children()] == ["b", "c"]
+    d = nn.ModuleDict({"a": nn.ReLU(), "b": nn.Tanh()})
+    a = d["a"]
+    assert d.pop("a") is a and [*d] == ["b"]
+    del d["b"]
+    assert len(d) == 0
+    with pytest.raises(KeyError, match="b"):
+        del d["b"]
+
+
+def test_data_takes_arrays_and_tensors():
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = gs.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert layer(gs.tensor([[1.0, 1.0]])).tolist() == [[3.0, 7.0]]
+    layer.weight.data = np.eye(2, dtype=np.float32)
+    assert layer(gs.tensor([[5.0, 6.0]])).tolist() == [[5.0, 6.0]]
+    with pytest.raises(TypeError, match=r"Tensor\.data: expected an array or a Tensor, got list"):
+        layer.weight.data = [[1.0, 2.0]]
+    assert layer(gs.tensor([[5.0, 6.0]])).tolist() == [[5.0, 6.0]]

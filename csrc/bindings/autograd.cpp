@@ -136,6 +136,21 @@ int tensor_set_node(PyObject* o, PyObject* value, void*) {
 
 PyObject* tensor_get_accumulator(PyObject* o, void*) { return or_none(((Tensor*)o)->accumulator); }
 
+// `tensor.data = a` takes an array, or another Tensor's; everything else is the generic way.
+int tensor_setattro(PyObject* o, PyObject* name, PyObject* value) {
+  if (value && !is_ndarray(value) && PyUnicode_CompareWithASCIIString(name, "data") == 0) {
+    if (is_tensor(value)) {
+      value = ((Tensor*)value)->data;
+    } else if (!PyObject_HasAttrString(value, "__array_interface__") &&
+               !PyObject_HasAttrString(value, "__cuda_array_interface__")) {
+      PyErr_Format(PyExc_TypeError, "Tensor.data: expected an array or a Tensor, got %.100s",
+                   Py_TYPE(value)->tp_name);
+      return -1;
+    }
+  }
+  return PyObject_GenericSetAttr(o, name, value);
+}
+
 PyObject* tensor_get_version(PyObject* o, void*) { return or_none(((Tensor*)o)->version); }
 
 int tensor_set_version(PyObject* o, PyObject* value, void*) {
@@ -892,6 +907,7 @@ PyTypeObject make_tensor_type() {
   t.tp_clear = tensor_clear;
   t.tp_members = tensor_members;
   t.tp_getset = tensor_getset;
+  t.tp_setattro = tensor_setattro;
   t.tp_dictoffset = offsetof(Tensor, dict);
   t.tp_weaklistoffset = offsetof(Tensor, weakrefs);
   return t;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound="Module")
+O = TypeVar("O", bound="_Ordered")
 
 
 class Module(_cpu.ModuleBase):
@@ -436,12 +438,101 @@ class LoadResult(tuple):
         return self[1]
 
 
-class Sequential(Module):
+class _Ordered(Module):
+    """What Sequential and ModuleList share: modules in an order, named "0", "1", ... unless given names."""
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(list(self._modules.values()))
+
+    def _name(self, index: Any, op: str) -> str:
+        """The name of the module at a position, which may count from the end."""
+        try:
+            i = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"{type(self).__name__}: {op} takes an integer, got {type(index).__name__}"
+            ) from None
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{type(self).__name__}: {op} {i} is outside the {len(self)} modules")
+        return list(self._modules)[i]
+
+    def _check_item(self, module: Any, at: Any) -> None:
+        if not isinstance(module, Module):
+            hint = ""
+            if isinstance(module, type) and issubclass(module, Module):
+                hint = f". Did you mean {module.__name__}()?"
+            raise TypeError(
+                f"{type(self).__name__}: item {at} must be a Module, got {type(module).__name__}{hint}"
+            )
+
+    def _renew(self, items: list[tuple[str, Module]]) -> None:
+        """Holds these modules instead; where all names are numbers they become positions again."""
+        if all([name.isdigit() for name, _ in items]):
+            items = [(str(i), m) for i, (_, m) in enumerate(items)]
+        for name in list(self._modules):
+            delattr(self, name)
+        for name, m in items:
+            self.register_module(name, m)
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        name = self._name(index, "index")
+        self._check_item(module, index)
+        self.register_module(name, module)
+
+    def __delitem__(self, index: int | slice) -> None:
+        items = list(self._modules.items())
+        if isinstance(index, slice):
+            del items[index]
+        else:
+            name = self._name(index, "index")
+            items = [item for item in items if item[0] != name]
+        self._renew(items)
+
+    def append(self: O, module: Module) -> O:
+        """Adds a module at the end."""
+        self._check_item(module, len(self))
+        name = next(n for n in map(str, itertools.count(len(self))) if n not in self._modules)
+        self.register_module(name, module)
+        return self
+
+    def extend(self: O, modules: Iterable[Module]) -> O:
+        """Adds modules at the end."""
+        new = list(modules)
+        for i, m in enumerate(new, len(self)):
+            self._check_item(m, i)
+        for m in new:
+            self.append(m)
+        return self
+
+    def insert(self: O, index: int, module: Module) -> O:
+        """Puts a module before the one at a position; those behind it move up."""
+        self._check_item(module, index)
+        items = list(self._modules.items())
+        name = next(n for n in map(str, itertools.count(len(self))) if n not in self._modules)
+        items.insert(operator.index(index), (name, module))
+        self._renew(items)
+        return self
+
+    def pop(self, index: int = -1) -> Module:
+        """Takes a module out and returns it; those behind it move down."""
+        m = self._modules[self._name(index, "index")]
+        del self[index]
+        return m
+
+
+class Sequential(_Ordered):
     """Modules called one after the other. Takes modules, or one OrderedDict of names to modules.
 
+    Layers are replaced, added and removed as in a list; a replacement keeps the name.
+
     >>> import gradsmith.nn as nn
-    >>> len(nn.Sequential(nn.Identity(), nn.Flatten()))
-    2
+    >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> net[-1] = nn.Linear(4, 3)
+    >>> net.insert(2, nn.Dropout(0.1))[3].out_features
+    3
     """
 
     def __init__(self, *modules: Any):
@@ -451,15 +542,7 @@ class Sequential(Module):
         else:
             items = [(str(i), m) for i, m in enumerate(modules)]
         for name, m in items:
-            if not isinstance(m, Module):
-                raise TypeError(
-                    f"Sequential: item {name} must be a Module, got {type(m).__name__}"
-                    + (
-                        f". Did you mean {m.__name__}()?"
-                        if isinstance(m, type) and issubclass(m, Module)
-                        else ""
-                    )
-                )
+            self._check_item(m, name)
             self.register_module(name, m)
 
     def forward(self, x: Any) -> Any:
@@ -467,52 +550,24 @@ class Sequential(Module):
             x = m(x)
         return x
 
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter(list(self._modules.values()))
-
     def __getitem__(self, index: int | slice) -> Any:
-        names = list(self._modules)
         if isinstance(index, slice):
-            return type(self)(OrderedDict((n, self._modules[n]) for n in names[index]))
-        return self._modules[names[index]]
-
-    def append(self, module: Module) -> Sequential:
-        """Adds a module at the end."""
-        self.register_module(str(len(self)), module)
-        return self
+            names = list(self._modules)[index]
+            return type(self)(OrderedDict((n, self._modules[n]) for n in names))
+        return self._modules[self._name(index, "index")]
 
 
-class ModuleList(Module):
+class ModuleList(_Ordered):
     """A list of modules that are registered; it has no forward."""
 
     def __init__(self, modules: Iterable[Module] = ()):
         super().__init__()
         self.extend(modules)
 
-    def append(self, module: Module) -> ModuleList:
-        self.register_module(str(len(self)), module)
-        return self
-
-    def extend(self, modules: Iterable[Module]) -> ModuleList:
-        for m in modules:
-            self.append(m)
-        return self
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter(list(self._modules.values()))
-
     def __getitem__(self, index: int | slice) -> Any:
-        values = list(self._modules.values())
-        return ModuleList(values[index]) if isinstance(index, slice) else values[index]
-
-    def __setitem__(self, index: int, module: Module) -> None:
-        self.register_module(list(self._modules)[index], module)
+        if isinstance(index, slice):
+            return ModuleList(list(self._modules.values())[index])
+        return self._modules[self._name(index, "index")]
 
 
 class ModuleDict(Module):
@@ -531,6 +586,17 @@ class ModuleDict(Module):
 
     def __setitem__(self, name: str, module: Module) -> None:
         self.register_module(name, module)
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self._modules:
+            raise KeyError(name)
+        delattr(self, name)
+
+    def pop(self, name: str) -> Module:
+        """Takes a module out and returns it."""
+        m = self._modules[name]
+        delattr(self, name)
+        return m
 
     def __contains__(self, name: object) -> bool:
         return name in self._modules
