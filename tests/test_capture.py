@@ -1109,6 +1109,120 @@ def test_forward_hooks_stay_eager():
     assert len(seen) == 6
 
 
+def test_hooks_on_gradients_are_seen():
+    """One that comes, goes or is replaced between replays acts as in eager mode."""
+    x, y = data((6,), 4, 16)
+    out = []
+    for captured in (False, True):
+        gs.manual_seed(3)
+        model = small()
+        opt = adamw(model.parameters())
+        step = update_of(model, opt)
+        f = gs.capture(step) if captured else step
+        losses = []
+        for i in range(16):
+            if i == 4:
+                hook = model[0].weight.register_hook(lambda g: g * 0)
+            elif i == 8:
+                hook.remove()
+                hook = model[0].weight.register_hook(lambda g: g * 2)
+            elif i == 12:
+                hook.remove()
+            losses.append(f(gs.tensor(x[i]), gs.tensor(y[i])).item())
+        out.append((losses, bits(state_of(model, opt))))
+    assert out[0] == out[1]
+    assert f.programs
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_from_before_the_call_may_be_any_arrays(threads):
+    """Two functions of one model, as in a GAN: each leaves gradients that the other one adds to."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((14, 8, 6), dtype=np.float32)
+    z = rng.standard_normal((14, 8, 3), dtype=np.float32)
+    gs.set_num_threads(threads)
+
+    def run(captured):
+        gs.manual_seed(2)
+        critic = nn.Sequential(nn.Linear(6, 9), nn.LeakyReLU(0.2), nn.Linear(9, 1))
+        maker = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 6))
+        opts = [adamw(m.parameters()) for m in (critic, maker)]
+
+        def judge(real, noise):
+            opts[0].zero_grad()
+            loss = (critic(maker(noise).detach()) - critic(real)).mean()
+            loss.backward()
+            opts[0].step()
+            return loss
+
+        def make(noise):
+            opts[1].zero_grad()  # the critic's gradients remain
+            loss = -critic(maker(noise)).mean()
+            loss.backward()
+            opts[1].step()
+            return loss
+
+        first, second = (gs.capture(judge), gs.capture(make)) if captured else (judge, make)
+        out = []
+        for i in range(14):
+            out.append(first(gs.tensor(x[i]), gs.tensor(z[i])).item())
+            out.append(second(gs.tensor(z[i])).item())
+            if i == 10:  # and again, on top of its own
+                out.append(second(gs.tensor(z[i])).item())
+            if i == 11:
+                for p in critic.parameters():
+                    p.grad = gs.ones(*p.shape)
+                out.append(second(gs.tensor(z[i])).item())
+            if i == 12:
+                for p in critic.parameters():
+                    p.grad = None
+                out.append(second(gs.tensor(z[i])).item())
+            out.append(bits([None if p.grad is None else p.grad.data for p in critic.parameters()]))
+        if captured:
+            assert first.programs[-1]["replays"] == 11 and second.programs[-1]["replays"] >= 8
+            kept = bits([None if p.grad is None else p.grad.data for p in critic.parameters()])
+            assert "binary" in second.report(3)
+            assert kept == bits(
+                [None if p.grad is None else p.grad.data for p in critic.parameters()]
+            )
+            assert second.verify(gs.tensor(z[0])) is not None
+        return out, bits(state_of(critic, opts[0])), bits(state_of(maker, opts[1]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = run(True)
+    want = run(False)
+    assert got == want
+
+
+def test_accumulation_by_an_argument_is_captured():
+    x, y = data((6,), 4, 24)
+
+    def run(captured):
+        gs.manual_seed(3)
+        model = small()
+        opt = adamw(model.parameters())
+
+        def step(a, b, last):
+            loss = F.cross_entropy(model(a), b) / 3
+            loss.backward()
+            if last:
+                opt.step()
+                opt.zero_grad()
+            return loss
+
+        f = gs.capture(step) if captured else step
+        losses = [f(gs.tensor(x[i]), gs.tensor(y[i]), i % 3 == 2).item() for i in range(24)]
+        if captured:
+            assert sum(p["replays"] for p in f.programs) >= 12, f.programs
+        return losses, bits(state_of(model, opt))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = run(True)
+    assert got == run(False)
+
+
 def test_frozen_parameters_are_seen():
     x, y = data((6,), 4, 12)
 

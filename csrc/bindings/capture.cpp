@@ -46,6 +46,16 @@ int64_t bytes_of(PyObject* a) {
   return n;
 }
 
+// Whether an array has the dtype and the shape of `kind`, (dtype, shape).
+bool same_kind_as(PyObject* a, const py::object& kind) {
+  const auto* x = proxy_of(a);
+  PyObject* shape = PyTuple_GET_ITEM(kind.ptr(), 1);
+  if (x->descr != PyTuple_GET_ITEM(kind.ptr(), 0) || x->nd != PyTuple_GET_SIZE(shape)) return false;
+  for (int i = 0; i < x->nd; ++i)
+    if (PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, i)) != x->dimensions[i]) return false;
+  return true;
+}
+
 struct Check {
   Array shape;  // without the object
   RaiseFn raise;
@@ -115,12 +125,35 @@ void Recording::see(PyObject* a) {
 // ---- what must hold before a replay
 
 struct Guard {
-  enum Kind { kItem, kSize, kCell, kListItem, kListSize, kAttribute, kTensor, kGrad } kind;
+  enum Kind {
+    kItem,
+    kSize,
+    kCell,
+    kListItem,
+    kListSize,
+    kAttribute,
+    kTensor,
+    kGrad,
+    kGradient
+  } kind;
   py::object owner, key, value;
   int64_t number = 0;
-  int object = -1;  // kTensor: memory that follows the tensor's array, or -1
+  int object = -1;  // kTensor, kGradient: memory that follows the tensor's array, or -1
   std::string name;
+  int64_t hooks = 0;  // kTensor: the hooks on a leaf's gradient, by hooks_of
 };
+
+// A number for the hooks on a leaf's gradient: 0 without any, another one when some come or go.
+int64_t hooks_of(const Tensor* t) {
+  if (!t->accumulator || !t->accumulator->hooks || !PyDict_Check(t->accumulator->hooks)) return 0;
+  int64_t sum = 0;
+  PyObject *key, *table, *id, *fn;
+  for (Py_ssize_t i = 0; PyDict_Next(t->accumulator->hooks, &i, &key, &table);)
+    if (PyDict_Check(table))
+      for (Py_ssize_t j = 0; PyDict_Next(table, &j, &id, &fn);)
+        sum = sum * 31 + 1 + PyLong_AsLongLong(id);
+  return sum;
+}
 
 struct Input {
   bool tensor = false;
@@ -306,6 +339,7 @@ struct PyProgram {
     auto it = std::lower_bound(fixed.begin(), fixed.end(), std::make_pair(high, (char*)nullptr));
     return it != fixed.begin() && (--it)->second > low;
   }
+  bool moves_to(int object, PyObject* array);
   bool guard_holds(Guard& g);
   bool check(py::handle leaves);
   void run();  // replay without the results
@@ -313,6 +347,20 @@ struct PyProgram {
   PyObject* call(PyObject* leaves);
   void raise_failed(int op);
 };
+
+// Binds memory of the program to another array, unless that lies in other memory of the program.
+bool PyProgram::moves_to(int object, PyObject* array) {
+  char* to = proxy_of(array)->data;
+  const MemoryObject& o = p.objects[(size_t)object];
+  if ((size_t)bytes_of(array) != o.bytes) return false;
+  for (size_t i = 0; i < p.objects.size(); ++i)
+    if ((int)i != object && p.bound[i] && to < p.bound[i] + p.objects[i].bytes &&
+        p.bound[i] < to + o.bytes)
+      return false;
+  p.bind(object, to);
+  add_fixed();
+  return true;
+}
 
 bool PyProgram::guard_holds(Guard& g) {
   switch (g.kind) {
@@ -347,9 +395,16 @@ bool PyProgram::guard_holds(Guard& g) {
       PyObject* v = ((Tensor*)g.owner.ptr())->grad;
       return v == g.value.ptr() || (!v && g.value.is_none());
     }
+    case Guard::kGradient: {
+      PyObject* v = ((Tensor*)g.owner.ptr())->grad;
+      if (!v || !is_tensor(v)) return false;
+      v = ((Tensor*)v)->data;
+      if (!v || !is_ndarray(v) || !same_kind_as(v, g.value) || !c_contiguous(v)) return false;
+      return proxy_of(v)->data == p.bound[(size_t)g.object] || moves_to(g.object, v);
+    }
     case Guard::kTensor: {
       const Tensor* t = (const Tensor*)g.owner.ptr();
-      if (t->requires_grad != (g.number != 0)) return false;
+      if (t->requires_grad != (g.number != 0) || hooks_of(t) != g.hooks) return false;
       PyObject* v = t->data;
       if (v == g.value.ptr()) return true;
       if (!v) return false;
@@ -362,16 +417,8 @@ bool PyProgram::guard_holds(Guard& g) {
         return false;
       for (int i = 0; i < a->nd; ++i)
         if (a->dimensions[i] != b->dimensions[i]) return false;
-      MemoryObject& o = p.objects[(size_t)g.object];
-      char* to = a->data;
-      if ((size_t)bytes_of(v) != o.bytes || b->data != p.bound[(size_t)g.object]) return false;
-      for (size_t i = 0; i < p.objects.size(); ++i)
-        if ((int)i != g.object && p.bound[i] && to < p.bound[i] + p.objects[i].bytes &&
-            p.bound[i] < to + o.bytes)
-          return false;
-      p.bind(g.object, to);
+      if (b->data != p.bound[(size_t)g.object] || !moves_to(g.object, v)) return false;
       g.value = now;
-      add_fixed();
       return true;
     }
   }
@@ -661,7 +708,12 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
     m.index = (int)q->outputs.size();
     q->outputs.push_back(std::move(o));
   }
-  q->held = std::move(r.held);
+  // Gradients from before the call may be freed: each replay looks for those that there are.
+  for (py::object& a : r.held) {
+    int k = r.object_of(a);
+    if (k < 0 || r.rec.objects[(size_t)k].gradient < 0) q->held.push_back(std::move(a));
+  }
+  r.held.clear();
   q->checks = std::move(r.checks);
   q->p.ops = std::move(r.rec.ops);
   q->p.objects = std::move(r.rec.objects);
@@ -703,8 +755,11 @@ void bind_capture(py::module_& m) {
       .def(py::init<>())
       .def(
           "start",
-          [](Recording& r, py::list inputs) {
+          [](Recording& r, py::list inputs, py::list gradients) {
             if (recorder_any.load()) return false;
+            for (size_t i = 0; i < gradients.size(); ++i)
+              if (is_array(gradients[i].ptr()))
+                r.rec.gradients.emplace(proxy_of(py::object(gradients[i]).ptr())->data, (int)i);
             for (auto a : inputs) {
               char *low, *high;
               extent(a.ptr(), &low, &high);
@@ -718,7 +773,9 @@ void bind_capture(py::module_& m) {
             current = &r;
             return true;
           },
-          py::arg("inputs"), "False when another thread records.")
+          py::arg("inputs"), py::arg("gradients"),
+          "gradients: the array that each parameter has for it, or None. False when another thread "
+          "records.")
       .def("stop",
            [](Recording& r) {
              if (!r.running) return;
@@ -815,6 +872,7 @@ void bind_capture(py::module_& m) {
              if (!is_tensor(tensor.ptr())) throw py::type_error("guard_tensor: not a Tensor");
              Guard g{Guard::kTensor, tensor, py::none(), array, 0, -1, std::move(name)};
              g.number = ((Tensor*)tensor.ptr())->requires_grad;
+             g.hooks = hooks_of((Tensor*)tensor.ptr());
              if (is_array(array.ptr()) && c_contiguous(array.ptr()) && bytes_of(array.ptr()))
                for (size_t i = 0; i < q.p.objects.size(); ++i) {
                  const MemoryObject& o = q.p.objects[i];
@@ -830,6 +888,23 @@ void bind_capture(py::module_& m) {
              q.guards.push_back(
                  Guard{Guard::kGrad, tensor, py::none(), grad, 0, -1, std::move(name)});
            })
+      .def(
+          "guard_gradient",
+          [](PyProgram& q, py::object tensor, py::object array, std::string name) {
+            if (!is_tensor(tensor.ptr())) throw py::type_error("guard_gradient: not a Tensor");
+            for (size_t i = 0; i < q.p.objects.size(); ++i) {
+              const MemoryObject& o = q.p.objects[i];
+              if (o.gradient < 0 || o.base != proxy_of(array.ptr())->data ||
+                  (int64_t)o.bytes != bytes_of(array.ptr()) || !c_contiguous(array.ptr()))
+                continue;
+              py::object kind = py::make_tuple(array.attr("dtype"), array.attr("shape"));
+              q.guards.push_back(
+                  Guard{Guard::kGradient, tensor, py::none(), kind, 0, (int)i, std::move(name)});
+              return true;
+            }
+            return false;
+          },
+          "A gradient that the program reads may be any array of its kind; False when it may not.")
       .def("caller", &caller, "`call`, a builtin: see its documentation.")
       .def("set_direct",
            [](PyProgram& q, bool grad_mode, bool autocast_mode, py::object module,

@@ -28,6 +28,7 @@ struct MemoryObject {
   size_t bytes = 0;
   Home home = Home::kFixed;
   int index = -1;         // which input or output
+  int gradient = -1;      // which of the gradients from before the call, whose memory may change
   bool external = false;  // not from the pool during the recording
   bool freed = false;     // the pool got it back during the recording
   bool touched = false, written = false;
@@ -66,6 +67,7 @@ struct RecordedOp {
 struct Recorder {
   std::vector<MemoryObject> objects;
   std::map<char*, int> by_base;
+  std::map<char*, int> gradients;  // memory of those that parameters have at the start
   std::vector<RecordedOp> ops;
   std::string error;  // first thing that cannot be recorded
   int paused = 0;

@@ -77,6 +77,8 @@ int Recorder::add_external(char* base, size_t bytes, Home home, int index) {
   o.home = home;
   o.index = index;
   o.external = true;
+  auto gradient = gradients.find(base);
+  if (home == Home::kFixed && gradient != gradients.end()) o.gradient = gradient->second;
   std::lock_guard<std::mutex> lock(mutex);
   objects.push_back(std::move(o));
   by_base[base] = (int)objects.size() - 1;
@@ -304,9 +306,10 @@ std::string Recorder::difference(const Recorder& other, uint64_t first,
       }
       pair[x] = y;
       const MemoryObject &o = objects[(size_t)x], &p = other.objects[(size_t)y];
-      if (o.external != p.external || o.home != p.home || o.bytes != p.bytes || o.index != p.index)
+      if (o.external != p.external || o.home != p.home || o.bytes != p.bytes ||
+          o.index != p.index || o.gradient != p.gradient)
         return "what " + where + " reads or writes differs between two calls";
-      bool made_here = o.external && o.home == Home::kFixed && o.base != p.base;
+      bool made_here = o.external && o.home == Home::kFixed && o.gradient < 0 && o.base != p.base;
       if ((made_here && o.start != p.start) || (!o.external && o.init != p.init))
         return "values that host code computed for " + where +
                " differ between two calls; a replay would use the old ones";

@@ -360,10 +360,10 @@ class Captured:
             _say(f"{self.name}: eager: an argument shares memory with {shared}")
             return self.fn(*args, **kwargs)
         saved = watch.snapshot() if self._fallback else None
-        rec = _cpu.Recording()
-        if not rec.start(arrays):
-            return self.fn(*args, **kwargs)  # another thread records now
         entry = [(t, t._grad) for t in watch.trainable]
+        rec = _cpu.Recording()
+        if not rec.start(arrays, watch.only_gradients(entry)):
+            return self.fn(*args, **kwargs)  # another thread records now
         before = random.state()
         try:
             with _Guarded():
@@ -401,9 +401,10 @@ class Captured:
             if self._failures >= _MAX_FAILURES or rec.error:
                 self._give_up(why)
             return result
-        # Recordings in train and in eval mode are not compared with each other.
+        # Recordings in train and in eval mode are not compared with each other, nor those that add to
+        # gradients and those that make them.
         switches = tuple([g[3] for g in watch.guards if len(g) > 3 and type(g[3]) is bool])
-        key = (key, switches)
+        key = (key, switches, tuple([g is None for _, g in entry]))
         draft = self._drafts.pop(key, None)
         if draft is not None:
             why = rec.difference(draft[0], before["counter"], draft[1])
@@ -669,9 +670,11 @@ class _Plan:
         native = p.native
         self.watch.guard(native)
         for t, g in self.grad_guards:
-            native.guard_grad(t, g, "a gradient from before the call")
-            if g is not None:
-                native.guard_tensor(g, g.data, "a gradient from before the call")
+            name = "a gradient from before the call"
+            if g is None or not native.guard_gradient(t, g.data, name):
+                native.guard_grad(t, g, name)
+                if g is not None:
+                    native.guard_tensor(g, g.data, name)
         for kind, what in self.notes:
             if kind == "optimizer":
                 p.actions.append(OptimizerState(what, native))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -314,6 +315,15 @@ class Watch:
                 if a.size and np.may_share_memory(a, t.data):
                     return name
         return None
+
+    def only_gradients(self, entry: list[tuple[Tensor, Tensor | None]]) -> list[np.ndarray | None]:
+        """The arrays of the gradients that are reached in no other way: those may be other ones later."""
+        at = Counter(t.data.__array_interface__["data"][0] for _, t in self.tensors.values())
+        at.update([g.data.__array_interface__["data"][0] for _, g in entry if g is not None])
+        return [
+            g.data if g is not None and at[g.data.__array_interface__["data"][0]] == 1 else None
+            for _, g in entry
+        ]
 
     def _draws(self) -> Any:
         """The states of Python's and NumPy's own generators."""
