@@ -57,7 +57,7 @@ function(gs_kernel_objects out)
     set_source_files_properties(${plain} PROPERTIES COMPILE_OPTIONS "$<${above_base}:-O3;-ftree-vectorize>"
                                 SKIP_PRECOMPILE_HEADERS ON)
     # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
-    set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/recurrent.cpp
+    set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/recurrent/recurrent.cpp
                                 PROPERTIES COMPILE_OPTIONS "$<${above_base}:-fschedule-insns;-fsched-pressure>"
                                 SKIP_PRECOMPILE_HEADERS ON)
   endif()
