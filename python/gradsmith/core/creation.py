@@ -100,14 +100,17 @@ def full(
     requires_grad: bool = False,
 ) -> Tensor:
     """A Tensor filled with one value."""
-    check_device(device, "full")
-    shape = _shape((size,) if not isinstance(size, (tuple, list)) else tuple(size), "full")
-    data = _cpu.empty(shape, resolve_dtype(dtype, "full"))
-    data.fill(fill_value)
-    t = wrap(data, _cpu)
-    if requires_grad:
-        t.requires_grad = True
-    return t
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    return _filled("full", size, fill_value, dtype, device, requires_grad)
+
+
+def _filled(
+    op: str, size: tuple, value: Any, dtype: Any, device: str, requires_grad: bool
+) -> Tensor:
+    check_device(device, op)
+    data = _cpu.empty(_shape(size, op), resolve_dtype(dtype, op))
+    data.fill(value)
+    return _finish(data, requires_grad)
 
 
 def zeros(
@@ -119,14 +122,14 @@ def zeros(
     >>> gs.zeros(2, 3).shape
     (2, 3)
     """
-    return full(_shape(shape, "zeros"), 0, dtype, device, requires_grad)
+    return _filled("zeros", shape, 0, dtype, device, requires_grad)
 
 
 def ones(
     *shape: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
     """A Tensor of ones."""
-    return full(_shape(shape, "ones"), 1, dtype, device, requires_grad)
+    return _filled("ones", shape, 1, dtype, device, requires_grad)
 
 
 def _alike(x: Any, dtype: Any, op: str) -> tuple[tuple[int, ...], Any]:
