@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
+from _thread import _local as Local
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +13,7 @@ from .. import _cpu
 __all__ = ["autocast", "is_autocast_enabled"]
 
 PRECISIONS = ("float32", "bfloat16")
-_local = threading.local()  # .stack: what each `with` of this thread has to put back
+_local = Local()  # .stack: what each `with` of this thread has to put back
 
 
 def checked_precision(op: str, name: str, precision: Any) -> bool:

@@ -6,14 +6,14 @@ and the state is two integers that a checkpoint stores.
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 from typing import Any
 
 from .recording import host_read
 
 __all__ = ["manual_seed", "next_counter", "set_state", "state", "take"]
 
-_lock = threading.Lock()  # one op at a time takes a counter
+_lock = allocate_lock()  # one op at a time takes a counter
 _seed = 0
 _counter = 0
 

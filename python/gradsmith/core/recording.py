@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
-import threading
+from _thread import get_ident  # threading would be read at import for this alone
 from typing import Any
 
 __all__ = ["CaptureError", "here", "host_read", "modes", "note"]
@@ -29,7 +29,7 @@ class CaptureError(RuntimeError):
 
 def here() -> bool:
     """Whether this thread is recording."""
-    return thread is not None and thread == threading.get_ident()
+    return thread is not None and thread == get_ident()
 
 
 def user_line() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,31 @@ from .module import Module
 __all__ = ["Summary", "summary"]
 
 
-@dataclass
+# Plain classes: this is read at import, and dataclasses would take a tenth of it.
 class Row:
     """One layer: its dotted name, class, output shape, own parameters and multiply-adds of one call."""
 
-    name: str
-    kind: str
-    output_shape: tuple
-    parameters: int
-    trainable: int
-    multiply_adds: int
+    __slots__ = ("kind", "multiply_adds", "name", "output_shape", "parameters", "trainable")
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        output_shape: tuple,
+        parameters: int,
+        trainable: int,
+        multiply_adds: int,
+    ):
+        self.name, self.kind, self.output_shape = name, kind, output_shape
+        self.parameters, self.trainable, self.multiply_adds = parameters, trainable, multiply_adds
 
 
-@dataclass
 class Summary:
     """What `summary` returns; printing it shows the table."""
 
-    rows: list[Row] = field(default_factory=list)
-    parameters: int = 0
-    trainable: int = 0
-    multiply_adds: int = 0
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.parameters = self.trainable = self.multiply_adds = 0
 
     def __str__(self) -> str:
         head = ("layer", "output shape", "parameters", "multiply-adds")
