@@ -1,5 +1,7 @@
 """gradsmith.interop.torch: PyTorch's weights give PyTorch's outputs, and go back as they came."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,18 @@ def test_images(how):
         got = ours(gs.tensor(last(x))).numpy()
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max())
     same_state(bridge.to_torch(ours, **known), theirs.state_dict())
+
+
+def test_flattened_images_without_an_example_warn():
+    theirs, ours = pair(T), pair(nn)
+    with pytest.warns(
+        UserWarning, match=r"'11' \(120 features\) may read a flattened image.*example="
+    ):
+        bridge.load_state_dict(ours, theirs.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bridge.load_state_dict(ours, theirs.state_dict(), flatten={})
+        bridge.to_torch(gs.models.resnet18(10))  # its Linear reads averages
 
 
 def test_flatten_in_forward():

@@ -14,6 +14,7 @@ imported only where its tensors are made or its files are read.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -121,10 +122,30 @@ def _flattened(model: Module, example: Any) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def _warn_of_images(modules: Mapping[str, Module]) -> None:
+    """The first Linear after a convolution may read its flattened image; nothing but an example tells."""
+    channels = 0  # of the convolution since the last Linear
+    for name, m in modules.items():
+        if isinstance(m, _Conv):
+            channels = m.out_channels
+        elif isinstance(m, Linear):
+            if channels and m.in_features > channels and m.in_features % channels == 0:
+                warnings.warn(
+                    f"interop.torch: {name!r} ({m.in_features} features) may read a flattened image, whose "
+                    "columns PyTorch orders (C, H, W). Pass example=, an input of the model, or "
+                    f"flatten={{{name!r}: (H, W, C)}}; flatten={{}} where none does",
+                    stacklevel=4,
+                )
+                return
+            channels = 0
+
+
 def _plan(model: Module, example: Any, flatten: Mapping[str, Any] | None) -> dict[str, Any]:
     """What happens to each name: ("channels", axis in PyTorch), ("flat", axis, image), or None."""
     images = {} if example is None else _flattened(model, example)
     modules = dict(model.named_modules())
+    if example is None and flatten is None:
+        _warn_of_images(modules)
     for name, shape in (flatten or {}).items():
         if not isinstance(modules.get(name), (Linear, BatchNorm1d)):
             raise ValueError(
@@ -185,7 +206,7 @@ def from_torch(
 
     A Linear (or BatchNorm1d) that reads a flattened image has its columns in another order. Two ways to find them:
     example, an input of the model (a tuple for several), which is run through it once in evaluation mode; or
-    flatten={"fc1": (H, W, C)}. Without either, columns stay as they are.
+    flatten={"fc1": (H, W, C)}. Without either, columns stay as they are, with a warning where one may read an image.
 
     Parameters that do not belong to a layer of gradsmith are taken as they are.
     TypeError: values that are no tensors. ValueError: a shape, or flatten, that does not fit the model.
