@@ -1195,6 +1195,76 @@ def test_gradients_from_before_the_call_may_be_any_arrays(threads):
     assert got == want
 
 
+@pytest.mark.parametrize("rule", [adamw, lambda p: gs.optim.NAdam(p, lr=1e-2)])
+def test_parameters_with_fewer_steps_than_others(rule):
+    """Frozen for a while and trained again: the program from before has one step count for all."""
+    x, y = data((6,), 4, 24)
+
+    def run(captured):
+        gs.manual_seed(3)
+        model = small()
+        opt = rule(model.parameters())
+        step = update_of(model, opt)
+        f = gs.capture(step) if captured else step
+        losses = []
+        for i in range(24):
+            model[2].weight.requires_grad_(not 8 <= i < 16)
+            losses.append(f(gs.tensor(x[i]), gs.tensor(y[i])).item())
+        if captured:
+            assert sum(p["replays"] for p in f.programs) >= 12
+        return losses, bits(state_of(model, opt))
+
+    assert run(True) == run(False)
+
+
+def test_a_step_recorded_without_gradients_sees_them_later():
+    x, y = data((6,), 4, 16)
+
+    def run(captured):
+        gs.manual_seed(3)
+        model = small()
+        opt = adamw(model.parameters())
+
+        def update():
+            opt.step()
+            opt.zero_grad()
+
+        f = gs.capture(update) if captured else update
+        out = []
+        for i in range(16):
+            if i % 5 == 4 or i > 9:
+                F.cross_entropy(model(gs.tensor(x[i])), gs.tensor(y[i])).backward()
+            f()
+            out.append([p.grad is None for p in model.parameters()])
+        return out, bits(state_of(model, opt))
+
+    got = run(True)
+    assert got == run(False)
+    assert all(all(none) for none in got[0])
+
+
+def test_gradients_of_frozen_parameters_are_cleared_too():
+    x, y = data((6,), 4, 14)
+
+    def run(captured):
+        gs.manual_seed(3)
+        model = small()
+        opt = adamw(model.parameters())
+        step = update_of(model, opt)
+        f = gs.capture(step) if captured else step
+        model[0].weight.requires_grad_(False)
+        out = []
+        for i in range(14):
+            if i == 8:
+                model[0].weight.grad = gs.ones(16, 6)
+            f(gs.tensor(x[i]), gs.tensor(y[i]))
+            out.append(model[0].weight.grad is None)
+        return out, bits(state_of(model, opt))
+
+    got = run(True)
+    assert got == run(False) and all(got[0])
+
+
 def test_accumulation_by_an_argument_is_captured():
     x, y = data((6,), 4, 24)
 

@@ -188,6 +188,8 @@ bool same_value(PyObject* a, PyObject* b) {
 
 // The step counts and scalars of an optimizer whose rule is known here: what Optimizer.advance does
 // in Python, with the same operations in the same order, so that the numbers have the same bits.
+PyObject* step_name = nullptr;  // "step"
+
 struct Stepper {
   enum Rule { kSgd, kAdam } rule;
   struct Set {
@@ -195,6 +197,15 @@ struct Stepper {
     std::vector<int> slots;
     std::vector<py::dict> owns;
     bool flag;  // amsgrad, or momentum > 0: which kernel was recorded
+
+    // Whether all have made as many steps; one that was frozen for a while has made fewer.
+    bool together(PyObject* count) const {
+      for (size_t i = 1; i < owns.size(); ++i) {
+        PyObject* c = PyDict_GetItem(owns[i].ptr(), step_name);
+        if (c != count && (!c || !same_value(c, count))) return false;
+      }
+      return true;
+    }
   };
   py::dict own;  // the optimizer's __dict__
   std::vector<Set> sets;
@@ -240,6 +251,7 @@ bool Stepper::advance(bool write) {
     PyObject* maximize = PyDict_GetItem(g, nm.maximize);
     PyObject* count = PyDict_GetItem(s.owns[0].ptr(), nm.step);
     if (!maximize || !count || !PyLong_CheckExact(count)) return false;
+    if (!write && !s.together(count)) return false;
     double t = PyLong_AsDouble(count) + 1;
     bool apart = decoupled_always;
     double v[kOptimizerScalars] = {};
@@ -744,6 +756,7 @@ void check_values(const Array& a, CheckFn ok, RaiseFn raise, std::initializer_li
 
 void bind_capture(py::module_& m) {
   auto intern = [](const char* s) { return PyUnicode_InternFromString(s); };
+  step_name = intern("step");
   nm = Names{intern("lr"),          intern("betas"),
              intern("eps"),         intern("weight_decay"),
              intern("l1"),          intern("maximize"),

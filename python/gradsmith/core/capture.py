@@ -584,12 +584,13 @@ class _Plan:
         self.unfinished = False
         used: set[int] = set()
         k = _cpu
-        backwards = any(kind == "backward" for kind, _ in notes)
+        # Whether it matters that a parameter has no gradient: an inference function does not look.
+        looks = watch.names_gradients() or any(k in ("backward", "optimizer") for k, _ in notes)
         for t, before in entry:
             g = t._grad
             was_read = before is not None and rec.touched(before.data)
             if before is None:
-                if backwards or g is not None:
+                if looks or g is not None:
                     self.grad_guards.append((t, None))
             elif was_read:
                 self.grad_guards.append((t, before))

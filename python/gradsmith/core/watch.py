@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import _cpu
 from . import recording
-from .tensor import Tensor
+from .tensor import Parameter, Tensor
 
 __all__ = ["OptimizerState", "SchedulerState", "Watch"]
 
@@ -79,7 +79,12 @@ class Watch:
                         if key != "params":
                             self._guard(("item", group, key, value, f"param_groups[{i}][{key!r}]"))
         self._drawn = self._draws()
-        self.trainable = [t for _, t in self.tensors.values() if t._rg]
+        # Those that have a gradient or may have had one: frozen parameters keep theirs.
+        self.trainable = [
+            t
+            for _, t in self.tensors.values()
+            if t._rg or t._grad is not None or isinstance(t, Parameter)
+        ]
         self._options = [
             (o, [{k: v for k, v in g.items() if k != "params"} for g in o.param_groups])
             for o in self.optimizers.values()
@@ -316,6 +321,12 @@ class Watch:
                     return name
         return None
 
+    def names_gradients(self) -> bool:
+        """Whether the function's code names gradients or what looks at them."""
+        return not self._names.isdisjoint(
+            ("grad", "zero_grad", "clip_grad_norm_", "clip_grad_value_")
+        )
+
     def only_gradients(self, entry: list[tuple[Tensor, Tensor | None]]) -> list[np.ndarray | None]:
         """The arrays of the gradients that are reached in no other way: those may be other ones later."""
         at = Counter(t.data.__array_interface__["data"][0] for _, t in self.tensors.values())
@@ -453,7 +464,15 @@ class OptimizerState:
         o = self.o
         if (o._max_grad_norm is not None) != self.norm:
             return False
-        return all([o.kernel(group) == kernel for _, group, _, _, kernel in self.sets])
+        for _, group, _, owns, kernel in self.sets:
+            if o.kernel(group) != kernel:
+                return False
+            # One set of numbers serves all: a parameter that was frozen for a while has other ones.
+            first = owns[0]
+            for n in self.names:
+                if any([own[n] is not first[n] and own[n] != first[n] for own in owns]):
+                    return False
+        return True
 
     def advance(self) -> None:
         o = self.o
