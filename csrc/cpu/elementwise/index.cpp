@@ -107,8 +107,23 @@ void gather(const void* params, void* const* buf, const Ctx* ctx) {
     const U* from = x + ox;
     U* to = out + oo;
     const int64_t length = p.length;
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    if (sizeof(U) == 4 && si == 1 && so == 1) {
+      const __m512i all = _mm512_set1_epi64(length), step = _mm512_set1_epi64(sx);
+      for (; i + 8 <= n; i += 8, at += 8, to += 8) {
+        __m512i k = _mm512_loadu_si512(at);
+        k = _mm512_mask_add_epi64(k, _mm512_movepi64_mask(k), k, all);
+        const __mmask8 inside = _mm512_cmplt_epu64_mask(k, all);
+        if (sx != 1) k = _mm512_mullo_epi64(k, step);
+        _mm256_mask_storeu_epi32(
+            to, inside,
+            _mm512_mask_i64gather_epi32(_mm256_setzero_si256(), inside, k, (const void*)from, 4));
+      }
+    }
+#endif
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < n; ++i, at += si, to += so) {
+    for (; i < n; ++i, at += si, to += so) {
       int64_t k = *at + (*at < 0 ? length : 0);
       if ((uint64_t)k < (uint64_t)length) *to = from[k * sx];
     }

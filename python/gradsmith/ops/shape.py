@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index as _integer
+import math
 from typing import Any
 
 import numpy as np
@@ -530,7 +531,7 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
     return np.ascontiguousarray(positions), (x.data.size,), 0, None
 
 
-_INT64 = np.dtype(np.int64)
+_INT64, _BOOL = np.dtype(np.int64), np.dtype(np.bool_)
 _READS_INDEX = ("indexing with a tensor", "Use gs.index_select, gs.gather or an embedding")
 
 
@@ -547,6 +548,16 @@ def _take_rows(x: Tensor, index: np.ndarray) -> Tensor:
     return apply(TakeBackward, k, out, (x,), (index,), shape=shape, flat=shape, axis=0)
 
 
+def _take_places(x: Tensor, where: np.ndarray, flat: tuple[int, ...]) -> Tensor:
+    """The places `where` of the first axis of x seen in the shape `flat`."""
+    data, k = x.data, x._k
+    shape = data.shape
+    if not data.flags.c_contiguous:
+        data = k.contiguous(data)
+    out = k.take(data.reshape(flat), where, 0)
+    return apply(TakeBackward, k, out, (x,), (where,), shape=shape, flat=flat, axis=0)
+
+
 def _getitem(self: Tensor, index: Any) -> Tensor:
     """x[index]: integers, slices, None and ... give views; integer and bool tensors give copies."""
     kind = type(index)
@@ -555,6 +566,11 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
         for part in index:
             if type(part) not in _PLAIN:
                 parts = _index_parts(index)
+                if len(index) > 1:
+                    where = self._k.linear_places(parts, data.shape)
+                    if where is not None:
+                        rest = data.shape[len(parts) :]
+                        return _take_places(self, where, (math.prod(data.shape[: len(parts)]), *rest))
                 basic = _is_basic(parts)
                 break
         else:
@@ -564,6 +580,9 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
     elif kind is Tensor and index.data.dtype is _INT64:
         recording.host_read(*_READS_INDEX)
         return _take_rows(self, index.data)
+    elif kind is Tensor and index.data.dtype is _BOOL and index.data.shape == data.shape:
+        recording.host_read(*_READS_INDEX)
+        return _take_places(self, self._k.mask_places(index.data), (data.size,))
     else:
         parts = _index_parts(index)
         basic = _is_basic(parts)
