@@ -40,11 +40,22 @@ Array index_in(py::handle h, const char* op, int64_t length, int64_t lowest) {
       a,
       [](const void* data, const int64_t* args) {
         const int64_t* p = (const int64_t*)data;
-        // the distances from both ends have no sign bit: any vector unit can do that
+        // the distances from both ends have no sign bit, two elements at a time
+        typedef uint64_t Pair __attribute__((vector_size(16)));
         const uint64_t low = (uint64_t)args[1], most = (uint64_t)args[2] - 1;
-        uint64_t bad = 0;
-        for (int64_t i = 0; i < args[0]; ++i)
-          bad |= ((uint64_t)p[i] - low) | (most - (uint64_t)p[i]);
+        const Pair lows = {low, low}, mosts = {most, most};
+        Pair two = {0, 0}, more = {0, 0};
+        int64_t i = 0;
+        for (; i + 4 <= args[0]; i += 4) {
+          Pair x, y;
+          memcpy(&x, p + i, 16);
+          memcpy(&y, p + i + 2, 16);
+          two |= (x - lows) | (mosts - x);
+          more |= (y - lows) | (mosts - y);
+        }
+        two |= more;
+        uint64_t bad = two[0] | two[1];
+        for (; i < args[0]; ++i) bad |= ((uint64_t)p[i] - low) | (most - (uint64_t)p[i]);
         return (int64_t)bad >= 0;
       },
       [](const Array& index, const int64_t* args) {

@@ -162,8 +162,7 @@ void bind_optimizer(py::module_& module) {
           if (k == 0) {
             check_float(a, op, what);
             if (i == 0) dtype = a.dtype;
-            if (a.dtype != dtype)
-              type_error(op, "parameters of one launch must have one dtype");
+            if (a.dtype != dtype) type_error(op, "parameters of one launch must have one dtype");
             first = a;
             call.size(i / stride, a.size);
           } else {

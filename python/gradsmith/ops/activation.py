@@ -389,7 +389,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
         first, second = data[..., :half], data[..., half:]
     else:
         before = (slice(None),) * at
-        first, second = data[(*before, slice(0, half))], data[(*before, slice(half, n))]
+        low, high = (*before, slice(0, half)), (*before, slice(half, n))
+        first, second = data[low], data[high]
     s = k.activation(_SIGMOID, second)
     return apply(GluBackward, k, k.mul(first, s), (input,), (input, s), dim=at)
 

@@ -6,9 +6,9 @@ them is an error at backward, never a wrong gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from operator import index as _integer
-import math
 from typing import Any
 
 import numpy as np
@@ -570,7 +570,9 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
                     where = self._k.linear_places(parts, data.shape)
                     if where is not None:
                         rest = data.shape[len(parts) :]
-                        return _take_places(self, where, (math.prod(data.shape[: len(parts)]), *rest))
+                        return _take_places(
+                            self, where, (math.prod(data.shape[: len(parts)]), *rest)
+                        )
                 basic = _is_basic(parts)
                 break
         else:

@@ -439,7 +439,7 @@ class Optimizer:
         return _Row(p, data, own, states)
 
     def _common(self, group: dict[str, Any]) -> tuple[float, float, float, float, float]:
-        decay = group["weight_decay"] if "weight_decay" in group else 0.0
+        decay = group.get("weight_decay", 0.0)
         sign = -1.0 if group["maximize"] else 1.0
         clip = INF if self._clip_value is None else self._clip_value
         if self.decoupled(group):
