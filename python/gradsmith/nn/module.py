@@ -372,11 +372,25 @@ class Module(_cpu.ModuleBase):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops (or zeroes) the gradients of all parameters."""
-        if set_to_none and type(self).named_parameters is Module.named_parameters:
-            for m in self._tree():
-                for p in m.__dict__["_parameters"].values():
+        own = type(self)
+        if (
+            set_to_none
+            and own.named_parameters is Module.named_parameters
+            and own.named_modules is Module.named_modules
+        ):
+            seen: set[int] = set()
+            left: list[Module | None] = [self]
+            while left:
+                m = left.pop()
+                if m is None or id(m) in seen:
+                    continue
+                seen.add(id(m))
+                d = m.__dict__
+                for p in d["_parameters"].values():
                     if p is not None:
                         p._grad = None
+                if d["_modules"]:
+                    left += d["_modules"].values()
             return
         for p in self.parameters():
             if set_to_none or p._grad is None:

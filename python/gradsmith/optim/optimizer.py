@@ -86,6 +86,9 @@ def _free(ids: tuple[int, ...]) -> None:
         _cpu.slot_free(i)
 
 
+_STEP: dict[str, float] = {"step": 0}  # what most rules count; read only
+
+
 class _Row(NamedTuple):
     """A parameter at a step: its array, its state, the state's arrays (read by _cpu._rows_flat)."""
 
@@ -128,7 +131,7 @@ class Optimizer:
 
     rule: str = ""
     arrays: tuple[str, ...] = ()
-    numbers: dict[str, float] = {"step": 0}  # noqa: RUF012  (read only)
+    numbers: dict[str, float] = _STEP
 
     def __init__(
         self,
@@ -343,19 +346,18 @@ class Optimizer:
         rows, kernel = cached
         group = self.param_groups[0]
         slots = self._slots.get((0, 0))
-        row = rows[0]
-        own = row.own
-        if slots is None or self.state.get(row.p) is not own or kernel != self.kernel(group):
+        p, _, own, _ = rows[0]
+        if slots is None or self.state.get(p) is not own or kernel != self.kernel(group):
             return False
         flat = _cpu._rows_flat(rows, group["params"])
         if flat is None:
             return False
-        if self.numbers is Optimizer.numbers:
-            numbers = {"step": own["step"]}
+        if self.numbers is _STEP:
+            numbers: dict[str, float] = {"step": own["step"]}
         else:
             numbers = {n: own[n] for n in self.numbers}
-        values = (*self._common(group), *self.scalars(group, numbers))
-        row.p._k.optimizer_update(kernel[0], slots.ids, values, flat)
+        values = self._common(group) + self.scalars(group, numbers)
+        p._k.optimizer_update(kernel[0], slots.ids, values, flat)
         _cpu._rows_done(rows, numbers)
         self._last = [(0, slots, rows)]
         if recording.thread is not None:
