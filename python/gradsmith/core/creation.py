@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import _local as Local  # as in recording.py
 from typing import Any
 
 import numpy as np
@@ -221,7 +221,7 @@ def randn_like(x: Tensor) -> Tensor:
     return randn(shape, dtype=dtype)
 
 
-_local = threading.local()  # the generator of each thread: making one takes 15 us
+_local = Local()  # the generator of each thread: making one takes 15 us
 
 
 def _generator() -> np.random.Generator:
