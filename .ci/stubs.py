@@ -54,6 +54,7 @@ METHODS = {
         "def __getitem__(self, i: int) -> int: ...",
         "def __setitem__(self, i: int, value: int) -> None: ...",
     ),
+    "CapturedBase": ("def __call__(self, *args: Any, **kwargs: Any) -> Any: ...",),
 }
 STORED = ("member_descriptor", "getset_descriptor")
 

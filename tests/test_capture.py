@@ -1665,3 +1665,36 @@ def test_a_copy_captures_anew():
             else:
                 np.testing.assert_array_equal(other(x).numpy(), gs.relu(x).numpy())
         np.testing.assert_array_equal(net.step(x).numpy(), net.layer(x).numpy())
+
+
+def test_step_counts_and_states_written_between_replays():
+    x, y = data((6,), 4, 14)
+
+    def before(i, model, opt):
+        if i == 6:
+            for own in opt.state.values():
+                own["step"] = 100
+        if i == 8:
+            for own in opt.state.values():
+                own["exp_avg"] = gs.tensor(np.full(own["exp_avg"].shape, 0.25, np.float32))
+        if i == 10:
+            opt.state[next(iter(opt.state))]["exp_avg_sq"].data[...] = 1.0
+
+    same(small, adamw, x, y, before=before)
+
+
+def test_a_captured_function_is_released_with_its_lock():
+    step = gs.capture(lambda a: a * 2)
+    step._acquire()
+    step._acquire()
+    step._release()
+    taken = []
+    other = threading.Thread(target=lambda: taken.append(step(gs.ones(3)).tolist()))
+    other.start()
+    other.join(0.2)
+    assert other.is_alive() and not taken  # it waits for this thread
+    step._release()
+    other.join(30)
+    assert taken == [[2.0, 2.0, 2.0]]
+    with pytest.raises(RuntimeError, match="does not hold the lock"):
+        step._release()

@@ -601,3 +601,21 @@ def test_bad_output(rng):
     with pytest.raises(ValueError, match="shares memory"):
         k.matmul_out(square, square, square)
     np.testing.assert_array_equal(square, before)
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 32), (300, 200, 260), (4, 64, 64), (1, 512, 64)])
+def test_subnormal_numbers_count_as_zero(rng, shape):
+    """Read or made, on every way through the kernels; what is not a product keeps them."""
+    m, n, depth = shape
+    tiny = np.finfo(np.float32).smallest_normal
+    for ta, tb in [(False, False), (False, True), (True, False), (True, True)]:
+        a = np.full((depth, m) if ta else (m, depth), tiny / 8, np.float32)
+        b = rng.uniform(0.5, 1, (n, depth) if tb else (depth, n)).astype(np.float32)
+        for threads in (1, 2, 3):
+            gs.set_num_threads(threads)
+            assert not k.matmul(a, b, ta=ta, tb=tb).any()
+            assert not k.matmul(b, a, ta=not tb, tb=not ta).any()
+            made = k.matmul(np.full_like(a, tiny), b * np.float32(1e-6), ta=ta, tb=tb)
+            assert not made[made < tiny].any()
+    kept = k.mul(np.full(100, tiny, np.float32), np.full(100, 0.25, np.float32))
+    assert np.all(kept == tiny / 4)

@@ -745,3 +745,53 @@ def test_momentum_of_pytorch_goes_on(rng):
 def test_clip_names_what_it_got():
     with pytest.raises(TypeError, match="clip_grad_norm_: expected Tensors, got Linear"):
         gs.optim.clip_grad_norm_(nn.Linear(2, 2), 1.0)
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "RMSprop", "Adam", "AdamW", "NAdam", "RAdam"])
+def test_a_lane_that_is_not_finite_leaves_the_others_alone(name):
+    """Quotients of two vectors are looked at together; the ones with a NaN are divided after all."""
+    r = np.random.default_rng(3)
+    start, grad = (r.standard_normal(200).astype(np.float32) for _ in range(2))
+    for bad in (math.nan, math.inf, -math.inf):
+        results = []
+        for at in (None, 0, 17, 37, 150, 199):
+            p = gs.nn.Parameter(start.copy())
+            optimizer = getattr(gs.optim, name)([p], lr=0.1)
+            for _ in range(7):
+                g = grad.copy()
+                if at is not None:
+                    g[at] = bad
+                p.grad = gs.tensor(g)
+                optimizer.step()
+            results.append((at, p.data.copy()))
+        whole = results[0][1]
+        for at, got in results[1:]:
+            rest = np.arange(200) != at
+            assert got[rest].tobytes() == whole[rest].tobytes(), (bad, at)
+            assert not np.isfinite(got[at]), (bad, at)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "Adadelta"])
+def test_the_quick_step_is_the_step(name):
+    """A second step of unchanged parameters takes a shorter way; two groups never do."""
+    start, grads = data(5, [(3, 4), (7,), (2,)], 6)
+    more = {"momentum": 0.9} if name == "SGD" else {}
+    results = []
+    for split in (False, True):
+        p = [gs.nn.Parameter(s.astype(np.float32)) for s in start]
+        groups = [{"params": p[:1]}, {"params": p[1:]}] if split else p
+        optimizer = getattr(gs.optim, name)(groups, lr=0.05, weight_decay=0.1, **more)
+        for i, step in enumerate(grads):
+            for q, g in zip(p, step):
+                q.grad = gs.tensor(g.astype(np.float32))
+            if i == 2:
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.01
+            if i == 3:
+                optimizer.clip_value = 0.5
+            if i == 4:
+                p[1].grad = None
+            optimizer.step()
+        results.append([q.data.tobytes() for q in p])
+        assert [optimizer.state[q]["step"] for q in p] == [6, 5, 6]
+    assert results[0] == results[1]

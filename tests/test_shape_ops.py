@@ -312,3 +312,56 @@ def test_scatter_gradients(rng):
     frozen = x.detach()
     gs.scatter(frozen, 0, index, s).sum().backward()
     assert (s.grad.numpy() == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 8), (3, 4, 5), (2, 0)])
+def test_masks_and_index_arrays_as_numpy(shape):
+    r = np.random.default_rng(len(shape))
+    a = r.standard_normal(shape).astype(np.float32)
+    for share in (0.0, 0.3, 1.0):
+        mask = np.asarray(r.random(shape) < share)
+        for turned in (False, True):
+            x = gs.tensor(a, requires_grad=True)
+            seen, m, want = (x.T, mask.T, a.T[mask.T]) if turned else (x, mask, a[mask])
+            got = seen[gs.tensor(m)]
+            np.testing.assert_array_equal(got.data, want)
+            got.sum().backward()
+            np.testing.assert_array_equal(x.grad.data, mask.astype(np.float32))
+    if a.ndim < 2 or not a.size:
+        return
+    for index_shape in ((), (4,), (2, 3), (0,)):
+        for n in range(2, a.ndim + 1):
+            index = tuple(r.integers(-s, s, index_shape) for s in shape[:n])
+            x = gs.tensor(a, requires_grad=True)
+            got = x[tuple(gs.tensor(np.asarray(i)) for i in index)]
+            np.testing.assert_array_equal(got.data, a[index])
+            got.sum().backward()
+            want = np.zeros_like(a)
+            np.add.at(want, index, 1)
+            np.testing.assert_array_equal(x.grad.data, want)
+
+
+def test_index_arrays_out_of_range_and_of_two_shapes():
+    x = gs.tensor(np.arange(12.0).reshape(3, 4))
+    with pytest.raises(IndexError, match="index 3 is out of range for an axis of size 3"):
+        x[gs.tensor([0, 3]), gs.tensor([0, 1])]
+    with pytest.raises(IndexError, match="index -5 is out of range for an axis of size 4"):
+        x[gs.tensor([0, 1]), gs.tensor([0, -5])]
+    with pytest.raises(IndexError, match="do not broadcast"):
+        x[gs.tensor([0, 1]), gs.tensor([0, 1, 2])]
+    np.testing.assert_array_equal(
+        x[gs.tensor([[0], [2]]), gs.tensor([1, 3])].data, x.data[[[0], [2]], [1, 3]]
+    )
+
+
+def test_gather_takes_negative_indices_along_every_axis():
+    r = np.random.default_rng(7)
+    for shape in ((3, 70), (70, 3), (2, 9, 17)):
+        for dtype in (np.float32, np.float64, np.int32):
+            a = (r.standard_normal(shape) * 100).astype(dtype)
+            for dim, size in enumerate(shape):
+                index = r.integers(-size, size, shape)
+                got = gs.gather(gs.tensor(a), dim, gs.tensor(index)).data
+                np.testing.assert_array_equal(got, np.take_along_axis(a, index % size, dim))
+                with pytest.raises(IndexError, match="out of range"):
+                    gs.gather(gs.tensor(a), dim, gs.tensor(np.full(shape, size)))

@@ -104,6 +104,41 @@ int tensor_clear(PyObject* o) {
   return 0;
 }
 
+PyObject* tensor_item(PyObject* o, PyObject*) {
+  Tensor* t = (Tensor*)o;
+  if (!t->data) {
+    PyErr_SetString(PyExc_AttributeError, "item: the tensor has no data");
+    return nullptr;
+  }
+  if (is_ndarray(t->data)) {
+    using api = py::detail::npy_api;
+    const auto* a = py::detail::array_proxy(t->data);
+    bool one = true;
+    for (int i = 0; i < a->nd; ++i) one = one && a->dimensions[i] == 1;
+    const auto* d = py::detail::array_descriptor_proxy(a->descr);
+    const bool native = d->byteorder != '>' && (uintptr_t)a->data % (uintptr_t)sizeof(float) == 0;
+    if (one && native && d->type_num == api::NPY_FLOAT_)
+      return PyFloat_FromDouble((double)*(const float*)a->data);
+  }
+  PyObject* size = PyObject_GetAttrString(t->data, "size");
+  if (!size) return nullptr;
+  const long long n = PyLong_AsLongLong(size);
+  Py_DECREF(size);
+  if (n == -1 && PyErr_Occurred()) return nullptr;
+  if (n == 1) return PyObject_CallMethod(t->data, "item", nullptr);
+  PyObject* shape = PyObject_GetAttrString(o, "shape");
+  if (!shape) return nullptr;
+  PyErr_Format(PyExc_ValueError, "item: the tensor has shape %S, not one element", shape);
+  Py_DECREF(shape);
+  return nullptr;
+}
+
+PyMethodDef tensor_methods[] = {
+    {"item", tensor_item, METH_NOARGS,
+     "item($self, /)\n--\n\nThe only element as a Python number; ValueError when there is not "
+     "exactly one."},
+    {nullptr, nullptr, 0, nullptr}};
+
 void tensor_dealloc(PyObject* o) {
   PyObject_GC_UnTrack(o);
   Tensor* t = (Tensor*)o;
@@ -905,6 +940,7 @@ PyTypeObject make_tensor_type() {
   t.tp_new = tensor_new;
   t.tp_traverse = tensor_traverse;
   t.tp_clear = tensor_clear;
+  t.tp_methods = tensor_methods;
   t.tp_members = tensor_members;
   t.tp_getset = tensor_getset;
   t.tp_setattro = tensor_setattro;

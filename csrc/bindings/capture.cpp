@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "../graph/graph.h"
@@ -186,10 +187,24 @@ bool same_value(PyObject* a, PyObject* b) {
   return r == 1;
 }
 
+// A number that changes whenever the dict does, so that what was found in it need not be looked for
+// again; Python took it away later.
+#if PY_VERSION_HEX < 0x030C0000
+constexpr bool kDictVersions = true;
+uint64_t version_of(PyObject* dict) { return ((PyDictObject*)dict)->ma_version_tag; }
+#else
+constexpr bool kDictVersions = false;
+uint64_t version_of(PyObject*) { return 0; }
+#endif
+
+struct Names {
+  PyObject *lr, *betas, *eps, *weight_decay, *l1, *maximize, *amsgrad, *step, *momentum, *dampening,
+      *nesterov, *decoupled, *clip_value, *max_grad_norm;
+};
+Names nm;
+
 // The step counts and scalars of an optimizer whose rule is known here: what Optimizer.advance does
 // in Python, with the same operations in the same order, so that the numbers have the same bits.
-PyObject* step_name = nullptr;  // "step"
-
 struct Stepper {
   enum Rule { kSgd, kAdam } rule;
   struct Set {
@@ -197,14 +212,21 @@ struct Stepper {
     std::vector<int> slots;
     std::vector<py::dict> owns;
     bool flag;  // amsgrad, or momentum > 0: which kernel was recorded
+    // what was read, and the versions of the dicts it was read from
+    uint64_t group_version = 0;
+    std::vector<uint64_t> versions;  // of owns
+    double lr, decay, l1, sign, count, b1, b2, eps, momentum, dampening;
+    bool apart, nesterov;
 
-    // Whether all have made as many steps; one that was frozen for a while has made fewer.
-    bool together(PyObject* count) const {
-      for (size_t i = 1; i < owns.size(); ++i) {
-        PyObject* c = PyDict_GetItem(owns[i].ptr(), step_name);
-        if (c != count && (!c || !same_value(c, count))) return false;
-      }
+    bool counted() const {
+      if (!kDictVersions || versions.size() != owns.size()) return false;
+      for (size_t i = 0; i < owns.size(); ++i)
+        if (versions[i] != version_of(owns[i].ptr())) return false;
       return true;
+    }
+    void remember() {
+      versions.resize(owns.size());
+      for (size_t i = 0; i < owns.size(); ++i) versions[i] = version_of(owns[i].ptr());
     }
   };
   py::dict own;  // the optimizer's __dict__
@@ -213,6 +235,8 @@ struct Stepper {
   std::vector<py::object> held;
   bool decoupled_always, norm;
   int clip_slot;
+  uint64_t own_version = 0;
+  double clip_value = INFINITY, max_norm = 0;
 
   bool number(PyObject* dict, PyObject* name, double* out) const {
     PyObject* v = PyDict_GetItem(dict, name);
@@ -225,98 +249,139 @@ struct Stepper {
       return false;
     return true;
   }
-  bool advance(bool write);
+  bool read_options();
+  bool read(Set& s);
+  bool ready();
+  void advance();
 };
 
-struct Names {
-  PyObject *lr, *betas, *eps, *weight_decay, *l1, *maximize, *amsgrad, *step, *momentum, *dampening,
-      *nesterov, *decoupled, *clip_value, *max_grad_norm;
-};
-Names nm;
-
-// write = false: only whether the kernels and options are such that it can be done.
-bool Stepper::advance(bool write) {
+bool Stepper::read_options() {
+  clip_value = INFINITY;
+  max_norm = 0;
   PyObject* clip = PyDict_GetItem(own.ptr(), nm.clip_value);
-  double clip_value = INFINITY, max_norm = 0;
   if (!clip || (clip != Py_None && !number(own.ptr(), nm.clip_value, &clip_value))) return false;
   PyObject* limit = PyDict_GetItem(own.ptr(), nm.max_grad_norm);
   if (!limit || (limit != Py_None) != norm) return false;
-  if (norm && !number(own.ptr(), nm.max_grad_norm, &max_norm)) return false;
+  return !norm || number(own.ptr(), nm.max_grad_norm, &max_norm);
+}
+
+bool Stepper::read(Set& s) {
+  PyObject* g = s.group.ptr();
+  if (!number(g, nm.lr, &s.lr) || !number(g, nm.weight_decay, &s.decay) || !number(g, nm.l1, &s.l1))
+    return false;
+  PyObject* maximize = PyDict_GetItem(g, nm.maximize);
+  if (!maximize) return false;
+  s.sign = maximize == Py_True ? -1.0 : 1.0;
+  s.apart = decoupled_always;
+  if (rule == kAdam) {
+    PyObject* amsgrad = PyDict_GetItem(g, nm.amsgrad);
+    PyObject* betas = PyDict_GetItem(g, nm.betas);
+    if (!amsgrad || (amsgrad == Py_True) != s.flag || !betas || !PyTuple_CheckExact(betas) ||
+        PyTuple_GET_SIZE(betas) != 2 || !number(g, nm.eps, &s.eps))
+      return false;
+    PyObject *x = PyTuple_GET_ITEM(betas, 0), *y = PyTuple_GET_ITEM(betas, 1);
+    if (!PyFloat_CheckExact(x) || !PyFloat_CheckExact(y)) return false;
+    s.b1 = PyFloat_AS_DOUBLE(x);
+    s.b2 = PyFloat_AS_DOUBLE(y);
+    if (!s.apart) s.apart = PyDict_GetItem(g, nm.decoupled) == Py_True;
+    return true;
+  }
+  PyObject* nesterov = PyDict_GetItem(g, nm.nesterov);
+  if (!number(g, nm.momentum, &s.momentum) || !number(g, nm.dampening, &s.dampening) || !nesterov ||
+      (s.momentum != 0) != s.flag)
+    return false;
+  s.nesterov = nesterov == Py_True;
+  return true;
+}
+
+// Whether the kernels and options are such that advance() can do it; reads what has changed.
+bool Stepper::ready() {
+  if (!kDictVersions || own_version != version_of(own.ptr())) {
+    own_version = 0;
+    if (!read_options()) return false;
+    own_version = version_of(own.ptr());
+  }
+  for (Set& s : sets) {
+    if (!kDictVersions || s.group_version != version_of(s.group.ptr())) {
+      s.group_version = 0;
+      if (!read(s)) return false;
+      s.group_version = version_of(s.group.ptr());
+    }
+    if (!s.counted()) {
+      s.versions.clear();
+      PyObject* count = PyDict_GetItem(s.owns[0].ptr(), nm.step);
+      if (!count || !PyLong_CheckExact(count)) return false;
+      for (py::dict& o : s.owns) {  // one that was frozen for a while has made fewer steps
+        PyObject* c = PyDict_GetItem(o.ptr(), nm.step);
+        if (!c || !same_value(c, count)) return false;
+      }
+      s.count = PyLong_AsDouble(count);
+      s.remember();
+    }
+  }
+  return true;
+}
+
+// After ready().
+void Stepper::advance() {
   SlotValue* table = slot_table();
   for (Set& s : sets) {
-    PyObject* g = s.group.ptr();
-    double lr, decay, l1;
-    if (!number(g, nm.lr, &lr) || !number(g, nm.weight_decay, &decay) || !number(g, nm.l1, &l1))
-      return false;
-    PyObject* maximize = PyDict_GetItem(g, nm.maximize);
-    PyObject* count = PyDict_GetItem(s.owns[0].ptr(), nm.step);
-    if (!maximize || !count || !PyLong_CheckExact(count)) return false;
-    if (!write && !s.together(count)) return false;
-    double t = PyLong_AsDouble(count) + 1;
-    bool apart = decoupled_always;
+    const double t = s.count + 1;
     double v[kOptimizerScalars] = {};
-    int n = 5;
+    int n;
     if (rule == kAdam) {
-      PyObject* amsgrad = PyDict_GetItem(g, nm.amsgrad);
-      PyObject* betas = PyDict_GetItem(g, nm.betas);
-      double eps;
-      if (!amsgrad || (amsgrad == Py_True) != s.flag || !betas || !PyTuple_CheckExact(betas) ||
-          PyTuple_GET_SIZE(betas) != 2 || !number(g, nm.eps, &eps))
-        return false;
-      PyObject *x = PyTuple_GET_ITEM(betas, 0), *y = PyTuple_GET_ITEM(betas, 1);
-      if (!PyFloat_CheckExact(x) || !PyFloat_CheckExact(y)) return false;
-      double b1 = PyFloat_AS_DOUBLE(x), b2 = PyFloat_AS_DOUBLE(y);
-      if (!apart) apart = PyDict_GetItem(g, nm.decoupled) == Py_True;
-      if (write) {
-        double correction = 1 / sqrt(1 - pow(b2, t));
-        v[5] = lr / (1 - pow(b1, t));
-        v[6] = b1;
-        v[7] = 1 - b1;
-        v[8] = b2;
-        v[9] = 1 - b2;
-        v[10] = eps;
-        v[11] = correction;
-        n = 12;
-      }
+      double correction = 1 / sqrt(1 - pow(s.b2, t));
+      v[5] = s.lr / (1 - pow(s.b1, t));
+      v[6] = s.b1;
+      v[7] = 1 - s.b1;
+      v[8] = s.b2;
+      v[9] = 1 - s.b2;
+      v[10] = s.eps;
+      v[11] = correction;
+      n = 12;
     } else {
-      double m, dampening;
-      PyObject* nesterov = PyDict_GetItem(g, nm.nesterov);
-      if (!number(g, nm.momentum, &m) || !number(g, nm.dampening, &dampening) || !nesterov ||
-          (m != 0) != s.flag)
-        return false;
-      v[5] = lr;
+      v[5] = s.lr;
       n = 6;
-      if (m != 0) {
-        v[6] = t == 1 ? 0.0 : m;
-        v[7] = t == 1 ? 1.0 : 1.0 - dampening;
-        v[8] = nesterov == Py_True ? m : 0.0;
+      if (s.momentum != 0) {
+        v[6] = t == 1 ? 0.0 : s.momentum;
+        v[7] = t == 1 ? 1.0 : 1.0 - s.dampening;
+        v[8] = s.nesterov ? s.momentum : 0.0;
         n = 9;
       }
     }
-    if (!write) continue;
-    v[0] = maximize == Py_True ? -1.0 : 1.0;
+    v[0] = s.sign;
     v[1] = clip_value;
-    v[2] = apart ? 0.0 : decay;
-    v[3] = l1;
-    v[4] = apart ? 1.0 - lr * decay : 1.0;
+    v[2] = s.apart ? 0.0 : s.decay;
+    v[3] = s.l1;
+    v[4] = s.apart ? 1.0 - s.lr * s.decay : 1.0;
     for (int i = 0; i < n; ++i) table[s.slots[(size_t)i]].f = v[i];
     PyObject* next = PyLong_FromDouble(t);
     if (!next) throw py::error_already_set();
     for (py::dict& o : s.owns) PyDict_SetItem(o.ptr(), nm.step, next);
     Py_DECREF(next);
+    s.count = t;
+    s.remember();
   }
-  if (write) {
-    if (norm) table[clip_slot].f = max_norm;
-    for (Version* x : versions) ++x->value;
-  }
-  return true;
+  if (norm) table[clip_slot].f = max_norm;
+  for (Version* x : versions) ++x->value;
 }
+
+// The guards on what one dict holds.
+struct DictGuards {
+  PyObject* dict;
+  uint64_t version = 0;  // at which they all held
+  std::vector<size_t> guards;
+};
 
 struct PyProgram {
   Program p;
   std::vector<py::object> held;
   std::vector<Check> checks;
   std::vector<Guard> guards;
+  std::vector<DictGuards> by_dict;  // guards on dicts, and the others, of the first `sorted`
+  std::vector<size_t> not_on_dicts;
+  std::vector<size_t> stepped;  // of by_dict: those that the steppers write
+  size_t sorted = 0;
   std::vector<Input> inputs;
   std::vector<Output> outputs;
   std::vector<std::pair<char*, char*>> fixed;  // memory that no input may overlap, sorted
@@ -353,6 +418,8 @@ struct PyProgram {
   }
   bool moves_to(int object, PyObject* array);
   bool guard_holds(Guard& g);
+  bool guards_hold();
+  void sort_guards();
   bool check(py::handle leaves);
   void run();  // replay without the results
   py::object replay();
@@ -504,11 +571,49 @@ bool PyProgram::check(py::handle leaves) {
         }
     p.bind(in.object, a->data);
   }
-  for (Guard& g : guards)
-    if (!guard_holds(g)) {
-      reason = g.name + " has changed";
-      return false;
+  return guards_hold();
+}
+
+void PyProgram::sort_guards() {
+  by_dict.clear();
+  not_on_dicts.clear();
+  stepped.clear();
+  std::unordered_map<PyObject*, size_t> at;
+  for (size_t i = 0; i < guards.size(); ++i) {
+    const Guard& g = guards[i];
+    if (g.kind != Guard::kItem && g.kind != Guard::kSize) {
+      not_on_dicts.push_back(i);
+      continue;
     }
+    auto it = at.emplace(g.owner.ptr(), by_dict.size()).first;
+    if (it->second == by_dict.size()) by_dict.push_back(DictGuards{g.owner.ptr(), 0, {}});
+    by_dict[it->second].guards.push_back(i);
+  }
+  for (Stepper& s : steppers)
+    for (auto& set : s.sets)
+      for (py::dict& o : set.owns) {
+        auto it = at.find(o.ptr());
+        if (it != at.end()) stepped.push_back(it->second);
+      }
+  sorted = guards.size();
+}
+
+bool PyProgram::guards_hold() {
+  if (sorted != guards.size()) sort_guards();
+  auto holds = [this](size_t i) {
+    if (guard_holds(guards[i])) return true;
+    reason = guards[i].name + " has changed";
+    return false;
+  };
+  for (DictGuards& d : by_dict) {
+    if (kDictVersions && d.version == version_of(d.dict)) continue;
+    d.version = 0;
+    for (size_t i : d.guards)
+      if (!holds(i)) return false;
+    d.version = version_of(d.dict);
+  }
+  for (size_t i : not_on_dicts)
+    if (!holds(i)) return false;
   return true;
 }
 
@@ -545,7 +650,9 @@ void PyProgram::run() {
     }
   }
   int failed;
-  {
+  if (p.brief) {  // over before another thread would have run
+    failed = p.replay();
+  } else {
     py::gil_scoped_release release;
     failed = p.replay();
   }
@@ -560,12 +667,14 @@ PyObject* PyProgram::call(PyObject* leaves) {
       get_num_threads() != p.options.threads || !check(leaves))
     return nullptr;
   for (Stepper& s : steppers)
-    if (!s.advance(false)) return nullptr;
+    if (!s.ready()) return nullptr;
   if (!p.prologue.empty()) {
     int failed = p.check_inputs();
     if (failed >= 0) raise_failed(failed);
   }
-  for (Stepper& s : steppers) s.advance(true);
+  for (Stepper& s : steppers) s.advance();
+  // the guards held just now, and nothing but step counts was written since
+  for (size_t i : stepped) by_dict[i].version = version_of(by_dict[i].dict);
   try {
     run();
   } catch (...) {
@@ -653,6 +762,173 @@ py::object caller(py::object program) {
   if (!f) throw py::error_already_set();
   return f;
 }
+
+// ---- what gs.capture returns, as far as a call needs it
+//
+// core/capture.py subclasses it and holds the rest, in `_call`. A lock that its thread may take
+// again keeps two threads out of one program.
+struct Captured {
+  PyObject_HEAD PyObject* builtin;  // `call` of the program used last; nullptr: none in C++ alone
+  PyProgram* program;
+  PyThread_type_lock lock;
+  unsigned long owner;
+  int depth;
+};
+
+PyObject* slow_call = nullptr;  // "_call"
+
+bool captured_enter(Captured* c) {
+  const unsigned long me = PyThread_get_thread_ident();
+  if (c->depth > 0 && c->owner == me) {
+    ++c->depth;
+    return true;
+  }
+  if (PyThread_acquire_lock(c->lock, NOWAIT_LOCK) != PY_LOCK_ACQUIRED) {
+    PyLockStatus got;
+    do {
+      Py_BEGIN_ALLOW_THREADS;
+      got = PyThread_acquire_lock_timed(c->lock, -1, 1);
+      Py_END_ALLOW_THREADS;
+      if (got == PY_LOCK_INTR && PyErr_CheckSignals() < 0) return false;
+    } while (got != PY_LOCK_ACQUIRED);
+  }
+  c->owner = me;
+  c->depth = 1;
+  return true;
+}
+
+void captured_leave(Captured* c) {
+  if (--c->depth == 0) PyThread_release_lock(c->lock);
+}
+
+PyObject* captured_call(PyObject* self, PyObject* args, PyObject* kwargs) {
+  Captured* c = (Captured*)self;
+  // while somebody records, Python looks whether this call is a part of it
+  if (c->program && !recorder_any.load(std::memory_order_relaxed) &&
+      (!kwargs || PyDict_GET_SIZE(kwargs) == 0)) {
+    if (!captured_enter(c)) return nullptr;
+    PyObject* r = nullptr;
+    if (c->program) {  // another thread may have been here
+      PyObject* held = c->builtin;
+      Py_INCREF(held);
+      try {
+        r = c->program->call(args);
+      } catch (...) {
+        raise_current();
+      }
+      Py_DECREF(held);
+    }
+    captured_leave(c);
+    if (r || PyErr_Occurred()) return r;
+  }
+  PyObject* f = PyObject_GetAttr(self, slow_call);
+  if (!f) return nullptr;
+  PyObject* r = PyObject_Call(f, args, kwargs);
+  Py_DECREF(f);
+  return r;
+}
+
+PyObject* captured_new(PyTypeObject* type, PyObject*, PyObject*) {
+  Captured* c = (Captured*)type->tp_alloc(type, 0);
+  if (!c) return nullptr;
+  c->lock = PyThread_allocate_lock();
+  if (!c->lock) {
+    Py_DECREF(c);
+    return PyErr_NoMemory();
+  }
+  return (PyObject*)c;
+}
+
+int captured_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(((Captured*)self)->builtin);
+  return 0;
+}
+
+int captured_clear(PyObject* self) {
+  ((Captured*)self)->program = nullptr;
+  Py_CLEAR(((Captured*)self)->builtin);
+  return 0;
+}
+
+void captured_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  captured_clear(self);
+  if (((Captured*)self)->lock) PyThread_free_lock(((Captured*)self)->lock);
+  Py_TYPE(self)->tp_free(self);
+}
+
+PyObject* captured_use(PyObject* self, PyObject* call) {
+  Captured* c = (Captured*)self;
+  PyProgram* q = nullptr;
+  if (call != Py_None) {
+    if (!PyCFunction_Check(call) || PyCFunction_GET_FUNCTION(call) != call_program) {
+      PyErr_SetString(PyExc_TypeError, "_use: not the call of a program");
+      return nullptr;
+    }
+    q = (PyProgram*)PyCapsule_GetPointer(PyCFunction_GET_SELF(call), nullptr);
+    if (!q) return nullptr;
+    if (!q->single) q = nullptr;
+  }
+  PyObject* old = c->builtin;
+  c->builtin = nullptr;
+  c->program = q;
+  if (q) {
+    Py_INCREF(call);
+    c->builtin = call;
+  }
+  Py_XDECREF(old);
+  Py_RETURN_NONE;
+}
+
+PyObject* captured_acquire(PyObject* self, PyObject*) {
+  if (!captured_enter((Captured*)self)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* captured_release(PyObject* self, PyObject*) {
+  Captured* c = (Captured*)self;
+  if (c->depth == 0 || c->owner != PyThread_get_thread_ident()) {
+    PyErr_SetString(PyExc_RuntimeError, "_release: this thread does not hold the lock");
+    return nullptr;
+  }
+  captured_leave(c);
+  Py_RETURN_NONE;
+}
+
+PyObject* captured_renew(PyObject* self, PyObject*) {
+  Captured* c = (Captured*)self;
+  PyThread_type_lock lock = PyThread_allocate_lock();
+  if (!lock) return PyErr_NoMemory();
+  c->lock = lock;  // the old one may be held by a thread that is gone: it is left alone
+  c->depth = 0;
+  Py_RETURN_NONE;
+}
+
+PyMethodDef captured_methods[] = {
+    {"_use", captured_use, METH_O,
+     "The `call` of a program that a call tries first, where it can be made without Python; None: "
+     "none."},
+    {"_acquire", captured_acquire, METH_NOARGS, "Takes the lock; its thread may take it again."},
+    {"_release", captured_release, METH_NOARGS, "Gives the lock back."},
+    {"_renew", captured_renew, METH_NOARGS, "A new lock, after a fork."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyTypeObject captured_type = [] {
+  const PyVarObject head[] = {PyVarObject_HEAD_INIT(nullptr, 0)};
+  PyTypeObject t = {};
+  t.ob_base = head[0];
+  t.tp_name = "gradsmith._cpu.CapturedBase";
+  t.tp_basicsize = (Py_ssize_t)sizeof(Captured);
+  t.tp_dealloc = captured_dealloc;
+  t.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE;
+  t.tp_doc = "The call of a captured function. Use gradsmith.capture.";
+  t.tp_call = captured_call;
+  t.tp_new = captured_new;
+  t.tp_traverse = captured_traverse;
+  t.tp_clear = captured_clear;
+  t.tp_methods = captured_methods;
+  return t;
+}();
 
 // ---- from the recording to the program
 
@@ -756,7 +1032,6 @@ void check_values(const Array& a, CheckFn ok, RaiseFn raise, std::initializer_li
 
 void bind_capture(py::module_& m) {
   auto intern = [](const char* s) { return PyUnicode_InternFromString(s); };
-  step_name = intern("step");
   nm = Names{intern("lr"),          intern("betas"),
              intern("eps"),         intern("weight_decay"),
              intern("l1"),          intern("maximize"),
@@ -764,6 +1039,9 @@ void bind_capture(py::module_& m) {
              intern("momentum"),    intern("dampening"),
              intern("nesterov"),    intern("decoupled_weight_decay"),
              intern("_clip_value"), intern("_max_grad_norm")};
+  slow_call = intern("_call");
+  if (PyType_Ready(&captured_type) < 0) throw py::error_already_set();
+  m.attr("CapturedBase") = py::reinterpret_borrow<py::object>((PyObject*)&captured_type);
   py::class_<Recording>(m, "Recording", "One run of a function, launch by launch.")
       .def(py::init<>())
       .def(
@@ -954,6 +1232,7 @@ void bind_capture(py::module_& m) {
              }
              for (auto i : leaf_outputs) q.leaf_outputs.push_back(i.cast<int>());
              q.single = single;
+             q.sorted = 0;
              q.grad_mode = grad_mode;
              q.autocast_mode = autocast_mode;
              q.module = module;

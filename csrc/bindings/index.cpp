@@ -3,6 +3,7 @@
 #include "index.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "array.h"
 #include "broadcast.h"
@@ -39,11 +40,23 @@ Array index_in(py::handle h, const char* op, int64_t length, int64_t lowest) {
       a,
       [](const void* data, const int64_t* args) {
         const int64_t* p = (const int64_t*)data;
-        // one comparison an element: unsigned, from the lowest on
-        const uint64_t low = (uint64_t)args[1], span = (uint64_t)args[2] - low;
-        uint64_t bad = 0;
-        for (int64_t i = 0; i < args[0]; ++i) bad |= (uint64_t)p[i] - low >= span;
-        return bad == 0;
+        // the distances from both ends have no sign bit, two elements at a time
+        typedef uint64_t Pair __attribute__((vector_size(16)));
+        const uint64_t low = (uint64_t)args[1], most = (uint64_t)args[2] - 1;
+        const Pair lows = {low, low}, mosts = {most, most};
+        Pair two = {0, 0}, more = {0, 0};
+        int64_t i = 0;
+        for (; i + 4 <= args[0]; i += 4) {
+          Pair x, y;
+          memcpy(&x, p + i, 16);
+          memcpy(&y, p + i + 2, 16);
+          two |= (x - lows) | (mosts - x);
+          more |= (y - lows) | (mosts - y);
+        }
+        two |= more;
+        uint64_t bad = two[0] | two[1];
+        for (; i < args[0]; ++i) bad |= ((uint64_t)p[i] - low) | (most - (uint64_t)p[i]);
+        return (int64_t)bad >= 0;
       },
       [](const Array& index, const int64_t* args) {
         const int64_t* p = index.as<int64_t>();
@@ -74,6 +87,60 @@ py::object take(py::handle x_h, py::handle index_h, int64_t axis) {
   Array out = array_new(x.dtype, n, shape);
   if (out.size > 0) run(take_kernel, x.dtype, p, {in(x), in(index), gs::out(out)});
   return result(out);
+}
+
+// The places of the true elements of a bool array, counted in C order.
+py::object mask_places(py::handle mask_h) {
+  const char* op = "mask_places";
+  Array mask = array_dense(mask_h, op, "mask");
+  if (mask.dtype != kBool)
+    type_error(op, std::string("mask has dtype ") + dtype_name(mask.dtype) + "; bool is needed");
+  const uint8_t* m = mask.as<uint8_t>();
+  constexpr uint64_t kLow = 0x0101010101010101, kRest = 0x7f7f7f7f7f7f7f7f;
+  int64_t n = 0, i = 0;
+  for (; i + 8 <= mask.size; i += 8) {  // eight bytes made 0 or 1, and added up
+    uint64_t w;
+    memcpy(&w, m + i, 8);
+    w = ((((w & kRest) + kRest) | w) >> 7) & kLow;
+    n += (int64_t)((w * kLow) >> 56);
+  }
+  for (; i < mask.size; ++i) n += m[i] != 0;
+  Array out = array_new(kI64, 1, &n);
+  int64_t *to = out.as<int64_t>(), at = 0;
+  for (i = 0; at < n; ++i) {  // no branch on the mask; `at` stays within the result
+    to[at] = i;
+    at += m[i] != 0;
+  }
+  return result(out);
+}
+
+// For a tuple of int64 arrays of one shape that index the first axes of an array of this shape:
+// their places in these axes merged into one. None for anything else, an index out of range too.
+py::object linear_places(py::handle indices, py::handle shape) {
+  const char* op = "linear_places";
+  if (!PyTuple_Check(indices.ptr()) || !PyTuple_Check(shape.ptr())) return py::none();
+  const Py_ssize_t n = PyTuple_GET_SIZE(indices.ptr());
+  if (n == 0 || n > PyTuple_GET_SIZE(shape.ptr())) return py::none();
+  Array total;
+  for (Py_ssize_t d = 0; d < n; ++d) {
+    py::handle h = PyTuple_GET_ITEM(indices.ptr(), d);
+    if (!py::isinstance<py::array>(h)) return py::none();
+    const Array a = array_in(h, op, "index");
+    if (a.dtype != kI64 || !a.contiguous) return py::none();
+    if (d == 0) total = array_new(kI64, a.ndim, a.shape);
+    if (!same_shape(a, total)) return py::none();
+    const int64_t size = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d));
+    const int64_t* from = a.as<int64_t>();
+    int64_t* to = total.as<int64_t>();
+    uint64_t bad = 0;
+    for (int64_t i = 0; i < a.size; ++i) {
+      const int64_t k = from[i] + (from[i] < 0 ? size : 0);
+      bad |= (uint64_t)k >= (uint64_t)size;
+      to[i] = d == 0 ? k : to[i] * size + k;
+    }
+    if (bad) return py::none();
+  }
+  return result(total);
 }
 
 void take_add(py::handle target_h, py::handle index_h, int64_t axis, py::handle src_h) {
@@ -301,6 +368,10 @@ void bind_index(py::module_& module) {
   m.def("take", &take, py::arg("input"), py::arg("index"), py::arg("axis"));
   m.def("take_add_", &take_add, py::arg("input"), py::arg("index"), py::arg("axis"),
         py::arg("source"), "input[.., index[i], ..] += source[.., i, ..], in the order of i.");
+  m.def("mask_places", &mask_places, py::arg("mask"),
+        "The places of the true elements, counted in C order.");
+  m.def("linear_places", &linear_places, py::arg("indices"), py::arg("shape"),
+        "Indices of the first axes as indices of these axes merged; None where NumPy has to look.");
   m.def("gather", &gather, py::arg("input"), py::arg("axis"), py::arg("index"));
   m.def(
       "scatter_add_",

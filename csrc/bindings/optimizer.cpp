@@ -49,7 +49,7 @@ template <class P>
 struct Call {
   std::vector<int64_t> words;
   std::vector<Buffer> buffers;
-  std::vector<Array> held;
+  std::vector<py::object> held;
   std::vector<std::pair<Array, Array>> back;  // dense copies to be written back to strided arrays
   static_assert(sizeof(P) % sizeof(int64_t) == 0, "");
 
@@ -61,12 +61,12 @@ struct Call {
   void add(const Array& a, Access access) {
     if (a.contiguous) {
       buffers.push_back(Buffer{a.data, 0, access});
-      held.push_back(a);
+      held.push_back(a.object);
       return;
     }
     Array c = dense(a);
     buffers.push_back(Buffer{c.data, 0, access});
-    held.push_back(c);
+    held.push_back(c.object);
     if (access & kWrite) back.emplace_back(c, a);
   }
   void launch(const Kernel& kernel, DType dtype) {
@@ -153,6 +153,7 @@ void bind_optimizer(py::module_& module) {
         Array c = control.is_none() ? Array() : control_in(control, op);
         call.buffers.push_back(in(c));
         Array first;
+        DType dtype = kF32;
         for (int64_t i = 0; i < n; ++i) {
           py::handle h = PyList_GET_ITEM(arrays.ptr(), i);
           int64_t k = i % stride;
@@ -160,8 +161,8 @@ void bind_optimizer(py::module_& module) {
           Array a = k == 1 ? array_in(h, op, what) : array_out(h, op, what);
           if (k == 0) {
             check_float(a, op, what);
-            if (i > 0 && a.dtype != call.held[0].dtype)
-              type_error(op, "parameters of one launch must have one dtype");
+            if (i == 0) dtype = a.dtype;
+            if (a.dtype != dtype) type_error(op, "parameters of one launch must have one dtype");
             first = a;
             call.size(i / stride, a.size);
           } else {
@@ -170,7 +171,7 @@ void bind_optimizer(py::module_& module) {
           }
           call.add(a, k == 1 ? kRead : kReadWrite);
         }
-        call.launch(rule.kernel, first.dtype);
+        call.launch(rule.kernel, dtype);
       },
       py::arg("rule"), py::arg("slots"), py::arg("values"), py::arg("arrays"),
       py::arg("control") = py::none(), py::arg("skip_nonfinite") = false,

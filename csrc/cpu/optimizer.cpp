@@ -12,6 +12,7 @@
 
 #include <math.h>
 
+#include "simd/flush.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -19,6 +20,7 @@ namespace GS_ISA {
 namespace {
 
 constexpr int64_t kChunk = 8192;
+constexpr int64_t kNear = 4096;  // chunks of at most so many elements are not fetched ahead
 
 GS_INLINE int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
@@ -82,27 +84,46 @@ void plan_of(const void* params, Plan* plan, double ns_per_element) {
 }
 
 // n / (sqrt(v) c + e), what most rules end in, within 0.6 units in the last place of a division by
-// that denominator. 512-bit roots and divisions share one unit, 9 and 8 cycles each: the root is
-// left to it, the quotient is estimated and corrected. Lanes that are not finite, or divide by 0,
-// are divided after all.
-GS_INLINE vd over_root(vd n, vd v, vd c, vd e) { return n / fma(sqrt(v), c, e); }
-GS_INLINE vf over_root(vf n, vf v, vf c, vf e) {
+// that denominator. 512-bit roots and divisions share one unit, 12 and 10 cycles each: the root is
+// left to it, the quotient is estimated and corrected. (The root, too: more instructions, slower.)
+// Lanes that are not finite, or divide by 0, come out as NaN, and EXACT divides them after all.
+// *quotient is what update() looks at to know.
+template <bool EXACT>
+GS_INLINE vd over_root(vd n, vd v, vd c, vd e, vd*) {
+  return n / fma(sqrt(v), c, e);
+}
+template <bool EXACT>
+GS_INLINE vf over_root(vf n, vf v, vf c, vf e, vf* quotient) {
   vf d = fma(sqrt(v), c, e);
 #if defined(__AVX512F__)
   vf r = (vf)_mm512_rcp14_ps((__m512)d), q = n * r;
   q = fma(fnma(q, d, n), r, q);
-  __mmask16 odd = _mm512_cmp_ps_mask((__m512)q, (__m512)q, _CMP_UNORD_Q);
-  if (__builtin_expect(odd != 0, 0)) q = (vf)_mm512_mask_blend_ps(odd, (__m512)q, (__m512)(n / d));
-  return q;
+  if (EXACT) {
+    __mmask16 odd = _mm512_cmp_ps_mask((__m512)q, (__m512)q, _CMP_UNORD_Q);
+    q = (vf)_mm512_mask_blend_ps(odd, (__m512)q, (__m512)(n / d));
+  }
+  return *quotient = q;
 #else
+  (void)quotient;
   return n / d;
 #endif
 }
+#if defined(__AVX512F__)
+constexpr bool kEstimates = true;
+// Whether a lane of either is NaN.
+GS_INLINE bool unordered(vf a, vf b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) != 0;
+}
+#else
+constexpr bool kEstimates = false;
+GS_INLINE bool unordered(vf, vf) { return false; }
+#endif
+GS_INLINE bool unordered(vd, vd) { return false; }
 
 // ---- the rules
 //
-// A rule holds its scalars as vectors; step(x) is given x[0] = p, x[1] = g, x[2...] = states and
-// replaces p and the states.
+// A rule holds its scalars as vectors; step(x, q) is given x[0] = p, x[1] = g, x[2...] = states and
+// replaces p and the states; q as in over_root(), which rules with kRoot end in.
 
 // The scalars of a launch, rounded to T and spread over a vector.
 template <class T>
@@ -119,10 +140,14 @@ struct Scalars {
 template <class T>
 struct Sgd {
   static constexpr int kStates = 0;
+  static constexpr bool kRoot = false;
   using V = typename simd<T>::V;
   V lr;
   GS_MEMBER explicit Sgd(const Scalars<T>& s) : lr(s.rule(0)) {}
-  GS_MEMBER void step(V* x) const { x[0] = fnma(lr, x[1], x[0]); }
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V*) const {
+    x[0] = fnma(lr, x[1], x[0]);
+  }
 };
 
 // scalars: lr, momentum (0 at the first step), 1 - dampening (1 at the first step), momentum with
@@ -131,6 +156,7 @@ struct Sgd {
 template <class T>
 struct Momentum {
   static constexpr int kStates = 1;
+  static constexpr bool kRoot = false;
   using V = typename simd<T>::V;
   V lr, momentum, share, ahead;
   bool nesterov;
@@ -140,7 +166,8 @@ struct Momentum {
         share(s.rule(2)),
         ahead(s.rule(3)),
         nesterov(s.number(kRule + 3) != 0) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V*) const {
     x[2] = fma(momentum, x[2], share * x[1]);
     V d = nesterov ? fma(ahead, x[2], x[1]) : x[2];
     x[0] = fnma(lr, d, x[0]);
@@ -151,12 +178,14 @@ struct Momentum {
 template <class T>
 struct Adagrad {
   static constexpr int kStates = 1;
+  static constexpr bool kRoot = true;
   using V = typename simd<T>::V;
   V lr, eps;
   GS_MEMBER explicit Adagrad(const Scalars<T>& s) : lr(s.rule(0)), eps(s.rule(1)) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V* q) const {
     x[2] = fma(x[1], x[1], x[2]);
-    x[0] = fnma(lr, over_root(x[1], x[2], set1((T)1), eps), x[0]);
+    x[0] = fnma(lr, over_root<EXACT>(x[1], x[2], set1((T)1), eps, q), x[0]);
   }
 };
 
@@ -166,18 +195,20 @@ struct Adagrad {
 template <class T, bool centered, bool with_momentum>
 struct RmsProp {
   static constexpr int kStates = 1 + centered + with_momentum;
+  static constexpr bool kRoot = true;
   using V = typename simd<T>::V;
   V lr, alpha, rest, eps, momentum;
   GS_MEMBER explicit RmsProp(const Scalars<T>& s)
       : lr(s.rule(0)), alpha(s.rule(1)), rest(s.rule(2)), eps(s.rule(3)), momentum(s.rule(4)) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V* q) const {
     x[2] = fma(alpha, x[2], rest * x[1] * x[1]);
     V v = x[2];
     if constexpr (centered) {
       x[3] = fma(rest, x[1] - x[3], x[3]);
       v = max(V{}, v - x[3] * x[3]);  // rounding may leave less than nothing
     }
-    V d = over_root(x[1], v, set1((T)1), eps);
+    V d = over_root<EXACT>(x[1], v, set1((T)1), eps, q);
     if constexpr (with_momentum) d = x[kStates + 1] = fma(momentum, x[kStates + 1], d);
     x[0] = fnma(lr, d, x[0]);
   }
@@ -189,11 +220,13 @@ struct RmsProp {
 template <class T>
 struct Adadelta {
   static constexpr int kStates = 2;
+  static constexpr bool kRoot = false;
   using V = typename simd<T>::V;
   V lr, rho, rest, eps;
   GS_MEMBER explicit Adadelta(const Scalars<T>& s)
       : lr(s.rule(0)), rho(s.rule(1)), rest(s.rule(2)), eps(s.rule(3)) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V*) const {
     x[2] = fma(rho, x[2], rest * x[1] * x[1]);
     V d = sqrt(x[3] + eps) / sqrt(x[2] + eps) * x[1];
     x[3] = fma(rho, x[3], rest * d * d);
@@ -207,6 +240,7 @@ struct Adadelta {
 template <class T, bool amsgrad>
 struct Adam {
   static constexpr int kStates = 2 + amsgrad;
+  static constexpr bool kRoot = true;
   using V = typename simd<T>::V;
   V lr, beta1, rest1, beta2, rest2, eps, correction;
   GS_MEMBER explicit Adam(const Scalars<T>& s)
@@ -217,12 +251,13 @@ struct Adam {
         rest2(s.rule(4)),
         eps(s.rule(5)),
         correction(s.rule(6)) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V* q) const {
     x[2] = fma(rest1, x[1], beta1 * x[2]);
     x[3] = fma(beta2, x[3], rest2 * x[1] * x[1]);
     V v = x[3];
     if constexpr (amsgrad) v = x[4] = max(x[4], v);
-    x[0] = fnma(lr, over_root(x[2], v, correction, eps), x[0]);
+    x[0] = fnma(lr, over_root<EXACT>(x[2], v, correction, eps, q), x[0]);
   }
 };
 
@@ -232,6 +267,7 @@ struct Adam {
 template <class T>
 struct NAdam {
   static constexpr int kStates = 2;
+  static constexpr bool kRoot = true;
   using V = typename simd<T>::V;
   V a, b, beta1, rest1, beta2, rest2, eps, correction;
   GS_MEMBER explicit NAdam(const Scalars<T>& s)
@@ -244,10 +280,11 @@ struct NAdam {
         correction(s.rule(6)) {
     rest1 = set1((T)(1.0 - s.number(kRule + 2)));
   }
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V* q) const {
     x[2] = fma(rest1, x[1], beta1 * x[2]);
     x[3] = fma(beta2, x[3], rest2 * x[1] * x[1]);
-    x[0] = x[0] - over_root(fma(a, x[1], b * x[2]), x[3] * correction, set1((T)1), eps);
+    x[0] = x[0] - over_root<EXACT>(fma(a, x[1], b * x[2]), x[3] * correction, set1((T)1), eps, q);
   }
 };
 
@@ -256,11 +293,13 @@ struct NAdam {
 template <class T>
 struct Adamax {
   static constexpr int kStates = 2;
+  static constexpr bool kRoot = false;
   using V = typename simd<T>::V;
   V lr, beta1, rest1, beta2, eps;
   GS_MEMBER explicit Adamax(const Scalars<T>& s)
       : lr(s.rule(0)), beta1(s.rule(1)), rest1(s.rule(2)), beta2(s.rule(3)), eps(s.rule(4)) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V*) const {
     x[2] = fma(rest1, x[1], beta1 * x[2]);
     x[3] = max(beta2 * x[3], abs(x[1]) + eps);
     x[0] = fnma(lr, x[2] / x[3], x[0]);
@@ -273,6 +312,7 @@ struct Adamax {
 template <class T>
 struct RAdam {
   static constexpr int kStates = 2;
+  static constexpr bool kRoot = true;
   using V = typename simd<T>::V;
   V lr, beta1, rest1, beta2, rest2, eps;
   bool rectified;
@@ -284,10 +324,12 @@ struct RAdam {
         rest2(s.rule(4)),
         eps(s.rule(5)),
         rectified(s.number(kRule + 6) != 0) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V* q) const {
     x[2] = fma(rest1, x[1], beta1 * x[2]);
     x[3] = fma(beta2, x[3], rest2 * x[1] * x[1]);
-    V d = rectified ? over_root(x[2], x[3], set1((T)1), eps) : x[2];
+    V d = *q = x[2];
+    if (rectified) d = over_root<EXACT>(x[2], x[3], set1((T)1), eps, q);
     x[0] = fnma(lr, d, x[0]);
   }
 };
@@ -297,12 +339,14 @@ struct RAdam {
 template <class T>
 struct Asgd {
   static constexpr int kStates = 1;
+  static constexpr bool kRoot = false;
   using V = typename simd<T>::V;
   V eta, shrink, mu;
   bool copy;
   GS_MEMBER explicit Asgd(const Scalars<T>& s)
       : eta(s.rule(0)), shrink(s.rule(1)), mu(s.rule(2)), copy(s.number(kRule + 2) == 1) {}
-  GS_MEMBER void step(V* x) const {
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V*) const {
     x[0] = fnma(eta, x[1], x[0] * shrink);
     x[2] = copy ? x[0] : fma(mu, x[0] - x[2], x[2]);
   }
@@ -312,11 +356,15 @@ struct Asgd {
 template <class T>
 struct Average {
   static constexpr int kStates = 0;
+  static constexpr bool kRoot = false;
   using V = typename simd<T>::V;
   V weight;
   bool copy;
   GS_MEMBER explicit Average(const Scalars<T>& s) : weight(s.rule(0)), copy(s.number(kRule) == 1) {}
-  GS_MEMBER void step(V* x) const { x[0] = copy ? x[1] : fma(weight, x[1] - x[0], x[0]); }
+  template <bool EXACT>
+  GS_MEMBER void step(V* x, V*) const {
+    x[0] = copy ? x[1] : fma(weight, x[1] - x[0], x[0]);
+  }
 };
 
 // ---- the loop that all rules share
@@ -325,7 +373,7 @@ template <class T>
 struct Prepare {
   using V = typename simd<T>::V;
   V scale, clip, decay, l1, keep;
-  bool plain;
+  bool plain;  // the gradient stays as it is
 
   GS_MEMBER Prepare(const Scalars<T>& s, double factor)
       : scale(set1((T)(s.number(kScale) * factor))),
@@ -334,36 +382,14 @@ struct Prepare {
         l1(s[kL1]),
         keep(s[kKeep]) {
     plain = s.number(kScale) * factor == 1 && s.number(kDecay) == 0 && s.number(kL1) == 0 &&
-            s.number(kKeep) == 1 && s.number(kClip) == INFINITY;
+            s.number(kClip) == INFINITY;
   }
-  GS_MEMBER void apply(V* x) const {
-    if (plain) return;
+  GS_MEMBER void gradient(V* x) const {
     V g = min(clip, max(-clip, x[1] * scale));  // in this order a NaN stays
     g = fma(decay, x[0], g);
     g = g + ((x[0] > V{} ? l1 : V{}) - (x[0] < V{} ? l1 : V{}));
     x[1] = g;
-    x[0] = x[0] * keep;
   }
-};
-
-// While it lives, subnormal numbers count as zero. The averages of a gradient that has become zero
-// halve until they are subnormal, where rounding holds them for ever and each operation on a vector
-// takes some 150 cycles: a converged network's update took 12 times as long.
-struct FlushSubnormals {
-#if defined(__SSE__)
-  unsigned before;
-  GS_MEMBER explicit FlushSubnormals(bool on) : before(_mm_getcsr()) {
-    _mm_setcsr(before | (on ? 0x8040 : 0));
-  }
-  GS_MEMBER ~FlushSubnormals() { _mm_setcsr(before); }
-#elif defined(__aarch64__)
-  uint64_t before;
-  GS_MEMBER explicit FlushSubnormals(bool on) {
-    asm volatile("mrs %0, fpcr" : "=r"(before));
-    asm volatile("msr fpcr, %0" : : "r"(before | (uint64_t)on << 24) : "memory");
-  }
-  GS_MEMBER ~FlushSubnormals() { asm volatile("msr fpcr, %0" : : "r"(before) : "memory"); }
-#endif
 };
 
 // Not where nothing is added to a root that is divided by: a subnormal one is better than zero.
@@ -376,11 +402,36 @@ GS_INLINE bool flushes(const Rule&, long) {
   return true;
 }
 
+// Elements i .. i + n - 1, a vector at most, of p, g and the states.
+template <class T, class Rule>
+__attribute__((noinline)) void update_few(const Prepare<T>& prepare, const Rule& rule, T* const* a,
+                                          int64_t i, int n) {
+  using V = typename simd<T>::V;
+  constexpr int B = Rule::kStates + 2;
+  const bool whole = n == simd<T>::N;
+  V x[B], q;
+#pragma GCC unroll 8
+  for (int k = 0; k < B; ++k) x[k] = whole ? load(a[k] + i) : load_n(a[k] + i, n);
+  if (!prepare.plain) prepare.gradient(x);
+  x[0] = x[0] * prepare.keep;
+  rule.template step<true>(x, &q);
+#pragma GCC unroll 8
+  for (int k = 0; k < B; ++k) {
+    if (k == 1) continue;
+    if (whole)
+      store(a[k] + i, x[k]);
+    else
+      store_n(a[k] + i, x[k], n);
+  }
+}
+
 // p, g and kStates states of (n,) each
 template <class T, class Rule>
 void update(const void* params, void* const* buf, const Ctx* ctx) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N, S = Rule::kStates, B = S + 2;
+  // one look at the quotients of two vectors
+  constexpr int U = kEstimates && sizeof(T) == 4 && Rule::kRoot ? 2 : 1;
   const OptimizerParams& p = *(const OptimizerParams*)params;
   const double* control = (const double*)buf[0];
   if (control && p.skip_nonfinite && control[2] == 0) return;
@@ -388,37 +439,47 @@ void update(const void* params, void* const* buf, const Ctx* ctx) {
   const Prepare<T> prepare(scalars, control ? control[1] : 1.0);
   const Rule rule(scalars);
   const FlushSubnormals flush(flushes(rule, 0));
+  const bool plain = prepare.plain;
+  const V keep = prepare.keep;
   Walk walk(sizes_of(p), p.count, ctx);
   int64_t offset, n;
   while (walk.next(&offset, &n)) {
     T* a[B];
 #pragma GCC unroll 8
     for (int k = 0; k < B; ++k) a[k] = (T*)buf[1 + walk.tensor * B + k] + offset;
+    const bool far = n > kNear;
     int64_t i = 0;
-    for (; i + N <= n; i += N) {
-      V x[B];
+    for (; i + U * N <= n; i += U * N) {
+      V x[U][B], q[U];
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u)
 #pragma GCC unroll 8
-      for (int k = 0; k < B; ++k) {
-        fetch(a[k] + i);
-        x[k] = load(a[k] + i);
+        for (int k = 0; k < B; ++k) x[u][k] = load(a[k] + i + u * N);
+      if (far)
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+          for (int k = 0; k < B; ++k) fetch(a[k] + i + u * N);
+      if (!plain)
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) prepare.gradient(x[u]);
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u) {
+        x[u][0] = x[u][0] * keep;
+        rule.template step<false>(x[u], &q[u]);
       }
-      prepare.apply(x);
-      rule.step(x);
+      if (U == 2 && __builtin_expect(unordered(q[0], q[U - 1]), 0)) {
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) update_few<T, Rule>(prepare, rule, a, i + u * N, N);
+        continue;
+      }
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u)
 #pragma GCC unroll 8
-      for (int k = 0; k < B; ++k)
-        if (k != 1) store(a[k] + i, x[k]);
+        for (int k = 0; k < B; ++k)
+          if (k != 1) store(a[k] + i + u * N, x[u][k]);
     }
-    if (i < n) {
-      int rest = (int)(n - i);
-      V x[B];
-#pragma GCC unroll 8
-      for (int k = 0; k < B; ++k) x[k] = load_n(a[k] + i, rest);
-      prepare.apply(x);
-      rule.step(x);
-#pragma GCC unroll 8
-      for (int k = 0; k < B; ++k)
-        if (k != 1) store_n(a[k] + i, x[k], rest);
-    }
+    for (; i < n; i += N) update_few<T, Rule>(prepare, rule, a, i, (int)(n - i < N ? n - i : N));
   }
 }
 

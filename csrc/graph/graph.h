@@ -161,6 +161,8 @@ struct Program {
   std::vector<double> times;  // profile: seconds by step
   bool profile = false;
   int64_t replays = 0;
+  bool team = false;   // whether several members take part
+  bool brief = false;  // a few microseconds on one member
 
   Program() = default;
   Program(const Program&) = delete;

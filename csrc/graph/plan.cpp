@@ -27,6 +27,7 @@ constexpr int64_t kAlign = 64;
 constexpr int64_t kTeamWork = 1500;
 // Nanoseconds: to call a kernel, to wait for each other, to call the team together.
 constexpr int64_t kStepCost = 50, kBarrierCost = 1000, kWakeCost = 5000;
+constexpr int64_t kBrief = 20000;  // a program that is not worth letting go of the interpreter for
 
 int64_t rounded(size_t n) { return ((int64_t)n + kAlign - 1) / kAlign * kAlign; }
 
@@ -260,6 +261,9 @@ void Program::schedule() {
   int64_t alone = 0;
   for (const Step& t : steps) alone += ops[(size_t)t.op].plan.work + kStepCost;
   if (team == 1 || assign(team) + kWakeCost >= alone) assign(1);
+  this->team = false;
+  for (const Step& t : steps) this->team = this->team || t.nt > 1 || t.owner > 0;
+  brief = !this->team && alone < kBrief;
 }
 
 // Gives every step its members and the barriers in front of it; returns the nanoseconds that this

@@ -87,8 +87,6 @@ int Program::check_inputs() const {
 
 int Program::replay() {
   failed.store(-1, std::memory_order_relaxed);
-  bool team = false;
-  for (const Step& s : steps) team = team || s.nt > 1 || s.owner > 0;
   if (team)
     run_team(options.threads, enter, this);
   else

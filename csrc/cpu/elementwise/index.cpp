@@ -13,6 +13,32 @@ namespace {
 
 constexpr int64_t kTask = 16384;
 
+// to[i] = from[at[i] * step], i < n, negative ones from the end; nothing where there is no element
+template <class U>
+GS_INLINE void pick(const U* from, int64_t length, int64_t step, const int64_t* at, U* to,
+                    int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  if (sizeof(U) == 4) {
+    const __m512i all = _mm512_set1_epi64(length), steps = _mm512_set1_epi64(step);
+    for (; i + 8 <= n; i += 8) {
+      __m512i k = _mm512_loadu_si512(at + i);
+      k = _mm512_mask_add_epi64(k, _mm512_movepi64_mask(k), k, all);
+      const __mmask8 inside = _mm512_cmplt_epu64_mask(k, all);
+      if (step != 1) k = _mm512_mullo_epi64(k, steps);
+      const __m256i x =
+          _mm512_mask_i64gather_epi32(_mm256_setzero_si256(), inside, k, (const void*)from, 4);
+      _mm256_mask_storeu_epi32(to + i, inside, x);
+    }
+  }
+#endif
+#pragma GCC unroll 4
+  for (; i < n; ++i) {
+    const int64_t k = at[i] + (at[i] < 0 ? length : 0);
+    if ((uint64_t)k < (uint64_t)length) to[i] = from[k * step];
+  }
+}
+
 template <class U>
 void take(const void* params, void* const* buf, const Ctx* ctx) {
   const TakeParams& p = *(const TakeParams*)params;
@@ -23,15 +49,20 @@ void take(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t b = ctx->tid * group; b < rows; b += ctx->nt * group) {
     int64_t e = b + group < rows ? b + group : rows;
     int64_t o = b / p.count, i = b % p.count;
+    if (p.inner == 1) {
+      for (int64_t r = b; r < e; ++o, i = 0) {
+        const int64_t n = p.count - i < e - r ? p.count - i : e - r;
+        pick(in + o * p.length, p.length, 1, index + i, out + r, n);
+        r += n;
+      }
+      continue;
+    }
     for (int64_t r = b; r < e; ++r) {
       int64_t k = index[i] < 0 ? index[i] + p.length : index[i];
       if (k >= 0 && k < p.length) {
         const U* src = in + (o * p.length + k) * p.inner;
         U* dst = out + r * p.inner;
-        if (p.inner == 1)
-          *dst = *src;
-        else
-          memcpy(dst, src, (size_t)p.inner * sizeof(U));
+        memcpy(dst, src, (size_t)p.inner * sizeof(U));
       }
       if (++i == p.count) {
         i = 0;
@@ -107,6 +138,10 @@ void gather(const void* params, void* const* buf, const Ctx* ctx) {
     const U* from = x + ox;
     U* to = out + oo;
     const int64_t length = p.length;
+    if (si == 1 && so == 1) {
+      pick(from, length, sx, at, to, n);
+      continue;
+    }
 #pragma GCC unroll 4
     for (int64_t i = 0; i < n; ++i, at += si, to += so) {
       int64_t k = *at + (*at < 0 ? length : 0);

@@ -31,6 +31,7 @@
 #include "matmul/pack.h"
 #include "matmul/small.h"
 #include "matmul/tile.h"
+#include "simd/flush.h"
 #include "simd/own.h"
 #include "simd/vec.h"
 
@@ -1048,6 +1049,7 @@ template <class T>
 void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
   if (p.m == 0 || p.n == 0 || p.batch == 0) return;
+  const FlushSubnormals flush;
   if (sizeof(T) == 4 && ctx->nt == 1 && small_product(p, buf, ctx->scratch)) return;
   Blocking s = blocking<T>(p);
   Cell<T> x = whole_cell<T>(p, s, buf);
@@ -1118,6 +1120,7 @@ void gemm_plan(const void* params, Plan* plan) {
 
 void gemm_update(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulUpdateParams& u = *(const MatmulUpdateParams*)params;
+  const FlushSubnormals flush;
   const Blocking s = blocking<float>(u.product);
   const Update update{u, buf};
   gemm_shared(u.product, s, whole_cell<float>(u.product, s, buf), ctx, &update);

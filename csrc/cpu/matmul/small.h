@@ -3,10 +3,10 @@
 //
 // Floor: m n k / 32 cycles (two FMAs of 16 lanes). The general kernel (gemm.cpp) spends 100 ns and
 // more on its blocking, on panels that are fetched ahead, and on the scalar transposition of a last
-// panel that is not full. Here columns go by panels of 2 vectors, rows by 8, 4, 2, 1: a step of the
-// 8 x 2 tile is 16 FMAs (8 cycles) and 10 loads. A is read where it lies, by rows or by columns; B
-// too, unless its columns are contiguous: then a panel is transposed, 16 x 16 at a time, just
-// before use.
+// panel that is not full. Here columns go by panels of 4 vectors with tiles of 6 rows, what is left
+// by 2 or 1 vectors with tiles of 8: a step of the 6 x 4 tile is 24 FMAs (12 cycles) and 10 loads.
+// A is read where it lies, by rows or by columns; B too, unless its columns are contiguous: then a
+// panel is transposed, 16 x 16 at a time, just before use.
 //
 // An element is one chain of FMAs in ascending k, as in gemm.cpp: the same bits by either way.
 // Only for 64-byte vectors; elsewhere nothing is taken.
@@ -22,121 +22,153 @@ namespace {
 namespace small {
 
 constexpr int N = 16;
-constexpr int kPanel = 2 * N;
+constexpr int kWidest = 4;       // vectors of a panel
 constexpr int64_t kDepth = 512;  // steps of k: a block of gemm.cpp, whose scratch holds the panel
 constexpr int64_t kMostProducts = 1 << 19;
 
 enum Flag : int { kAdd = 1, kBias = 2, kRelu = 4 };
 
-// ROWS: rows of A are contiguous, else its columns. Only the first `last` lanes of the last vector
-// are there in C.
+struct Args {
+  const float* a;  // (i, k) at a[i * lda + k], or a[k * lda + i]
+  int64_t lda;
+  const float* b;  // row k at b + k * brs
+  int64_t brs, k;
+  const float* bias;  // of the first column
+  float* c;           // row i at c + i * ldc
+  int64_t ldc;
+  int flags;
+  int last;  // lanes of the last vector of a row
+};
+
+// ROWS: rows of A are contiguous, else its columns.
 template <int MR, int NV, bool ROWS>
-__attribute__((noinline)) void tile(const float* __restrict a, int64_t lda,
-                                    const float* __restrict b, int64_t brs, int64_t k,
-                                    const float* bias, float* __restrict c, int64_t ldc, int flags,
-                                    int last) {
+__attribute__((noinline)) void tile(const Args& g) {
+  const float* __restrict a = g.a, * __restrict b = g.b;
+  float* __restrict c = g.c;
+  const int64_t lda = g.lda, brs = g.brs;
   vf acc[MR][NV];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) acc[i][j] = vf{};
-  // three rows a pointer: the others are its index times 1 and 2
-  constexpr int G = (MR + 2) / 3;
-  const float* row[G];
 #pragma GCC unroll 4
-  for (int g = 0; g < G; ++g) row[g] = a + 3 * g * lda;
+    for (int j = 0; j < NV; ++j) acc[i][j] = vf{};
+  int64_t odd[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) odd[i] = (2 * i + 1) * lda * (int64_t)sizeof(float);
   auto step = [&](int u) __attribute__((always_inline)) {
     vf bv[NV];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) bv[j] = load(b + j * N);
     b += brs;
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-      const vf x = set1(ROWS ? row[i / 3][(i % 3) * lda + u] : a[i]);
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, bv[j], acc[i][j]);
+      const vf x = ROWS ? set1_at<vf>(a, odd, i, u) : set1(a[i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) accumulate<NV>(acc[i][j], x, bv[j]);
     }
     if (!ROWS) a += lda;
   };
-  auto advance = [&](int n) __attribute__((always_inline)) {
-    if (ROWS)
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) row[g] += n;
-  };
-  for (; k >= 4; k -= 4) {
+  int64_t k = g.k;
+  for (int64_t turns = k >> 2; turns > 0; --turns) {
     step(0);
     step(1);
     step(2);
     step(3);
-    advance(4);
+    if (ROWS) a += 4;
+    asm("" : "+r"(a), "+r"(b));  // else GCC moves copies of them
   }
-  for (; k > 0; --k) {
+  for (k &= 3; k > 0; --k) {
     step(0);
-    advance(1);
+    if (ROWS) ++a;
   }
+  const int flags = g.flags, last = g.last;
+  const int64_t ldc = g.ldc;
   const bool whole = last == N;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) {
     const bool full = j < NV - 1 || whole;
-    const vf add = flags & kBias ? (full ? load(bias + j * N) : load_n(bias + j * N, last)) : vf{};
-#pragma GCC unroll 16
+    auto get = [&](const float* p) __attribute__((always_inline)) {
+      return full ? load(p) : load_n(p, last);
+    };
+    if (flags & kAdd)
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) acc[i][j] += get(c + i * ldc + j * N);
+    if (flags & kBias) {
+      const vf add = get(g.bias + j * N);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) acc[i][j] += add;
+    }
+    if (flags & kRelu)
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) acc[i][j] = max(vf{}, acc[i][j]);  // NaN stays NaN
+#pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
       float* to = c + i * ldc + j * N;
-      vf v = acc[i][j];
-      if (flags & kAdd) v += full ? load(to) : load_n(to, last);
-      if (flags & kBias) v += add;
-      if (flags & kRelu) v = max(vf{}, v);  // NaN stays NaN
       if (full)
-        store(to, v);
+        store(to, acc[i][j]);
       else
-        store_n(to, v, last);
+        store_n(to, acc[i][j], last);
     }
   }
 }
 
-typedef void (*TileFn)(const float*, int64_t, const float*, int64_t, int64_t, const float*, float*,
-                       int64_t, int, int);
-// by rows (1, 2, 4, 8), vectors, layout of A
-const TileFn tiles[4][2][2] = {
-    {{tile<1, 1, false>, tile<1, 1, true>}, {tile<1, 2, false>, tile<1, 2, true>}},
-    {{tile<2, 1, false>, tile<2, 1, true>}, {tile<2, 2, false>, tile<2, 2, true>}},
-    {{tile<4, 1, false>, tile<4, 1, true>}, {tile<4, 2, false>, tile<4, 2, true>}},
-    {{tile<8, 1, false>, tile<8, 1, true>}, {tile<8, 2, false>, tile<8, 2, true>}}};
+typedef void (*TileFn)(const Args&);
+// by layout of A, vectors (1, 2, 4), rows (1, 2, 4, 6 or 8)
+#define GS_TILES(ROWS)                                                              \
+  {                                                                                 \
+    {tile<1, 1, ROWS>, tile<2, 1, ROWS>, tile<4, 1, ROWS>, tile<8, 1, ROWS>},       \
+        {tile<1, 2, ROWS>, tile<2, 2, ROWS>, tile<4, 2, ROWS>, tile<8, 2, ROWS>}, { \
+      tile<1, 4, ROWS>, tile<2, 4, ROWS>, tile<4, 4, ROWS>, tile<6, 4, ROWS>        \
+    }                                                                               \
+  }
+const TileFn tiles[2][3][4] = {GS_TILES(false), GS_TILES(true)};
+#undef GS_TILES
+const int8_t tile_heights[4] = {1, 2, 4, 8};
 
-// to[k * width + j] = from[j * ld + k] for j < cols <= width, zero beyond; width 16 or 32
-void pack(const float* from, int64_t ld, int64_t depth, int cols, int width, float* to) {
+// 16 rows of `from`, N elements of each, to N rows of `to`.
+template <bool WHOLE>
+GS_INLINE void turn(const float* from, int64_t ld, int rows, float* to, int64_t width) {
   alignas(64) static const float zeros[N] = {};
+  // quarters of four rows come together by loads with insertion; the rest are two rounds of
+  // shuffles
+  const int64_t row = ld * (int64_t)sizeof(float), row3 = 3 * row;
+  const char* base[4];
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) base[q] = (const char*)(from + 4 * q * ld);
+  auto at = [&](int i, int g) __attribute__((always_inline)) {
+    if (!WHOLE && i >= rows) return zeros + 4 * g;
+    const int s = i & 3;
+    return (const float*)(base[i >> 2] + (s == 3 ? row3 : s * row) + 16 * g);
+  };
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; ++g, to += 4 * width) {
+    __m512 q[4];
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; ++s) {
+      __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(at(s, g)));
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(at(s + 4, g)), 1);
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(at(s + 8, g)), 2);
+      q[s] = _mm512_insertf32x4(x, _mm_loadu_ps(at(s + 12, g)), 3);
+    }
+    const __m512 a = _mm512_unpacklo_ps(q[0], q[1]), b = _mm512_unpackhi_ps(q[0], q[1]),
+                 c = _mm512_unpacklo_ps(q[2], q[3]), d = _mm512_unpackhi_ps(q[2], q[3]);
+    _mm512_storeu_ps(to, _mm512_shuffle_ps(a, c, 0x44));
+    _mm512_storeu_ps(to + width, _mm512_shuffle_ps(a, c, 0xee));
+    _mm512_storeu_ps(to + 2 * width, _mm512_shuffle_ps(b, d, 0x44));
+    _mm512_storeu_ps(to + 3 * width, _mm512_shuffle_ps(b, d, 0xee));
+  }
+}
+
+// to[k * width + j] = from[j * ld + k] for j < cols <= width, zero beyond; width a multiple of 16
+void pack(const float* from, int64_t ld, int64_t depth, int cols, int width, float* to) {
   for (int j = 0; j < width; j += N) {
     const int rows = cols - j < N ? cols - j : N;
     int64_t k = 0;
-    for (; k + N <= depth; k += N) {
-      const float* r[N];
-#pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) r[i] = i < rows ? from + (j + i) * ld + k : zeros;
-      // quarters of four rows come together by loads with insertion; the rest are two rounds of
-      // shuffles
-      __m512 q[N];
-#pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) {
-        const int at = (i >> 2) * 4, s = i & 3;
-        __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(r[s] + at));
-        x = _mm512_insertf32x4(x, _mm_loadu_ps(r[s + 4] + at), 1);
-        x = _mm512_insertf32x4(x, _mm_loadu_ps(r[s + 8] + at), 2);
-        q[i] = _mm512_insertf32x4(x, _mm_loadu_ps(r[s + 12] + at), 3);
-      }
-      float* t = to + k * width + j;
-#pragma GCC unroll 4
-      for (int g = 0; g < 4; ++g, t += 4 * width) {
-        const __m512 a = _mm512_unpacklo_ps(q[4 * g], q[4 * g + 1]),
-                     b = _mm512_unpackhi_ps(q[4 * g], q[4 * g + 1]),
-                     c = _mm512_unpacklo_ps(q[4 * g + 2], q[4 * g + 3]),
-                     d = _mm512_unpackhi_ps(q[4 * g + 2], q[4 * g + 3]);
-        _mm512_storeu_ps(t, _mm512_shuffle_ps(a, c, 0x44));
-        _mm512_storeu_ps(t + width, _mm512_shuffle_ps(a, c, 0xee));
-        _mm512_storeu_ps(t + 2 * width, _mm512_shuffle_ps(b, d, 0x44));
-        _mm512_storeu_ps(t + 3 * width, _mm512_shuffle_ps(b, d, 0xee));
-      }
-    }
+    if (rows == N)
+      for (; k + N <= depth; k += N)
+        turn<true>(from + j * ld + k, ld, N, to + k * width + j, width);
+    else
+      for (; k + N <= depth; k += N)
+        turn<false>(from + j * ld + k, ld, rows, to + k * width + j, width);
     for (; k < depth; ++k)
       for (int i = 0; i < N; ++i) to[k * width + j + i] = i < rows ? from[(j + i) * ld + k] : 0.0f;
   }
@@ -163,23 +195,35 @@ __attribute__((noinline)) bool small_product(const MatmulParams& p, void* const*
   if (!turned && p.k > 128 && (p.k + 3) * p.b_rs * 4 > p.l2 / 2) return false;
   const float *a = (const float*)buf[0], *b = (const float*)buf[1], *bias = (const float*)buf[2];
   float *c = (float*)buf[3], *panel = (float*)scratch;
-  const int64_t lda = a_rows ? p.a_rs : p.a_cs;
-  const int flags =
-      (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
-  for (int64_t j = 0; j < p.n; j += kPanel) {
-    const int cols = (int)(p.n - j < kPanel ? p.n - j : kPanel);
-    const int nv = (cols + N - 1) / N, last = cols - (nv - 1) * N;
-    const float* from = turned ? panel : b + j;
-    const int64_t brs = turned ? nv * N : p.b_rs;
+  Args g;
+  g.lda = a_rows ? p.a_rs : p.a_cs;
+  g.k = p.k;
+  g.ldc = p.c_rs;
+  g.flags = (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
+  for (int64_t j = 0; j < p.n;) {
+    const int64_t vectors = (p.n - j + N - 1) / N;
+    const int nv = vectors >= kWidest ? kWidest : vectors >= 2 ? 2 : 1;
+    const int cols = (int)(p.n - j < nv * N ? p.n - j : nv * N);
+    const TileFn* by_rows = tiles[a_rows][nv >> 1];
+    g.last = cols - (nv - 1) * N;
+    g.b = turned ? panel : b + j;
+    g.brs = turned ? nv * N : p.b_rs;
+    g.bias = bias ? bias + j : nullptr;
     if (turned) pack(b + j * p.b_cs, p.b_cs, p.k, cols, nv * N, panel);
-    const float* add = bias ? bias + j : nullptr;
     for (int64_t i = 0; i < p.m;) {
       const int64_t left = p.m - i;
-      const int size = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
-      tiles[size][nv - 1][a_rows](a_rows ? a + i * lda : a + i, lda, from, brs, p.k, add,
-                                  c + i * p.c_rs + j, p.c_rs, flags, last);
-      i += 1 << size;
+      const int high = nv == kWidest ? 6 : 8;
+      // 8 rows go as 4 + 4, not 6 + 2
+      const int size = left >= high && (high == 8 || left != 8) ? 3
+                       : left >= 4                              ? 2
+                       : left >= 2                              ? 1
+                                                                : 0;
+      g.a = a_rows ? a + i * g.lda : a + i;
+      g.c = c + i * p.c_rs + j;
+      by_rows[size](g);
+      i += size == 3 ? high : tile_heights[size];
     }
+    j += cols;
   }
   return true;
 }

@@ -8,6 +8,7 @@
 // of memory. The order of additions is a function of the shape: lane k mod 16 takes product k, sums
 // of kDotSlice products are folded by one tree and added in order; matmul_vec sums in ascending k.
 #include "matmul.h"
+#include "simd/flush.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -209,6 +210,7 @@ GS_INLINE bool dot_sliced(const MatmulParams& p) {
 template <class T>
 void matmul_dot(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
+  const FlushSubnormals flush;
   const T* bias = (const T*)buf[2];
   T* c = (T*)buf[3];
   T sums[8 * 8], total[8 * 8];
@@ -328,6 +330,7 @@ __attribute__((noinline)) void vec_block(int64_t m, int64_t n, int64_t k, const 
 template <class T>
 void matmul_vec(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
+  const FlushSubnormals flush;
   alignas(64) T acc[kVecRows * kVecCols];
   const T* bias = (const T*)buf[2];
   T* c = (T*)buf[3];
@@ -377,9 +380,26 @@ void matmul_vec_plan(const void* params, Plan* plan) {
 
 constexpr int64_t kSumRows = 256;  // rows in a block
 constexpr int64_t kSumCols = 1024;
+constexpr int64_t kSumNear = 16384;  // elements that one block sums column by column
 
 GS_INLINE int64_t sum_blocks(const ColsumParams& p) {
   return most(1, least(64, ceil_div(p.rows, kSumRows)));
+}
+
+// Columns j ... of x, `n` of them, rows r to last - 1
+template <class T>
+GS_INLINE typename simd<T>::V sum_columns(const T* x, int64_t rs, int64_t rows, int n) {
+  using V = typename simd<T>::V;
+  const bool whole = n == simd<T>::N;
+  V sum{};
+  for (; rows >= 8; rows -= 8) {
+    V v[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i, x += rs) v[i] = whole ? load(x) : load_n(x, n);
+    sum += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+  }
+  for (; rows > 0; --rows, x += rs) sum += whole ? load(x) : load_n(x, n);
+  return sum;
 }
 
 // x (rows, cols); rows in blocks, 8 rows folded by a tree, blocks added in order
@@ -394,6 +414,21 @@ void colsum(const void* params, void* const* buf, const Ctx* ctx) {
   int64_t blocks = sum_blocks(p), depth = ceil_div(p.rows, blocks),
           chunks = ceil_div(p.cols, kSumCols);
   int64_t rs = p.row_stride, units = blocks * chunks;
+  if (blocks == 1 && p.rows * p.cols <= kSumNear) {  // the same sums without memory in between
+    if (ctx->tid != 0) return;
+    for (int64_t j = 0; j < p.cols; j += N) {
+      const int n = (int)least(N, p.cols - j);
+      V v;
+      if (n == N) {
+        v = sum_columns(x + j, rs, p.rows, N);
+        store(out + j, p.accumulate ? load(out + j) + v : v);
+      } else {
+        v = sum_columns(x + j, rs, p.rows, n);
+        store_n(out + j, p.accumulate ? load_n(out + j, n) + v : v, n);
+      }
+    }
+    return;
+  }
   for (int64_t u = units * ctx->tid / ctx->nt; u < units * (ctx->tid + 1) / ctx->nt; ++u) {
     int64_t r = u / chunks * depth, last = least(r + depth, p.rows), j0 = u % chunks * kSumCols;
     int64_t j1 = least(j0 + kSumCols, p.cols);

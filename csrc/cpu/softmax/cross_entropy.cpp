@@ -4,6 +4,7 @@
 // dlogits = (sum q) p - q, where q are the weighted, smoothed targets: so loss and gradient cost
 // one read and one write of the logits, and one exp, 6 to 7 cycles a vector. Rows pass as row.h
 // says. Tasks are groups of rows cut by shape; sums over rows run in order of the groups.
+#include "simd/flush.h"
 #include "softmax/row.h"
 
 namespace gs {
@@ -185,6 +186,7 @@ struct Loss {
 template <class T>
 void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
   const CrossEntropyParams& p = *(const CrossEntropyParams*)params;
+  const FlushSubnormals flush;
   const T* x = (const T*)buf[0];
   const Target target{buf[1], p.target};
   const T* weight = (const T*)buf[2];

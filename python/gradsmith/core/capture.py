@@ -8,6 +8,7 @@ function; core/watch.py finds what a program depends on.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +199,7 @@ def _kinds(leaves: list[Any]) -> list[Any]:
     return kinds
 
 
-class Captured:
+class Captured(_cpu.CapturedBase):
     """What `gs.capture` returns: call it like the function.
 
     `programs` lists what has been recorded; `report()` tells what a program does, `verify(*args)`
@@ -221,7 +222,6 @@ class Captured:
         self.reason: str | None = None  # why it stays eager
         self.parts: Any = None  # for owners: what it was made for
         self.siblings: Iterable[Captured] = ()  # for owners: one warning for all of these
-        self._lock = threading.RLock()
         self.__wrapped__ = fn
         _live.add(self)
 
@@ -229,11 +229,12 @@ class Captured:
         """A copy captures anew: programs belong to the arrays they were recorded on."""
         return (Captured, (self.fn, self.passes, self._fallback))
 
-    # ---- the call
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    # ---- the call: where a program can do all of it, CapturedBase has done so before it comes here
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         if recording.thread is not None and recording.here():
             return self.fn(*args, **kwargs)  # part of the recording around it
-        with self._lock:
+        self._acquire()
+        try:
             p = self._last
             if p is not None and not kwargs:
                 if p.direct:
@@ -243,6 +244,21 @@ class Captured:
                 elif p.mode == self._mode() and p.native.check(args) and p.ready():
                     return self._replay(p, args)
             return self._other(args, kwargs)
+        finally:
+            self._release()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._acquire()
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _remember(self, p: _Program) -> None:
+        """The program that the next call tries first."""
+        self._last = p
+        self._use(p.call if p.direct else None)
 
     def _mode(self) -> tuple:
         return (is_grad_enabled(), _cpu.get_num_threads(), _cpu.autocast())
@@ -266,7 +282,7 @@ class Captured:
             if p.native.check(flat) and p.ready():
                 self._programs.remove(p)
                 self._programs.append(p)
-                self._last = p
+                self._remember(p)
                 return self._replay(p, flat)
             reasons.append(p.native.reason)
         if self.reason is not None:
@@ -427,7 +443,7 @@ class Captured:
         self._programs.append(p)
         if len(self._programs) > _MAX_PROGRAMS:
             self._programs.pop(0)
-        self._last = p
+        self._remember(p)
         if _verbose:
             s = p.native.stats()
             _say(
@@ -505,7 +521,7 @@ class Captured:
         parameters, states and gradients; the state is put back. Returns how many arrays were
         compared. AssertionError names the first one that differs.
         """
-        with self._lock:
+        with self._locked():
             if self._last is None:
                 raise CaptureError(f"verify: {self.name} has no program yet; call it twice first")
             watch = Watch(self.fn)
@@ -775,7 +791,7 @@ def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = 
 def _after_fork() -> None:
     recording.thread = None
     for c in list(_live):
-        c._lock = threading.RLock()
+        c._renew()
 
 
 if hasattr(os, "register_at_fork"):

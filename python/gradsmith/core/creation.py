@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from _thread import _local as Local  # as in recording.py
 from typing import Any
 
 import numpy as np
@@ -220,10 +221,31 @@ def randn_like(x: Tensor) -> Tensor:
     return randn(shape, dtype=dtype)
 
 
+_local = Local()  # the generator of each thread: making one takes 15 us
+
+
 def _generator() -> np.random.Generator:
+    """NumPy's generator at the next counter of our stream."""
     recording.host_read("a draw of random integers", "Draw them outside and pass them in")
     seed, counter = random.next_counter()
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, counter]))
+    made = getattr(_local, "generator", None)
+    if made is None:
+        made = _local.generator = np.random.Generator(np.random.Philox(key=0))
+    made.bit_generator.state = {
+        "bit_generator": "Philox",
+        "state": {
+            "counter": np.array([0, 0, 0, counter], np.uint64),
+            "key": np.array([seed, 0], np.uint64),
+        },
+        "buffer": _NO_BUFFER,
+        "buffer_pos": 4,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return made
+
+
+_NO_BUFFER = np.zeros(4, np.uint64)
 
 
 def randint(low: int, high: int | None = None, size: Any = (), dtype: Any = np.int64) -> Tensor:

@@ -167,13 +167,6 @@ class Tensor(_cpu.TensorBase):
             raise RuntimeError("numpy: this tensor requires a gradient; use .detach().numpy()")
         return self.data
 
-    def item(self) -> Any:
-        """The only element as a Python number; ValueError when there is not exactly one."""
-        data = self.data
-        if data.size != 1:
-            raise ValueError(f"item: the tensor has shape {self.shape}, not one element")
-        return data.item()
-
     def tolist(self) -> Any:
         return self.data.tolist()
 

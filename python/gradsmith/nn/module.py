@@ -242,20 +242,18 @@ class Module(_cpu.ModuleBase):
         """Every module of the tree, each once, as `modules` gives them."""
         if type(self).named_modules is not Module.named_modules:
             return [m for _, m in self.named_modules()]
-        out: list[Module] = []
-        seen: set[int] = set()
-
-        def visit(m: Module) -> None:
-            if id(m) in seen:
-                return
-            seen.add(id(m))
-            out.append(m)
-            for child in m.__dict__["_modules"].values():
-                if child is not None:
-                    visit(child)
-
-        visit(self)
-        return out
+        # depth first, in the order of the names: of what is left, the next one is at the end
+        found: dict[int, Module] = {}
+        left: list[Module | None] = [self]
+        while left:
+            m = left.pop()
+            if m is None or id(m) in found:
+                continue
+            found[id(m)] = m
+            children = m.__dict__["_modules"]
+            if children:
+                left += reversed(children.values())
+        return list(found.values())
 
     def named_buffers(self, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         return self._named("_buffers", recurse)
@@ -374,6 +372,26 @@ class Module(_cpu.ModuleBase):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops (or zeroes) the gradients of all parameters."""
+        own = type(self)
+        if (
+            set_to_none
+            and own.named_parameters is Module.named_parameters
+            and own.named_modules is Module.named_modules
+        ):
+            seen: set[int] = set()
+            left: list[Module | None] = [self]
+            while left:
+                m = left.pop()
+                if m is None or id(m) in seen:
+                    continue
+                seen.add(id(m))
+                d = m.__dict__
+                for p in d["_parameters"].values():
+                    if p is not None:
+                        p._grad = None
+                if d["_modules"]:
+                    left += d["_modules"].values()
+            return
         for p in self.parameters():
             if set_to_none or p._grad is None:
                 p._grad = None

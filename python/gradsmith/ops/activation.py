@@ -362,6 +362,9 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     return _from_input(input, "threshold", (threshold, value), inplace)
 
 
+_SIGMOID = _CODES["sigmoid"]
+
+
 def glu(input: Tensor, dim: int = -1) -> Tensor:
     """Gated linear unit: y = a * sigmoid(b), a and b the halves of the input along `dim`.
 
@@ -381,11 +384,15 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     if n % 2:
         raise ValueError(f"glu: axis {dim} of the input {input.shape} must have an even size")
     k = input._k
-    before, half = (slice(None),) * (dim % ndim), n // 2
-    first, second = (*before, slice(0, half)), (*before, slice(half, n))
-    s = k.activation(_CODES["sigmoid"], data[second])
-    out = k.mul(data[first], s)
-    return apply(GluBackward, k, out, (input,), (input, s), dim=dim % ndim)
+    at, half = dim % ndim, n // 2
+    if at == ndim - 1:
+        first, second = data[..., :half], data[..., half:]
+    else:
+        before = (slice(None),) * at
+        low, high = (*before, slice(0, half)), (*before, slice(half, n))
+        first, second = data[low], data[high]
+    s = k.activation(_SIGMOID, second)
+    return apply(GluBackward, k, k.mul(first, s), (input,), (input, s), dim=at)
 
 
 class GluBackward(Node):

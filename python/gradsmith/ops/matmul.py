@@ -246,7 +246,7 @@ def addmm(
     _dims("addmm", "mat1", mat1, 2, "(m, k)")
     _dims("addmm", "mat2", mat2, 2, "(k, n)")
     k = mat1._k
-    m, n = mat1.shape[0], mat2.shape[1]
+    m, n = mat1.data.shape[0], mat2.data.shape[1]
     wide = input.data
     if wide.shape != (m, n):
         try:

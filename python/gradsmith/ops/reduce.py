@@ -50,6 +50,9 @@ def _kept(shape: tuple, dim: Axes) -> tuple:
     if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
         return (1,) * len(shape)
     n = len(shape)
+    if type(dim) is int and n:
+        at = dim % n
+        return (*shape[:at], 1, *shape[at + 1 :])
     axes = {d % n for d in ((dim,) if not isinstance(dim, (tuple, list)) else dim)} if n else set()
     return tuple([1 if i in axes else s for i, s in enumerate(shape)])
 

@@ -6,6 +6,7 @@ them is an error at backward, never a wrong gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from operator import index as _integer
 from typing import Any
@@ -530,7 +531,7 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
     return np.ascontiguousarray(positions), (x.data.size,), 0, None
 
 
-_INT64 = np.dtype(np.int64)
+_INT64, _BOOL = np.dtype(np.int64), np.dtype(np.bool_)
 _READS_INDEX = ("indexing with a tensor", "Use gs.index_select, gs.gather or an embedding")
 
 
@@ -547,6 +548,24 @@ def _take_rows(x: Tensor, index: np.ndarray) -> Tensor:
     return apply(TakeBackward, k, out, (x,), (index,), shape=shape, flat=shape, axis=0)
 
 
+def _take_places(x: Tensor, where: np.ndarray, flat: tuple[int, ...]) -> Tensor:
+    """The places `where` of the first axis of x seen in the shape `flat`."""
+    data, k = x.data, x._k
+    shape = data.shape
+    if not data.flags.c_contiguous:
+        data = k.contiguous(data)
+    out = k.take(data.reshape(flat), where, 0)
+    return apply(TakeBackward, k, out, (x,), (where,), shape=shape, flat=flat, axis=0)
+
+
+def _all_places(index: tuple) -> bool:
+    """Whether all parts of an index are int64 Tensors, two or more."""
+    for p in index:
+        if type(p) is not Tensor or p.data.dtype is not _INT64:
+            return False
+    return len(index) > 1
+
+
 def _getitem(self: Tensor, index: Any) -> Tensor:
     """x[index]: integers, slices, None and ... give views; integer and bool tensors give copies."""
     kind = type(index)
@@ -554,6 +573,13 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
     if kind is tuple:
         for part in index:
             if type(part) not in _PLAIN:
+                if _all_places(index):
+                    recording.host_read(*_READS_INDEX)
+                    shape, n = data.shape, len(index)
+                    where = self._k.linear_places(tuple([p.data for p in index]), shape)
+                    if where is not None:
+                        flat = (math.prod(shape[:n]), *shape[n:])
+                        return _take_places(self, where, flat)
                 parts = _index_parts(index)
                 basic = _is_basic(parts)
                 break
@@ -564,6 +590,9 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
     elif kind is Tensor and index.data.dtype is _INT64:
         recording.host_read(*_READS_INDEX)
         return _take_rows(self, index.data)
+    elif kind is Tensor and index.data.dtype is _BOOL and index.data.shape == data.shape:
+        recording.host_read(*_READS_INDEX)
+        return _take_places(self, self._k.mask_places(index.data), (data.size,))
     else:
         parts = _index_parts(index)
         basic = _is_basic(parts)
@@ -780,7 +809,13 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     d = _axis(dim, x.data.ndim, "chunk")
     size = x.data.shape[d] if x.data.ndim else 0
-    return split(x, max(1, -(-size // chunks)), d)
+    if size == 0:
+        return split(x, 1, d)
+    step = -(-size // chunks)
+    sizes = [step] * (size // step)
+    if size % step:
+        sizes.append(size % step)
+    return _parts(x, sizes, d, False)
 
 
 def unbind(input: Any, dim: int = 0) -> tuple:
@@ -1152,7 +1187,8 @@ def take_along_dim(input: Any, indices: Any, dim: int) -> Tensor:
         raise ValueError(f"take_along_dim: input has shape {x.data.shape} and indices {i.shape}")
     a, b = x.data.shape, i.shape
     if a[:d] == b[:d] and a[d + 1 :] == b[d + 1 :]:
-        return gather(x, d, indices)
+        out = x._k.gather(x.data, d, i)
+        return apply(GatherBackward, x._k, out, (x,), (i,), shape=a, dim=d)
     both = [(1, 1) if j == d else (a, b) for j, (a, b) in enumerate(zip(x.data.shape, i.shape))]
     common = [np.broadcast_shapes((a,), (b,))[0] for a, b in both]
     xs = tuple([x.data.shape[d] if j == d else s for j, s in enumerate(common)])

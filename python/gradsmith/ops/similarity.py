@@ -16,8 +16,9 @@ __all__ = ["cosine_similarity", "normalize"]
 
 
 def _float(x: Any, op: str) -> Tensor:
-    x = as_tensor(x)
-    if x.dtype.kind != "f":
+    if not isinstance(x, Tensor):
+        x = as_tensor(x)
+    if x.data.dtype.kind != "f":
         raise TypeError(f"{op}: expected a float tensor, got {x.dtype}. Convert it with .float().")
     return x
 
@@ -75,13 +76,14 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
     """
     a, b = _float(x1, "cosine_similarity"), _float(x2, "cosine_similarity")
     eps = _eps(eps, "cosine_similarity")
-    try:
-        shape = np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise ValueError(
-            f"cosine_similarity: x1 {a.shape} and x2 {b.shape} do not broadcast. Expected equal sizes, or 1."
-        ) from None
-    a, b = (x if x.shape == shape else expand(x, shape) for x in (a, b))
+    if a.data.shape != b.data.shape:
+        try:
+            shape = np.broadcast_shapes(a.shape, b.shape)
+        except ValueError:
+            raise ValueError(
+                f"cosine_similarity: x1 {a.shape} and x2 {b.shape} do not broadcast. Expected equal sizes, or 1."
+            ) from None
+        a, b = (x if x.shape == shape else expand(x, shape) for x in (a, b))
     k = a._k
     x, y = a.data, b.data
     dot = k.sum(k.mul(x, y), dim, False)

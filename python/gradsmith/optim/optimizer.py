@@ -86,6 +86,9 @@ def _free(ids: tuple[int, ...]) -> None:
         _cpu.slot_free(i)
 
 
+_STEP: dict[str, float] = {"step": 0}  # what most rules count; read only
+
+
 class _Row(NamedTuple):
     """A parameter at a step: its array, its state, the state's arrays (read by _cpu._rows_flat)."""
 
@@ -128,7 +131,7 @@ class Optimizer:
 
     rule: str = ""
     arrays: tuple[str, ...] = ()
-    numbers: dict[str, float] = {"step": 0}  # noqa: RUF012  (read only)
+    numbers: dict[str, float] = _STEP
 
     def __init__(
         self,
@@ -298,6 +301,8 @@ class Optimizer:
 
             with enable_grad():
                 loss = closure()
+        if len(self.param_groups) == 1 and self._step_again():
+            return loss
         # Everything is looked at before anything is changed.
         work = [self._sets(index, group) for index, group in enumerate(self.param_groups)]
         control = self._norm()
@@ -331,6 +336,33 @@ class Optimizer:
             self.skipped += 1
         recording.note("optimizer", self)
         return loss
+
+    def _step_again(self) -> bool:
+        """The step of a single group whose parameters and arrays are those of the last one, all in one set,
+        without a norm: the same as `step`, a third quicker. False, with nothing done, where that is not so."""
+        cached = self._rows.get(0)
+        if cached is None or self._max_grad_norm is not None or self.skip_nonfinite:
+            return False
+        rows, kernel = cached
+        group = self.param_groups[0]
+        slots = self._slots.get((0, 0))
+        p, _, own, _ = rows[0]
+        if slots is None or self.state.get(p) is not own or kernel != self.kernel(group):
+            return False
+        flat = _cpu._rows_flat(rows, group["params"])
+        if flat is None:
+            return False
+        if self.numbers is _STEP:
+            numbers: dict[str, float] = {"step": own["step"]}
+        else:
+            numbers = {n: own[n] for n in self.numbers}
+        values = self._common(group) + self.scalars(group, numbers)
+        p._k.optimizer_update(kernel[0], slots.ids, values, flat)
+        _cpu._rows_done(rows, numbers)
+        self._last = [(0, slots, rows)]
+        if recording.thread is not None:
+            recording.note("optimizer", self)
+        return True
 
     def advance(self) -> None:
         """What replaying the last step needs first: counts the step, writes its scalars into the slots.
@@ -409,15 +441,12 @@ class Optimizer:
         return _Row(p, data, own, states)
 
     def _common(self, group: dict[str, Any]) -> tuple[float, float, float, float, float]:
-        decay = float(group.get("weight_decay", 0.0))
-        own = self.decoupled(group)
-        return (
-            -1.0 if group["maximize"] else 1.0,
-            INF if self._clip_value is None else self._clip_value,
-            0.0 if own else decay,
-            float(group["l1"]),
-            1.0 - float(group["lr"]) * decay if own else 1.0,
-        )
+        decay = group.get("weight_decay", 0.0)
+        sign = -1.0 if group["maximize"] else 1.0
+        clip = INF if self._clip_value is None else self._clip_value
+        if self.decoupled(group):
+            return (sign, clip, 0.0, group["l1"], 1.0 - float(group["lr"]) * float(decay))
+        return (sign, clip, decay, group["l1"], 1.0)
 
     def _norm(self) -> np.ndarray | None:
         """Leaves the global norm and the clip factor in the control array, when somebody needs them."""

@@ -59,7 +59,7 @@ def build(net: Net, batch: int, training: bool, variant: str, threads: int) -> C
     tx, ty = gs.from_numpy(x), gs.from_numpy(y)
     b = Ops(net, training)
     capture: Any = gs.capture if variant.startswith("captured") else lambda f: f
-    cast = gs.autocast(enabled=variant.endswith("bf16"))
+    cast: Any = gs.autocast() if variant.endswith("bf16") else lambda f: f
     if not training:
 
         def forward(a: Any) -> Any:
