@@ -81,15 +81,16 @@ struct Arena {
 };
 
 // Rows that lie apart and are wanted soon: no prefetcher of the machine sees them coming. step(n)
-// asks for n lines, rows after rows; those of arrays that will be written, to be owned.
+// asks for n lines, a row of every array and then the next, which is the order in memory where they
+// are parts of one; for those of arrays that will be written, to be owned.
 struct Ahead {
   const char* at[8];
   int64_t jump[8], bytes[8], left[8];
   bool writes[8];
-  int count, now;
+  int count, now, done;
   int64_t col, each;  // place in the row; lines of one row of every array
   GS_MEMBER void reset() {
-    count = now = 0;
+    count = now = done = 0;
     col = each = 0;
   }
   template <class T>
@@ -103,7 +104,7 @@ struct Ahead {
     each += (width * (int64_t)sizeof(T) + 63) / 64;
   }
   GS_MEMBER void step(int64_t n) {
-    for (; n > 0 && now < count; --n) {
+    for (; n > 0 && done < count; --n) {
       if (writes[now])
         own((void*)(at[now] + col), 0);
       else
@@ -112,7 +113,9 @@ struct Ahead {
       if (col < bytes[now]) continue;
       col = 0;
       at[now] += jump[now];
-      if (--left[now] == 0) ++now;
+      if (--left[now] == 0) ++done;
+      do now = now + 1 < count ? now + 1 : 0;
+      while (left[now] == 0 && done < count);
     }
   }
 };
