@@ -123,9 +123,9 @@ __attribute__((noinline)) void mix_tile(const float* __restrict s, const float* 
 }
 
 // out (rows, n) from s (keys, queries) and b (keys, padded columns), tile by tile.
-GS_INLINE void mix(const float* s, int64_t rows, int64_t keys, bool causal, int64_t i0,
-                   const float* b, int64_t brs, const float* factor, float* out, int64_t row,
-                   int64_t n, Ahead& ahead) {
+__attribute__((noinline)) void mix(const float* s, int64_t rows, int64_t keys, bool causal,
+                                   int64_t i0, const float* b, int64_t brs, const float* factor,
+                                   float* out, int64_t row, int64_t n, Ahead& ahead) {
   constexpr int64_t N = simd<float>::N;
   for (int64_t r = 0; r < rows; r += kMixRows) {
     if (r + kMixRows > rows) r = rows - kMixRows;  // some rows a second time, to the same result
@@ -148,8 +148,8 @@ GS_INLINE int64_t first_vector(bool causal, int64_t i0, int64_t j) {
 }
 
 // q (rows, d) times scale, transposed: to[c * kQueries + i].
-GS_INLINE void turn_queries(const float* q, int64_t row, int64_t rows, int64_t d, float scale,
-                            float* to) {
+__attribute__((noinline)) void turn_queries(const float* q, int64_t row, int64_t rows, int64_t d,
+                                            float scale, float* to) {
   constexpr int64_t N = simd<float>::N;
   const int64_t width = (rows + N - 1) / N * N;
   for (int64_t i = 0; i < width; i += N)
@@ -158,13 +158,14 @@ GS_INLINE void turn_queries(const float* q, int64_t row, int64_t rows, int64_t d
       const float* from = q + i * row + c;
       const int some = (int)(rows - i < N ? rows - i : N), deep = (int)(d - c < N ? d - c : N);
       alignas(64) float part[N * N];
+      int64_t step = row;
       if (some < N || deep < N) {  // rows that end, put where whole vectors may be read
         for (int r = 0; r < N; ++r)
           store(part + r * N, r < some ? load_n(from + r * row, deep) : vf{});
-        load_transposed(part, N, v);
-      } else {
-        load_transposed(from, row, v);
+        from = part;
+        step = N;
       }
+      load_transposed(from, step, v);
 #pragma GCC unroll 16
       for (int r = 0; r < N; ++r)
         if (r < deep) store(to + (c + r) * kQueries + i, v[r] * scale);
@@ -191,13 +192,12 @@ struct ShortForward {
 
 // One vector of queries, the first of them i: its column of scores becomes exp(s - maximum), of
 // `keys` keys; keeps the factor for their sum, and lse.
-template <bool CAUSAL>
-__attribute__((noinline)) void softmax_column(float* s, int64_t keys, int64_t i, float* factor,
-                                              float* lse, int rows) {
+__attribute__((noinline)) void softmax_column(bool causal, float* s, int64_t keys, int64_t i,
+                                              float* factor, float* lse, int rows) {
   constexpr int64_t N = simd<float>::N;
   const vf lowest = set1(-__builtin_inff());
-  int64_t last = CAUSAL && i + N < keys ? i + N : keys;
-  int64_t free = CAUSAL && i + 1 < last ? i + 1 : last;  // keys that all of them see
+  int64_t last = causal && i + N < keys ? i + N : keys;
+  int64_t free = causal && i + 1 < last ? i + 1 : last;  // keys that all of them see
   vf m[4] = {lowest, lowest, lowest, lowest};
   int64_t j = 0;
   for (; j + 4 <= free; j += 4)
@@ -233,7 +233,7 @@ __attribute__((noinline)) void softmax_column(float* s, int64_t keys, int64_t i,
     sum[1] += e;
   }
   // a tile of mix() that begins with these queries may end with later ones
-  for (; CAUSAL && j < keys && j < last + kMixRows; ++j) store(s + j * kScoresRow, vf{});
+  for (; causal && j < keys && j < last + kMixRows; ++j) store(s + j * kScoresRow, vf{});
   vf l = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   store(factor, l == 0.0f ? vf{} : 1.0f / l);
   if (lse) {
@@ -275,10 +275,7 @@ void short_forward(const AttentionParams& p, void* const* buf, const ShortForwar
     }
     for (int64_t c = 0; c < rows; c += N) {
       float* to = lse ? lse + i0 + c : nullptr;
-      if (causal)
-        softmax_column<true>(w.s + c, keys, i0 + c, w.factor + c, to, (int)(rows - c));
-      else
-        softmax_column<false>(w.s + c, keys, i0 + c, w.factor + c, to, (int)(rows - c));
+      softmax_column(causal, w.s + c, keys, i0 + c, w.factor + c, to, (int)(rows - c));
     }
     mix(w.s, rows, keys, causal, i0, w.v, w.dvp, w.factor, out + i0 * p.out.row, p.out.row, p.dv,
         ahead);
@@ -322,7 +319,7 @@ struct PairTile {
 };
 
 // P and dS of MR keys and NV vectors of queries.
-template <int MR, int NV, bool CAUSAL>
+template <int MR, int NV>
 __attribute__((noinline)) void pair_tile(const PairTile& t) {
   constexpr int N = simd<float>::N;
   vf s[MR][NV], x[MR][NV];
@@ -367,13 +364,16 @@ __attribute__((noinline)) void pair_tile(const PairTile& t) {
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) {
       vf e = exp_low(s[i][v] - lse[v]), g = e * (x[i][v] - delta[v]) * scale;
-      if (CAUSAL) {
-        vi in = iota<float>() + v * N >= set1(t.hidden + i);
-        e = in ? e : vf{};
-        g = in ? g : vf{};
-      }
       store(t.p + i * kScoresRow + v * N, e);
       store(t.ds + i * kScoresRow + v * N, g);
+    }
+  if (t.hidden + MR - 1 <= 0) return;
+  for (int i = 0; i < MR; ++i)
+    for (int v = 0; v < NV; ++v) {
+      const int64_t at = i * kScoresRow + v * N;
+      vi in = iota<float>() + v * N >= set1(t.hidden + i);
+      store(t.p + at, in ? load(t.p + at) : vf{});
+      store(t.ds + at, in ? load(t.ds + at) : vf{});
     }
 }
 
@@ -470,12 +470,11 @@ void short_backward(const AttentionParams& p, void* const* buf, const ShortBackw
                      w.p + j * kScoresRow + c * N,
                      w.ds + j * kScoresRow + c * N,
                      (float)p.scale,
-                     (int32_t)(j - i0 - c * N)};
-          const bool hides = causal && t.hidden + kPairRows - 1 > 0;
+                     causal ? (int32_t)(j - i0 - c * N) : -kPairRows};
           if (c + 1 < vectors)
-            hides ? pair_tile<kPairRows, 2, true>(t) : pair_tile<kPairRows, 2, false>(t);
+            pair_tile<kPairRows, 2>(t);
           else
-            hides ? pair_tile<kPairRows, 1, true>(t) : pair_tile<kPairRows, 1, false>(t);
+            pair_tile<kPairRows, 1>(t);
           ahead.step(24);
         }
       }
