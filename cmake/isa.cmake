@@ -13,7 +13,7 @@ set(GS_OPTIMIZE -O3)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   set(GS_OPTIMIZE -O2 -fpeel-loops -fno-tree-vectorize)
 endif()
-set(GS_PLAIN attention bfloat16 embedding loss norm/channel norm/row reduce/axis elementwise/copy elementwise/binary
+set(GS_PLAIN bfloat16 embedding loss norm/channel norm/row reduce/axis elementwise/copy elementwise/binary
     elementwise/compare elementwise/index elementwise/random elementwise/ternary elementwise/unary)
 set(GS_BASE_FLAGS "")
 set(GS_ISA_DEFINITIONS "")

@@ -64,6 +64,14 @@ SHAPES = [
     (1, 2, 1, 45, 130, 64, 64),
     (1, 4, 2, 257, 200, 17, 9),
     (1, 1, 1, 300, 530, 128, 64),
+    # few keys, whose scores stand transposed: 8 to 256 of them, from 8 queries on
+    (3, 2, 2, 8, 8, 1, 1),
+    (2, 2, 2, 9, 13, 33, 17),
+    (1, 4, 2, 66, 65, 48, 20),
+    (2, 3, 3, 71, 256, 16, 32),
+    (1, 2, 1, 65, 257, 16, 16),
+    (1, 2, 2, 530, 100, 8, 16),
+    (2, 4, 4, 100, 128, 64, 64),
     (0, 2, 2, 3, 4, 5, 6),
     (2, 2, 2, 0, 4, 5, 6),
     (1, 2, 2, 4, 0, 5, 6),
@@ -224,9 +232,11 @@ def test_gradcheck_fused_and_mask(rng):
 
 def test_same_bits_on_any_number_of_threads(rng):
     before = gs.get_num_threads()
-    cases = [(4, 4, 4, 64, 64, 32, 32), (1, 2, 1, 300, 700, 24, 40)]
+    wide, long = (4, 4, 4, 64, 64, 32, 32), (1, 2, 1, 300, 700, 24, 40)
+    cases = [(wide, 0.1), (long, 0.1), (wide, 0.0), ((3, 3, 3, 61, 40, 16, 16), 0.0)]
+    cases += [((1, 1, 1, 900, 64, 16, 16), 0.0)]
     try:
-        for shape in cases:
+        for shape, p in cases:
             q, k, v, g = draw(rng, *shape)
             seen = []
             for n in (1, 2, 3):
@@ -234,7 +244,7 @@ def test_same_bits_on_any_number_of_threads(rng):
                 gs.manual_seed(1)
                 ts = [gs.tensor(a, requires_grad=True) for a in (q, k, v)]
                 out = F.scaled_dot_product_attention(
-                    *ts, dropout_p=0.1, is_causal=shape[3] == 64, enable_gqa=True
+                    *ts, dropout_p=p, is_causal=shape[3] == 64, enable_gqa=True
                 )
                 out.backward(gs.tensor(g))
                 seen.append([out.detach().numpy()] + [t.grad.numpy() for t in ts])
@@ -265,6 +275,28 @@ def test_extreme_scores():
     assert F.scaled_dot_product_attention(q, k, v).numpy().ravel().tolist() == [1.0, 1.0, 1.0]
     bad = gs.tensor(np.full((1, 1, 3, 4), np.nan, np.float32))
     assert np.isnan(F.scaled_dot_product_attention(bad, k, v).numpy()).all()
+    # as many keys as stand transposed: the largest score takes all, in either direction; a NaN stays
+    # with its query
+    x = np.zeros((1, 1, 20, 4), np.float32)
+    x[0, 0, :, 0] = np.arange(20) * 300 - 3000
+    one = gs.tensor(np.full((1, 1, 20, 4), 10, np.float32))
+    for sign, best in ((1, 19), (-1, 0)):
+        q = gs.tensor(x * 0 + 10 * sign, requires_grad=True)
+        ks, vs = gs.tensor(x, requires_grad=True), gs.tensor(x + 1, requires_grad=True)
+        out = F.scaled_dot_product_attention(q, ks, vs)
+        np.testing.assert_array_equal(
+            out.detach().numpy(), np.tile(x[:, :, best] + 1, (1, 1, 20, 1))
+        )
+        out.backward(one)
+        assert not q.grad.numpy().any() and not ks.grad.numpy().any()
+        assert (
+            not np.delete(vs.grad.numpy(), best, 2).any()
+            and (vs.grad.numpy()[0, 0, best] == 200).all()
+        )
+    y = np.ones((1, 1, 20, 4), np.float32)
+    y[0, 0, 7] = np.nan
+    out = F.scaled_dot_product_attention(gs.tensor(y), gs.tensor(x), gs.tensor(x)).numpy()
+    assert np.isnan(out[0, 0, 7]).all() and not np.isnan(np.delete(out, 7, 2)).any()
 
 
 def test_bad_input(rng):

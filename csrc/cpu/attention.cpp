@@ -17,10 +17,13 @@
 // keys and rows it computes P = exp(S - lse) and dP = dO V^T again, dS = P (dP - rowsum(dO O)),
 // then dV += P^T dO, dK += dS^T Q, dQ += dS K. dQ is summed over the groups in order afterwards.
 // Groups, blocks and tiles depend on the shape alone.
+//
+// Without mask and dropout, up to kShortKeys keys of float32 go the way of attention_short.h.
 #include "attention.h"
 
 #include "matmul/block.h"
 #include "matmul/pack.h"
+#include "simd/own.h"
 #include "simd/philox.h"
 #include "simd/vec.h"
 #include "simd/vmath.h"
@@ -77,24 +80,42 @@ struct Arena {
   }
 };
 
-// Rows that lie apart and are wanted soon: no prefetcher of the machine sees them coming. Each call
-// of step() asks for one row of every array.
+// Rows that lie apart and are wanted soon: no prefetcher of the machine sees them coming. step(n)
+// asks for n lines, a row of every array and then the next, which is the order in memory where they
+// are parts of one; for those of arrays that will be written, to be owned.
 struct Ahead {
-  const char* at[6];
-  int64_t jump[6], bytes[6], left[6];
-  int count;
+  const char* at[8];
+  int64_t jump[8], bytes[8], left[8];
+  bool writes[8];
+  int count, now, done;
+  int64_t col, each;  // place in the row; lines of one row of every array
+  GS_MEMBER void reset() {
+    count = now = done = 0;
+    col = each = 0;
+  }
   template <class T>
-  GS_MEMBER void add(const T* p, int64_t row, int64_t rows, int64_t width) {
+  GS_MEMBER void add(const T* p, int64_t row, int64_t rows, int64_t width, bool write = false) {
+    if (rows <= 0 || width <= 0) return;
     at[count] = (const char*)p;
     jump[count] = row * (int64_t)sizeof(T);
     bytes[count] = width * (int64_t)sizeof(T);
-    left[count++] = rows;
+    left[count] = rows;
+    writes[count++] = write;
+    each += (width * (int64_t)sizeof(T) + 63) / 64;
   }
-  GS_MEMBER void step() {
-    for (int i = 0; i < count; ++i) {
-      if (left[i]-- <= 0) continue;
-      for (int64_t j = 0; j < bytes[i]; j += 64) __builtin_prefetch(at[i] + j, 0, 2);
-      at[i] += jump[i];
+  GS_MEMBER void step(int64_t n) {
+    for (; n > 0 && done < count; --n) {
+      if (writes[now])
+        own((void*)(at[now] + col), 0);
+      else
+        __builtin_prefetch(at[now] + col, 0, 2);
+      col += 64;
+      if (col < bytes[now]) continue;
+      col = 0;
+      at[now] += jump[now];
+      if (--left[now] == 0) ++done;
+      do now = now + 1 < count ? now + 1 : 0;
+      while (left[now] == 0 && done < count);
     }
   }
 };
@@ -193,6 +214,93 @@ GS_INLINE void score_block(const AttentionParams& p, const T* a, int64_t ars, in
   }
 }
 
+template <class T>
+GS_INLINE void write_rows(const T* from, int64_t width, int64_t n, int64_t d, T* to, int64_t row) {
+  constexpr int N = simd<T>::N;
+  for (int64_t i = 0; i < n; ++i, from += width, to += row)
+    for (int64_t c = 0; c < d; c += N) {
+      if (d - c >= N)
+        store(to + c, load(from + c));
+      else
+        store_n(to + c, load(from + c), (int)(d - c));
+    }
+}
+
+template <class T>
+GS_INLINE void clear(T* x, int64_t n) {
+  constexpr int N = simd<T>::N;
+  for (int64_t i = 0; i < n; i += N) store(x + i, zero<T>());
+}
+
+}  // namespace
+}  // namespace GS_ISA
+}  // namespace gs
+
+#include "attention_short.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+GS_INLINE bool is_short(const AttentionParams& p, const float*) {
+  return p.tk <= kShortKeys && p.tk >= kShortLeast && p.tq >= kShortLeast && p.d > 0 && p.dv > 0 &&
+         p.mask == kMaskNone && p.dropout == 0;
+}
+GS_INLINE bool is_short(const AttentionParams&, const double*) { return false; }
+
+// Where the heads of a batch entry lie side by side, a member takes all of them, and while it is at
+// one of them asks for its share of the rows of the next entry, whole rows in order. Else it asks
+// for the next head.
+struct Order {
+  const AttentionParams& p;
+  void* const* buf;
+  int64_t begin, end;  // heads of this member, b heads + h; of keys in backward
+  bool back;
+
+  GS_MEMBER bool side_by_side() const {
+    const int64_t bytes = (p.tq + p.tk) * p.heads * (p.d + p.dv) * (int64_t)sizeof(float);
+    return p.heads == p.kv_heads && p.q.head == p.d && p.k.head == p.d && p.v.head == p.dv &&
+           p.out.head == p.dv && (!back || p.dout.head == p.dv) && bytes <= 512 * 1024;
+  }
+  // Rows lo .. hi of `wide` heads from head h of entry b on; sizes in 1 / parts.
+  GS_MEMBER void add(Ahead& a, int64_t b, int64_t h, int64_t wide, int64_t part,
+                     int64_t parts) const {
+    const int64_t rep = p.heads / p.kv_heads;
+    auto rows = [&](int i, const HeadStrides& s, int64_t head, int64_t t, int64_t width, bool write)
+        __attribute__((always_inline)) {
+      const int64_t lo = t * part / parts, hi = t * (part + 1) / parts;
+      a.add((const float*)buf[i] + b * s.batch + head * s.head + lo * s.row, s.row, hi - lo, width,
+            write);
+    };
+    const int64_t g = back ? h : h / rep, hq = back ? h * rep : h;
+    rows(0, p.q, hq, p.tq, wide * p.d, false);
+    rows(1, p.k, g, p.tk, wide * p.d, false);
+    rows(2, p.v, g, p.tk, wide * p.dv, false);
+    rows(4, p.out, hq, p.tq, wide * p.dv, !back);
+    if (!back) return;
+    rows(6, p.dout, hq, p.tq, wide * p.dv, false);
+    rows(7, p.dq, hq, p.tq, wide * p.d, true);
+    rows(8, p.dk, g, p.tk, wide * p.d, true);
+    rows(9, p.dvs, g, p.tk, wide * p.dv, true);
+  }
+  // What to ask for while head t runs.
+  GS_MEMBER void ahead(int64_t t, Ahead& a) const {
+    a.reset();
+    const int64_t heads = back ? p.kv_heads : p.heads, b = t / heads, h = t % heads;
+    if (!side_by_side()) {
+      if (t + 1 < end) add(a, (t + 1) / heads, (t + 1) % heads, 1, 0, 1);
+      return;
+    }
+    if (t == begin) {
+      add(a, b, h, least(heads - h, end - t), 0, 1);
+      a.step(1 << 20);
+      a.reset();
+    }
+    const int64_t next = (b + 1) * heads;
+    if (next < end) add(a, b + 1, 0, least(heads, end - next), h, heads);
+  }
+};
+
 // ---------------------------------------------------------------- forward
 
 // One row of scores: s[0 .. n) becomes exp(scale s + bias - maximum), zeros up to `end`; the
@@ -230,13 +338,13 @@ GS_INLINE T softmax_row(T* s, int64_t n, int64_t end, const T* bias, T scale, T*
   const V shift = set1(now == lowest ? (T)0 : -now), one = bias ? set1((T)1) : vs;
   V sum = V{};
   for (int64_t j = 0; j < whole; j += N) {
-    V e = exp(fma(load(s + j), one, shift));
+    V e = exp_low(fma(load(s + j), one, shift));
     sum += e;
     store(s + j, e);
   }
   int64_t j = whole;
   if (rest) {
-    V e = exp(fma(load(s + whole), one, shift));
+    V e = exp_low(fma(load(s + whole), one, shift));
     e = iota<T>() < set1((typename simd<T>::S)rest) ? e : V{};
     sum += e;
     store(s + whole, e);
@@ -306,7 +414,7 @@ void forward_task(const AttentionParams& p, void* const* buf, const PhiloxStream
       for (int64_t r = 0; r < rows; ++r) {
         T* s = w.s + r * w.ld;
         int64_t i = i0 + r, seen = least(n, visible(p, i) - j0);
-        ahead.step();
+        ahead.step(ahead.each);
         if (seen <= 0) {
           for (int64_t j = 0; j < width; j += N) store(s + j, V{});
           continue;
@@ -360,9 +468,29 @@ GS_INLINE int64_t snake(const Ctx* ctx, int64_t r) {
   return r * ctx->nt + (r & 1 ? ctx->nt - 1 - ctx->tid : ctx->tid);
 }
 
+// Queries of a task of a short head, and tasks a head.
+GS_INLINE int64_t short_groups(const AttentionParams& p) { return ceil_div(p.tq, 4 * kQueries); }
+
+void forward_short(const AttentionParams& p, void* const* buf, const Ctx* ctx) {
+  const ShortForward size(p, nullptr);
+  const ShortForward w(p, ctx->scratch + ctx->tid * round_up(size.end - (char*)nullptr, 4096));
+  const int64_t groups = short_groups(p);
+  const int64_t tasks = p.batch * p.heads * groups;
+  const Order order{p, buf, tasks * ctx->tid / ctx->nt, tasks * (ctx->tid + 1) / ctx->nt, false};
+  for (int64_t t = order.begin; t < order.end; ++t) {
+    Ahead ahead;
+    ahead.reset();
+    if (groups == 1) order.ahead(t, ahead);
+    const int64_t bh = t / groups, part = t % groups, i = p.tq * part / groups / 8 * 8;
+    const int64_t end = part + 1 < groups ? p.tq * (part + 1) / groups / 8 * 8 : p.tq;
+    short_forward(p, buf, w, bh / p.heads, bh % p.heads, i, end, ahead);
+  }
+}
+
 template <class T>
 void forward(const void* params, void* const* buf, const Ctx* ctx) {
   const AttentionParams& p = *(const AttentionParams*)params;
+  if (is_short(p, (const T*)nullptr)) return forward_short(p, buf, ctx);
   int64_t groups = ceil_div(p.tq, kGroup), rows = ceil_div(p.tq, groups);
   rows = round_up(rows, kRows) <= kGroup ? round_up(rows, kRows) : rows;
   int64_t tasks = p.batch * p.heads * groups;
@@ -374,7 +502,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     if (t >= tasks) continue;
     int64_t bh = t / groups, i = t % groups * rows;
     Ahead ahead;
-    ahead.count = 0;
+    ahead.reset();
     int64_t next = snake(ctx, r + 1);
     if (next < tasks && groups == 1) {
       int64_t b = next / p.heads, h = next % p.heads, g = h / (p.heads / p.kv_heads);
@@ -402,6 +530,13 @@ GS_INLINE int64_t work(const AttentionParams& p, int64_t products) {
 template <class T>
 void forward_plan(const void* params, Plan* plan) {
   const AttentionParams& p = *(const AttentionParams*)params;
+  if (is_short(p, (const T*)nullptr)) {
+    const ShortForward w(p, nullptr);
+    plan->tasks = most(1, least(p.batch * p.heads * short_groups(p), p.members));
+    plan->work = work<T>(p, 1) / 2;
+    plan->scratch = (size_t)(plan->tasks * round_up(w.end - (char*)nullptr, 4096));
+    return;
+  }
   ForwardScratch<T> size(p, nullptr);
   plan->tasks = most(1, least(p.batch * p.heads * ceil_div(p.tq, kGroup), p.members));
   plan->work = work<T>(p, 1);
@@ -465,7 +600,7 @@ GS_INLINE void backward_row(const AttentionParams& p, T* s, T* ds, int64_t seen,
     V x = load(s + j) * scale, d = load(ds + j);
     int left = (int)(seen - j);
     if (bias) x += left >= N ? load(bias + j) : load_n(bias + j, left);
-    V e = exp(x - vl_), kept_e = e;
+    V e = exp_low(x - vl_), kept_e = e;
     if (words) {
       I m = kept(words + j, p.threshold, s);
       kept_e = m ? e * keep : V{};
@@ -485,24 +620,6 @@ GS_INLINE void backward_row(const AttentionParams& p, T* s, T* ds, int64_t seen,
     store(s + j, V{});
     store(ds + j, V{});
   }
-}
-
-template <class T>
-GS_INLINE void write_rows(const T* from, int64_t width, int64_t n, int64_t d, T* to, int64_t row) {
-  constexpr int N = simd<T>::N;
-  for (int64_t i = 0; i < n; ++i, from += width, to += row)
-    for (int64_t c = 0; c < d; c += N) {
-      if (d - c >= N)
-        store(to + c, load(from + c));
-      else
-        store_n(to + c, load(from + c), (int)(d - c));
-    }
-}
-
-template <class T>
-GS_INLINE void clear(T* x, int64_t n) {
-  constexpr int N = simd<T>::N;
-  for (int64_t i = 0; i < n; i += N) store(x + i, zero<T>());
 }
 
 // Keys j_begin .. j_end of key head (b, g); dq: (rep, tq, dp), of this task alone.
@@ -552,7 +669,7 @@ void backward_task(const AttentionParams& p, void* const* buf, const PhiloxStrea
         score_block(p, w.dout, w.dvp, rows, p.dv, w.vt, width, i0, j0, n, w.ds, w.ld);
         for (int64_t r = 0; r < rows; ++r) {
           int64_t i = i0 + r, seen = most(0, least(n, visible(p, i) - j0));
-          ahead.step();
+          ahead.step(ahead.each);
           const uint32_t* words =
               p.dropout == 1 && seen > 0 ? scores.words_row(i, j0, seen) : nullptr;
           backward_row(p, w.s + r * w.ld, w.ds + r * w.ld, seen, width,
@@ -591,9 +708,22 @@ void backward_task(const AttentionParams& p, void* const* buf, const PhiloxStrea
 
 // A row whose probabilities are all dropped (p = 1) has no gradient; so have rows without keys,
 // whose lse is +inf.
+void backward_short(const AttentionParams& p, void* const* buf, const Ctx* ctx) {
+  const ShortBackward size(p, nullptr);
+  const ShortBackward w(p, ctx->scratch + ctx->tid * round_up(size.end - (char*)nullptr, 4096));
+  const int64_t tasks = p.batch * p.kv_heads;
+  const Order order{p, buf, tasks * ctx->tid / ctx->nt, tasks * (ctx->tid + 1) / ctx->nt, true};
+  for (int64_t t = order.begin; t < order.end; ++t) {
+    Ahead ahead;
+    order.ahead(t, ahead);
+    short_backward(p, buf, w, t / p.kv_heads, t % p.kv_heads, ahead);
+  }
+}
+
 template <class T>
 void backward(const void* params, void* const* buf, const Ctx* ctx) {
   const AttentionParams& p = *(const AttentionParams*)params;
+  if (is_short(p, (const T*)nullptr)) return backward_short(p, buf, ctx);
   constexpr int N = simd<T>::N;
   int64_t groups = key_groups(p), heads = p.batch * p.kv_heads, tasks = heads * groups;
   int64_t keys = round_up(ceil_div(p.tk, groups), kKeys);
@@ -613,7 +743,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
             g = bg % p.kv_heads;
     T* dq = own ? w.dq : parts + t * part;
     Ahead ahead;
-    ahead.count = 0;
+    ahead.reset();
     int64_t next = snake(ctx, r + 1);
     if (next < tasks && own) {
       int64_t nb = next / p.kv_heads, ng = next % p.kv_heads, h = ng * w.rep;
@@ -648,6 +778,13 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
 template <class T>
 void backward_plan(const void* params, Plan* plan) {
   const AttentionParams& p = *(const AttentionParams*)params;
+  if (is_short(p, (const T*)nullptr)) {
+    const ShortBackward w(p, nullptr);
+    plan->tasks = most(1, least(p.batch * p.kv_heads, p.members));
+    plan->work = work<T>(p, 3) / 2;
+    plan->scratch = (size_t)(plan->tasks * round_up(w.end - (char*)nullptr, 4096));
+    return;
+  }
   int64_t groups = key_groups(p), tasks = p.batch * p.kv_heads * groups;
   BackwardScratch<T> size(p, nullptr, groups == 1);
   plan->tasks = most(1, least(tasks, p.members));

@@ -35,11 +35,7 @@ class Ops(Functional):
         return x.flatten(1)
 
     def attention(self, qkv: Any, heads: int) -> Any:
-        n, t, width = qkv.shape
-        split = qkv.reshape(n, t, 3, heads, width // 3 // heads)
-        q, k, v = (split.select(2, i).transpose(1, 2) for i in range(3))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return y.transpose(1, 2).reshape(n, t, width // 3)
+        return F.attention_qkv(qkv, heads, is_causal=True)
 
     def lstm(self, x: Any, name: str) -> Any:
         if self._lstm is None:
