@@ -546,14 +546,26 @@ struct Backward : Lanes<T> {
     else if (same)
       add_runs(kPlain, dy + lo * row, row, hi - lo, row, set1((T)1), sums);
     else
-      for (int64_t j = 0; j < p.ow; ++j)
-        for (int64_t k = 0; k < c; k += N) {
-          const int n = c - k < N ? (int)(c - k) : N;
-          V s = {};
-          for (int i = lo; i < hi; ++i)
-            s += load_n(dy + i * row + j * c + k, n) * set1(1 / divisor(g, i, j));
-          store_n(sums + j * c + k, s, n);
+      for (int64_t j = 0, e; j < p.ow; j = e) {
+        // columns of one divisor
+        e = j + 1;
+        while (e < p.ow && g.x.size[e] == g.x.size[j] && g.x.first[e] == g.x.first[j] &&
+               g.x.last[e] == g.x.last[j])
+          ++e;
+        for (int i = lo; i < hi || i == lo; ++i) {
+          const V part = set1(i < hi ? 1 / divisor(g, i, j) : (T)0);
+          for (int64_t k = j * c; k < e * c; k += N) {
+            const int n = e * c - k < N ? (int)(e * c - k) : N;
+            if (n == N) {
+              V s = i < hi ? load(dy + i * row + k) * part : V{};
+              store(sums + k, i == lo ? s : s + load(sums + k));
+            } else {
+              V s = i < hi ? load_n(dy + i * row + k, n) * part : V{};
+              store_n(sums + k, i == lo ? s : s + load_n(sums + k, n), n);
+            }
+          }
         }
+      }
     for (int64_t w = 0; w < p.w; ++w) {
       const int j = g.x.lo[w];
       T* to = dx + w * c;
