@@ -488,3 +488,113 @@ def test_indices_of_the_maxima(rng):
     )
     y.sum().backward()
     assert x.grad.numpy().sum() == y.numel()
+
+
+def test_indices_of_adaptive_maxima(rng):
+    """return_indices of adaptive pooling: windows of different sizes, ties, NaN; the layers; the gradient."""
+    torch = pytest.importorskip("torch")
+    for shape, out in (
+        ((2, 7, 9, 3), (3, 4)),
+        ((1, 5, 6, 17), (7, 2)),
+        ((2, 40, 37, 2), 1),
+        ((1, 33, 20, 16), (2, 20)),
+        ((2, 8, 8, 1), (None, 3)),
+    ):
+        for kind in ("plain", "ties", "nan"):
+            x = rng.standard_normal(shape)
+            if kind != "plain":
+                x = np.round(x)
+            if kind == "nan":
+                x[rng.random(shape) < 0.1] = np.nan
+            X = gs.tensor(x, requires_grad=True)
+            T = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+            y, at = F.adaptive_max_pool2d(X, out, return_indices=True)
+            t, where = torch.nn.functional.adaptive_max_pool2d(T, out, return_indices=True)
+            assert at.dtype == np.int64 and not at.requires_grad
+            assert np.array_equal(at.numpy(), np.moveaxis(where.numpy(), 1, -1))
+            assert np.array_equal(
+                y.detach().numpy(), np.moveaxis(t.detach().numpy(), 1, -1), equal_nan=True
+            )
+            g = rng.standard_normal(y.shape)
+            y.backward(gs.tensor(g))
+            t.backward(torch.tensor(np.moveaxis(g, -1, 1).copy()))
+            assert np.allclose(X.grad.numpy(), np.moveaxis(T.grad.numpy(), 1, -1), rtol=1e-13)
+            layer = nn.AdaptiveMaxPool2d(out, True)(gs.tensor(x))
+            assert np.array_equal(layer[1].numpy(), at.numpy())
+    x = rng.standard_normal((3, 29, 5))
+    y, at = nn.AdaptiveMaxPool1d(4, return_indices=True)(gs.tensor(x))
+    t, where = torch.nn.AdaptiveMaxPool1d(4, return_indices=True)(
+        torch.tensor(x.transpose(0, 2, 1))
+    )
+    assert np.array_equal(at.numpy(), where.numpy().transpose(0, 2, 1))
+    assert np.array_equal(y.numpy(), t.numpy().transpose(0, 2, 1))
+    alone = nn.AdaptiveMaxPool1d(4)(gs.tensor(x))
+    assert np.array_equal(alone.numpy(), y.numpy())
+
+
+@pytest.mark.parametrize("c", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 33])
+def test_overlapping_and_wide_windows(c):
+    """Every form of windows that has a path of its own: strides of 1 to 4 below the window, wide windows."""
+    reseed(500 + c)
+    for k, s, p in (
+        (2, 1, 0),
+        (3, 1, 1),
+        (3, 2, 0),
+        (3, 2, 1),
+        ((2, 3), 2, 1),
+        ((3, 2), (2, 1), 1),
+        (4, 2, 1),
+        (5, 2, 2),
+        (5, 3, 1),
+        (7, 2, 3),
+        (3, 3, 0),
+        (4, 4, 0),
+        ((6, 5), (2, 4), 0),
+        ((9, 40), (5, 20), (0, 7)),
+    ):
+        for dtype in (np.float32, np.float64):
+            h, w = int(RNG.integers(9, 14)), int(RNG.integers(34, 90))
+            x = RNG.standard_normal((2, h, w, c)).astype(dtype)
+            if RNG.random() < 0.5:
+                x = np.round(x)  # ties
+                x[RNG.random(x.shape) < 0.02] = RNG.choice([-np.inf, np.nan, np.inf])
+            k2, s2, p2 = ((v, v) if isinstance(v, int) else v for v in (k, s, p))
+            ceil = bool(RNG.random() < 0.3)
+            rows, cols = (windows((h, w)[i], k2[i], s2[i], p2[i], 1, ceil) for i in (0, 1))
+            check(F.max_pool2d, x, (k, s, p, 1, ceil), max_reference, (rows, cols), True)
+            x = np.where(np.isfinite(x), x, dtype(1))
+            pad, div = bool(RNG.random() < 0.5), None if RNG.random() < 0.7 else 3
+            check(
+                F.avg_pool2d,
+                x,
+                (k, s, p, ceil, pad, div),
+                avg_reference,
+                (rows, cols, pad, div),
+                False,
+            )
+
+
+@pytest.mark.parametrize("c", [1, 3, 6, 24])
+def test_same_bits_wherever_an_image_lies(c):
+    """Results do not depend on where in an array an image lies, nor on what lies behind it."""
+    x = RNG.standard_normal((9, 17, 38, c)).astype(np.float32)
+    for fn in (
+        lambda t: F.max_pool2d(t, 3, 2, 1),
+        lambda t: F.max_pool2d(t, 2),
+        lambda t: F.max_pool2d(t, 3, 1, 1),
+        lambda t: F.adaptive_max_pool2d(t, 1),
+        lambda t: F.avg_pool2d(t, 2),
+        lambda t: F.avg_pool2d(t, 3, 2),
+        lambda t: F.avg_pool2d(t, 3, 1, 1),
+        lambda t: F.adaptive_avg_pool2d(t, 3),
+    ):
+        X = gs.tensor(x, requires_grad=True)
+        y = fn(X)
+        g = RNG.standard_normal(y.shape).astype(np.float32)
+        y.backward(gs.tensor(g))
+        for i in (0, 4, 8):
+            one = gs.tensor(x[i : i + 1].copy(), requires_grad=True)
+            z = fn(one)
+            z.backward(gs.tensor(g[i : i + 1].copy()))
+            assert np.array_equal(z.detach().numpy()[0], y.detach().numpy()[i])
+            assert np.array_equal(one.grad.numpy()[0], X.grad.numpy()[i])

@@ -46,12 +46,17 @@ py::tuple probe_fma(const std::string& dtype, int threads, int64_t iterations) {
   return py::make_tuple(stop - start, (double)iterations * (double)(chains * lanes * 2 * members));
 }
 
-// Seconds to copy in to out (both contiguous, equal size, a multiple of 64 bytes).
+// Seconds to copy in to out (both contiguous, a multiple of 64 bytes); of two sizes one is a
+// multiple of the other, see StreamCopyParams.
 double probe_copy(py::handle in_h, py::handle out_h, int threads, bool streaming) {
   Array a = array_in(in_h, "probe_copy", "in"), b = array_out(out_h, "probe_copy", "out");
-  if (!a.contiguous || !b.contiguous || a.nbytes() != b.nbytes() || ((uintptr_t)b.data & 63))
-    value_error("probe_copy", "in and out must be contiguous, 64-byte aligned and of one size");
-  StreamCopyParams p{a.nbytes(), threads, streaming};
+  const int64_t n = a.nbytes(), m = b.nbytes();
+  if (!a.contiguous || !b.contiguous || n < 64 || m < 64 || (n > m ? n % m : m % n) ||
+      ((uintptr_t)b.data & 63))
+    value_error("probe_copy",
+                "in and out must be contiguous, 64-byte aligned and of one size, or one of a "
+                "multiple of the other's");
+  StreamCopyParams p{n, m, threads, streaming};
   Buffer buffers[] = {in(a), out(b)};
   const KernelEntry* entry = stream_copy.get(kF32);
   Launch call{entry, &p, sizeof(p), buffers, 2, Plan{1, 0, 0}};

@@ -1,8 +1,9 @@
 // Probes of the machine's limits, compiled per instruction set because the limit depends on it.
 //
 // fma_peak: 24 accumulators hide the latency of FMA (4-5 cycles x 2 a cycle = 10); nothing leaves
-// the registers. stream_copy: out[i] = in[i] over blocks far larger than the caches; 2 n bytes
-// move.
+// the registers. stream_copy: out[i] = in[i] over blocks far larger than the caches, n + m bytes
+// move; with unequal sizes the same mix of reads and writes as a kernel that shrinks or grows an
+// array.
 #include "probe.h"
 
 #include "simd/vec.h"
@@ -45,27 +46,26 @@ void fma_peak_plan(const void* params, Plan* plan) {
 
 void stream_copy(const void* params, void* const* buf, const Ctx* ctx) {
   const StreamCopyParams& p = *(const StreamCopyParams*)params;
-  int64_t lines = p.n / 64;
-  int64_t b = lines * ctx->tid / ctx->nt, e = lines * (ctx->tid + 1) / ctx->nt;
-  const float* in = (const float*)buf[0];
-  float* out = (float*)buf[1];
-  constexpr int N = simd<float>::N;
-  for (int64_t i = b * 16; i < e * 16; i += N) {
-    vf v = load(in + i);
-#if defined(__AVX512F__)
-    if (p.streaming)
-      _mm512_stream_ps(out + i, (__m512)v);
-    else
-#elif defined(__AVX2__)
-    if (p.streaming)
-      _mm256_stream_ps(out + i, (__m256)v);
-    else
-#elif defined(__x86_64__)
-    if (p.streaming)
-      _mm_stream_ps(out + i, (__m128)v);
-    else
-#endif
-      store(out + i, v);
+  const int64_t lines = (p.n < p.m ? p.n : p.m) / 64;
+  const int64_t b = lines * ctx->tid / ctx->nt, e = lines * (ctx->tid + 1) / ctx->nt;
+  const int64_t reads = lines ? p.n / 64 / lines : 0, writes = lines ? p.m / 64 / lines : 0;
+  constexpr int N = simd<float>::N, W = 64 / GS_VBYTES;
+  const float* in = (const float*)buf[0] + b * reads * 16;
+  float* out = (float*)buf[1] + b * writes * 16;
+  for (int64_t i = b; i < e; ++i) {
+    vf v[W];
+#pragma GCC unroll 4
+    for (int k = 0; k < W; ++k) v[k] = load(in + k * N);
+    for (int64_t r = 1; r < reads; ++r) {
+      in += 16;
+      fetch(in);
+#pragma GCC unroll 4
+      for (int k = 0; k < W; ++k) v[k] += load(in + k * N);
+    }
+    in += 16;
+    for (int64_t r = 0; r < writes; ++r, out += 16)
+#pragma GCC unroll 4
+      for (int k = 0; k < W; ++k) write(p.streaming, out + k * N, v[k]);
   }
 #if defined(__x86_64__)
   _mm_sfence();

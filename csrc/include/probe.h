@@ -10,9 +10,11 @@ struct FmaPeakParams {
   int64_t members;
 };
 
-// stream_copy: buffers: in, out, each n bytes; members copy disjoint halves with streaming stores.
+// stream_copy: buffers: in, of n bytes, and out, of m; one is a multiple of the other: as many
+// lines of in are added up for each of out, or each is written as often. Members take disjoint
+// parts.
 struct StreamCopyParams {
-  int64_t n;
+  int64_t n, m;
   int64_t members;
   int32_t streaming;  // 1: non-temporal stores
 };

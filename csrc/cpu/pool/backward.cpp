@@ -30,28 +30,37 @@ struct Backward : Lanes<T> {
   using Lanes<T>::bytes_in;
 
   // ---- backward, windows side by side: each writes its own elements of dx
-  // taps a0 .. a1, b0 .. b1 of one window; dx: tap (0, 0)
-  template <int K, bool MAX, bool FULL>
+  // taps a0 .. a1, b0 .. b1 of one window; dx: tap (0, 0). B vectors are a line of the cache, which
+  // is written whole before the next.
+  static constexpr int kLine = 64 / GS_VBYTES;
+  template <int K, bool MAX, int B, bool FULL>
   static GS_MEMBER void tile_vec(Way way, const T* dy, const uint8_t* index, T* dx, int64_t ls,
                                  int64_t ps, int a0, int a1, int b0, int b1, int kw, T inv, int n) {
+    V g[B];
+    I at[B];
     fetch(dy);
-    V g = get<FULL>(dy, n);
-    I at = {};
-    if (MAX)
-      at = get_index<T, FULL>(index, n);
-    else
-      g *= set1(inv);
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      g[v] = get<FULL>(dy + v * N, n);
+      if (MAX)
+        at[v] = get_index<T, FULL>(index + v * N, n);
+      else
+        g[v] *= set1(inv);
+    }
+    auto tap = [&](int a, int b, S t) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v)
+        put<FULL>(way, dx + a * ls + b * ps + v * N, MAX ? (at[v] == set1(t) ? g[v] : V{}) : g[v],
+                  n);
+    };
     if (K) {
 #pragma GCC unroll 3
       for (int a = 0; a < K; ++a)
 #pragma GCC unroll 3
-        for (int b = 0; b < K; ++b)
-          put<FULL>(way, dx + a * ls + b * ps, MAX ? (at == set1((S)(a * K + b)) ? g : V{}) : g, n);
+        for (int b = 0; b < K; ++b) tap(a, b, (S)(a * K + b));
     } else {
       for (int a = a0; a < a1; ++a)
-        for (int b = b0; b < b1; ++b)
-          put<FULL>(way, dx + a * ls + b * ps, MAX ? (at == set1((S)(a * kw + b)) ? g : V{}) : g,
-                    n);
+        for (int b = b0; b < b1; ++b) tap(a, b, (S)(a * kw + b));
     }
   }
   template <int K, bool MAX>
@@ -59,11 +68,19 @@ struct Backward : Lanes<T> {
                                     int64_t ls, int64_t ps, int a0, int a1, int b0, int b1, int kw,
                                     T inv) {
     int64_t j = 0;
-    for (; j + N <= c; j += N)
-      tile_vec<K, MAX, true>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
-    if (j < c)
-      tile_vec<K, MAX, false>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv,
-                              (int)(c - j));
+    if (kLine > 1)
+      for (; j + kLine * N <= c; j += kLine * N)
+        tile_vec<K, MAX, kLine, true>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw,
+                                      inv, N);
+    for (; j < c; j += N) {
+      if (j + N > c) {
+        if (c < N)
+          return tile_vec<K, MAX, 1, false>(way, dy, index, dx, ls, ps, a0, a1, b0, b1, kw, inv,
+                                            (int)c);
+        j = c - N;
+      }
+      tile_vec<K, MAX, 1, true>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
+    }
   }
   // Few channels: a block of pixels of dy and the vectors of dx that their windows' taps in one
   // row are.
@@ -93,19 +110,20 @@ struct Backward : Lanes<T> {
   // Blocks of dy from pixel j on, as many as fit before `end` (the last may overlap the one
   // before); to: the row of dx at the first. base: the tap of the row's first column.
   template <bool MAX, int M>
-  static void spread_row(const Spread& s, const Block& block, Way way, int64_t c, int kw,
-                         int64_t count, const T* dy, const uint8_t* index, T* to, int base, T inv) {
-    const int n = block.lanes;
+  static __attribute__((noinline)) void spread_row(const Spread& s, const Block& block, Way way,
+                                                   int64_t c, int kw, int64_t count, const T* dy,
+                                                   const uint8_t* index, T* to, int base, T inv) {
+    const int n = block.lanes, pixels = block.pixels, lanes = s.lanes;
     I from[M], tap[M];
 #pragma GCC unroll 4
     for (int v = 0; v < M; ++v) {
       from[v] = s.from[v];
       tap[v] = s.tap[v] + set1((S)base);
     }
-    const bool past = way == kPast && n == N && s.lanes == N && count % block.pixels == 0 &&
+    const bool past = way == kPast && n == N && lanes == N && count % pixels == 0 &&
                       ((uintptr_t)to & (GS_VBYTES - 1)) == 0;
-    for (int64_t j = 0; j < count; j += block.pixels) {
-      if (j + block.pixels > count) j = count - block.pixels;
+    for (int64_t j = 0; j < count; j += pixels) {
+      if (j + pixels > count) j = count - pixels;
       const T* d = dy + j * c;
       T* out = to + j * kw * c;
       fetch(d);
@@ -121,17 +139,19 @@ struct Backward : Lanes<T> {
         if (MAX) e = pick(at, from[v]) == tap[v] ? e : V{};
         if (past)
           write<true>(out + v * N, e);
-        else if (v < M - 1 || s.lanes == N)
+        else if (v < M - 1 || lanes == N)
           store(out + v * N, e);
         else
-          store_n(out + v * N, e, s.lanes);
-        if (way == kOwn) own(out + v * N);
+          store_n(out + v * N, e, lanes);
+        if (way == kOwn) own(out + v * N, kOwnAhead);
       }
     }
   }
   template <bool MAX>
-  static void tile_row(const Geometry& g, const Block* block, const Spread* spread, Way way,
-                       bool same, const T* dy, const uint8_t* index, T* dx, int64_t i) {
+  static __attribute__((noinline)) void tile_row(const Geometry& g, const Block* block,
+                                                 const Spread* spread, Way way, bool same,
+                                                 const T* dy, const uint8_t* index, T* dx,
+                                                 int64_t i) {
     const PoolParams& p = g.p;
     const int64_t line = p.w * p.c, c = p.c;
     const int a0 = g.y.first[i], a1 = g.y.last[i], kw = (int)p.kw;
@@ -190,63 +210,448 @@ struct Backward : Lanes<T> {
   static GS_MEMBER V add_hit(V acc, V d, const int32_t* index, S tap) {
     return acc + (get_index<T, true>(index, N) == set1(tap) ? d : V{});
   }
-  // B vectors of channels of one pixel (h, w) of dx, dy and index: their image
-  template <bool MAX, int B, bool FULL, class IX>
-  static GS_MEMBER void collect(const Geometry& g, Way way, bool same, T inv, const T* dy,
-                                const IX* index, int64_t h, int64_t w, T* dx, int n) {
-    const PoolParams& p = g.p;
+  // The windows that hold a row or a column of dx: `count` from `start` on, of the same pixel.
+  struct Holders {
+    const int32_t* start;
+    int count, at, dilation;
+
+    GS_MEMBER Holders(const Axis& x, int64_t i)
+        : start(x.start + x.lo[i]),
+          count(x.hi[i] - x.lo[i]),
+          at((int)i),
+          dilation((int)x.dilation) {}
+    // the tap of window w that is this pixel, or -1
+    GS_MEMBER int tap(int w) const {
+      int a = at - start[w];
+      if (dilation == 1) return a;
+      return a % dilation ? -1 : a / dilation;
+    }
+  };
+  // B vectors of channels of one pixel of dx, or of neighbouring pixels that all lie in the same
+  // taps of windows one column on; dy and index: the first window; row: elements of a row of y
+  template <int B, bool FULL, class IX>
+  static GS_MEMBER void collect(const Holders& y, const Holders& x, int kw, int64_t row, int64_t c,
+                                Way way, const T* dy, const IX* index, T* dx, int n) {
     V acc[B];
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) acc[v] = V{};
-    const int j0 = g.x.lo[w], j1 = g.x.hi[w];
-    for (int i = g.y.lo[h]; i < g.y.hi[h]; ++i) {
-      int64_t a = h - g.y.start[i];
-      if (p.dh != 1) {
-        if (a % p.dh) continue;
-        a /= p.dh;
-      }
-      int64_t at = ((int64_t)i * p.ow + j0) * p.c;
-      for (int j = j0; j < j1; ++j, at += p.c) {
-        int64_t b = w - g.x.start[j];
-        if (p.dw != 1) {
-          if (b % p.dw) continue;
-          b /= p.dw;
-        }
-        const S tap = (S)(a * p.kw + b);
-        const V f = set1(MAX || same ? inv : 1 / divisor(g, i, j));
+    for (int i = 0; i < y.count; ++i, dy += row, index += row) {
+      const int a = y.tap(i);
+      if (a < 0) continue;
+      const T* d = dy;
+      const IX* ix = index;
+      for (int j = 0; j < x.count; ++j, d += c, ix += c) {
+        const int b = x.tap(j);
+        if (b < 0) continue;
+        const S tap = (S)(a * kw + b);
 #pragma GCC unroll 4
         for (int v = 0; v < B; ++v) {
-          V d = get<FULL>(dy + at + v * N, n);
-          if (!MAX)
-            acc[v] += d * f;
-          else if (FULL)
-            acc[v] = add_hit(acc[v], d, index + at + v * N, tap);
+          V e = get<FULL>(d + v * N, n);
+          if (FULL)
+            acc[v] = add_hit(acc[v], e, ix + v * N, tap);
           else
-            acc[v] += get_index<T, false>(index + at + v * N, n) == set1(tap) ? d : V{};
+            acc[v] += get_index<T, false>(ix + v * N, n) == set1(tap) ? e : V{};
         }
       }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) put<FULL>(way, dx + v * N, acc[v], n);
   }
-  template <bool MAX, class IX>
-  static void collect_row(const Geometry& g, Way way, bool same, const T* dy, const IX* index,
-                          int64_t h, T* dx) {
+  // c: channels, many: elements of all pixels
+  template <class IX>
+  static __attribute__((noinline)) void collect_pixel(const Holders& y, const Holders& x, int kw,
+                                                      int64_t row, int64_t c, int64_t many, Way way,
+                                                      const T* dy, const IX* index, T* dx) {
+    int64_t k = 0;
+    for (; k + 4 * N <= many; k += 4 * N)
+      collect<4, true>(y, x, kw, row, c, way, dy + k, index + k, dx + k, N);
+    for (; k < many; k += N) {
+      if (k + N > many) {
+        if (many < N) return collect<1, false>(y, x, kw, row, c, way, dy, index, dx, (int)many);
+        k = many - N;
+      }
+      collect<1, true>(y, x, kw, row, c, way, dy + k, index + k, dx + k, N);
+    }
+  }
+  // B vectors of `pixels` neighbours that lie in one window a row, of ROWS rows of windows; tap: of
+  // the first
+  template <int ROWS, int B, class IX>
+  static GS_MEMBER void window_vec(Way way, const T* dy, const IX* index, int64_t row, int64_t c,
+                                   const int* tap, int64_t pixels, T* to) {
+    V d[ROWS][B];
+    I at[ROWS][B];
+#pragma GCC unroll 2
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        fetch(dy + i * row + v * N);
+        d[i][v] = load(dy + i * row + v * N);
+        at[i][v] = get_index<T, true>(index + i * row + v * N, N);
+      }
+    I here = set1((S)tap[0]);
+    const I apart = set1((S)(ROWS == 2 ? tap[1] - tap[0] : 0));
+    for (int64_t q = 0; q < pixels; ++q, to += c, here += set1((S)1))
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        V sum = at[0][v] == here ? d[0][v] : V{};
+        if (ROWS == 2) sum += at[ROWS - 1][v] == here + apart ? d[ROWS - 1][v] : V{};
+        put<true>(way, to + v * N, sum, N);
+      }
+  }
+  template <int ROWS, class IX>
+  static __attribute__((noinline)) void window_run(Way way, const T* dy, const IX* index,
+                                                   int64_t row, int64_t c, const int* tap,
+                                                   int64_t pixels, T* to) {
+    int64_t k = 0;
+    for (; k + 4 * N <= c; k += 4 * N)
+      window_vec<ROWS, 4>(way, dy + k, index + k, row, c, tap, pixels, to + k);
+    for (; k < c; k += N) {
+      if (k + N > c) k = c - N;
+      window_vec<ROWS, 1>(way, dy + k, index + k, row, c, tap, pixels, to + k);
+    }
+  }
+  template <int ROWS, int B>
+  static GS_MEMBER void pair_vec(Way way, const T* dy, const uint8_t* index, int64_t row, int64_t c,
+                                 const int* tap, T* to) {
+    V one[B], two[B];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      one[v] = two[v] = V{};
+#pragma GCC unroll 2
+      for (int i = 0; i < ROWS; ++i) {
+        const T* d = dy + i * row + v * N;
+        const uint8_t* ix = index + i * row + v * N;
+        fetch(d);
+        const V left = load(d);
+        one[v] = add_hit(one[v], left, ix, (S)(tap[i] + 1));
+        two[v] = add_hit(two[v], left, ix, (S)(tap[i] + 2));
+        two[v] = add_hit(two[v], load(d + c), ix + c, (S)tap[i]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) put<true>(way, to + v * N, one[v], N);
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) put<true>(way, to + c + v * N, two[v], N);
+  }
+  // Windows of three columns, two apart: of two neighbouring pixels one lies in the middle of
+  // window j, the other in its end and in the begin of the next. `pairs` of them from to on; d, ix:
+  // window j of the first of ROWS rows of windows; tap: of its first column.
+  template <int ROWS>
+  static __attribute__((noinline)) void pair_row(Way way, const T* dy, const uint8_t* index,
+                                                 int64_t row, int64_t c, const int* tap,
+                                                 int64_t pairs, T* to) {
+    for (; pairs > 0; --pairs, dy += c, index += c, to += 2 * c)
+      for (int64_t k = 0; k < c;) {
+        if (kLine > 1 && k + kLine * N <= c) {
+          pair_vec<ROWS, kLine>(way, dy + k, index + k, row, c, tap, to + k);
+          k += kLine * N;
+          continue;
+        }
+        if (k + N > c) k = c - N;
+        pair_vec<ROWS, 1>(way, dy + k, index + k, row, c, tap, to + k);
+        k += N;
+      }
+  }
+  // Columns of dx that lie in as many windows as there are, when windows are one column apart.
+  static GS_MEMBER void inner(const Geometry& g, int64_t* begin, int64_t* end) {
     const PoolParams& p = g.p;
-    const T inv = MAX ? (T)0 : 1 / divisor(g, 0, 0);
-    for (int64_t w = 0; w < p.w; ++w, dx += p.c) {
-      int64_t k = 0;
-      for (; k + 4 * N <= p.c; k += 4 * N)
-        collect<MAX, 4, true>(g, way, same, inv, dy + k, index + k, h, w, dx + k, N);
-      for (; k + N <= p.c; k += N)
-        collect<MAX, 1, true>(g, way, same, inv, dy + k, index + k, h, w, dx + k, N);
-      if (k < p.c)
-        collect<MAX, 1, false>(g, way, same, inv, dy + k, index + k, h, w, dx + k, (int)(p.c - k));
+    *begin = *end = 0;
+    if (p.adaptive || p.sw != 1) return;
+    int64_t b = 0, e = p.w, all = (p.kw - 1) * p.dw + 1;
+    while (b < e && g.x.hi[b] - g.x.lo[b] != all) ++b;
+    while (e > b && g.x.hi[e - 1] - g.x.lo[e - 1] != all) --e;
+    *begin = b;
+    *end = e;
+  }
+  template <class IX>
+  static void collect_row(const Geometry& g, Way way, int64_t run_begin, int64_t run_end,
+                          const T* dy, const IX* index, int64_t h, T* dx) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, row = p.ow * c;
+    const Holders y(g.y, h);
+    dy += g.y.lo[h] * row;
+    index += g.y.lo[h] * row;
+    const bool dense = p.dh == 1 && p.dw == 1 && c >= N && (y.count == 1 || y.count == 2);
+    int tap[2] = {};
+    if (dense)
+      for (int i = 0; i < y.count; ++i) tap[i] = (int)(y.tap(i) * p.kw);
+    int64_t first = p.w, pairs = 0;
+    if (dense && !p.adaptive && p.kw == 3 && p.sw == 2 && sizeof(IX) == 1) {
+      first = 1 - p.pw;
+      pairs = (p.w - first) / 2 < p.ow - 1 ? (p.w - first) / 2 : p.ow - 1;
+      (y.count == 1 ? pair_row<1> : pair_row<2>)(way, dy, (const uint8_t*)index, row, c, tap, pairs,
+                                                 dx + first * c);
+    }
+    for (int64_t w = 0; w < p.w; ++w) {
+      if (w == first && pairs > 0) {
+        w += 2 * pairs - 1;
+        continue;
+      }
+      const int64_t at = w, from = g.x.lo[w] * c;
+      const Holders x(g.x, at);
+      if (dense && x.count == 1) {
+        while (w + 1 < p.w && w + 1 != first && g.x.lo[w + 1] == g.x.lo[at] &&
+               g.x.hi[w + 1] == g.x.hi[at])
+          ++w;
+        const int taps[2] = {tap[0] + x.tap(0), tap[1] + x.tap(0)};
+        (y.count == 1 ? window_run<1, IX> : window_run<2, IX>)(way, dy + from, index + from, row, c,
+                                                               taps, w + 1 - at, dx + at * c);
+        continue;
+      }
+      int64_t many = c;
+      if (w == run_begin && run_begin < run_end) {
+        many *= run_end - run_begin;
+        w = run_end - 1;
+      }
+      collect_pixel(y, x, (int)p.kw, row, c, many, way, dy + from, index + from, dx + at * c);
     }
   }
 
-  // ---- backward, few channels: scattered within a sample
-  template <bool MAX, class IX>
+  // ---- backward of averages, any windows: dy is added up over the windows that hold a row of dx,
+  // then over those that hold a column
+  // out = scale * the sum of `rows` runs of c elements, `step` apart
+  template <int B>
+  static GS_MEMBER void add_vec(Way way, const T* from, int64_t step, int rows, V scale, T* to) {
+    V sum[B];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) sum[v] = load(from + v * N);
+    for (int r = 1; r < rows; ++r) {
+      from += step;
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) sum[v] += load(from + v * N);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) put<true>(way, to + v * N, sum[v] * scale, N);
+  }
+  static __attribute__((noinline)) void add_runs(Way way, const T* from, int64_t step, int rows,
+                                                 int64_t c, V scale, T* to) {
+    int64_t k = 0;
+    if (rows <= 0) {
+      memset(to, 0, (size_t)c * sizeof(T));
+      return;
+    }
+    for (; k + 4 * N <= c; k += 4 * N) add_vec<4>(way, from + k, step, rows, scale, to + k);
+    for (; k < c; k += N) {
+      if (k + N > c) {
+        if (c < N) {
+          V sum = load_n(from, (int)c);
+          for (int r = 1; r < rows; ++r) sum += load_n(from + r * step, (int)c);
+          store_n(to, sum * scale, (int)c);
+          return;
+        }
+        k = c - N;
+      }
+      add_vec<1>(way, from + k, step, rows, scale, to + k);
+    }
+  }
+  // ---- backward, few channels: blocks of pixels of dx, whose windows lie in two vectors of dy
+  struct Pattern {
+    static constexpr int kSlots = 4;
+    int pixels, slots;
+    int64_t begin, end;  // columns of dx; the last block overlaps the one before it
+    int64_t last;        // its first column, from begin on
+    I from[kSlots];      // of two vectors of dy, for each lane of dx: that of its t-th window
+    I tap[kSlots];       // and the column in that window, or -1
+
+    GS_MEMBER bool init(const Geometry& g) {
+      const PoolParams& p = g.p;
+      const int c = (int)p.c;
+      begin = end = 0;
+      if (p.adaptive || p.dh != 1 || p.dw != 1 || p.sw < 2) return false;
+      slots = (int)((p.kw + p.sw - 1) / p.sw);
+      pixels = (int)(N / c / p.sw * p.sw);
+      if (pixels == 0 || slots > kSlots) return false;
+      // windows that are not cut off
+      int64_t b = p.kw - 1 - p.pw, e = p.ow * p.sw - p.pw;
+      if (b < 0) b = 0;
+      if (e > p.w) e = p.w;
+      if (e - b < pixels) return false;
+      S f[kSlots][N], t[kSlots][N];
+      for (int l = 0; l < N; ++l) {
+        const int64_t w = b + l / c;
+        for (int s = 0; s < slots; ++s) {
+          const int64_t j = l < pixels * c ? g.x.lo[w] + s : 0;
+          const bool is = l < pixels * c && j < g.x.hi[w];
+          const int64_t at = is ? (j - g.x.lo[b]) * c + l % c : 0;
+          if (at >= 2 * N) return false;
+          f[s][l] = (S)at;
+          t[s][l] = is ? (S)(w - g.x.start[j]) : (S)-1;
+        }
+      }
+      for (int s = 0; s < slots; ++s) {
+        memcpy(&from[s], f[s], sizeof(I));
+        memcpy(&tap[s], t[s], sizeof(I));
+      }
+      begin = b;
+      last = (e - b - pixels) / p.sw * p.sw;
+      end = b + last + pixels;
+      return true;
+    }
+  };
+  // All blocks of a row; from: the first window of the first.
+  static __attribute__((noinline)) void average_pattern(const Pattern& s, Way way, const T* from,
+                                                        int64_t c, int64_t sw, V scale, T* to) {
+    const int pixels = s.pixels, n = pixels * (int)c, slots = s.slots;
+    I at[Pattern::kSlots];
+    I is[Pattern::kSlots];
+#pragma GCC unroll 4
+    for (int t = 0; t < Pattern::kSlots; ++t) {
+      at[t] = s.from[t];
+      is[t] = t < slots ? s.tap[t] >= 0 : I{};
+    }
+    for (int64_t w = 0;;) {
+      const V left = load(from + w / sw * c), right = load(from + w / sw * c + N);
+      V sum = is[0] ? pick(left, right, at[0]) : V{};
+      sum += is[1] ? pick(left, right, at[1]) : V{};
+      if (slots > 2) {
+        sum += is[2] ? pick(left, right, at[2]) : V{};
+        sum += is[3] ? pick(left, right, at[3]) : V{};
+      }
+      T* out = to + w * c;
+      if (way == kOwn) own(out, kOwnAhead);
+      if (n == N)
+        store(out, sum * scale);
+      else
+        store_n(out, sum * scale, n);
+      if (w == s.last) break;
+      w = w + pixels < s.last ? w + pixels : s.last;
+    }
+  }
+  // Row h of dx. dy: its image; sums: a row of y and two vectors more; known: whether they are
+  // those of the same windows already.
+  static __attribute__((noinline)) void average_row(const Geometry& g, const Pattern* pattern,
+                                                    Way way, bool same, int64_t run_begin,
+                                                    int64_t run_end, const T* dy, int64_t h,
+                                                    T* sums, bool known, T* dx) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, row = p.ow * c;
+    const int lo = g.y.lo[h], hi = g.y.hi[h];
+    const V scale = set1(same ? 1 / divisor(g, 0, 0) : (T)1);
+    if (known && c < N) {  // the row before
+      for (int64_t k = 0; k < p.w * c; k += N) {
+        const int n = p.w * c - k < N ? (int)(p.w * c - k) : N;
+        if (way == kOwn) own(dx + k, kOwnAhead);
+        if (n == N)
+          store(dx + k, load(dx + k - p.w * c));
+        else
+          store_n(dx + k, load_n(dx + k - p.w * c, n), n);
+      }
+      return;
+    }
+    const T* columns = sums;
+    if (same && hi - lo == 1 && !pattern)
+      columns = dy + lo * row;
+    else if (known)
+      ;
+    else if (same)
+      add_runs(kPlain, dy + lo * row, row, hi - lo, row, set1((T)1), sums);
+    else
+      for (int64_t j = 0, e; j < p.ow; j = e) {
+        // columns of one divisor
+        e = j + 1;
+        while (e < p.ow && g.x.size[e] == g.x.size[j] && g.x.first[e] == g.x.first[j] &&
+               g.x.last[e] == g.x.last[j])
+          ++e;
+        for (int i = lo; i < hi || i == lo; ++i) {
+          const V part = set1(i < hi ? 1 / divisor(g, i, j) : (T)0);
+          for (int64_t k = j * c; k < e * c; k += N) {
+            const int n = e * c - k < N ? (int)(e * c - k) : N;
+            if (n == N) {
+              V s = i < hi ? load(dy + i * row + k) * part : V{};
+              store(sums + k, i == lo ? s : s + load(sums + k));
+            } else {
+              V s = i < hi ? load_n(dy + i * row + k, n) * part : V{};
+              store_n(sums + k, i == lo ? s : s + load_n(sums + k, n), n);
+            }
+          }
+        }
+      }
+    for (int64_t w = 0; w < p.w; ++w) {
+      const int j = g.x.lo[w];
+      T* to = dx + w * c;
+      if (pattern && w == pattern->begin && w < pattern->end) {
+        average_pattern(*pattern, way, columns + j * c, c, p.sw, scale, to);
+        w = pattern->end - 1;
+      } else if (w == run_begin && run_begin < run_end) {
+        add_runs(way, columns + j * c, c, (int)p.kw, (run_end - run_begin) * c, scale, to);
+        w = run_end - 1;
+      } else {
+        add_runs(way, columns + j * c, c, g.x.hi[w] - j, c, scale, to);
+      }
+    }
+  }
+
+  // Blocks of a row of dx that lies in `rows` rows of windows, up to `last`; dy and index: the
+  // first window of the first block; tap: of the first column of the first row, `next` more in the
+  // next
+  template <int SLOTS>
+  static __attribute__((noinline)) void max_blocks(const Pattern& s, Way way, const T* dy,
+                                                   const uint8_t* index, int64_t row, int rows,
+                                                   int tap, int next, int64_t c, int64_t sw,
+                                                   int64_t last, T* to) {
+    const int n = s.pixels * (int)c;
+    I at[SLOTS], column[SLOTS];
+#pragma GCC unroll 4
+    for (int t = 0; t < SLOTS; ++t) {
+      at[t] = s.from[t];
+      // never equal where the lane has no such window
+      const I no = set1((S)-1000000);
+      column[t] = t < s.slots ? (s.tap[t] >= 0 ? s.tap[t] : no) : no;
+    }
+    for (int64_t w = 0;;) {
+      V sum = {};
+      I base = set1((S)tap);
+      for (int i = 0; i < rows; ++i, base += set1((S)next)) {
+        const T* d = dy + i * row + w / sw * c;
+        const uint8_t* x = index + i * row + w / sw * c;
+        const V left = load(d), right = load(d + N);
+        const I il = get_index<T, true>(x, N), ir = get_index<T, true>(x + N, N);
+#pragma GCC unroll 4
+        for (int t = 0; t < SLOTS; ++t)
+          sum += pick(il, ir, at[t]) == column[t] + base ? pick(left, right, at[t]) : V{};
+      }
+      T* out = to + w * c;
+      if (way == kOwn) own(out, kOwnAhead);
+      if (n == N)
+        store(out, sum);
+      else
+        store_n(out, sum, n);
+      if (w == last) break;
+      w = w + s.pixels < last ? w + s.pixels : last;
+    }
+  }
+  // Row h of dx by blocks; dy and index: their image, limit: the end of dy. What is left at the
+  // ends of the row goes pixel by pixel.
+  static __attribute__((noinline)) void pattern_row(const Geometry& g, const Pattern& s, Way way,
+                                                    const T* dy, const uint8_t* index,
+                                                    const T* limit, int64_t h, T* dx) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, row = p.ow * c;
+    const Holders y(g.y, h);
+    dy += g.y.lo[h] * row;
+    index += g.y.lo[h] * row;
+    for (int64_t w = 0; w < p.w; ++w) {
+      const int64_t from = g.x.lo[w] * c;
+      if (w == s.begin && y.count > 0) {
+        // the last block's two vectors must lie in dy
+        const int64_t room = limit - (dy + (y.count - 1) * row + from) - 2 * N;
+        const int64_t last = room / c * p.sw < s.last ? room / c * p.sw : s.last;
+        if (room >= 0) {
+          const int tap = (int)(y.tap(0) * p.kw), next = -(int)(p.sh * p.kw);
+          (s.slots <= 2 ? max_blocks<2> : max_blocks<4>)(s, way, dy + from, index + from, row,
+                                                         y.count, tap, next, c, p.sw, last,
+                                                         dx + w * c);
+          w += last + s.pixels - 1;
+          continue;
+        }
+      }
+      collect_pixel(y, Holders(g.x, w), (int)p.kw, row, c, c, way, dy + from, index + from,
+                    dx + w * c);
+    }
+  }
+
+  // ---- backward, few channels, what is left: scattered within a sample
+  template <class IX>
   static void few_sample(const Geometry& g, const T* dy, const IX* index, T* dx) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c, size = p.h * line;
@@ -254,69 +659,92 @@ struct Backward : Lanes<T> {
     for (int64_t i = 0; i < p.oh; ++i)
       for (int64_t j = 0; j < p.ow; ++j) {
         int64_t base = g.y.start[i] * line + g.x.start[j] * p.c;
-        T inv = MAX ? (T)0 : (T)1 / divisor(g, i, j);
         for (int64_t k = 0; k < p.c; ++k, ++dy) {
-          if (MAX) {
-            int64_t tap = *index++, a = tap / p.kw, b = tap - a * p.kw;
-            int64_t at = base + a * p.dh * line + b * p.dw * p.c + k;
-            if (a < p.kh && at >= 0 && at < size) dx[at] += *dy;
-          } else {
-            T v = *dy * inv;
-            for (int a = g.y.first[i]; a < g.y.last[i]; ++a)
-              for (int b = g.x.first[j]; b < g.x.last[j]; ++b)
-                dx[base + a * line + b * p.c + k] += v;
-          }
+          int64_t tap = *index++, a = tap / p.kw, b = tap - a * p.kw;
+          int64_t at = base + a * p.dh * line + b * p.dw * p.c + k;
+          if (a < p.kh && at >= 0 && at < size) dx[at] += *dy;
         }
       }
   }
 
+  // Elements of a member's sums.
+  static GS_MEMBER int64_t sums_of(const PoolParams& p) { return (p.ow * p.c + 3 * N - 1) / N * N; }
   template <bool MAX, class IX>
   static void backward_ix(const Geometry& g, void* const* buf, const Ctx* ctx) {
     const PoolParams& p = g.p;
     const T* dy = (const T*)buf[0];
     const IX* index = (const IX*)buf[MAX ? 1 : 0];
     T* dx = (T*)buf[MAX ? 2 : 1];
-    int64_t image = p.h * p.w * p.c, row = p.ow * p.c;
+    int64_t image = p.h * p.w * p.c, row = p.ow * p.c, begin, end;
     const bool few = p.c < kFew, same = !MAX && uniform(g);
     // with padding the first window may be cut short, but every element still lies in one window at
     // most
     const bool tiled =
         !p.adaptive && p.dh == 1 && p.dw == 1 && p.sh == p.kh && p.sw == p.kw && sizeof(IX) == 1;
+    inner(g, &begin, &end);
     Block block;
     Spread spread;
-    if (few) block.init(g);
-    const bool blocks = few && tiled && spread.init(p, block);
-    if (few && !blocks) {
-      for (int64_t t = ctx->tid; t < p.n; t += ctx->nt)
-        few_sample<MAX>(g, dy + t * p.oh * row, index + t * p.oh * row, dx + t * image);
-      return;
+    Pattern pattern;
+    bool blocks = false, patterns = false;
+    if (few) {
+      if (tiled) {
+        block.init(g);
+        blocks = spread.init(p, block);
+      }
+      if (!blocks && (end - begin) * p.c < N) patterns = pattern.init(g);
+      if (MAX && !blocks && !(patterns && sizeof(IX) == 1) && (end - begin) * p.c < N) {
+        for (int64_t t = ctx->tid; t < p.n; t += ctx->nt)
+          few_sample(g, dy + t * p.oh * row, index + t * p.oh * row, dx + t * image);
+        return;
+      }
     }
     Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx, p.c * sizeof(T));
     // nothing to read: then stores are faster, as far as a cache shared by the cores may take them
     if (way == kPast && p.oh * p.ow * 16 < p.h * p.w &&
         p.n * image * (int64_t)sizeof(T) / 8 < ctx->stream)
       way = kOwn;
-    if (tiled) {
+    // windows of three rows and more go row by row of dx: stores to so many rows in turn are slow
+    if (tiled && (few ? blocks : p.kh < 3)) {
       each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
         tile_row<MAX>(g, &block, blocks ? &spread : nullptr, way, same, dy + r * row,
                       (const uint8_t*)index + (MAX ? r * row : 0), dx + r / p.oh * image, r % p.oh);
       });
     } else {
+      T* sums = (T*)g.room + ctx->tid * sums_of(p);
+      int64_t before = -1;  // whose sums these are
       each_row(p.n * p.h, p.w * p.c * (int64_t)sizeof(T), ctx, [&](int64_t r) {
         const int64_t from = r / p.h * p.oh * row, h = r % p.h;
         T* to = dx + r * p.w * p.c;
-        if (!MAX && same && slides(p)) {
+        if (MAX && patterns) {
+          pattern_row(g, pattern, way, dy + from, (const uint8_t*)index + from,
+                      dy + p.n * p.oh * row, h, to);
+        } else if (MAX) {
+          collect_row(g, way, begin, end, dy + from, index + from, h, to);
+        } else if (same && slides(p) && p.c >= N) {
           const V inv = set1((T)1 / divisor(g, 0, 0));
           const int lo = g.y.lo[h];
           slide_row(
               way, dy + from + lo * row, row, g.y.hi[h] - lo, p.c, p.ow, p.w, 2 - p.pw,
               to, [=](int64_t, V s) __attribute__((always_inline)) { return s * inv; });
         } else {
-          collect_row<MAX>(g, way, same, dy + from, index + from, h, to);
+          const int64_t windows = (r / p.h * p.h + g.y.lo[h]) * (p.oh + 1) + g.y.hi[h];
+          average_row(g, patterns ? &pattern : nullptr, way, same, begin, end, dy + from, h, sums,
+                      windows == before, to);
+          before = windows;
         }
       });
     }
     if (way == kPast) write_fence();
+  }
+  // Averages: a member keeps a row of sums; there are not so many tasks that these get large.
+  static void avg_plan(const void* params, Plan* out) {
+    plan(params, out);
+    const PoolParams& p = *(const PoolParams*)params;
+    int64_t row = sums_of(p) * (int64_t)sizeof(T), most = ((int64_t)128 << 20) / row;
+    if (most > 64) most = 64;
+    if (most < 1) most = 1;
+    if (out->tasks > most) out->tasks = most;
+    out->scratch += (size_t)(out->tasks * row);
   }
   static void max_backward(const void* params, void* const* buf, const Ctx* ctx) {
     Geometry g;
@@ -338,8 +766,8 @@ struct Backward : Lanes<T> {
 const KernelEntry entries[] = {
     {"max_pool_backward", kF32, Backward<float>::max_backward, plan},
     {"max_pool_backward", kF64, Backward<double>::max_backward, plan},
-    {"avg_pool_backward", kF32, Backward<float>::avg_backward, plan},
-    {"avg_pool_backward", kF64, Backward<double>::avg_backward, plan},
+    {"avg_pool_backward", kF32, Backward<float>::avg_backward, Backward<float>::avg_plan},
+    {"avg_pool_backward", kF64, Backward<double>::avg_backward, Backward<double>::avg_plan},
 };
 
 }  // namespace

@@ -31,12 +31,13 @@ struct Forward : Lanes<T> {
   using Lanes<T>::slides;
   using Lanes<T>::each_row;
   using Lanes<T>::bytes_in;
+  using Lanes<T>::inside;
 
   // ---- forward, many channels
   // B vectors of channels of one window; x: tap (0, 0) of the window; strides ls (line), ps (pixel)
   template <int KH, int KW, int B, bool FULL, class IX>
   static GS_MEMBER void max_vec(const T* x, int64_t ls, int64_t ps, int a0, int a1, int b0, int b1,
-                                int64_t kw, T low, int none, T* y, IX* index, int n) {
+                                int64_t kw, T low, int none, Way way, T* y, IX* index, int n) {
     V best[B], floor = set1(low);
     I at[B];
     const T* q = x + a0 * ls + b0 * ps;
@@ -46,16 +47,32 @@ struct Forward : Lanes<T> {
       at[v] = set1((S)(a0 * kw + b0));
     }
     if (KH) {
+      // NaN where a tap is (and seldom else): products of two and the first, added up
+      V test = best[0];
 #pragma GCC unroll 3
       for (int a = 0; a < KH; ++a)
 #pragma GCC unroll 3
         for (int b = 0; b < KW; ++b) {
-          if (a || b)
-#pragma GCC unroll 4
-            for (int v = 0; v < B; ++v)
-              take<T>(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * KW + b)), best[v],
-                      at[v]);
+          if (KH == 2) fetch(x + a * ls + b * ps);
+          V e = get<FULL>(x + a * ls + b * ps, n);
+          const I tap = set1((S)(a * KW + b));
+          if (!a && !b) continue;
+          if (KH == 2)
+            take<T>(e, tap, best[0], at[0]);
+          else
+            take_number<T>(e, tap, best[0], at[0]);
+          if (KH == 3 && (a * KW + b) % 2)
+            test = fma(e, get<FULL>(x + (a * KW + b + 1) / KW * ls + (a * KW + b + 1) % KW * ps, n),
+                       test);
         }
+      if (KH == 3 && __builtin_expect(any_nan(test), 0)) {
+        best[0] = get<FULL>(x, n);
+        at[0] = I{};
+        for (int a = 0; a < KH; ++a)
+          for (int b = 0; b < KW; ++b)
+            if (a || b)
+              take<T>(get<FULL>(x + a * ls + b * ps, n), set1((S)(a * KW + b)), best[0], at[0]);
+      }
     } else {
       for (int a = a0; a < a1; ++a)
         for (int b = b0; b < b1; ++b)
@@ -71,65 +88,99 @@ struct Forward : Lanes<T> {
         at[v] = dead ? set1((S)none) : at[v];
         best[v] = dead ? max(floor, get<FULL>(q + v * N, n)) : best[v];
       }
-      put<FULL>(y + v * N, best[v], n);
+      put<FULL>(way, y + v * N, best[v], n);
       if (index) put_index<T, FULL>(index + v * N, at[v], n);
     }
   }
-  template <int KH, int KW, class IX>
-  static GS_MEMBER void max_window(const T* x, int64_t c, int64_t ls, int64_t ps, int a0, int a1,
-                                   int b0, int b1, int64_t kw, T low, int none, T* y, IX* index) {
+  // One window, or several side by side at stride 1, whose c elements then are those of all. A rest
+  // that is no vector is computed with elements before it.
+  template <class IX>
+  static __attribute__((noinline)) void max_window(const T* x, int64_t c, int64_t ls, int64_t ps,
+                                                   int a0, int a1, int b0, int b1, int64_t kw,
+                                                   T low, int none, Way way, T* y, IX* index) {
     int64_t j = 0;
-    if (!KH)
-      for (; j + 4 * N <= c; j += 4 * N)
-        max_vec<KH, KW, 4, true>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, y + j,
-                                 index ? index + j : index, N);
-    for (; j + N <= c; j += N)
-      max_vec<KH, KW, 1, true>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, y + j,
-                               index ? index + j : index, N);
-    if (j < c)
-      max_vec<KH, KW, 1, false>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, y + j,
-                                index ? index + j : index, (int)(c - j));
+    for (; j + 4 * N <= c; j += 4 * N)
+      max_vec<0, 0, 4, true>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, way, y + j,
+                             index ? index + j : index, N);
+    for (; j < c; j += N) {
+      if (j + N > c) {
+        if (c < N)
+          return max_vec<0, 0, 1, false>(x, ls, ps, a0, a1, b0, b1, kw, low, none, way, y, index,
+                                         (int)c);
+        j = c - N;
+      }
+      max_vec<0, 0, 1, true>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, way, y + j,
+                             index ? index + j : index, N);
+    }
   }
-  // one row of y
-  template <int KH, int KW, class IX>
-  static void max_row(const Geometry& g, const T* x, int64_t i, T* y, IX* index) {
+  // `windows` whole ones of K x K taps, `step` elements apart
+  template <int K, class IX>
+  static __attribute__((noinline)) void max_whole(const T* x, int64_t windows, int64_t step,
+                                                  int64_t c, int64_t ls, int64_t ps, T low,
+                                                  int none, Way way, T* y, IX* index) {
+    for (; windows > 0; --windows, x += step, y += c, index += index ? c : 0) {
+      if (c < N) {
+        max_vec<K, K, 1, false>(x, ls, ps, 0, K, 0, K, K, low, none, way, y, index, (int)c);
+        continue;
+      }
+      for (int64_t j = 0; j < c; j += N) {
+        if (j + N > c) j = c - N;
+        max_vec<K, K, 1, true>(x + j, ls, ps, 0, K, 0, K, K, low, none, way, y + j,
+                               index ? index + j : index, N);
+      }
+    }
+  }
+  // one row of y; begin .. end: columns whose windows lie inside the rows of x
+  template <int K, class IX>
+  static void max_row(const Geometry& g, Way way, int64_t begin, int64_t end, const T* x, int64_t i,
+                      T* y, IX* index) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c, ls = p.dh * line, ps = p.dw * p.c;
     int a0 = g.y.first[i], a1 = g.y.last[i];
     T low = p.relu ? (T)0 : -(T)__builtin_inf();
     int none = p.relu ? (int)(p.kh * p.kw) : 0;
+    const bool whole = K && a0 == 0 && a1 == K;
     for (int64_t j = 0; j < p.ow; ++j) {
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * p.c;
       T* out = y + j * p.c;
       IX* ix = index ? index + j * p.c : index;
+      int64_t c = p.c, windows = 1;
+      if (j == begin && begin < end && (whole || p.sw == 1)) {
+        (p.sw == 1 ? c : windows) *= end - begin;
+        j = end - 1;
+      }
       if (a0 == a1 || b0 == b1) {
         // every tap of a dilated window fell into the padding: no maximum, a tap that is none
-        for (int64_t k = 0; k < p.c; ++k) {
+        for (int64_t k = 0; k < c; ++k) {
           out[k] = -(T)__builtin_inf();
           if (ix) ix[k] = (IX)(p.kh * p.kw);
         }
         continue;
       }
-      if (KH && a0 == 0 && a1 == KH && b0 == 0 && b1 == KW)
-        max_window<KH, KW>(q, p.c, ls, ps, a0, a1, b0, b1, KW, low, none, out, ix);
+      if (K && whole && b0 == 0 && b1 == K)
+        max_whole<K>(q, windows, p.sw * p.c, c, ls, ps, low, none, way, out, ix);
       else
-        max_window<0, 0>(q, p.c, ls, ps, a0, a1, b0, b1, p.kw, low, none, out, ix);
+        max_window(q, c, ls, ps, a0, a1, b0, b1, p.kw, low, none, way, out, ix);
     }
   }
 
   template <int KH, int KW, int B, bool FULL>
   static GS_MEMBER void avg_vec(const T* x, int64_t ls, int64_t ps, int a0, int a1, int b0, int b1,
-                                T div, T inv, T* y, int n) {
+                                T div, T inv, Way way, T* y, int n) {
     V sum[B];
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) sum[v] = V{};
     if (KH) {
 #pragma GCC unroll 3
       for (int a = 0; a < KH; ++a) {
+        if (KH == 2) fetch(x + a * ls);
         V row = get<FULL>(x + a * ls, n);
 #pragma GCC unroll 3
-        for (int b = 1; b < KW; ++b) row += get<FULL>(x + a * ls + b * ps, n);
+        for (int b = 1; b < KW; ++b) {
+          if (KH == 2 || a) fetch(x + a * ls + b * ps);
+          row += get<FULL>(x + a * ls + b * ps, n);
+        }
         sum[0] = a ? sum[0] + row : row;
       }
     } else {
@@ -150,41 +201,69 @@ struct Forward : Lanes<T> {
       }
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < B; ++v) put<FULL>(y + v * N, over(sum[v], div, inv), n);
+    for (int v = 0; v < B; ++v) put<FULL>(way, y + v * N, over(sum[v], div, inv), n);
   }
-  template <int KH, int KW>
-  static GS_MEMBER void avg_window(const T* x, int64_t c, int64_t ls, int64_t ps, int a0, int a1,
-                                   int b0, int b1, T div, T inv, T* y) {
+  static __attribute__((noinline)) void avg_window(const T* x, int64_t c, int64_t ls, int64_t ps,
+                                                   int a0, int a1, int b0, int b1, T div, T inv,
+                                                   Way way, T* y) {
     int64_t j = 0;
-    if (!KH)
-      for (; j + 4 * N <= c; j += 4 * N)
-        avg_vec<KH, KW, 4, true>(x + j, ls, ps, a0, a1, b0, b1, div, inv, y + j, N);
-    for (; j + N <= c; j += N)
-      avg_vec<KH, KW, 1, true>(x + j, ls, ps, a0, a1, b0, b1, div, inv, y + j, N);
-    if (j < c)
-      avg_vec<KH, KW, 1, false>(x + j, ls, ps, a0, a1, b0, b1, div, inv, y + j, (int)(c - j));
+    for (; j + 4 * N <= c; j += 4 * N)
+      avg_vec<0, 0, 4, true>(x + j, ls, ps, a0, a1, b0, b1, div, inv, way, y + j, N);
+    for (; j < c; j += N) {
+      if (j + N > c) {
+        if (c < N)
+          return avg_vec<0, 0, 1, false>(x, ls, ps, a0, a1, b0, b1, div, inv, way, y, (int)c);
+        j = c - N;
+      }
+      avg_vec<0, 0, 1, true>(x + j, ls, ps, a0, a1, b0, b1, div, inv, way, y + j, N);
+    }
   }
-  template <int KH, int KW>
-  static void avg_row(const Geometry& g, bool same, const T* x, int64_t i, T* y) {
+  template <int K>
+  static __attribute__((noinline)) void avg_whole(const T* x, int64_t windows, int64_t step,
+                                                  int64_t c, int64_t ls, int64_t ps, T div, T inv,
+                                                  Way way, T* y) {
+    for (; windows > 0; --windows, x += step, y += c) {
+      if (c < N) {
+        avg_vec<K, K, 1, false>(x, ls, ps, 0, K, 0, K, div, inv, way, y, (int)c);
+        continue;
+      }
+      for (int64_t j = 0; j < c; j += N) {
+        if (j + N > c) j = c - N;
+        avg_vec<K, K, 1, true>(x + j, ls, ps, 0, K, 0, K, div, inv, way, y + j, N);
+      }
+    }
+  }
+  template <int K>
+  static void avg_row(const Geometry& g, Way way, bool same, int64_t begin, int64_t end, const T* x,
+                      int64_t i, T* y) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c;
     int a0 = g.y.first[i], a1 = g.y.last[i];
     T div = divisor(g, i, 0), inv = 1 / div;
+    const bool whole = K && a0 == 0 && a1 == K;
     for (int64_t j = 0; j < p.ow; ++j) {
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * p.c;
+      T* out = y + j * p.c;
+      int64_t c = p.c, windows = 1;
       if (!same) {
         div = divisor(g, i, j);
         inv = 1 / div;
       }
-      if (KH && a0 == 0 && a1 == KH && b0 == 0 && b1 == KW)
-        avg_window<KH, KW>(q, p.c, line, p.c, a0, a1, b0, b1, div, inv, y + j * p.c);
+      // their divisors are equal
+      if (j == begin && begin < end && (whole || p.sw == 1)) {
+        (p.sw == 1 ? c : windows) *= end - begin;
+        j = end - 1;
+      }
+      if (K && whole && b0 == 0 && b1 == K)
+        avg_whole<K>(q, windows, p.sw * p.c, c, line, p.c, div, inv, way, out);
       else
-        avg_window<0, 0>(q, p.c, line, p.c, a0, a1, b0, b1, div, inv, y + j * p.c);
+        avg_window(q, c, line, p.c, a0, a1, b0, b1, div, inv, way, out);
     }
   }
 
-  static void avg_slide_row(const Geometry& g, Way way, bool same, const T* x, int64_t i, T* y) {
+  static __attribute__((noinline)) void avg_slide_row(const Geometry& g, Way way, bool same,
+                                                      const T* x, int64_t i, T* y) {
     const PoolParams& p = g.p;
     const int a0 = g.y.first[i], a1 = g.y.last[i];
     const int64_t line = p.w * p.c;
@@ -204,9 +283,6 @@ struct Forward : Lanes<T> {
   }
 
   // ---- forward, few channels: lanes over a row of y
-  static GS_MEMBER I lane_ints(const int32_t* p, int n) {
-    return n == N ? get_index<T, true>(p, n) : get_index<T, false>(p, n);
-  }
   static GS_MEMBER V gather(const T* p, I at) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4)
@@ -228,14 +304,20 @@ struct Forward : Lanes<T> {
   }
   // columns from .. to of row i of y, gathered; x, y, index: their image, row
   template <bool MAX, class IX>
-  static void few_gather(const Geometry& g, const T* x, int64_t i, T* y, IX* index, int64_t from,
-                         int64_t to) {
+  static __attribute__((noinline)) void few_gather(const Geometry& g, const T* x, int64_t i, T* y,
+                                                   IX* index, int64_t from, int64_t to) {
     const PoolParams& p = g.p;
-    int64_t line = p.w * p.c, row = p.ow * p.c;
+    int64_t line = p.w * p.c;
     for (int64_t j = from * p.c; j < to * p.c; j += N) {
       int n = to * p.c - j < N ? (int)(to * p.c - j) : N;
-      I start = lane_ints(g.lanes + j, n), first = lane_ints(g.lanes + row + j, n);
-      I last = lane_ints(g.lanes + 2 * row + j, n);
+      I start = {}, first = {}, last = {}, wide = {};
+      for (int l = 0, o = (int)(j / p.c), k = (int)(j % p.c); l < n; ++l) {
+        start[l] = (S)(g.x.start[o] * p.c + k);
+        first[l] = g.x.first[o];
+        last[l] = g.x.last[o];
+        wide[l] = p.include_pad ? g.x.size[o] : g.x.last[o] - g.x.first[o];
+        if (++k == p.c) k = 0, ++o;
+      }
       V best = set1(MAX ? -(T)__builtin_inf() : (T)0);
       I at = first + set1((S)(g.y.first[i] * p.kw)), none = set1((S)(p.kh * p.kw));
       at = first < last ? at : none;
@@ -262,8 +344,6 @@ struct Forward : Lanes<T> {
         if (p.divisor != 0) {
           best /= set1((T)p.divisor);
         } else {
-          I wide = last - first;
-          if (p.include_pad) wide = lane_ints(g.lanes + 3 * row + j, n);
           T high = (T)(p.include_pad ? g.y.size[i] : g.y.last[i] - g.y.first[i]);
           best /= __builtin_convertvector(wide, V) * set1(high);
         }
@@ -274,66 +354,169 @@ struct Forward : Lanes<T> {
     }
   }
 
+  // Windows of many pixels: vectors run along their rows. A period of channels is `period` vectors,
+  // lane l of vector v holds channel (v N + l) % c; at the end lanes of one channel are folded.
+  static GS_MEMBER int period_of(int64_t c) {
+    return c == 1 || c == 2 || c == 4 ? 4 : c == 6 ? 3 : (int)c;
+  }
+  template <bool MAX, class IX>
+  static void few_wide(const Geometry& g, const T* x, int64_t i, T* y, IX* index) {
+    const PoolParams& p = g.p;
+    const int64_t line = p.w * p.c, c = p.c;
+    const int a0 = g.y.first[i], a1 = g.y.last[i], m = period_of(c);
+    const V low = set1(-(T)__builtin_inf());
+    S offset[8 * N];
+    for (int l = 0; l < m * N; ++l) offset[l] = (S)(l / c);
+    for (int64_t j = 0; j < p.ow; ++j) {
+      const int b0 = g.x.first[j], b1 = g.x.last[j];
+      const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * c;
+      const int64_t count = (b1 - b0) * c;
+      V best[8], row[8];
+      I at[8], pixel[8];
+      for (int v = 0; v < m; ++v) {
+        best[v] = MAX ? low : V{};
+        memcpy(&pixel[v], offset + v * N, sizeof(I));
+        at[v] = set1((S)-1);
+      }
+      for (int a = a0; a < a1; ++a) {
+        const T* r = q + a * line + b0 * c;
+        I first = set1((S)(a * p.kw + b0));
+        if (!MAX)
+          for (int v = 0; v < m; ++v) row[v] = V{};
+        for (int64_t k = 0; k < count; k += m * N, first += set1((S)(m * N / c)))
+          for (int v = 0; v < m; ++v) {
+            const int64_t from = k + v * N;
+            if (from + N <= count) {
+              fetch(r + from);
+              if (MAX)
+                take<T>(load(r + from), first + pixel[v], best[v], at[v]);
+              else
+                row[v] += load(r + from);
+            } else if (from < count) {
+              const int n = (int)(count - from);
+              V e = load_n(r + from, n);
+              if (MAX)
+                take<T>(iota<T>() < set1((S)n) ? e : low, first + pixel[v], best[v], at[v]);
+              else
+                row[v] += e;
+            }
+          }
+        if (!MAX)
+          for (int v = 0; v < m; ++v) best[v] += row[v];
+      }
+      T value[8 * N];
+      S tap[8 * N];
+      memcpy(value, best, (size_t)m * sizeof(V));
+      memcpy(tap, at, (size_t)m * sizeof(I));
+      const T div = MAX ? (T)1 : divisor(g, i, j);
+      for (int64_t k = 0; k < c; ++k) {
+        T b = value[k];
+        S t = tap[k];
+        for (int64_t l = k + c; l < m * N; l += c) {
+          const T e = value[l];
+          if (!MAX) {
+            b += e;
+          } else if (e != e ? b == b || tap[l] > t
+                            : e > b || (e == b && tap[l] >= 0 && (t < 0 || tap[l] < t))) {
+            b = e;
+            t = tap[l];
+          }
+        }
+        if (MAX) {
+          if (t < 0) t = (S)(a0 * p.kw + b0);  // -inf all over: the first
+          if (p.relu && b <= 0) {
+            const T zero = q[a0 * line + b0 * c + k];
+            b = 0 > zero ? 0 : zero;
+            t = (S)(p.kh * p.kw);
+          }
+          if (index) index[j * c + k] = (IX)t;
+        }
+        y[j * c + k] = MAX ? b : b / div;
+      }
+    }
+  }
   // One row of y; limit: the end of x.
   template <bool MAX, class IX>
-  static void few_row(const Geometry& g, const Block& block, const T* x, const T* limit, int64_t i,
-                      T* y, IX* index) {
+  static __attribute__((noinline)) void few_row(const Geometry& g, const Block& block, const T* x,
+                                                const T* limit, int64_t i, T* y, IX* index) {
     const PoolParams& p = g.p;
     const int64_t line = p.w * p.c, c = p.c, step = p.dw * c;
     const int a0 = g.y.first[i], a1 = g.y.last[i], kw = (int)p.kw, n = block.lanes;
-    const bool apart = p.sw != 1;
     int64_t done = 0, j = block.begin;
-    if (a0 < a1 && block.begin < block.end && block.near(p)) {
+    if (a0 < a1 && block.begin < block.end) {
       const T high = (T)(p.include_pad ? g.y.size[i] : a1 - a0);
-      const T* image = x + g.y.start[i] * line;
-      const I at = block.at;
+      const T* image = x + (g.y.start[i] + a0 * p.dh) * line;
+      const T div = p.divisor != 0
+                        ? (T)p.divisor
+                        : (T)(p.include_pad ? g.x.size[block.begin] : (int32_t)kw) * high;
+      const T inv = 1 / div;
       if (j) few_gather<MAX>(g, x, i, y, index, 0, j);
+      // two vectors that may end behind x
+      auto two = [=](const T* r, V* l, V* m) __attribute__((always_inline)) {
+        const int64_t n = limit - r;
+        *l = load_n(r, n < N ? (int)n : N);
+        *m = load_n(r + N, n <= N ? 0 : n < 2 * N ? (int)(n - N) : N);
+      };
       for (; j < block.end; j += block.pixels) {
         if (j + block.pixels > block.end) j = block.end - block.pixels;
         const T* q = image + g.x.start[j] * c;
-        // the last tap's two vectors must lie in x
-        if (q + (a1 - 1) * p.dh * line + (kw - 1) * step + 2 * N > limit) break;
+        const int64_t rest = limit - (q + (a1 - a0 - 1) * p.dh * line);
         V best = {};
         I tap = {};
-        auto all = [&](int rows, int cols) __attribute__((always_inline)) {
-#pragma GCC unroll 2
+        auto all = [&](int rows, int cols, bool careful) __attribute__((always_inline)) {
+          V left = {}, right = {};
+#pragma GCC unroll 3
           for (int a = 0; a < rows; ++a) {
-            const T* r = q + (a0 + a) * p.dh * line;
-            V sum = {};
-#pragma GCC unroll 2
-            for (int b = 0; b < cols; ++b, r += step) {
-              fetch(r);
-              V v = apart ? pick(load(r), load(r + N), at) : load(r);
-              if (MAX) {
-                I here = set1((S)((a0 + a) * cols + b));
-                if (a || b) {
-                  take<T>(v, here, best, tap);
-                } else {
-                  best = v;
-                  tap = here;
-                }
+            const T* r = q + a * p.dh * line;
+            fetch(r);
+            fetch(r + N);
+            V l, m;
+            if (careful) {
+              two(r, &l, &m);
+            } else {
+              l = load(r);
+              m = load(r + N);
+            }
+            if (!MAX) {
+              left += l;
+              right += m;
+              continue;
+            }
+            left = l;
+            right = m;
+#pragma GCC unroll 3
+            for (int b = 0; b < cols; ++b) {
+              V v = pick(left, right, block.at + set1((S)(b * step)));
+              I here = set1((S)((a0 + a) * cols + b));
+              if (a || b) {
+                take<T>(v, here, best, tap);
               } else {
-                sum += v;
+                best = v;
+                tap = here;
               }
             }
-            if (!MAX) best += sum;
           }
+          if (!MAX)
+#pragma GCC unroll 3
+            for (int b = 0; b < cols; ++b)
+              best += pick(left, right, block.at + set1((S)(b * step)));
         };
-        if (a1 - a0 == 2 && kw == 2)
-          all(2, 2);
+        if (rest < 2 * N)
+          all(a1 - a0, kw, true);
+        else if (a1 - a0 == 2 && kw == 2)
+          all(2, 2, false);
+        else if (a1 - a0 == 3 && kw == 3)
+          all(3, 3, false);
         else
-          all(a1 - a0, kw);
+          all(a1 - a0, kw, false);
         if (!MAX) {
-          T div =
-              p.divisor != 0 ? (T)p.divisor : (T)(p.include_pad ? g.x.size[j] : (int32_t)kw) * high;
-          if (p.include_pad && p.divisor == 0 && g.x.size[j + block.pixels - 1] != g.x.size[j])
-            break;
-          best = over(best, div, 1 / div);
+          best = over(best, div, inv);
         } else if (p.relu) {
           auto dead = best <= V{};
-          const T* r = q + a0 * p.dh * line;
           tap = dead ? set1((S)(p.kh * p.kw)) : tap;
-          best = dead ? max(V{}, apart ? pick(load(r), load(r + N), at) : load(r)) : best;
+          V l, m;
+          two(q, &l, &m);
+          best = dead ? max(V{}, pick(l, m, block.at)) : best;
         }
         if (n == N) {
           store(y + j * c, best);
@@ -349,28 +532,48 @@ struct Forward : Lanes<T> {
     if (done < p.ow) few_gather<MAX>(g, x, i, y, index, done, p.ow);
   }
 
+  // How windows are computed: vectors over the channels of one or, at stride 1, of all of columns
+  // begin .. end, whose windows lie inside; few channels as blocks of pixels or along the rows of a
+  // wide window.
+  enum Kind { kChannels, kBlocks, kWide };
+  static GS_MEMBER Kind kind_of(const Geometry& g, int64_t* begin, int64_t* end) {
+    const PoolParams& p = g.p;
+    inside(g, begin, end);
+    if (p.c >= kFew || (p.sw == 1 && (*end - *begin) * p.c >= N)) return kChannels;
+    const int64_t pixels = p.adaptive ? (p.h / p.oh) * (p.w / p.ow) : p.kh * p.kw;
+    const int64_t period = period_of(p.c) * N;
+    if (p.dh == 1 && p.dw == 1 && p.kw * p.c >= N && pixels * p.c >= 4 * period) return kWide;
+    return kBlocks;
+  }
   template <class IX>
   static void max_forward_ix(const Geometry& g, void* const* buf, const Ctx* ctx) {
     const PoolParams& p = g.p;
     const T* x = (const T*)buf[0];
     T* y = (T*)buf[1];
     IX* index = (IX*)buf[2];
-    int64_t image = p.h * p.w * p.c, row = p.ow * p.c;
-    bool few = p.c < kFew, dense = p.dh == 1 && p.dw == 1 && sizeof(IX) == 1;
+    int64_t image = p.h * p.w * p.c, row = p.ow * p.c, begin, end;
+    const bool dense = p.dh == 1 && p.dw == 1 && sizeof(IX) == 1;
+    const Kind kind = kind_of(g, &begin, &end);
+    const Way way =
+        way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
     Block block;
-    if (few) block.init(g);
+    if (kind == kBlocks) block.init(g);
     each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
       const T* from = x + r / p.oh * image;
+      const int64_t i = r % p.oh;
       IX* ix = index ? index + r * row : index;
-      if (few)
-        few_row<true>(g, block, from, x + p.n * image, r % p.oh, y + r * row, ix);
+      if (kind == kWide)
+        few_wide<true>(g, from, i, y + r * row, ix);
+      else if (kind == kBlocks)
+        few_row<true>(g, block, from, x + p.n * image, i, y + r * row, ix);
       else if (dense && p.kh == 2 && p.kw == 2)
-        max_row<2, 2>(g, from, r % p.oh, y + r * row, ix);
+        max_row<2>(g, way, begin, end, from, i, y + r * row, ix);
       else if (dense && p.kh == 3 && p.kw == 3)
-        max_row<3, 3>(g, from, r % p.oh, y + r * row, ix);
+        max_row<3>(g, way, begin, end, from, i, y + r * row, ix);
       else
-        max_row<0, 0>(g, from, r % p.oh, y + r * row, ix);
+        max_row<0>(g, way, begin, end, from, i, y + r * row, ix);
     });
+    if (way == kPast) write_fence();
   }
   static void max_forward(const void* params, void* const* buf, const Ctx* ctx) {
     Geometry g;
@@ -388,23 +591,29 @@ struct Forward : Lanes<T> {
     const PoolParams& p = g.p;
     const T* x = (const T*)buf[0];
     T* y = (T*)buf[1];
-    int64_t image = p.h * p.w * p.c, row = p.ow * p.c;
-    const bool few = p.c < kFew, same = uniform(g);
-    const Way way = way_of(ctx, p.n * p.oh * row * (int64_t)sizeof(T), y, p.c * sizeof(T));
+    int64_t image = p.h * p.w * p.c, row = p.ow * p.c, begin, end;
+    const bool same = uniform(g);
+    const Kind kind = kind_of(g, &begin, &end);
+    const Way way =
+        way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
     Block block;
-    if (few) block.init(g);
+    if (kind == kBlocks) block.init(g);
     each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
       const T* from = x + r / p.oh * image;
-      if (few)
-        few_row<false, uint8_t>(g, block, from, x + p.n * image, r % p.oh, y + r * row, nullptr);
-      else if (slides(p))
-        avg_slide_row(g, way, same, from, r % p.oh, y + r * row);
+      const int64_t i = r % p.oh;
+      T* to = y + r * row;
+      if (kind == kWide)
+        few_wide<false, uint8_t>(g, from, i, to, nullptr);
+      else if (kind == kBlocks)
+        few_row<false, uint8_t>(g, block, from, x + p.n * image, i, to, nullptr);
+      else if (slides(p) && p.c >= N)
+        avg_slide_row(g, way, same, from, i, to);
       else if (p.kh == 2 && p.kw == 2)
-        avg_row<2, 2>(g, same, from, r % p.oh, y + r * row);
+        avg_row<2>(g, way, same, begin, end, from, i, to);
       else if (p.kh == 3 && p.kw == 3)
-        avg_row<3, 3>(g, same, from, r % p.oh, y + r * row);
+        avg_row<3>(g, way, same, begin, end, from, i, to);
       else
-        avg_row<0, 0>(g, same, from, r % p.oh, y + r * row);
+        avg_row<0>(g, way, same, begin, end, from, i, to);
     });
     if (way == kPast) write_fence();
   }

@@ -20,8 +20,6 @@ struct Axis {
   int64_t dilation;
 };
 
-GS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-
 GS_INLINE int32_t* axis_init(Axis* x, int32_t* at, int64_t in, int64_t out, int64_t k, int64_t s,
                              int64_t p, int64_t d, bool adaptive, bool fill) {
   x->start = at;
@@ -33,16 +31,16 @@ GS_INLINE int32_t* axis_init(Axis* x, int32_t* at, int64_t in, int64_t out, int6
   x->dilation = d;
   if (fill) {
     for (int64_t o = 0; o < out; ++o) {
-      int64_t b, f, l;
+      int64_t b, f = 0, l;
       if (adaptive) {
         b = o * in / out;
-        f = 0;
         l = ((o + 1) * in + out - 1) / out - b;
         x->size[o] = (int32_t)l;
       } else {
         b = o * s - p;
-        f = b < 0 ? (-b + d - 1) / d : 0;
-        l = (in - b + d - 1) / d;
+        l = k;
+        if (b < 0) f = (-b + d - 1) / d;
+        if (b + (k - 1) * d >= in) l = in > b ? (in - b + d - 1) / d : 0;
         if (l > k) l = k;
         if (l < f) l = f;
         int64_t e = b + k < in + p ? b + k : in + p;
@@ -52,17 +50,10 @@ GS_INLINE int32_t* axis_init(Axis* x, int32_t* at, int64_t in, int64_t out, int6
       x->first[o] = (int32_t)f;
       x->last[o] = (int32_t)l;
     }
+    int64_t lo = 0, hi = 0;
     for (int64_t i = 0; i < in; ++i) {
-      int64_t lo, hi;
-      if (adaptive) {
-        lo = i * out / in;
-        hi = ((i + 1) * out + in - 1) / in;
-      } else {
-        lo = -floor_div(-(i + p - (k - 1) * d), s);
-        hi = (i + p) / s + 1;
-        if (lo < 0) lo = 0;
-      }
-      if (hi > out) hi = out;
+      while (hi < out && x->start[hi] <= i) ++hi;
+      while (lo < out && x->start[lo] + (adaptive ? x->size[lo] - 1 : (k - 1) * d) < i) ++lo;
       x->lo[i] = (int32_t)lo;
       x->hi[i] = (int32_t)(hi < lo ? lo : hi);
     }
@@ -73,39 +64,30 @@ GS_INLINE int32_t* axis_init(Axis* x, int32_t* at, int64_t in, int64_t out, int6
 struct Geometry {
   PoolParams p;
   Axis y, x;
-  int32_t*
-      lanes;  // few channels: start, first and last tap, size of each lane's window in a row of y
+  char* room;  // behind the tables: what a kernel's plan asks for
 
   GS_MEMBER void init(const PoolParams& params, char* scratch, bool fill) {
     p = params;
     int32_t* at =
         axis_init(&y, (int32_t*)scratch, p.h, p.oh, p.kh, p.sh, p.ph, p.dh, p.adaptive, fill);
-    at = axis_init(&x, at, p.w, p.ow, p.kw, p.sw, p.pw, p.dw, p.adaptive, fill);
-    lanes = at;
-    if (fill && p.c < kFew)
-      for (int64_t j = 0; j < p.ow; ++j)
-        for (int64_t k = 0; k < p.c; ++k) {
-          int64_t i = j * p.c + k, n = p.ow * p.c;
-          lanes[i] = (int32_t)(x.start[j] * p.c + k);
-          lanes[n + i] = x.first[j];
-          lanes[2 * n + i] = x.last[j];
-          lanes[3 * n + i] = x.size[j];
-        }
+    axis_init(&x, at, p.w, p.ow, p.kw, p.sw, p.pw, p.dw, p.adaptive, fill);
+    room = scratch + tables(p);
   }
   static constexpr int64_t kFew = 8;
-  static GS_MEMBER size_t bytes(const PoolParams& p) {
-    return (size_t)(4 * p.oh + 2 * p.h + 4 * p.ow + 2 * p.w + (p.c < kFew ? 4 * p.ow * p.c : 0)) *
-           4;
+  static GS_MEMBER size_t tables(const PoolParams& p) {
+    return ((size_t)(4 * p.oh + 2 * p.h + 4 * p.ow + 2 * p.w) * 4 + 63) / 64 * 64;
   }
 };
 
-// How large results are written: past the caches where rows are aligned, else as stores whose lines
-// are asked for ahead.
+// How results are written when `bytes` pass through the caches: past them where rows are aligned,
+// else as stores whose lines are asked for ahead.
 enum Way { kPlain, kOwn, kPast };
 GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step) {
   if (bytes < ctx->stream) return kPlain;
   return streams(ctx, bytes, p, step) ? kPast : kOwn;
 }
+// How far ahead: nearer is slower where stores are most of the traffic, farther where rows are odd.
+constexpr int64_t kOwnAhead = 4096;
 // Rows a task takes, of `rows` rows of `bytes` bytes.
 GS_INLINE int64_t rows_per_task(int64_t rows, int64_t bytes) {
   int64_t r = bytes > 0 ? 65536 / bytes : rows;
@@ -130,7 +112,7 @@ GS_INLINE void put(T* p, typename simd<T>::V v, int n) {
 template <bool FULL, class T>
 GS_INLINE void put(Way way, T* p, typename simd<T>::V v, int n) {
   if (FULL && way == kPast) return write<true>(p, v);
-  if (way == kOwn) own(p);
+  if (way == kOwn) own(p, kOwnAhead);
   if (FULL)
     store(p, v);
   else
@@ -195,6 +177,7 @@ struct Lanes {
     return __builtin_shuffle(a, b, at);
 #endif
   }
+  static GS_MEMBER I pick(I a, I b, I at) { return (I)pick((V)a, (V)b, at); }
 
   // s / d to the last bit, without the 16 cycles of a division: inv = 1 / d, rounded
   static GS_MEMBER V over(V s, T d, [[maybe_unused]] T inv) {
@@ -280,36 +263,45 @@ struct Lanes {
   static GS_MEMBER bool slides(const PoolParams& p) {
     return !p.adaptive && p.kw == 3 && p.sw == 1 && p.sh == 1;
   }
-  // Blocks of whole pixels: lane l holds channel l % c of pixel l / c of `pixels`.
+  // Columns of y whose windows lie inside the row.
+  static GS_MEMBER void inside(const Geometry& g, int64_t* begin, int64_t* end) {
+    const PoolParams& p = g.p;
+    int64_t b = 0, e = p.ow;
+    while (b < e && (g.x.first[b] != 0 || g.x.last[b] != p.kw)) ++b;
+    while (e > b && (g.x.first[e - 1] != 0 || g.x.last[e - 1] != p.kw)) --e;
+    *begin = b;
+    *end = p.adaptive ? b : e;
+  }
+  // Blocks of whole pixels: lane l holds channel l % c of pixel l / c of `pixels`. All taps of a
+  // block in a row of x lie in two vectors.
   struct Block {
     int pixels, lanes;
     int64_t begin, end;  // columns of y whose windows lie inside the row, if any block does
-    I at;                // of two vectors of x, those of a tap
+    I at;                // of two vectors of x, those of the first tap
 
     GS_MEMBER void init(const Geometry& g) {
       const PoolParams& p = g.p;
       const int c = (int)p.c;
+      const int64_t room = 2 * N - c - (p.kw - 1) * p.dw * c;
+      inside(g, &begin, &end);
       pixels = N / c;
+      if (room < 0)
+        pixels = 0;
+      else if (pixels > room / (p.sw * c) + 1)
+        pixels = (int)(room / (p.sw * c) + 1);
       lanes = pixels * c;
-      begin = 0;
-      end = p.ow;
-      while (begin < end && (g.x.first[begin] != 0 || g.x.last[begin] != p.kw)) ++begin;
-      while (end > begin && (g.x.first[end - 1] != 0 || g.x.last[end - 1] != p.kw)) --end;
-      if (end - begin < pixels || p.adaptive) end = begin;
+      if (pixels == 0 || end - begin < pixels) end = begin;
       S a[N];
       for (int l = 0; l < N; ++l) a[l] = (S)(l < lanes ? l / c * p.sw * c + l % c : 0);
       memcpy(&at, a, sizeof at);
     }
-    // Whether a tap's pixels lie in two vectors.
-    GS_MEMBER bool near(const PoolParams& p) const {
-      return p.sw == 1 || (pixels - 1) * p.sw * p.c + p.c <= 2 * N;
-    }
   };
+  // Runs of neighbouring rows, so that lines asked for ahead are mostly one's own.
   template <class F>
   static GS_MEMBER void each_row(int64_t rows, int64_t bytes, const Ctx* ctx, F f) {
     int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per;
-    for (int64_t t = ctx->tid; t < tasks; t += ctx->nt)
-      for (int64_t r = t * per; r < rows && r < (t + 1) * per; ++r) f(r);
+    int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
+    for (; r < rows && r < end; ++r) f(r);
   }
   static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
     return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);
@@ -323,7 +315,7 @@ void plan(const void* params, Plan* out) {
                            : (double)(p.kh * p.kw * p.oh * p.ow) / (double)(p.h * p.w);
   out->tasks = rows;
   out->work = (int64_t)((double)(p.n * p.h * p.w * p.c) * (0.1 + 0.05 * taps));
-  out->scratch = Geometry::bytes(p);
+  out->scratch = Geometry::tables(p);
 }
 
 }  // namespace

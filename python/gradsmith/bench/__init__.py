@@ -97,7 +97,7 @@ class _Peaks:
 
         self.cpu = _cpu
         self.threads = threads
-        self.buffers: dict[int, tuple] = {}
+        self.buffers: dict[Any, tuple] = {}
 
     def flops(self, dtype: str) -> float:
         best = 0.0
@@ -122,6 +122,25 @@ class _Peaks:
             for _ in range(repeat):
                 best = max(best, 2 * half / self.cpu.probe_copy(src, dst, self.threads, streaming))
         return best
+
+    def mix(self, read: float, written: float) -> float:
+        """Seconds of a loop that reads and writes so many bytes, evenly mixed."""
+        few, many = sorted((max(read, 1.0), max(written, 1.0)))
+        times = max(1, min(64, round(many / few)))
+        size = max(1 << 12, int((read + written) / (1 + times))) // 64 * 64
+        key = (read, written)
+        if key not in self.buffers:
+            pair = tuple(self.cpu.empty([n], "uint8") for n in (size, size * times))
+            for array in pair:
+                array.fill(0)
+            self.buffers[key] = pair if read <= written else pair[::-1]
+        src, dst = self.buffers[key]
+        best = min(
+            self.cpu.probe_copy(src, dst, self.threads, streaming)
+            for streaming in (False, True)
+            for _ in range(max(3, min(100, int(2e7 / size / (1 + times)))))
+        )
+        return best * (read + written) / (size * (1 + times))
 
 
 def run_case(
@@ -152,12 +171,14 @@ def run_case(
     counts = {name: _calibrate(fn, seconds) for name, fn in everyone.items()}
     times: dict[str, list[float]] = {name: [] for name in everyone}
     peaks = _Peaks(threads)
-    flop_peak, copy_peak = [], []
+    flop_peak, copy_peak, mix = [], [], []
     for _ in range(rounds):
         if case.flops:
             flop_peak.append(peaks.flops(case.dtype))
         if case.bytes:
             copy_peak.append(peaks.copy(case.bytes))
+        if case.passes:
+            mix.append(sum(peaks.mix(*each) for each in case.passes))
         for name, fn in everyone.items():
             time.sleep(0.08)  # OpenBLAS, OpenMP and XLA threads spin for tens of milliseconds
             fn()
@@ -173,6 +194,8 @@ def run_case(
         record["gbytes"] = case.bytes / mine / 1e9
         record["copy_gbytes"] = statistics.median(copy_peak) / 1e9
         record["share_of_copy"] = record["gbytes"] / record["copy_gbytes"]
+    if case.passes:
+        record["share_of_mix"] = statistics.median(mix) / mine
     record["ratio"] = {
         name: s / mine for name, s in record["seconds"].items() if name != "gradsmith"
     }
@@ -193,6 +216,8 @@ def _line(r: dict[str, Any], peers: list[str]) -> str:
         parts.append(f"{r['gflops']:8.1f} GF/s {100 * r['share_of_fma_peak']:5.0f} % of FMA ")
     elif r.get("gbytes") is not None:
         parts.append(f"{r['gbytes']:8.1f} GB/s {100 * r['share_of_copy']:5.0f} % of copy")
+        if "share_of_mix" in r:
+            parts[-1] += f" {100 * r['share_of_mix']:4.0f} % of the same mix"
     else:
         parts.append(" " * 29)
     for p in peers:

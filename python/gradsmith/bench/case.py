@@ -18,7 +18,8 @@ class Case:
     ("numpy", "torch", "jax", "tensorflow") that can do it; each returns its result (array, tensor or a
     tuple of them), which is compared with ours before anything is timed. A callable must do the work
     at each call, at the library's best setting, and wait for it to be done. flops / bytes: operations and bytes that the
-    work needs at least; whichever bounds it is the figure that is printed. rtol: of the comparison,
+    work needs at least; whichever bounds it is the figure that is printed. passes: of work that does not read as much as it
+    writes, the bytes read and written by each pass, for a share of loops of the same mix. rtol: of the comparison,
     relative to the largest element. extra: measured after the timing, figures by name; printed below the
     case and written into its record.
     """
@@ -30,3 +31,4 @@ class Case:
     rtol: float = 1e-4
     dtype: str = "float32"
     extra: Callable[[], dict[str, float]] | None = None
+    passes: tuple[tuple[float, float], ...] = ()

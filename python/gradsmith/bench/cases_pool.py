@@ -1,7 +1,8 @@
 """Pooling, forward and forward with backward, on 8 MB inputs.
 
 Bytes of a forward pass: the input read, the output and (for a later backward pass) one index byte an output
-element written; backward: those read, the input's gradient written. PyTorch runs channels_last.
+element written; backward: those read, the input's gradient written. The share of "the same mix" is that of loops
+that read and write as much, four lines read for each written, say. PyTorch runs channels_last.
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ def _case(name: str, kind: str, args: tuple, shape: tuple, shrink: float, backwa
         size *= n
     index = 0.25 if kind.startswith("max") else 0.0
     work = size * (1 + shrink) + (size * (1 + shrink + 2 * shrink * index) if backward else 0)
+    small = size * shrink * (1 + index)
+    passes = ((size, small), (small, size)) if backward else ((size, size * shrink),)
     way = "fwd+bwd" if backward else "forward"
-    return Case(f"{name} {way} {'x'.join(map(str, shape))}", setup, bytes=work, rtol=1e-5)
+    title = f"{name} {way} {'x'.join(map(str, shape))}"
+    return Case(title, setup, bytes=work, rtol=1e-5, passes=passes)
 
 
 def cases(quick: bool = False) -> list[Case]:
@@ -79,5 +83,13 @@ def cases(quick: bool = False) -> list[Case]:
             _case("avg pool 3x3/2", "avg_pool2d", (3, 2, 1), image, 0.25, True),
             _case("avg pool 3x3/1", "avg_pool2d", (3, 1, 1), image, 1.0, True),
             _case("global avg pool", "adaptive_avg_pool2d", (1,), image, 0.001, True),
+            _case("global avg pool", "adaptive_avg_pool2d", (1,), (32, 84, 256, 3), 0.0001, True),
+            _case("avg pool 2x2", "avg_pool2d", (2,), (256, 28, 28, 6), 0.25, True),
+            _case("max pool 3x3/2", "max_pool2d", (3, 2, 1), (84, 32, 32, 24), 0.25, True),
+            _case("max pool 3x3/2", "max_pool2d", (3, 2, 1), (32, 256, 84, 3), 0.25, True),
+            _case("max pool 3x3/1", "max_pool2d", (3, 1, 1), image, 1.0, True),
+            _case("max pool 4x4", "max_pool2d", (4,), image, 1 / 16, True),
+            _case("adaptive max 7x7", "adaptive_max_pool2d", (7,), image, 0.048, True),
+            _case("adaptive avg 7x7", "adaptive_avg_pool2d", (7,), image, 0.048, True),
         ]
     return result

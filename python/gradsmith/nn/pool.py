@@ -177,25 +177,31 @@ class AdaptiveAvgPool2d(_Adaptive):
         return ops.adaptive_avg_pool2d(input, self.output_size)
 
 
-class AdaptiveMaxPool1d(_Adaptive):
-    """Maximum over output_size even windows of a sequence (N, T, C).
+class _AdaptiveMax(_Adaptive):
+    def __init__(self, output_size: Any, return_indices: bool = False):
+        super().__init__(output_size)
+        self.return_indices = return_indices
+
+
+class AdaptiveMaxPool1d(_AdaptiveMax):
+    """Maximum over output_size even windows of a sequence (N, T, C); see functional.adaptive_max_pool1d.
 
     >>> import gradsmith as gs, gradsmith.nn as nn
     >>> nn.AdaptiveMaxPool1d(2)(gs.zeros(1, 7, 3)).shape
     (1, 2, 3)
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.adaptive_max_pool1d(input, self.output_size)
+    def forward(self, input: Tensor) -> Any:
+        return ops.adaptive_max_pool1d(input, self.output_size, self.return_indices)
 
 
-class AdaptiveMaxPool2d(_Adaptive):
-    """Maximum over output_size (height, width) even windows of images (N, H, W, C).
+class AdaptiveMaxPool2d(_AdaptiveMax):
+    """Maximum over output_size (height, width) even windows of images (N, H, W, C); see functional.adaptive_max_pool2d.
 
     >>> import gradsmith as gs, gradsmith.nn as nn
     >>> nn.AdaptiveMaxPool2d((2, 2))(gs.zeros(1, 7, 7, 3)).shape
     (1, 2, 2, 3)
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.adaptive_max_pool2d(input, self.output_size)
+    def forward(self, input: Tensor) -> Any:
+        return ops.adaptive_max_pool2d(input, self.output_size, self.return_indices)

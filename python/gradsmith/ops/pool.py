@@ -87,13 +87,20 @@ def _max(x: Tensor, geometry: tuple, dims: int, op: str, indices: bool = False) 
 def _places(index: np.ndarray, shape: tuple, geometry: tuple) -> np.ndarray:
     """Where the maxima stand in their image, row by row, from where they stand in their windows."""
     recording.host_read("max_pool(return_indices=True)", "Call it outside")
-    _, kw, sh, sw, ph, pw, dh, dw = geometry[:8]
     inside = index.astype(np.int64)
     if inside.ndim == 3:
         inside = inside[:, None]
     rows, columns = np.ogrid[: inside.shape[1], : inside.shape[2]]
-    y = (rows * sh - ph)[..., None] + inside // kw * dh
-    x = (columns * sw - pw)[..., None] + inside % kw * dw
+    if len(geometry) == 2:
+        # windows begin at floor(i * H / O); a place within is counted in the widest window
+        h, w, (oh, ow) = (shape[-3] if len(shape) == 4 else 1), shape[-2], geometry
+        kw = max(-(-(j + 1) * w // ow) - j * w // ow for j in range(ow))
+        y = (rows * h // oh)[..., None] + inside // kw
+        x = (columns * w // ow)[..., None] + inside % kw
+    else:
+        _, kw, sh, sw, ph, pw, dh, dw = geometry[:8]
+        y = (rows * sh - ph)[..., None] + inside // kw * dh
+        x = (columns * sw - pw)[..., None] + inside % kw * dw
     return (y * shape[-2] + x).reshape(index.shape)
 
 
@@ -254,28 +261,28 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     )
 
 
-def adaptive_max_pool1d(input: Tensor, output_size: Any) -> Tensor:
-    """Maximum over output_size windows that divide a sequence (N, T, C) evenly; see adaptive_avg_pool2d.
+def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """Maximum over output_size windows that divide a sequence (N, T, C) evenly; see adaptive_max_pool2d.
 
     >>> import gradsmith as gs, gradsmith.nn.functional as F
     >>> F.adaptive_max_pool1d(gs.tensor([[[1.0], [4.0], [1.0]]]), 1).tolist()
     [[[4.0]]]
     """
-    return _max(
-        input,
-        (1, _one(output_size, "adaptive_max_pool1d", "output_size")),
-        1,
-        "adaptive_max_pool1d",
-    )
+    op = "adaptive_max_pool1d"
+    return _max(input, (1, _one(output_size, op, "output_size")), 1, op, return_indices)
 
 
-def adaptive_max_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    """Maximum over windows that divide images (N, H, W, C) evenly; see adaptive_avg_pool2d.
+def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """Maximum over windows that divide images (N, H, W, C) evenly into output_size = (height, width).
+
+    Windows as in adaptive_avg_pool2d; None keeps that axis's size. The gradient goes to the first maximum; NaN is
+    passed on. return_indices: a pair, the second int64 with the place of each maximum in its image, row * W + column.
+    ValueError: rank other than 4 or a size below 1.
 
     >>> import gradsmith as gs, gradsmith.nn.functional as F
-    >>> F.adaptive_max_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 1).item()
-    15.0
+    >>> y, at = F.adaptive_max_pool2d(gs.arange(16.0).reshape(1, 4, 4, 1), 1, return_indices=True)
+    >>> y.item(), at.item()
+    (15.0, 15)
     """
-    return _max(
-        input, _out_two(input, output_size, "adaptive_max_pool2d"), 2, "adaptive_max_pool2d"
-    )
+    op = "adaptive_max_pool2d"
+    return _max(input, _out_two(input, output_size, op), 2, op, return_indices)
