@@ -183,9 +183,42 @@ __attribute__((noinline)) bool small_product(const MatmulParams& p, void* const*
   }
   return true;
 }
+
+// Whether all panels of B, transposed, may be kept for this kernel, and the product itself from
+// them, rows dealt out to the team: panel j is (k, 16 or 32) and begins at element j k.
+GS_INLINE bool small_kept(const MatmulParams& p) {
+  return small_problem(p) && p.alpha == 1 && !p.after && p.bias_rs == 0 &&
+         (p.a_cs == 1 || p.a_rs == 1) && p.b_cs != 1 && p.b_rs == 1 && p.n > 1;
+}
+__attribute__((noinline)) void small_prepared(const MatmulParams& p, void* const* buf,
+                                              const float* panels, const Ctx* ctx) {
+  using namespace small;
+  const bool a_rows = p.a_cs == 1;
+  const float *a = (const float*)buf[0], *bias = (const float*)buf[2];
+  float* c = (float*)buf[3];
+  const int64_t lda = a_rows ? p.a_rs : p.a_cs, groups = (p.m + 7) / 8;
+  const int64_t first = groups * ctx->tid / ctx->nt * 8, all = groups * (ctx->tid + 1) / ctx->nt * 8;
+  const int64_t end = all < p.m ? all : p.m;
+  const int flags =
+      (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
+  for (int64_t j = 0; j < p.n; j += kPanel) {
+    const int cols = (int)(p.n - j < kPanel ? p.n - j : kPanel);
+    const int nv = (cols + N - 1) / N, last = cols - (nv - 1) * N;
+    for (int64_t i = first; i < end;) {
+      const int64_t left = end - i;
+      const int size = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
+      tiles[size][nv - 1][a_rows](a_rows ? a + i * lda : a + i, lda, panels + j * p.k, nv * N, p.k,
+                                  bias ? bias + j : nullptr, c + i * p.c_rs + j, p.c_rs, flags,
+                                  last);
+      i += 1 << size;
+    }
+  }
+}
 #else
 GS_INLINE bool small_problem(const MatmulParams&) { return false; }
 GS_INLINE bool small_product(const MatmulParams&, void* const*, char*) { return false; }
+GS_INLINE bool small_kept(const MatmulParams&) { return false; }
+GS_INLINE void small_prepared(const MatmulParams&, void* const*, const float*, const Ctx*) {}
 #endif
 
 }  // namespace

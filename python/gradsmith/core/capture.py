@@ -48,6 +48,7 @@ PASSES = {
     "pieces": "parts of a sum are written into it, not into zeros that are added",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
     "gradient_update": "the product that makes a gradient updates the parameter, piece by piece",
+    "prepared_weights": "updates write the transformed or packed weights that the next replay multiplies by",
 }
 
 # Right, but no gain on the machines measured (docs/performance.md): on only where asked for.
