@@ -10,7 +10,7 @@ import gradsmith.nn.functional as F
 RULES = [
     "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation",
     "activation_gradient", "conv_gradient", "residual", "norm_sum", "pieces", "optimizer",
-    "gradient_update", "prepared_weights",
+    "gradient_update", "prepared_weights", "prepared_updates",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 

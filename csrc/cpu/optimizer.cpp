@@ -558,7 +558,7 @@ void prepared_check(const void* params, void* const* buf, const Ctx* ctx) {
     char* kept = (char*)buf[2 * i + 1];
     const int64_t units = prepared_units(all[i]);
     for (int64_t t = units * ctx->tid / ctx->nt; t < units * (ctx->tid + 1) / ctx->nt; ++t)
-      if (!unit_is_good(all[i], w, kept, t)) prepare_unit(all[i], w, kept, t);
+      WeightUnit{all[i], w, kept, t}.look();
   }
 }
 void prepared_check_plan(const void* params, Plan* plan) {
@@ -569,7 +569,7 @@ void prepared_check_plan(const void* params, Plan* plan) {
   for (int64_t i = 0; i < c.count; ++i) {
     const int64_t units = prepared_units(all[i]);
     plan->tasks = units > plan->tasks ? units : plan->tasks;
-    plan->work += all[i].rows * all[i].row / 16 + 5;
+    plan->work += all[i].rows * all[i].row / 8 + 5;
   }
 }
 
@@ -592,7 +592,7 @@ void prepared_update(const void* params, void* const* buf, const Ctx* ctx) {
     for (int64_t i = 0; i < 2 + p.states; ++i) at[1 + i] = (float*)buf[i] + offset;
     p.update(&one, at, &alone);
     for (int64_t u = t; u < next; ++u)
-      prepare_unit(p.prepared, (const float*)buf[0], (char*)buf[2 + p.states], u);
+      WeightUnit{p.prepared, (const float*)buf[0], (char*)buf[2 + p.states], u}.prepare();
   }
 }
 void prepared_update_plan(const void* params, Plan* plan) {

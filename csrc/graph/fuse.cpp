@@ -5,6 +5,7 @@
 // An array is temporary when it is made and used up within the step. A call may take the place of
 // another when nothing between the two touches what it reads or writes.
 #include <string.h>
+#include <stdlib.h>
 
 #include <algorithm>
 
@@ -946,6 +947,8 @@ struct Fuser {
     }
     form->write = entry->run;
     form->at = (int64_t)plan.scratch;
+    if (const char* e = getenv("PK_MM")) if (is(k, "matmul") && (int64_t)plan.scratch > atoll(e)) return nullptr;
+    if (const char* e = getenv("PK_CV")) if (!is(k, "matmul") && (int64_t)plan.scratch > atoll(e)) return nullptr;
     return plan.scratch ? entry : nullptr;
   }
 
@@ -978,9 +981,10 @@ struct Fuser {
     return found;
   }
 
-  // Updates write what the next replay multiplies by; one call at the start looks whether the
-  // weights are still those that were written.
-  void prepared_weights(std::vector<RecordedOp>* first) {
+  // Weights that the program does not change (`fixed`) stay prepared from replay to replay; for
+  // those that an update changes (`updated`) it writes what the next replay multiplies by. One call
+  // at the start looks whether the weights are still the same.
+  void prepared_weights(bool fixed, bool updated, std::vector<RecordedOp>* first) {
     static const Kernel check("prepared_weights");
     std::vector<Prepared> all;
     for (int k = 0; k < (int)ops.size(); ++k) {
@@ -996,7 +1000,7 @@ struct Fuser {
         if (same(x.weight, w)) at = &x;
       if (!at) {
         int index = -1, update = update_of_weight(w, p.rows * p.row, &index);
-        if (update == -2 || !fits(update, p)) continue;
+        if (update == -2 || !(update < 0 ? fixed : updated) || !fits(update, p)) continue;
         all.push_back(Prepared{w, {-1, 0, kRead}, p, {}, update, index});
         at = &all.back();
       }
@@ -1040,16 +1044,18 @@ struct Fuser {
       look.buffers.push_back(x.kept);
       for (auto& r : x.readers) {
         RecordedOp& op = ops[(size_t)r.first];
+        const int64_t units = (x.p.rows + kPreparedRows - 1) / kPreparedRows;
         if (is(r.first, "matmul"))
-          params<MatmulParams>(r.first).prepared = 1;
+          params<MatmulParams>(r.first).prepared = units;
         else
-          params<ConvParams>(r.first).prepared = 1;
+          params<ConvParams>(r.first).prepared = (int32_t)units;
+        op.buffers.push_back(RecordedBuffer{x.kept.object, 0, kRead});
         op.buffers.push_back(RecordedBuffer{x.kept.object, x.p.form[r.second].at, kRead});
         changed(op, op.note ? op.note : "with prepared weights");
       }
     }
     for (int k = 0; k < (int)ops.size(); ++k) prepare_in_update(k, all);
-    changed(look, "makes those anew that were changed elsewhere");
+    changed(look, "compared with what was prepared");
     first->push_back(std::move(look));
   }
   // Whether pieces of an update are whole rows of the weight.
@@ -1141,10 +1147,10 @@ void Program::fuse() {
   each(options.pieces, &Fuser::pieces);
   each(options.gradient_update, &Fuser::gradient_update);
   each(options.optimizer, &Fuser::optimizer);
-  if (options.prepared_weights) {
+  if (options.prepared_weights || options.prepared_updates) {
     Fuser f(*this);
     std::vector<RecordedOp> first;
-    f.prepared_weights(&first);
+    f.prepared_weights(options.prepared_weights, options.prepared_updates, &first);
     f.finish();
     ops.insert(ops.begin(), first.begin(), first.end());
     for (MemoryObject& o : objects)

@@ -112,7 +112,8 @@ struct Options {
   bool relu_pool = true, conv_pool = true, norm_relu = true, norm_stats = true, bias_relu = true,
        bias_activation = true, activation_gradient = true, conv_gradient = true, residual = true,
        norm_sum = true, pieces = true, optimizer = true,
-       gradient_update = true, prepared_weights = true;  // rewrites: fuse.cpp
+       gradient_update = true, prepared_weights = true,
+       prepared_updates = true;  // rewrites: fuse.cpp
 };
 
 // One kernel of a program as the replay sees it.

@@ -37,7 +37,7 @@ struct MatmulParams {
   int64_t l1, l2, l3;  // bytes of cache a core sees
   KernelFn after;      // activation_piece or nothing
   PieceParams piece;
-  int64_t prepared;  // `matmul` only: the last buffer holds B packed (prepared.h)
+  int64_t prepared;  // `matmul` only: B may be there, packed (prepared.h)
 };
 
 constexpr int kVecRows = 8;

@@ -1,12 +1,14 @@
 // Weights as kernels multiply by them: transformed or packed, kept with a captured program, so that
-// who changes the weights writes that form, too, and who reads them finds it made.
+// who reads them finds them made.
 //
-// The memory of one weight of `rows` rows of `row` float32, called kept: a flag (int32) for each
-// unit of kPreparedRows rows, a copy of the weights as they were when their forms were made, and
-// the forms. A form is good where the flag is set and the copy has the bits of the weights.
+// The memory of one weight of `rows` rows of `row` float32, called kept: an int32 UnitState for each
+// unit of kPreparedRows rows, a copy of the weights, and their forms. Readers (ConvParams::prepared,
+// MatmulParams::prepared, the number of units) have the states and a form as their last buffers and
+// use the form when all units are ready; else they do without.
 //
-// prepared_weights: compares every unit with its copy and makes anew what differs: weights may have
-// been changed by anybody. Params PreparedCheckParams and `count` PreparedParams behind it. buffers:
+// prepared_weights: compares every unit with its copy, since anybody may have changed the weights.
+// What differs is copied, what does not and has no form gets it: weights that change all the time
+// cost a copy and no form. Params PreparedCheckParams and `count` PreparedParams behind it. buffers:
 // for each weight: w, kept.
 // prepared_update: an update of one weight, unit by unit, with its forms. buffers: w (in/out), g
 // (in), states (in/out), kept.
@@ -19,6 +21,8 @@ namespace gs {
 constexpr int64_t kPreparedRows = 16;  // a whole number of vectors
 constexpr int kMaxForms = 2;
 constexpr int kFormWords = 64;
+
+enum UnitState : int32_t { kUnitUnknown, kUnitCopied, kUnitReady };
 
 // write: makes the form of a whole unit of rows. params FormCall, buffers: w, form. Its `plan` says
 // how many bytes the form of a consumer's parameters takes: 0 where it has none.

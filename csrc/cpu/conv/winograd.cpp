@@ -19,7 +19,7 @@
 // Floor: 2 tiles A * A C K operations, plus some 150 vector operations a tile and vector of
 // channels.
 #include "conv/winograd.h"
-#include "prepared.h"
+#include "prepare_unit.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -100,7 +100,7 @@ Job<T> make_job(const ConvParams& p) {
     // for few tiles, members rather repeat the transform than read what another one has just
     // written
     j.own_filters = filters < p.l2 / 2 && tiles <= 512;
-    j.filters = p.prepared ? 0 : form_bytes<T, M>(p);
+    j.filters = form_bytes<T, M>(p);
     j.own_at = j.own_filters ? 0 : j.filters;
     j.own = align64(j.zeros + (j.own_filters ? j.filters : 0) +
                     (size_t)(E * (j.v.step + j.m.step) * B));
@@ -183,12 +183,12 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       queue_at(queues, i).reset();
 
   if (!j.by_filters) {
-    T* all = p.prepared ? (T*)buf[4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0)]
-             : j.own_filters ? mine
-                             : (T*)ctx->scratch;
+    const int at = 4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0);
+    const bool made = p.prepared && prepared_ready(buf[at], p.prepared);
+    T* all = made ? (T*)buf[at + 1] : j.own_filters ? mine : (T*)ctx->scratch;
     auto panel = [&](int64_t i) { return all + panel_at<T, M>(p, j.out, i); };
     int64_t start = j.own_filters ? 0 : ctx->tid, step = j.own_filters ? 1 : ctx->nt;
-    int64_t slices = ceil_div(C, N), transforms = p.prepared ? 0 : j.out.count * slices;
+    int64_t slices = ceil_div(C, N), transforms = made ? 0 : j.out.count * slices;
     for (int64_t t = start; t < transforms; t += step) {
       int64_t i = t / slices, c = t % slices * N;
       Planes s = planes(C, j.out.nv(i) * N);

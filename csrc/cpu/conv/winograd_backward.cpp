@@ -19,7 +19,7 @@
 // Slices, blocks and rounds follow from shapes and cache sizes. Floor: 4 tiles A * A C K
 // operations, plus some 400 vector operations a tile and vector of channels.
 #include "conv/winograd.h"
-#include "prepared.h"
+#include "prepare_unit.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -95,7 +95,7 @@ Job make_job(const ConvParams& p) {
     j.du = planes(p.filters, C);
     j.part = E * j.du.step;
     if (j.data) {
-      j.u_at = take(p.prepared ? 0 : form_size<T, M>(p));
+      j.u_at = take(form_size<T, M>(p));
       j.seam_at = take(j.slices * j.seam);
     }
     if (j.weight) {
@@ -377,6 +377,8 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
   Job j = make_job<T, M>(p);
   char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   memset(own, 0, j.zeros);
+  const int last = 7 + (p.pool ? 1 : 0) + (p.gate ? 1 : 0);
+  const bool made = p.prepared && prepared_ready(buf[last], p.prepared);
   Backward<T, M> b{p,
                    j,
                    ctx,
@@ -389,7 +391,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    (T*)buf[6],
                    p.pool ? (const uint8_t*)buf[7] : nullptr,
                    p.gate ? (const T*)buf[p.pool ? 8 : 7] : nullptr,
-                   p.prepared ? (const T*)buf[7 + (p.pool ? 1 : 0) + (p.gate ? 1 : 0)] : nullptr,
+                   made ? (const T*)buf[last + 1] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros),
                    ctx->scratch + j.queues_at};

@@ -866,16 +866,16 @@ struct Update {
 
   // Rows of the parameter that are prepared together: pieces are multiples of it.
   GS_MEMBER int64_t unit() const { return u.prepared.forms ? kPreparedRows : 1; }
-  GS_MEMBER void prepare_unit_at(int64_t t) const {
-    prepare_unit(u.prepared, (const float*)buf[4], (char*)buf[4 + u.updated], t);
+  GS_MEMBER void prepare_unit(int64_t t) const {
+    WeightUnit{u.prepared, (const float*)buf[4], (char*)buf[4 + u.updated], t}.prepare();
   }
   GS_MEMBER void prepare(int64_t offset, int64_t n) const {
     if (!u.prepared.forms) return;
     const int64_t each = kPreparedRows * u.prepared.row;
-    for (int64_t t = offset / each; t * each < offset + n; ++t) prepare_unit_at(t);
+    for (int64_t t = offset / each; t * each < offset + n; ++t) prepare_unit(t);
   }
   GS_MEMBER void prepare_all(const Ctx* ctx) const {
-    for (int64_t t = ctx->tid; t < prepared_units(u.prepared); t += ctx->nt) prepare_unit_at(t);
+    for (int64_t t = ctx->tid; t < prepared_units(u.prepared); t += ctx->nt) prepare_unit(t);
   }
 
   // Elements offset .. offset + n - 1.
@@ -1146,16 +1146,33 @@ Cell<T> whole_cell(const MatmulParams& p, const Blocking& s, void* const* buf) {
   return x;
 }
 
+// With B as it was packed beforehand, when it was.
+bool gemm_prepared(const MatmulParams& p, void* const* buf, const Ctx* ctx) {
+  const int at = p.after ? 5 : 4;
+  if (!prepared_ready(buf[at], p.prepared)) return false;
+  const float* kept = (const float*)buf[at + 1];
+  if (small_kept(p)) {
+    small_prepared(p, buf, kept, ctx);
+  } else {
+    const Blocking s = blocking<float>(p);
+    gemm_shared<float>(p, s, whole_cell<float>(p, s, buf), ctx, nullptr, kept);
+  }
+  return true;
+}
+
 template <class T>
 void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
+  if (sizeof(T) == 4 && p.prepared) {
+    if (gemm_prepared(p, buf, ctx)) return;
+    MatmulParams plain = p;
+    plain.prepared = 0;
+    return gemm<T>(&plain, buf, ctx);
+  }
   if (p.m == 0 || p.n == 0 || p.batch == 0) return;
-  const T* kept = p.prepared ? (const T*)buf[p.after ? 5 : 4] : nullptr;
-  if (sizeof(T) == 4 && kept && small_kept(p)) return small_prepared(p, buf, (const float*)kept, ctx);
-  if (sizeof(T) == 4 && !kept && ctx->nt == 1 && small_product(p, buf, ctx->scratch)) return;
+  if (sizeof(T) == 4 && ctx->nt == 1 && small_product(p, buf, ctx->scratch)) return;
   Blocking s = blocking<T>(p);
   Cell<T> x = whole_cell<T>(p, s, buf);
-  if (kept) return gemm_shared(p, s, x, ctx, nullptr, kept);
   if (s.slices > 1) {
     gemm_sliced(p, s, x, ctx);
     return;
@@ -1201,13 +1218,14 @@ void gemm_plan(const void* params, Plan* plan) {
   const MatmulParams& p = *(const MatmulParams*)params;
   // operations a nanosecond
   int64_t rate = (GS_VBYTES == 64 ? 128 : GS_VBYTES == 32 ? 64 : 16) * 4 / (int64_t)sizeof(T);
-  if (p.prepared) {
-    const bool small = small_kept(p);
-    plan->tasks =
-        most(1, least(ceil_div(p.m, small ? 8 : 4) * (small ? 1 : ceil_div(p.n, simd<T>::N)),
-                      p.members));
-    plan->work = 2 * p.m * p.n * p.k / rate;
-    plan->scratch = small ? 0 : shared_scratch<T>(p, plan->tasks, false, 1);
+  if (p.prepared) {  // room for either way
+    MatmulParams plain = p;
+    plain.prepared = 0;
+    gemm_plan<T>(&plain, plan);
+    if (!small_kept(p)) {
+      const size_t with = shared_scratch<T>(p, plan->tasks, false, 1);
+      plan->scratch = with > plan->scratch ? with : plan->scratch;
+    }
     return;
   }
   if (sizeof(T) == 4 && small_problem(p)) {
