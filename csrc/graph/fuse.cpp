@@ -5,7 +5,6 @@
 // An array is temporary when it is made and used up within the step. A call may take the place of
 // another when nothing between the two touches what it reads or writes.
 #include <string.h>
-#include <stdlib.h>
 
 #include <algorithm>
 
@@ -30,6 +29,8 @@ constexpr double kMostUpdated = 1LL << 35;
 
 // Elements of a sum whose pieces are looked at one by one.
 constexpr int64_t kMaxPieces = 1 << 23;
+// Bytes of all prepared weights of a program, with the copies that they are compared with.
+constexpr int64_t kPreparedBytes = 8 << 20;
 const char* const kPiece = "a piece of a sum, written in place";
 
 struct Use {
@@ -947,8 +948,6 @@ struct Fuser {
     }
     form->write = entry->run;
     form->at = (int64_t)plan.scratch;
-    if (const char* e = getenv("PK_MM")) if (is(k, "matmul") && (int64_t)plan.scratch > atoll(e)) return nullptr;
-    if (const char* e = getenv("PK_CV")) if (!is(k, "matmul") && (int64_t)plan.scratch > atoll(e)) return nullptr;
     return plan.scratch ? entry : nullptr;
   }
 
@@ -981,6 +980,30 @@ struct Fuser {
     return found;
   }
 
+  // Gives each its memory. Those that all together would not stay in a second cache do without.
+  void place_prepared(std::vector<Prepared>* all) {
+    int64_t total = 0;
+    std::vector<Prepared> placed;
+    for (Prepared& x : *all) {
+      int64_t at = 0;
+      auto take = [&](int64_t bytes) {
+        const int64_t was = at;
+        at += (bytes + 63) / 64 * 64;
+        return was;
+      };
+      take((x.p.rows + kPreparedRows - 1) / kPreparedRows * 4);
+      x.p.copy_at = take(x.p.rows * x.p.row * 4);
+      for (int i = 0; i < (int)x.p.forms; ++i) x.p.form[i].at = take(x.p.form[i].at);
+      if (total + at > kPreparedBytes) continue;
+      total += at;
+      x.kept = RecordedBuffer{add(Home::kConstant, 0), 0, kReadWrite};
+      objects.back().bytes = (size_t)at;
+      objects.back().kept = true;
+      placed.push_back(x);
+    }
+    all->swap(placed);
+  }
+
   // Weights that the program does not change (`fixed`) stay prepared from replay to replay; for
   // those that an update changes (`updated`) it writes what the next replay multiplies by. One call
   // at the start looks whether the weights are still the same.
@@ -1008,8 +1031,8 @@ struct Fuser {
       if (q.rows != p.rows || q.row != p.row) continue;
       int which = -1;
       for (int i = 0; i < (int)q.forms; ++i)
-        if (q.form[i].write == form.write && !memcmp(q.form[i].params, form.params,
-                                                     sizeof(form.params)))
+        if (q.form[i].write == form.write &&
+            !memcmp(q.form[i].params, form.params, sizeof(form.params)))
           which = i;
       if (which < 0) {
         if (q.forms == kMaxForms) continue;
@@ -1018,6 +1041,7 @@ struct Fuser {
       }
       at->readers.emplace_back(k, which);
     }
+    place_prepared(&all);
     if (all.empty()) return;
 
     RecordedOp look;
@@ -1027,18 +1051,6 @@ struct Fuser {
     ((PreparedCheckParams*)look.params.data())->count = (int64_t)all.size();
     PreparedParams* list = (PreparedParams*)(look.params.data() + sizeof(PreparedCheckParams) / 8);
     for (Prepared& x : all) {
-      int64_t at = 0;
-      auto take = [&](int64_t bytes) {
-        const int64_t was = at;
-        at += (bytes + 63) / 64 * 64;
-        return was;
-      };
-      take((x.p.rows + kPreparedRows - 1) / kPreparedRows * 4);
-      x.p.copy_at = take(x.p.rows * x.p.row * 4);
-      for (int i = 0; i < (int)x.p.forms; ++i) x.p.form[i].at = take(x.p.form[i].at);
-      x.kept = RecordedBuffer{add(Home::kConstant, 0), 0, kReadWrite};
-      objects.back().bytes = (size_t)at;
-      objects.back().kept = true;
       *list++ = x.p;
       look.buffers.push_back(RecordedBuffer{x.weight.object, x.weight.offset, kRead});
       look.buffers.push_back(x.kept);

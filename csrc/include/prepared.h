@@ -1,17 +1,16 @@
 // Weights as kernels multiply by them: transformed or packed, kept with a captured program, so that
 // who reads them finds them made.
 //
-// The memory of one weight of `rows` rows of `row` float32, called kept: an int32 UnitState for each
-// unit of kPreparedRows rows, a copy of the weights, and their forms. Readers (ConvParams::prepared,
-// MatmulParams::prepared, the number of units) have the states and a form as their last buffers and
-// use the form when all units are ready; else they do without.
+// The memory of one weight of `rows` rows of `row` float32, called kept: an int32 UnitState for
+// each unit of kPreparedRows rows, a copy of the weights, and their forms. Readers
+// (ConvParams::prepared, MatmulParams::prepared, the number of units) have the states and a form as
+// their last buffers and use the form when all units are ready; else they do without.
 //
 // prepared_weights: compares every unit with its copy, since anybody may have changed the weights.
 // What differs is copied, what does not and has no form gets it: weights that change all the time
-// cost a copy and no form. Params PreparedCheckParams and `count` PreparedParams behind it. buffers:
-// for each weight: w, kept.
-// prepared_update: an update of one weight, unit by unit, with its forms. buffers: w (in/out), g
-// (in), states (in/out), kept.
+// cost a copy and no form. Params PreparedCheckParams and `count` PreparedParams behind it.
+// buffers: for each weight: w, kept. prepared_update: an update of one weight, unit by unit, with
+// its forms. buffers: w (in/out), g (in), states (in/out), kept.
 #pragma once
 #include "kernel.h"
 #include "optimizer.h"

@@ -19,6 +19,7 @@
 // Floor: 2 tiles A * A C K operations, plus some 150 vector operations a tile and vector of
 // channels.
 #include "conv/winograd.h"
+
 #include "prepare_unit.h"
 
 namespace gs {
@@ -51,8 +52,8 @@ GS_INLINE int64_t panel_at(const ConvParams& p, const Panels& out, int64_t i) {
 template <class T, int M>
 GS_INLINE size_t form_bytes(const ConvParams& p) {
   const Panels out = panels_of<T>(p.filters);
-  return align64(
-      (size_t)((M + 2) * (M + 2) * (p.channels * out.padded + 16 * out.count)) * sizeof(T));
+  return align64((size_t)((M + 2) * (M + 2) * (p.channels * out.padded + 16 * out.count)) *
+                 sizeof(T));
 }
 
 template <class T, int M>

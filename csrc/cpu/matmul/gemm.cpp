@@ -1268,8 +1268,7 @@ void gemm_update_plan(const void* params, Plan* plan) {
   const MatmulParams& p = u.product;
   gemm_plan<float>(&p, plan);
   plan->work += (int64_t)(0.8 * (double)(p.m * p.n));
-  plan->scratch =
-      shared_scratch<float>(p, plan->tasks, true, u.prepared.forms ? kPreparedRows : 1);
+  plan->scratch = shared_scratch<float>(p, plan->tasks, true, u.prepared.forms ? kPreparedRows : 1);
 }
 
 const KernelEntry entries[] = {

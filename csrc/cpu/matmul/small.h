@@ -197,7 +197,8 @@ __attribute__((noinline)) void small_prepared(const MatmulParams& p, void* const
   const float *a = (const float*)buf[0], *bias = (const float*)buf[2];
   float* c = (float*)buf[3];
   const int64_t lda = a_rows ? p.a_rs : p.a_cs, groups = (p.m + 7) / 8;
-  const int64_t first = groups * ctx->tid / ctx->nt * 8, all = groups * (ctx->tid + 1) / ctx->nt * 8;
+  const int64_t first = groups * ctx->tid / ctx->nt * 8,
+                all = groups * (ctx->tid + 1) / ctx->nt * 8;
   const int64_t end = all < p.m ? all : p.m;
   const int flags =
       (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
