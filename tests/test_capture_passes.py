@@ -1,6 +1,7 @@
 """Rewrites of a captured step: each finds its pattern, leaves the others alone, and keeps the bits."""
 
 import copy
+import itertools
 import os
 import warnings
 
@@ -1287,7 +1288,7 @@ def test_prepared_updates_by_any_rule(name, force):
 )
 def test_prepared_updates_of_products(batch, sizes):
     """Panels of rows and columns, blocks of k and of columns, tails of all."""
-    layers = [nn.Linear(*s) for s in zip(sizes, sizes[1:])]
+    layers = [nn.Linear(*s) for s in itertools.pairwise(sizes)]
     compare(
         lambda: nn.Sequential(*[nn.Linear(m.in_features, m.out_features) for m in layers]),
         (batch, sizes[0]), "prepared_updates", {LOOKS: 1}, steps=5,
@@ -1297,7 +1298,7 @@ def test_prepared_updates_of_products(batch, sizes):
 @pytest.mark.parametrize("sizes", [(32, 64, 64, 10), (33, 65, 17), (7, 31, 130, 1)])
 def test_prepared_updates_of_small_products(sizes):
     def make():
-        layers = [x for s in zip(sizes, sizes[1:]) for x in (nn.Linear(*s), nn.ReLU())]
+        layers = [x for s in itertools.pairwise(sizes) for x in (nn.Linear(*s), nn.ReLU())]
         return nn.Sequential(*layers[:-1])
 
     for batch in (32, 45):
@@ -1339,7 +1340,7 @@ def test_prepared_updates_within_the_product_that_makes_the_gradient(sizes):
     """Its pieces are then whole units of rows, on any number of threads."""
 
     def make():
-        return nn.Sequential(*[nn.Linear(*s) for s in zip(sizes, sizes[1:])])
+        return nn.Sequential(*[nn.Linear(*s) for s in itertools.pairwise(sizes)])
 
     shape, note = (300, sizes[0]), "with the update of its parameter, which is prepared"
     if sizes[0] == 1:  # no product packs it

@@ -38,7 +38,7 @@ struct WeightUnit {
     const int64_t count = rows();
     for (int64_t i = 0; i < p.forms; ++i) {
       const FormCall call{p.form[i].params, t * kPreparedRows, count};
-      void* buf[2] = {(void*)w, kept + p.form[i].at};
+      void* buf[2] = {kept + p.copy_at, kept + p.form[i].at};  // of what is compared
       p.form[i].write(&call, buf, nullptr);
     }
   }

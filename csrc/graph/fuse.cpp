@@ -29,7 +29,8 @@ constexpr double kMostUpdated = 1LL << 35;
 
 // Elements of a sum whose pieces are looked at one by one.
 constexpr int64_t kMaxPieces = 1 << 23;
-// Bytes of all prepared weights of a program, with the copies that they are compared with.
+// The most bytes of all prepared weights of a program with the copies that they are compared with:
+// more of them would push out of the caches what they are to save.
 constexpr int64_t kPreparedBytes = 8 << 20;
 const char* const kPiece = "a piece of a sum, written in place";
 
@@ -907,9 +908,9 @@ struct Fuser {
     int update, index;                         // the call that changes it, or -1; which parameter
   };
 
-  // How call k, which multiplies by its second buffer, could have that prepared: the entry that
-  // does it, or nothing.
-  const KernelEntry* form_of(int k, PreparedParams* p, WeightForm* form) {
+  // Whether call k, which multiplies by its second buffer, can have that prepared, and how.
+  // form->at: the bytes that it takes.
+  bool form_of(int k, PreparedParams* p, WeightForm* form) {
     static const Kernel four("prepare_winograd4"), two("prepare_winograd2"),
         four_data("prepare_winograd4_data"), two_data("prepare_winograd2_data"),
         packed("prepare_matmul");
@@ -923,7 +924,7 @@ struct Fuser {
       const bool turned = m.b_rs == 1 && m.n > 1;
       p->rows = turned ? m.n : m.k;
       p->row = turned ? m.k : m.n;
-      if ((turned ? m.b_cs : m.b_rs) != p->row || (!turned && m.b_cs != 1)) return nullptr;
+      if ((turned ? m.b_cs : m.b_rs) != p->row || turned == (m.b_cs == 1)) return false;
       m.prepared = 1;
       memcpy(form->params, &m, sizeof(m));
       entry = packed.get(kF32);
@@ -935,7 +936,7 @@ struct Fuser {
           is(k, "conv_winograd4_backward") || is(k, "conv_winograd4_pool_backward");
       const bool two_back =
           is(k, "conv_winograd2_backward") || is(k, "conv_winograd2_pool_backward");
-      if (!four_ && !two_ && !four_back && !two_back) return nullptr;
+      if (!four_ && !two_ && !four_back && !two_back) return false;
       const ConvParams& c = params<ConvParams>(k);
       ConvParams small{};  // what the form depends on
       small.channels = c.channels;
@@ -948,7 +949,7 @@ struct Fuser {
     }
     form->write = entry->run;
     form->at = (int64_t)plan.scratch;
-    return plan.scratch ? entry : nullptr;
+    return plan.scratch > 0;
   }
 
   // The call that changes a weight of n elements, alone, and that is an update without a norm: -1
@@ -980,7 +981,7 @@ struct Fuser {
     return found;
   }
 
-  // Gives each its memory. Those that all together would not stay in a second cache do without.
+  // Gives each its memory, as long as there is room.
   void place_prepared(std::vector<Prepared>* all) {
     int64_t total = 0;
     std::vector<Prepared> placed;
