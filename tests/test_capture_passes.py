@@ -1582,21 +1582,28 @@ def test_prepared_updates_of_a_copied_module(force):
     assert bits(eager) == bits([one.step(x).data.copy() for x in xs])
 
 
-def test_prepared_weights_have_a_limit():
-    """What does not fit into 8 MB with what comes before it is transformed as ever."""
+@pytest.mark.parametrize("kind", ["packed", "transformed"])
+def test_prepared_weights_have_a_limit(kind, force):
+    """What does not fit into 8 MB, or 0.5 MB of filters, with what comes before is made as ever."""
+    force("winograd4", L2)
     gs.manual_seed(0)
-    model = nn.Sequential(*[nn.Linear(700, 700) for _ in range(4)])
+    if kind == "packed":
+        model, x = nn.Sequential(*[nn.Linear(700, 700) for _ in range(4)]), gs.randn(300, 700)
+    else:
+        layers = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)]
+        model, x = nn.Sequential(*layers), gs.randn(33, 8, 8, 32)
 
     def forward(x):
         with gs.no_grad():
             return model(x)
 
-    f, x = gs.capture(forward), gs.randn(300, 700)
+    f = gs.capture(forward)
     for _ in range(7):
         assert bits([f(x).data]) == bits([forward(x).data])
     report = f.report(1)
     assert sum(line.endswith("with prepared weights") for line in report.split("\n")) == 2
-    assert f.programs[0]["constant_bytes"] <= 8 << 20
+    limit = 8 << 20 if kind == "packed" else 1 << 19
+    assert 0 < f.programs[0]["constant_bytes"] <= limit
 
 
 def test_every_rule_has_a_switch():

@@ -29,9 +29,10 @@ constexpr double kMostUpdated = 1LL << 35;
 
 // Elements of a sum whose pieces are looked at one by one.
 constexpr int64_t kMaxPieces = 1 << 23;
-// The most bytes of all prepared weights of a program with the copies that they are compared with:
-// more of them would push out of the caches what they are to save.
-constexpr int64_t kPreparedBytes = 8 << 20;
+// The most bytes of all prepared weights of a program with the copies that they are compared with.
+// Transformed filters are 4 times the weights: those of inference have to stay in a second cache,
+// or it takes longer to read them than to make them.
+constexpr int64_t kPreparedBytes = 8 << 20, kPreparedFilters = 1 << 19;
 const char* const kPiece = "a piece of a sum, written in place";
 
 struct Use {
@@ -983,7 +984,7 @@ struct Fuser {
 
   // Gives each its memory, as long as there is room.
   void place_prepared(std::vector<Prepared>* all) {
-    int64_t total = 0;
+    int64_t used[2] = {0, 0};
     std::vector<Prepared> placed;
     for (Prepared& x : *all) {
       int64_t at = 0;
@@ -995,8 +996,9 @@ struct Fuser {
       take((x.p.rows + kPreparedRows - 1) / kPreparedRows * 4);
       x.p.copy_at = take(x.p.rows * x.p.row * 4);
       for (int i = 0; i < (int)x.p.forms; ++i) x.p.form[i].at = take(x.p.form[i].at);
-      if (total + at > kPreparedBytes) continue;
-      total += at;
+      const bool filters = x.update < 0 && !is(x.readers[0].first, "matmul");
+      if (used[filters] + at > (filters ? kPreparedFilters : kPreparedBytes)) continue;
+      used[filters] += at;
       x.kept = RecordedBuffer{add(Home::kConstant, 0), 0, kReadWrite};
       objects.back().bytes = (size_t)at;
       objects.back().kept = true;
