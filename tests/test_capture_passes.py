@@ -1,5 +1,10 @@
 """Rewrites of a captured step: each finds its pattern, leaves the others alone, and keeps the bits."""
 
+import copy
+import itertools
+import os
+import warnings
+
 import numpy as np
 import pytest
 
@@ -10,7 +15,7 @@ import gradsmith.nn.functional as F
 RULES = [
     "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation",
     "activation_gradient", "conv_gradient", "residual", "norm_sum", "pieces", "optimizer",
-    "gradient_update",
+    "gradient_update", "prepared_weights", "prepared_updates",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
@@ -1225,9 +1230,386 @@ def test_gradient_update_leaves_bfloat16_products_alone():
     updated(body, X, count=0)
 
 
+# ---- weights that stay transformed or packed
+
+L2 = 1 << 21  # whether filters are kept whole follows from it
+UPDATES = "with what the next step multiplies by"
+LOOKS = "compared with what was prepared"
+PREPARED = ["prepared_weights", "prepared_updates"]
+
+
+class Convs(nn.Module):
+    """Two convolutions by tiles, forward and backward; a pool and a ReLU between them."""
+
+    def __init__(self, c=17, k=35, pool=True, last=20):
+        super().__init__()
+        self.first = nn.Conv2d(2, c, 1)
+        self.a, self.b = nn.Conv2d(c, k, 3, padding=1), nn.Conv2d(k, last, 3, padding=1, bias=False)
+        self.pool = pool
+
+    def forward(self, x):
+        y = self.a(self.first(x)).relu()
+        return self.b(F.max_pool2d(y, 2) if self.pool else y)
+
+
+def packed_linear():
+    """Every product packs its weights: (65, 300), and (400, 300), which the product behind it updates."""
+    return nn.Sequential(nn.Linear(300, 400), nn.Tanh(), nn.Linear(400, 300), nn.Linear(300, 65))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shape", "layers"),
+    [
+        ("winograd4", (33, 14, 14, 2), {}),
+        ("winograd4", (9, 30, 31, 2), {"c": 32, "k": 68, "pool": False}),
+        ("winograd2", (33, 14, 13, 2), {"c": 8, "k": 16, "last": 3}),
+        ("winograd4", (2, 9, 9, 2), {"c": 5, "k": 130}),  # no backward by tiles
+    ],
+)
+def test_prepared_updates_of_convolutions(kernel, shape, layers, force):
+    force(kernel, L2)
+    notes = {LOOKS: 1} if shape[0] == 2 else {UPDATES: 2, LOOKS: 1}
+    compare(lambda: Convs(**layers), shape, "prepared_updates", notes, steps=5)
+
+
+@pytest.mark.parametrize("name", ALL_OPTIMIZERS)
+def test_prepared_updates_by_any_rule(name, force):
+    force("winograd4", L2)
+    notes = {UPDATES: 2, LOOKS: 1}
+    compare(
+        lambda: Convs(4, 19, last=33), (33, 8, 9, 2), "prepared_updates", notes,
+        optimizer=ALL_OPTIMIZERS[name],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [(270, (270, 300, 260)), (600, (700, 280, 257)), (290, (260, 1030, 40)), (300, (70, 520))],
+)
+def test_prepared_updates_of_products(batch, sizes):
+    """Panels of rows and columns, blocks of k and of columns, tails of all."""
+    layers = [nn.Linear(*s) for s in itertools.pairwise(sizes)]
+    compare(
+        lambda: nn.Sequential(*[nn.Linear(m.in_features, m.out_features) for m in layers]),
+        (batch, sizes[0]), "prepared_updates", {LOOKS: 1}, steps=5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(32, 64, 64, 10), (33, 65, 17), (7, 31, 130, 1)])
+def test_prepared_updates_of_small_products(sizes):
+    def make():
+        layers = [x for s in itertools.pairwise(sizes) for x in (nn.Linear(*s), nn.ReLU())]
+        return nn.Sequential(*layers[:-1])
+
+    for batch in (32, 45):
+        compare(make, (batch, sizes[0]), "prepared_updates", {}, threads=2)
+
+
+def trained(make, shape, passes, *, threads=2, between=None, steps=9, optimizer=None, note=None):
+    """The bits of losses and weights; `between(i, model, step)` before step i."""
+    with gs.threads(threads):
+        gs.manual_seed(1)
+        model = make()
+        opt = (optimizer or (lambda p: gs.optim.AdamW(p, lr=0.01)))(list(model.parameters()))
+        rng = np.random.default_rng(3)
+
+        def step(x):
+            opt.zero_grad()
+            loss = (model(x) ** 2).mean()
+            loss.backward()
+            opt.step()
+            return loss
+
+        f = step if passes is None else gs.capture(step, passes=passes)
+        out = []
+        for i in range(steps):
+            if between is not None:
+                between(i, model, step, f)
+            out.append(f(gs.tensor(awkward(rng, shape))).data.copy())
+        if passes is not None:
+            assert f.reason is None and f.programs[0]["replays"] > 0
+            f.verify(gs.tensor(awkward(rng, shape)))
+            report = f.report(2)
+            assert (note is None or note in report) and LOOKS in report
+            assert "a replay: 0 pool allocations" in report
+        return bits(out + [p.data for p in model.parameters()])
+
+
+@pytest.mark.parametrize("sizes", [(300, 400, 300), (40, 1000), (2100, 20), (257, 260), (1, 40000)])
+def test_prepared_updates_within_the_product_that_makes_the_gradient(sizes):
+    """Its pieces are then whole units of rows, on any number of threads."""
+
+    def make():
+        return nn.Sequential(*[nn.Linear(*s) for s in itertools.pairwise(sizes)])
+
+    shape, note = (300, sizes[0]), "with the update of its parameter, which is prepared"
+    if sizes[0] == 1:  # no product packs it
+        compare(make, (3, 1), "prepared_updates", {LOOKS: 0, UPDATES: 0}, steps=5)
+        return
+    expected = trained(make, shape, None, threads=1)
+    for n in (1, 2, 3):
+        for passes in (["prepared_updates", "gradient_update"], True):
+            assert trained(make, shape, passes, threads=n, note=note) == expected, (n, passes)
+
+
+def from_outside(kind, i, model, step, f):
+    """Changes weights behind the program's back at some steps."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    if kind == "view" and i in (5, 7):
+        for p in weights:
+            p.detach().numpy().reshape(-1)[-1] += np.float32(0.5)
+    elif kind == "sign" and i == 6:  # -0 is not 0, and a NaN is itself
+        for p in weights:
+            p.detach().numpy().reshape(-1)[0] = -0.0
+    elif kind == "load" and i in (5, 6, 8):
+        model.load_state_dict({n: t.data * np.float32(0.9) for n, t in model.state_dict().items()})
+    elif kind == "replace" and i == 6:
+        for p in weights:
+            p.data = p.data * np.float32(0.5)
+    elif kind == "eager" and i in (5, 8):
+        shape = (33, 9, 8, 2) if isinstance(model, Convs) else (300, 300)
+        step(gs.ones(*shape))
+    elif kind == "program" and i in (4, 5, 6, 8):
+        shape = (40, 9, 8, 2) if isinstance(model, Convs) else (280, 300)
+        for _ in range(4):
+            f(gs.ones(*shape))
+    elif kind == "threads" and i in (4, 7):
+        with gs.threads(3):
+            for _ in range(4):
+                f(gs.ones(*((33, 9, 8, 2) if isinstance(model, Convs) else (300, 300))))
+
+
+@pytest.mark.parametrize("kind", ["view", "sign", "load", "replace", "eager", "program", "threads"])
+@pytest.mark.parametrize("make", [lambda: Convs(4, 19), packed_linear], ids=["conv", "linear"])
+def test_prepared_updates_see_weights_changed_elsewhere(make, kind, force):
+    force("winograd4", L2)
+    shape = (33, 9, 8, 2) if isinstance(make(), Convs) else (300, 300)
+
+    def between(*args):
+        from_outside(kind, *args)
+
+    expected = trained(make, shape, None, between=between)
+    for passes in (["prepared_updates"], True):
+        for n in (1, 2):
+            assert trained(make, shape, passes, between=between, threads=n) == expected, (passes, n)
+
+
+@pytest.mark.parametrize("make", [lambda: Convs(4, 19), packed_linear], ids=["conv", "linear"])
+def test_prepared_updates_leave_others_alone(make, force):
+    """With a norm of all gradients, with weights that something else changes too, and in bfloat16."""
+    force("winograd4", L2)
+    shape = (33, 9, 8, 2) if isinstance(make(), Convs) else (300, 300)
+
+    def run(kind, captured):
+        gs.manual_seed(1)
+        model = make()
+        norm = 0.1 if kind == "norm" else None
+        opt = gs.optim.AdamW(model.parameters(), lr=0.01, max_grad_norm=norm)
+        rng = np.random.default_rng(3)
+
+        def step(x):
+            opt.zero_grad()
+            with gs.autocast("bfloat16" if kind == "bfloat16" else "float32"):
+                loss = (model(x) ** 2).mean()
+            loss.backward()
+            opt.step()
+            if kind == "changed":
+                with gs.no_grad():
+                    for p in model.parameters():
+                        p.mul_(0.5)
+            return loss
+
+        f = gs.capture(step, passes=PREPARED) if captured else step
+        out = [f(gs.tensor(awkward(rng, shape))).data.copy() for _ in range(6)]
+        if captured:
+            # this convolution, being forced, multiplies float32 under autocast, too
+            forced = kind == "bfloat16" and isinstance(model, Convs)
+            assert f.reason is None and (UPDATES in f.report(1)) == forced
+        return bits(out + [p.data for p in model.parameters()])
+
+    for kind in ("norm", "changed", "bfloat16"):
+        assert run(kind, True) == run(kind, False), kind
+
+
+def test_prepared_updates_of_a_weight_that_is_used_twice(force):
+    """On maps of two sizes; a third reader of another kind."""
+    force("winograd4", L2)
+
+    class Twice(Convs):
+        def forward(self, x):
+            y = self.a(self.first(x))
+            return (
+                self.b(y).sum((1, 2))
+                + self.b(F.max_pool2d(y, 2)).sum((1, 2)) * self.b.weight[0, 0, 0, 0]
+            )
+
+    compare(Twice, (33, 12, 13, 2), "prepared_updates", {UPDATES: 2}, steps=5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("make", [lambda: Convs(4, 19), packed_linear], ids=["conv", "linear"])
+def test_prepared_weights(make, n, force):
+    """Inference: prepared at the second replay without a change, and made anew whoever changes them."""
+    force("winograd4", L2)
+    shape = (33, 9, 8, 2) if isinstance(make(), Convs) else (300, 300)
+    gs.manual_seed(0)
+    model = make()
+    rng = np.random.default_rng(1)
+    x = gs.tensor(awkward(rng, shape))
+
+    def forward(x):
+        with gs.no_grad():
+            return model(x)
+
+    with gs.threads(n):
+        for passes in (["prepared_weights"], None):
+            f = gs.capture(forward, passes=passes)
+            for i in range(16):
+                if i in (6, 7, 11):
+                    for p in model.parameters():
+                        p.detach().numpy().reshape(-1)[-1] += np.float32(0.5)
+                elif i == 8:
+                    model.load_state_dict({k: t.data * -1 for k, t in model.state_dict().items()})
+                elif i == 13:
+                    for p in model.parameters():
+                        p.data = p.data[::-1].copy()
+                assert bits([f(x).data]) == bits([forward(x).data]), i
+            assert f.reason is None and LOOKS in f.report(1)
+            assert "a replay: 0 pool allocations" in f.report(1)
+            f = gs.capture(forward, passes=["prepared_updates"])
+            for _ in range(4):
+                f(x)
+            assert LOOKS not in f.report(1)
+
+
+def test_prepared_weights_of_frozen_layers(force):
+    """A part of a network that is not trained, in front of one that is."""
+    force("winograd4", L2)
+
+    def make():
+        model = Convs(4, 19)
+        model.a.weight.requires_grad_(False)
+        return model
+
+    compare(
+        make, (33, 9, 8, 2), "prepared_weights", {UPDATES: 0, LOOKS: 1},
+        optimizer=lambda p: gs.optim.AdamW([q for q in p if q.requires_grad], lr=0.01),
+    )  # fmt: skip
+
+
+def test_prepared_weights_that_are_trained_by_another_program(force):
+    """Two networks in turn, each a constant in the other's step."""
+    force("winograd4", L2)
+    rng = np.random.default_rng(2)
+    xs = [awkward(rng, (33, 9, 8, 2)) for _ in range(9)]
+
+    def run(captured):
+        gs.manual_seed(3)
+        nets = [Convs(4, 19, False, 2), Convs(2, 18, False, 2)]
+        steps = []
+        for i in (0, 1):
+            opt = gs.optim.AdamW(nets[i].parameters(), lr=0.01)
+            order = nets if i == 0 else nets[::-1]
+
+            def step(x, first=order[0], last=order[1], opt=opt):
+                for q in (*first.parameters(), *last.parameters()):
+                    q.grad = None
+                loss = (last(first(x)) ** 2).mean()
+                loss.backward()
+                opt.step()
+                return loss
+
+            steps.append(gs.capture(step, passes=PREPARED) if captured else step)
+        out = [f(gs.tensor(x)).data.copy() for x in xs for f in steps]
+        if captured:
+            assert all(f.reason is None and f.report(1).count(UPDATES) == 2 for f in steps)
+        return bits(out + [p.data for net in nets for p in net.parameters()])
+
+    assert run(True) == run(False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_prepared_updates_after_a_fork(force):
+    force("winograd4", L2)
+    children = []
+
+    def between(i, model, step, f):
+        if i == 6 and f is not step:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                children.append(os.fork())
+
+    make = lambda: Convs(4, 19)  # noqa: E731
+    expected = trained(make, (33, 9, 8, 2), None)
+    try:
+        right = trained(make, (33, 9, 8, 2), True, between=between) == expected
+    except BaseException:
+        right = False
+    if children == [0]:
+        os._exit(0 if right else 1)
+    assert right and os.waitpid(children[0], 0)[1] == 0
+
+
+def test_prepared_updates_of_a_copied_module(force):
+    force("winograd4", L2)
+
+    class Trained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Convs(4, 19)
+            self.opt = gs.optim.AdamW(self.net.parameters(), lr=0.01)
+            self.step = gs.capture(self.update, passes=True)
+
+        def update(self, x):
+            self.opt.zero_grad()
+            loss = (self.net(x) ** 2).mean()
+            loss.backward()
+            self.opt.step()
+            return loss
+
+    gs.manual_seed(0)
+    one = Trained()
+    rng = np.random.default_rng(6)
+    xs = [gs.tensor(awkward(rng, (33, 9, 8, 2))) for _ in range(6)]
+    for x in xs:
+        one.step(x)
+    two = copy.deepcopy(one)
+    before = bits([p.data for p in two.net.parameters()])
+    first = [two.step(x).data.copy() for x in xs]
+    second = [one.step(x).data.copy() for x in xs]
+    assert bits(first) == bits(second) and before != bits([p.data for p in two.net.parameters()])
+    eager = [two.update(x).data.copy() for x in xs]
+    assert bits(eager) == bits([one.step(x).data.copy() for x in xs])
+
+
+@pytest.mark.parametrize("kind", ["packed", "transformed"])
+def test_prepared_weights_have_a_limit(kind, force):
+    """What does not fit into 8 MB, or 0.5 MB of filters, with what comes before is made as ever."""
+    force("winograd4", L2)
+    gs.manual_seed(0)
+    if kind == "packed":
+        model, x = nn.Sequential(*[nn.Linear(700, 700) for _ in range(4)]), gs.randn(300, 700)
+    else:
+        layers = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)]
+        model, x = nn.Sequential(*layers), gs.randn(33, 8, 8, 32)
+
+    def forward(x):
+        with gs.no_grad():
+            return model(x)
+
+    f = gs.capture(forward)
+    for _ in range(7):
+        assert bits([f(x).data]) == bits([forward(x).data])
+    report = f.report(1)
+    assert sum(line.endswith("with prepared weights") for line in report.split("\n")) == 2
+    limit = 8 << 20 if kind == "packed" else 1 << 19
+    assert 0 < f.programs[0]["constant_bytes"] <= limit
+
+
 def test_every_rule_has_a_switch():
     chosen = gs.capture(lambda x: x).passes
     assert set(RULES) <= set(chosen)
-    assert {n for n, on in chosen.items() if not on} == {"bias_activation", "activation_gradient"}
+    unpaid = {"bias_activation", "activation_gradient", "prepared_updates"}
+    assert {n for n, on in chosen.items() if not on} == unpaid
     assert all(gs.capture(lambda x: x, passes=True).passes.values())
     assert not any(gs.capture(lambda x: x, passes=False).passes.values())

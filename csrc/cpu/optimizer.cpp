@@ -12,6 +12,7 @@
 
 #include <math.h>
 
+#include "prepare_unit.h"
 #include "simd/flush.h"
 #include "simd/vec.h"
 
@@ -606,6 +607,61 @@ void grad_scale_plan(const void* params, Plan* plan) {
   plan_of<GradScaleParams>(params, plan, 0.3);
 }
 
+// ---- weights whose transformed or packed form is kept (include/prepared.h)
+// Bytes: the check reads weights and copy; the update writes copy and forms beside what it does
+// anyway. Members take units of rows, in order.
+
+void prepared_check(const void* params, void* const* buf, const Ctx* ctx) {
+  const PreparedCheckParams& c = *(const PreparedCheckParams*)params;
+  const PreparedParams* all = (const PreparedParams*)(&c + 1);
+  for (int64_t i = 0; i < c.count; ++i) {
+    const float* w = (const float*)buf[2 * i];
+    char* kept = (char*)buf[2 * i + 1];
+    const int64_t units = prepared_units(all[i]);
+    for (int64_t t = units * ctx->tid / ctx->nt; t < units * (ctx->tid + 1) / ctx->nt; ++t)
+      WeightUnit{all[i], w, kept, t}.look();
+  }
+}
+void prepared_check_plan(const void* params, Plan* plan) {
+  const PreparedCheckParams& c = *(const PreparedCheckParams*)params;
+  const PreparedParams* all = (const PreparedParams*)(&c + 1);
+  plan->tasks = 1;
+  plan->work = 0;
+  for (int64_t i = 0; i < c.count; ++i) {
+    const int64_t units = prepared_units(all[i]);
+    plan->tasks = units > plan->tasks ? units : plan->tasks;
+    plan->work += all[i].rows * all[i].row / 8 + 5;
+  }
+}
+
+void prepared_update(const void* params, void* const* buf, const Ctx* ctx) {
+  const PreparedUpdateParams& p = *(const PreparedUpdateParams*)params;
+  const int64_t units = prepared_units(p.prepared), row = p.prepared.row;
+  // what a chunk of an update holds, and no less than a unit
+  int64_t each = kChunk / (kPreparedRows * row);
+  if (each < 1) each = 1;
+  const int64_t end = units * (ctx->tid + 1) / ctx->nt;
+  const Ctx alone{0, 1, nullptr, ctx->slots, nullptr, ctx->barrier_wait, ctx->stream};
+  for (int64_t t = units * ctx->tid / ctx->nt; t < end; t += each) {
+    const int64_t next = t + each < end ? t + each : end, offset = t * kPreparedRows * row;
+    struct {
+      OptimizerParams rule;
+      int64_t size;
+    } one = {p.rule, (next - t) * kPreparedRows * row};
+    if (one.size > p.size - offset) one.size = p.size - offset;
+    void* at[3 + 6] = {nullptr};
+    for (int64_t i = 0; i < 2 + p.states; ++i) at[1 + i] = (float*)buf[i] + offset;
+    p.update(&one, at, &alone);
+    for (int64_t u = t; u < next; ++u)
+      WeightUnit{p.prepared, (const float*)buf[0], (char*)buf[2 + p.states], u}.prepare();
+  }
+}
+void prepared_update_plan(const void* params, Plan* plan) {
+  const PreparedUpdateParams& p = *(const PreparedUpdateParams*)params;
+  plan->tasks = prepared_units(p.prepared);
+  plan->work = p.size * (1 + p.prepared.forms) + 20;
+}
+
 template <class T>
 using RmsPlain = RmsProp<T, false, false>;
 template <class T>
@@ -640,6 +696,8 @@ const KernelEntry entries[] = {
     GS_UPDATE("radam", RAdam),
     GS_UPDATE("asgd", Asgd),
     GS_UPDATE("average", Average),
+    {"prepared_weights", kF32, prepared_check, prepared_check_plan},
+    {"prepared_update", kF32, prepared_update, prepared_update_plan},
     {"grad_norm", kF32, grad_norm<float>, grad_norm_plan},
     {"grad_norm", kF64, grad_norm<double>, grad_norm_plan},
     {"grad_scale", kF32, grad_scale<float, false>, grad_scale_plan},

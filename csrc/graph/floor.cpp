@@ -59,7 +59,7 @@ std::vector<Work> Program::work() const {
     Work w{flops_of(op), 0};
     for (size_t i = 0; i < op.buffers.size(); ++i) {
       const RecordedBuffer& b = op.buffers[i];
-      if (b.object < 0) continue;
+      if (b.object < 0 || objects[(size_t)b.object].kept) continue;
       int access = 0;
       bool first = true;
       for (size_t j = 0; j < op.buffers.size(); ++j)

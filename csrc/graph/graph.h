@@ -39,6 +39,7 @@ struct MemoryObject {
   int first = -1, last = -1;  // ops
   int64_t place = -1;         // offset in the arena
   int over = -1;              // object whose memory it takes over
+  bool kept = false;          // kConstant: written by kernels and read at the next replay
 };
 
 // Looks at values on the host: false stops the program there. data: the first buffer.
@@ -110,8 +111,9 @@ struct Options {
   bool in_place = true;  // an elementwise kernel writes over an input that it is the last to read
   bool relu_pool = true, conv_pool = true, norm_relu = true, norm_stats = true, bias_relu = true,
        bias_activation = true, activation_gradient = true, conv_gradient = true, residual = true,
-       norm_sum = true, pieces = true, optimizer = true,
-       gradient_update = true;  // rewrites: fuse.cpp
+       norm_sum = true, pieces = true, optimizer = true, gradient_update = true,
+       prepared_weights = true,
+       prepared_updates = true;  // rewrites: fuse.cpp
 };
 
 // One kernel of a program as the replay sees it.

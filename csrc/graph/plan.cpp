@@ -185,6 +185,7 @@ void Program::resolve() {
       bound[i] = arena + o.place;
     } else if (o.home == Home::kConstant) {
       constants[i] = bound[i] = (char*)pool_take(o.bytes);
+      if (bound[i] && o.kept) memset(bound[i], 0, o.bytes);
       if (bound[i]) memcpy(bound[i], o.init.data(), o.init.size());
     } else {
       bound[i] = o.base;
@@ -289,7 +290,7 @@ int64_t Program::assign(int team) {
     for (auto& b : op.buffers) {
       if (b.object < 0) continue;
       const MemoryObject& o = objects[(size_t)b.object];
-      if (o.home == Home::kConstant) continue;
+      if (o.home == Home::kConstant && !o.kept) continue;
       Touch t{b.object + 1, 0, 1, (b.access & kWrite) != 0, -1};
       if (o.home == Home::kArena) t = Touch{0, o.place, o.place + rounded(o.bytes), t.write, -1};
       mine.push_back(t);

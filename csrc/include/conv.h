@@ -34,6 +34,7 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 //   hears of rows of y when they are there; its parts and counters.
 // - gate, conv_direct_backward_data and conv_winograd*_backward, also with a pool: the output of a
 //   ReLU, like dx, whose gradient dx is: zeros where that output is not positive.
+// - prepared, conv_winograd*: the transformed filters may be there (prepared.h); the last buffers.
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;
@@ -47,6 +48,7 @@ struct ConvParams {
   KernelFn after;
   int64_t after_rows;  // channel_norm_piece: rows of y that it takes together
   int32_t gate;
+  int32_t prepared;
 };
 
 // conv_channel_sum: out[c] = sum over rows of x (rows, channels). buffers x, out.

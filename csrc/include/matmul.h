@@ -3,6 +3,7 @@
 #include "activation.h"
 #include "kernel.h"
 #include "optimizer.h"
+#include "prepared.h"
 
 namespace gs {
 
@@ -36,6 +37,7 @@ struct MatmulParams {
   int64_t l1, l2, l3;  // bytes of cache a core sees
   KernelFn after;      // activation_piece or nothing
   PieceParams piece;
+  int64_t prepared;  // `matmul` only: B may be there, packed (prepared.h)
 };
 
 constexpr int kVecRows = 8;
@@ -44,7 +46,7 @@ constexpr int kVecRows = 8;
 // transpose without gaps, is the gradient of a parameter of the same size. Whoever has made some
 // whole rows lets `update`, the kernel of an optimizer, change the parameter there. buffers: a, b,
 // bias or null, c, parameter, then the states of the optimizer; p.count is 1, and there is no
-// control.
+// control. Where `prepared` has forms, kept is the last buffer: they are made with each piece.
 constexpr int kMaxUpdated = 6;
 struct MatmulUpdateParams {
   MatmulParams product;
@@ -52,6 +54,7 @@ struct MatmulUpdateParams {
   int64_t updated;  // arrays that it changes: the parameter and the states, up to kMaxUpdated
   OptimizerParams rule;
   int64_t size;  // of p, behind it as OptimizerParams wants
+  PreparedParams prepared;
 };
 
 // colsum: out[j] = sum over i of x[i, j] (+ out[j] when accumulate). buffers: x (rows, cols; unit

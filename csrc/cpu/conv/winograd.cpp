@@ -20,6 +20,8 @@
 // channels.
 #include "conv/winograd.h"
 
+#include "prepare_unit.h"
+
 namespace gs {
 namespace GS_ISA {
 namespace {
@@ -41,6 +43,18 @@ struct Job {
   // The first tile of block b.
   GS_MEMBER int64_t start(int64_t b) const { return b * (g.tiles / unit) / blocks * unit; }
 };
+
+// Panel i of the transformed filters; E planes of C rows.
+template <class T, int M>
+GS_INLINE int64_t panel_at(const ConvParams& p, const Panels& out, int64_t i) {
+  return (M + 2) * (M + 2) * (p.channels * out.first(i) * simd<T>::N + 16 * i);
+}
+template <class T, int M>
+GS_INLINE size_t form_bytes(const ConvParams& p) {
+  const Panels out = panels_of<T>(p.filters);
+  return align64((size_t)((M + 2) * (M + 2) * (p.channels * out.padded + 16 * out.count)) *
+                 sizeof(T));
+}
 
 template <class T, int M>
 Job<T> make_job(const ConvParams& p) {
@@ -87,7 +101,7 @@ Job<T> make_job(const ConvParams& p) {
     // for few tiles, members rather repeat the transform than read what another one has just
     // written
     j.own_filters = filters < p.l2 / 2 && tiles <= 512;
-    j.filters = align64((size_t)(filters + j.out.count * E * 16 * B));
+    j.filters = form_bytes<T, M>(p);
     j.own_at = j.own_filters ? 0 : j.filters;
     j.own = align64(j.zeros + (j.own_filters ? j.filters : 0) +
                     (size_t)(E * (j.v.step + j.m.step) * B));
@@ -170,13 +184,13 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       queue_at(queues, i).reset();
 
   if (!j.by_filters) {
-    // Panel i of the transformed filters; E planes of C rows.
-    auto panel = [&](int64_t i) {
-      return (j.own_filters ? mine : (T*)ctx->scratch) + E * (C * j.out.first(i) * N + 16 * i);
-    };
+    const int at = 4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0);
+    const bool made = p.prepared && prepared_ready(buf[at], p.prepared);
+    T* all = made ? (T*)buf[at + 1] : j.own_filters ? mine : (T*)ctx->scratch;
+    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p, j.out, i); };
     int64_t start = j.own_filters ? 0 : ctx->tid, step = j.own_filters ? 1 : ctx->nt;
-    int64_t slices = ceil_div(C, N);
-    for (int64_t t = start; t < j.out.count * slices; t += step) {
+    int64_t slices = ceil_div(C, N), transforms = made ? 0 : j.out.count * slices;
+    for (int64_t t = start; t < transforms; t += step) {
       int64_t i = t / slices, c = t % slices * N;
       Planes s = planes(C, j.out.nv(i) * N);
       filter_tiles<T, M>(p, w, j.out.first(i) * N, j.out.nv(i), c, min64(c + N, C),
@@ -268,7 +282,29 @@ void forward_plan(const void* params, Plan* plan) {
   plan->work = (int64_t)(winograd_operations<M>(p) * (sizeof(T) == 8 ? 2 : 1) / GS_VBYTES) + 1000;
 }
 
+// The filters of a unit of rows, transformed as by tiles.
+template <int M>
+void prepare(const void* params, void* const* buf, const Ctx*) {
+  constexpr int N = simd<float>::N;
+  const FormCall& call = *(const FormCall*)params;
+  const ConvParams& p = *(const ConvParams*)call.params;
+  const Panels out = panels_of<float>(p.filters);
+  for (int64_t k = call.first; k < call.first + call.count; k += N) {
+    const int64_t i = k / (kPanel * N), c = k - out.first(i) * N;
+    filter_tiles<float, M>(p, (const float*)buf[0], k, 1, 0, p.channels,
+                           (float*)buf[1] + panel_at<float, M>(p, out, i) + c,
+                           planes(p.channels, out.nv(i) * N));
+  }
+}
+template <int M>
+void prepare_plan(const void* params, Plan* plan) {
+  const ConvParams& p = *(const ConvParams*)params;
+  plan->scratch = make_job<float, M>(p).by_filters ? 0 : form_bytes<float, M>(p);
+}
+
 const KernelEntry entries[] = {
+    {"prepare_winograd4", kF32, prepare<4>, prepare_plan<4>},
+    {"prepare_winograd2", kF32, prepare<2>, prepare_plan<2>},
     {"conv_winograd4_pool", kF32, forward<float, 4>, forward_plan<float, 4>},
     {"conv_winograd2_pool", kF32, forward<float, 2>, forward_plan<float, 2>},
     {"conv_winograd4_forward", kF32, forward<float, 4>, forward_plan<float, 4>},

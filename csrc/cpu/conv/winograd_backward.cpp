@@ -19,6 +19,7 @@
 // Slices, blocks and rounds follow from shapes and cache sizes. Floor: 4 tiles A * A C K
 // operations, plus some 400 vector operations a tile and vector of channels.
 #include "conv/winograd.h"
+#include "prepare_unit.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -39,6 +40,17 @@ struct Job {
   int64_t seam, part;  // elements of a slice's seam and du
   size_t v_at, dm_at, du_at, u_at, db_at, seam_at, own_at, own, zeros, queues_at, scratch;
 };
+
+// Panel i of the transformed filters, by tiles; E planes of K rows.
+template <class T, int M>
+GS_INLINE int64_t panel_at(const ConvParams& p, const Panels& in, int64_t i) {
+  return (M + 2) * (M + 2) * (p.filters * in.first(i) * simd<T>::N + 16 * i);
+}
+template <class T, int M>
+GS_INLINE int64_t form_size(const ConvParams& p) {
+  const Panels in = panels_of<T>(p.channels);
+  return (M + 2) * (M + 2) * (p.filters * in.padded + 16 * in.count);
+}
 
 template <class T, int M>
 Job make_job(const ConvParams& p) {
@@ -83,7 +95,7 @@ Job make_job(const ConvParams& p) {
     j.du = planes(p.filters, C);
     j.part = E * j.du.step;
     if (j.data) {
-      j.u_at = take(E * (p.filters * C + 16 * j.in.count));
+      j.u_at = take(form_size<T, M>(p));
       j.seam_at = take(j.slices * j.seam);
     }
     if (j.weight) {
@@ -150,6 +162,7 @@ struct Backward {
   T *dx, *dw, *db;
   const uint8_t* index;  // of a pool behind the convolution
   const T* gate;         // the output of a ReLU whose gradient dx is
+  const T* prepared;     // the transformed filters, by tiles, or nothing
   const T* zeros;
   T* mine;
   char* queues;
@@ -175,10 +188,11 @@ struct Backward {
 
   void by_tiles() const {
     int64_t K = p.filters, P = p.pool ? 2 : 1;
-    auto panel = [&](int64_t i) { return at(j.u_at) + E * (K * j.in.first(i) * N + 16 * i); };
+    T* all = prepared ? (T*)prepared : at(j.u_at);
+    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p, j.in, i); };
     if (j.data) {
-      int64_t steps = ceil_div(K, 16);
-      for (int64_t t = ctx->tid; t < j.in.count * steps; t += ctx->nt) {
+      int64_t steps = ceil_div(K, 16), transforms = prepared ? 0 : j.in.count * steps;
+      for (int64_t t = ctx->tid; t < transforms; t += ctx->nt) {
         int64_t i = t / steps, k = t % steps * 16;
         Planes s = planes(K, j.in.nv(i) * N);
         filter_tiles_backward<T, M>(p, w, j.in.first(i) * N, j.in.nv(i), k, min64(k + 16, K),
@@ -363,6 +377,8 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
   Job j = make_job<T, M>(p);
   char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   memset(own, 0, j.zeros);
+  const int last = 7 + (p.pool ? 1 : 0) + (p.gate ? 1 : 0);
+  const bool made = p.prepared && prepared_ready(buf[last], p.prepared);
   Backward<T, M> b{p,
                    j,
                    ctx,
@@ -375,6 +391,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    (T*)buf[6],
                    p.pool ? (const uint8_t*)buf[7] : nullptr,
                    p.gate ? (const T*)buf[p.pool ? 8 : 7] : nullptr,
+                   made ? (const T*)buf[last + 1] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros),
                    ctx->scratch + j.queues_at};
@@ -400,7 +417,31 @@ void backward_plan(const void* params, Plan* plan) {
                1000;
 }
 
+// The filters of a unit of rows, transformed as by tiles.
+template <int M>
+void prepare(const void* params, void* const* buf, const Ctx*) {
+  constexpr int N = simd<float>::N;
+  const FormCall& call = *(const FormCall*)params;
+  const ConvParams& p = *(const ConvParams*)call.params;
+  const Panels in = panels_of<float>(p.channels);
+  for (int64_t i = 0; i < in.count; ++i) {
+    const Planes s = planes(p.filters, in.nv(i) * N);
+    filter_tiles_backward<float, M>(
+        p, (const float*)buf[0], in.first(i) * N, in.nv(i), call.first, call.first + call.count,
+        (float*)buf[1] + panel_at<float, M>(p, in, i) + call.first * s.ld, s);
+  }
+}
+template <int M>
+void prepare_plan(const void* params, Plan* plan) {
+  const ConvParams& p = *(const ConvParams*)params;
+  const Job j = make_job<float, M>(p);
+  plan->scratch =
+      j.by_channels || !j.data ? 0 : align64((size_t)form_size<float, M>(p) * sizeof(float));
+}
+
 const KernelEntry entries[] = {
+    {"prepare_winograd4_data", kF32, prepare<4>, prepare_plan<4>},
+    {"prepare_winograd2_data", kF32, prepare<2>, prepare_plan<2>},
     {"conv_winograd4_pool_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
     {"conv_winograd2_pool_backward", kF32, backward<float, 2>, backward_plan<float, 2>},
     {"conv_winograd4_backward", kF32, backward<float, 4>, backward_plan<float, 4>},

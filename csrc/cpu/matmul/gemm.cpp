@@ -31,6 +31,7 @@
 #include "matmul/pack.h"
 #include "matmul/small.h"
 #include "matmul/tile.h"
+#include "prepare_unit.h"
 #include "simd/flush.h"
 #include "simd/own.h"
 #include "simd/vec.h"
@@ -172,6 +173,7 @@ GS_INLINE void fetch_after(const Cell<T>& x, const T* c, int64_t rows, int64_t c
 }
 template <class T>
 GS_INLINE void run_after(const Cell<T>& x, T* c, int64_t rows, int64_t cols) {
+  const FlushSubnormals off(false);
   PieceParams piece = x.after->piece;
   piece.rows = rows;
   piece.cols = cols;
@@ -658,14 +660,20 @@ struct Sharing {
   bool private_b;  // few rows: a unit has all of them and all of k, and packs its columns of B
 };
 
-// updates: a piece of C is whole rows, or columns of a transposed problem.
+// updates: a piece of C is whole rows, or columns of a transposed problem, a multiple of `unit` of
+// them.
 template <class T>
-Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updates) {
+Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updates,
+                int64_t unit = 1) {
   constexpr int64_t size = sizeof(T);
-  const int64_t W = s.nv * simd<T>::N;
-  const int64_t group = s.a_mode == kSlivers ? most(s.sliver, s.height) : s.height;
+  int64_t W = s.nv * simd<T>::N;
+  int64_t group = s.a_mode == kSlivers ? most(s.sliver, s.height) : s.height;
+  if (updates) {
+    while (group % unit) group += s.a_mode == kSlivers ? most(s.sliver, s.height) : s.height;
+    while (s.turned && W % unit) W += s.nv * simd<T>::N;
+  }
   Sharing h;
-  h.private_b = !updates && s.a_mode == kInPlace &&
+  h.private_b = !updates && !p.prepared && s.a_mode == kInPlace &&
                 (p.m <= kFewRows || (s.tile_packs && p.k <= s.kc && p.m * p.k * size <= p.l2 / 4 &&
                                      ceil_div(p.n, W) >= 4 * nt));
   h.rows = p.m;
@@ -683,7 +691,7 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
   h.steps = h.private_b
                 ? 1
                 : ceil_div(p.n, h.cols) * ceil_div(p.m, h.rows) * most(1, ceil_div(p.k, s.kc));
-  h.b_bytes = s.b_mode == kDirect || h.private_b
+  h.b_bytes = s.b_mode == kDirect || h.private_b || p.prepared
                   ? 0
                   : round_up(round_up(h.cols, W) * s.kc * size + 64, 4096);
   h.a_bytes = s.a_mode == kInPlace || h.private_b
@@ -858,6 +866,20 @@ struct Update {
   const MatmulUpdateParams& u;
   void* const* buf;
 
+  // Rows of the parameter that are prepared together: pieces are multiples of it.
+  GS_MEMBER int64_t unit() const { return u.prepared.forms ? kPreparedRows : 1; }
+  GS_MEMBER void prepare_unit(int64_t t) const {
+    WeightUnit{u.prepared, (const float*)buf[4], (char*)buf[4 + u.updated], t}.prepare();
+  }
+  GS_MEMBER void prepare(int64_t offset, int64_t n) const {
+    if (!u.prepared.forms) return;
+    const int64_t each = kPreparedRows * u.prepared.row;
+    for (int64_t t = offset / each; t * each < offset + n; ++t) prepare_unit(t);
+  }
+  GS_MEMBER void prepare_all(const Ctx* ctx) const {
+    for (int64_t t = ctx->tid; t < prepared_units(u.prepared); t += ctx->nt) prepare_unit(t);
+  }
+
   // Elements offset .. offset + n - 1.
   GS_MEMBER void run(int64_t offset, int64_t n, const Ctx* ctx) const {
     struct {
@@ -877,11 +899,12 @@ struct Update {
   }
 };
 
-// update: what is done to whole rows that are ready, or nothing.
+// update: what is done to whole rows that are ready, or nothing. kept: all of B, packed, where
+// p.prepared.
 template <class T>
 void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole, const Ctx* ctx,
-                 const Update* update) {
-  const Sharing h = sharing<T>(p, s, ctx->nt, update != nullptr);
+                 const Update* update, const T* kept) {
+  const Sharing h = sharing<T>(p, s, ctx->nt, update != nullptr, update ? update->unit() : 1);
   const int64_t W = s.nv * simd<T>::N;
   const int nt = ctx->nt;
   const int64_t set = 2 * nt * kCounterBytes;  // counters of a step: of packing, of units
@@ -933,6 +956,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     T* b_to = (T*)(memory + (q & 1) * (h.a_bytes + h.b_bytes));
     SharedPack<T> work{x, s, (T*)((char*)b_to + h.b_bytes), b_to, nt, {}};
     work.count();
+    if (kept) work.parts[0] = 0;
     Tickets tickets{counters + q % 3 * set, {work.parts[0], work.parts[1]}, nt, ctx->tid, 0};
     int64_t t;
     int kind;
@@ -953,6 +977,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     const Cell<T> step = place(q, &row, &col, &k);
     const T* b = (const T*)(memory + (q & 1) * (h.a_bytes + h.b_bytes));
     const T* a = (const T*)((const char*)b + h.b_bytes);
+    if (kept) b = kept + col * p.k + k * round_up(step.n, simd<T>::N);
     // whole panels a unit; the last one has a rest of less than a panel
     const int64_t nu = most(1, step.n / h.unit_cols + (step.n % h.unit_cols >= W)),
                   mu = ceil_div(step.m, h.unit_rows);
@@ -1008,14 +1033,93 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
         x.soon = &soon;
       }
       run_cell(x, s, mine);
-      if (updates) update->run(offset, n, &alone);
+      if (!updates) continue;
+      update->run(offset, n, &alone);
+      update->prepare(offset, n);
     }
     if (q + 1 < h.steps) pack(q + 1);
   }
   if (late) {
     ctx->sync();
     update->run(0, p.m * p.n, ctx);
+    if (update->unit() == 1) return;
+    ctx->sync();
+    update->prepare_all(ctx);
   }
+}
+
+// ---- B of a product, all of it packed beforehand (include/prepared.h)
+
+// Whether it can be, of the products that pack it anyway.
+GS_INLINE bool keeps_b(const MatmulParams& p, const Blocking& s) {
+  return p.batch == 1 && s.slices == 1 && p.k > 0 && s.b_mode != kDirect &&
+         p.m * p.n * p.k < kSharedMost;
+}
+
+// to[k * width + j] = from[j * ld + k] for j < rows, zero for the other lanes of one vector.
+void pack_vector(const float* from, int64_t ld, int64_t depth, int rows, int64_t width, float* to) {
+  constexpr int N = simd<float>::N;
+  for (int64_t k = 0; k < depth; k += N, to += N * width) {
+    const int64_t n = least(N, depth - k);
+    if (rows == N && n == N) {
+      vf v[N];
+      load_transposed(from + k, ld, v);
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) store(to + i * width, v[i]);
+      continue;
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int j = 0; j < N; ++j) to[i * width + j] = j < rows ? from[j * ld + k + i] : 0;
+  }
+}
+
+// A unit of rows of B, or of its transpose: columns of B.
+void prepare(const void* params, void* const* buf, const Ctx*) {
+  constexpr int N = simd<float>::N;
+  const FormCall& call = *(const FormCall*)params;
+  const MatmulParams& p = *(const MatmulParams*)call.params;
+  const float* w = (const float*)buf[0];
+  float* to = (float*)buf[1];
+  const int64_t end = call.first + call.count;
+  if (small_kept(p)) {
+    for (int64_t j = call.first; j < end; j += N) {
+      int64_t panel = 0, width = 0;
+      small_place(p, j, &panel, &width);
+      pack_vector(w + j * p.b_cs, p.b_cs, p.k, (int)least(N, p.n - j), width,
+                  to + panel * p.k + j - panel);
+    }
+    return;
+  }
+  const Blocking s = blocking<float>(p);
+  const Sharing h = sharing<float>(p, s, 1, false);
+  for (int64_t col = 0; col < p.n; col += h.cols) {
+    const int64_t cols = least(h.cols, p.n - col), nvec = ceil_div(cols, N);
+    for (int64_t v = 0; v < nvec;) {
+      const int nv = panel_vectors(s.nv, nvec - v);
+      const int64_t width = nv * N, at = col + v * N;  // the columns of this panel
+      for (int64_t k = 0; k < p.k; k += s.kc) {
+        const int64_t depth = least(s.kc, p.k - k);
+        float* panel = to + col * p.k + k * nvec * N + v * N * depth;
+        if (s.b_mode == kPackRows) {
+          const int64_t r = most(k, call.first), n = least(k + depth, end) - r;
+          if (n > 0)
+            pack_rows(w + r * p.b_rs + at, p.b_rs, n, (int)least(width, p.n - at), (int)width,
+                      panel + (r - k) * width);
+        } else {
+          for (int64_t j = most(at, call.first); j < least(at + width, end); j += N)
+            pack_vector(w + j * p.b_cs + k, p.b_cs, depth, (int)least(N, p.n - j), width,
+                        panel + j - at);
+        }
+      }
+      v += nv;
+    }
+  }
+}
+void prepare_plan(const void* params, Plan* plan) {
+  const MatmulParams& p = *(const MatmulParams*)params;
+  plan->scratch = 0;
+  if (small_kept(p) || keeps_b(p, blocking<float>(p)))
+    plan->scratch = (size_t)(round_up(p.n, simd<float>::N) * p.k) * sizeof(float);
 }
 
 template <class T>
@@ -1045,11 +1149,31 @@ Cell<T> whole_cell(const MatmulParams& p, const Blocking& s, void* const* buf) {
   return x;
 }
 
+// With B as it was packed beforehand, when it was.
+bool gemm_prepared(const MatmulParams& p, void* const* buf, const Ctx* ctx) {
+  const int at = p.after ? 5 : 4;
+  if (!prepared_ready(buf[at], p.prepared)) return false;
+  const float* kept = (const float*)buf[at + 1];
+  if (small_kept(p)) {
+    small_prepared(p, buf, kept, ctx);
+  } else {
+    const Blocking s = blocking<float>(p);
+    gemm_shared<float>(p, s, whole_cell<float>(p, s, buf), ctx, nullptr, kept);
+  }
+  return true;
+}
+
 template <class T>
 void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
+  const FlushSubnormals flush(sizeof(T) == 4);
+  if (sizeof(T) == 4 && p.prepared) {
+    if (gemm_prepared(p, buf, ctx)) return;
+    MatmulParams plain = p;
+    plain.prepared = 0;
+    return gemm<T>(&plain, buf, ctx);
+  }
   if (p.m == 0 || p.n == 0 || p.batch == 0) return;
-  const FlushSubnormals flush;
   if (sizeof(T) == 4 && ctx->nt == 1 && small_product(p, buf, ctx->scratch)) return;
   Blocking s = blocking<T>(p);
   Cell<T> x = whole_cell<T>(p, s, buf);
@@ -1058,7 +1182,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     return;
   }
   if (is_shared<T>(p, s, ctx->nt)) {
-    gemm_shared(p, s, x, ctx, nullptr);
+    gemm_shared<T>(p, s, x, ctx, nullptr, nullptr);
     return;
   }
   char* mine = ctx->scratch + ctx->tid * (s.b_bytes + s.a_bytes);
@@ -1085,11 +1209,29 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   }
 }
 
+// Scratch of gemm_shared where the product always goes there.
+template <class T>
+size_t shared_scratch(const MatmulParams& p, int64_t tasks, bool updates, int64_t unit) {
+  const Sharing h = sharing<T>(p, blocking<T>(p), tasks, updates, unit);
+  return (size_t)(tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes) +
+                  round_up(6 * tasks * kCounterBytes, 4096));
+}
+
 template <class T>
 void gemm_plan(const void* params, Plan* plan) {
   const MatmulParams& p = *(const MatmulParams*)params;
   // operations a nanosecond
   int64_t rate = (GS_VBYTES == 64 ? 128 : GS_VBYTES == 32 ? 64 : 16) * 4 / (int64_t)sizeof(T);
+  if (p.prepared) {  // room for either way
+    MatmulParams plain = p;
+    plain.prepared = 0;
+    gemm_plan<T>(&plain, plan);
+    if (!small_kept(p)) {
+      const size_t with = shared_scratch<T>(p, plan->tasks, false, 1);
+      plan->scratch = with > plan->scratch ? with : plan->scratch;
+    }
+    return;
+  }
   if (sizeof(T) == 4 && small_problem(p)) {
     // what the blocking below would ask for at most: no slices, A in place, B in place or in panels
     int64_t tiles = ceil_div(p.m, 4) * ceil_div(p.n, simd<T>::N);
@@ -1123,7 +1265,7 @@ void gemm_update(const void* params, void* const* buf, const Ctx* ctx) {
   const FlushSubnormals flush;
   const Blocking s = blocking<float>(u.product);
   const Update update{u, buf};
-  gemm_shared(u.product, s, whole_cell<float>(u.product, s, buf), ctx, &update);
+  gemm_shared<float>(u.product, s, whole_cell<float>(u.product, s, buf), ctx, &update, nullptr);
 }
 
 void gemm_update_plan(const void* params, Plan* plan) {
@@ -1131,14 +1273,11 @@ void gemm_update_plan(const void* params, Plan* plan) {
   const MatmulParams& p = u.product;
   gemm_plan<float>(&p, plan);
   plan->work += (int64_t)(0.8 * (double)(p.m * p.n));
-  const Blocking s = blocking<float>(p);
-  const Sharing h = sharing<float>(p, s, plan->tasks, true);
-  plan->scratch =
-      (size_t)(plan->tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes) +
-               round_up(6 * plan->tasks * kCounterBytes, 4096));
+  plan->scratch = shared_scratch<float>(p, plan->tasks, true, u.prepared.forms ? kPreparedRows : 1);
 }
 
 const KernelEntry entries[] = {
+    {"prepare_matmul", kF32, prepare, prepare_plan},
     {"matmul_update", kF32, gemm_update, gemm_update_plan},
     {"matmul", kF32, gemm<float>, gemm_plan<float>},
     {"matmul", kF64, gemm<double>, gemm_plan<double>},

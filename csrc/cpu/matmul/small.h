@@ -174,6 +174,45 @@ void pack(const float* from, int64_t ld, int64_t depth, int cols, int width, flo
   }
 }
 
+// The panel that column j, a multiple of N, lies in: its first column and its vectors. 4 vectors as
+// long as there are 4, then 2 or 1.
+struct Panel {
+  int64_t first;
+  int nv;
+  GS_MEMBER Panel(int64_t n, int64_t j) {
+    const int64_t vectors = (n + N - 1) / N, rest = vectors / kWidest * kWidest * N;
+    if (j < rest) {
+      first = j / (kWidest * N) * (kWidest * N);
+      nv = kWidest;
+    } else if (vectors * N - rest >= 2 * N && j < rest + 2 * N) {
+      first = rest;
+      nv = 2;
+    } else {
+      first = j;
+      nv = 1;
+    }
+  }
+};
+
+// Rows [i, end) of one panel; g has all but its place in A and C.
+GS_INLINE void rows(Args& g, int nv, bool a_rows, const float* a, float* c, int64_t i,
+                    int64_t end) {
+  const TileFn* by_rows = tiles[a_rows][nv >> 1];
+  while (i < end) {
+    const int64_t left = end - i;
+    const int high = nv == kWidest ? 6 : 8;
+    // 8 rows go as 4 + 4, not 6 + 2
+    const int size = left >= high && (high == 8 || left != 8) ? 3
+                     : left >= 4                              ? 2
+                     : left >= 2                              ? 1
+                                                              : 0;
+    g.a = a_rows ? a + i * g.lda : a + i;
+    g.c = c + i * g.ldc;
+    by_rows[size](g);
+    i += size == 3 ? high : tile_heights[size];
+  }
+}
+
 }  // namespace small
 
 // Whether a product is of the size for this kernel, however its operands lie.
@@ -201,35 +240,63 @@ __attribute__((noinline)) bool small_product(const MatmulParams& p, void* const*
   g.ldc = p.c_rs;
   g.flags = (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
   for (int64_t j = 0; j < p.n;) {
-    const int64_t vectors = (p.n - j + N - 1) / N;
-    const int nv = vectors >= kWidest ? kWidest : vectors >= 2 ? 2 : 1;
+    const int nv = Panel(p.n, j).nv;
     const int cols = (int)(p.n - j < nv * N ? p.n - j : nv * N);
-    const TileFn* by_rows = tiles[a_rows][nv >> 1];
     g.last = cols - (nv - 1) * N;
     g.b = turned ? panel : b + j;
     g.brs = turned ? nv * N : p.b_rs;
     g.bias = bias ? bias + j : nullptr;
     if (turned) pack(b + j * p.b_cs, p.b_cs, p.k, cols, nv * N, panel);
-    for (int64_t i = 0; i < p.m;) {
-      const int64_t left = p.m - i;
-      const int high = nv == kWidest ? 6 : 8;
-      // 8 rows go as 4 + 4, not 6 + 2
-      const int size = left >= high && (high == 8 || left != 8) ? 3
-                       : left >= 4                              ? 2
-                       : left >= 2                              ? 1
-                                                                : 0;
-      g.a = a_rows ? a + i * g.lda : a + i;
-      g.c = c + i * p.c_rs + j;
-      by_rows[size](g);
-      i += size == 3 ? high : tile_heights[size];
-    }
+    rows(g, nv, a_rows, a, c + j, 0, p.m);
     j += cols;
   }
   return true;
 }
+
+// Whether all panels of B, transposed, may be kept for this kernel, and the product itself from
+// them, rows dealt out to the team: the panel of column j on is (k, its width) and begins at
+// element j k.
+GS_INLINE bool small_kept(const MatmulParams& p) {
+  return small_problem(p) && p.alpha == 1 && !p.after && p.bias_rs == 0 &&
+         (p.a_cs == 1 || p.a_rs == 1) && p.b_cs != 1 && p.b_rs == 1 && p.n > 1;
+}
+// Where column j, a multiple of the vector, has its place: its panel's first column and width.
+GS_INLINE void small_place(const MatmulParams& p, int64_t j, int64_t* first, int64_t* width) {
+  const small::Panel panel(p.n, j);
+  *first = panel.first;
+  *width = panel.nv * small::N;
+}
+__attribute__((noinline)) void small_prepared(const MatmulParams& p, void* const* buf,
+                                              const float* panels, const Ctx* ctx) {
+  using namespace small;
+  const bool a_rows = p.a_cs == 1;
+  const float *a = (const float*)buf[0], *bias = (const float*)buf[2];
+  float* c = (float*)buf[3];
+  const int64_t groups = (p.m + 5) / 6;
+  const int64_t first = groups * ctx->tid / ctx->nt * 6,
+                all = groups * (ctx->tid + 1) / ctx->nt * 6;
+  Args g;
+  g.lda = a_rows ? p.a_rs : p.a_cs;
+  g.k = p.k;
+  g.ldc = p.c_rs;
+  g.flags = (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
+  for (int64_t j = 0; j < p.n;) {
+    const int nv = Panel(p.n, j).nv;
+    const int cols = (int)(p.n - j < nv * N ? p.n - j : nv * N);
+    g.last = cols - (nv - 1) * N;
+    g.b = panels + j * p.k;
+    g.brs = nv * N;
+    g.bias = bias ? bias + j : nullptr;
+    rows(g, nv, a_rows, a, c + j, first, all < p.m ? all : p.m);
+    j += cols;
+  }
+}
 #else
 GS_INLINE bool small_problem(const MatmulParams&) { return false; }
 GS_INLINE bool small_product(const MatmulParams&, void* const*, char*) { return false; }
+GS_INLINE bool small_kept(const MatmulParams&) { return false; }
+GS_INLINE void small_place(const MatmulParams&, int64_t, int64_t*, int64_t*) {}
+GS_INLINE void small_prepared(const MatmulParams&, void* const*, const float*, const Ctx*) {}
 #endif
 
 }  // namespace

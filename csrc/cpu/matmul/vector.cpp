@@ -210,7 +210,7 @@ GS_INLINE bool dot_sliced(const MatmulParams& p) {
 template <class T>
 void matmul_dot(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
-  const FlushSubnormals flush;
+  const FlushSubnormals flush(sizeof(T) == 4);
   const T* bias = (const T*)buf[2];
   T* c = (T*)buf[3];
   T sums[8 * 8], total[8 * 8];
@@ -330,7 +330,7 @@ __attribute__((noinline)) void vec_block(int64_t m, int64_t n, int64_t k, const 
 template <class T>
 void matmul_vec(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
-  const FlushSubnormals flush;
+  const FlushSubnormals flush(sizeof(T) == 4);
   alignas(64) T acc[kVecRows * kVecCols];
   const T* bias = (const T*)buf[2];
   T* c = (T*)buf[3];

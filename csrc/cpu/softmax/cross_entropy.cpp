@@ -186,7 +186,7 @@ struct Loss {
 template <class T>
 void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
   const CrossEntropyParams& p = *(const CrossEntropyParams*)params;
-  const FlushSubnormals flush;
+  const FlushSubnormals flush(sizeof(T) == 4);
   const T* x = (const T*)buf[0];
   const Target target{buf[1], p.target};
   const T* weight = (const T*)buf[2];

@@ -49,10 +49,12 @@ PASSES = {
     "pieces": "parts of a sum are written into it, not into zeros that are added",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
     "gradient_update": "the product that makes a gradient updates the parameter, piece by piece",
+    "prepared_weights": "weights that the program leaves alone stay transformed or packed between replays",
+    "prepared_updates": "an update writes the transformed or packed weights for the next replay, too",
 }
 
 # Right, but no gain on the machines measured (docs/performance.md): on only where asked for.
-_UNPAID = ("bias_activation", "activation_gradient")
+_UNPAID = ("bias_activation", "activation_gradient", "prepared_updates")
 _MAX_PROGRAMS = 16
 _MAX_FAILURES = 3
 _verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
