@@ -377,7 +377,7 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
         now = 1 - now;
         before = groups;
         q0 = given + row * n;
-        to = d + row * n;
+        to = kWrite == kNothing ? d : d + row * n;
       },
       [&](int64_t row, int64_t rows) {
         alignas(64) float in[kBatch], out[kBatch], probability[kBatch], ls[kN];

@@ -216,7 +216,7 @@ GS_INLINE T sweep(const T* x, T* e, T m, int64_t n, const T* next, T* most, T* y
   constexpr int N = simd<T>::N;
   const int64_t k = to_line<kWrite == kPast>(y, n), ahead = next_row<T>(n);
   const T low = -(T)__builtin_inf();
-  V s[4] = {}, h[4] = {set1(low), set1(low), set1(low), set1(low)};
+  V s[4] = {}, total[4] = {}, h[4] = {set1(low), set1(low), set1(low), set1(low)};
   if (k) store_n(y, out(0, (int)k), (int)k);
   auto four = [&](int64_t i, auto with) __attribute__((always_inline)) {
     constexpr bool kResults = decltype(with)::value && kWrite != kNothing;
@@ -238,6 +238,10 @@ GS_INLINE T sweep(const T* x, T* e, T m, int64_t n, const T* next, T* most, T* y
       if (kKeep) store(e + at, v[j]);
       if (kResults) write<kWrite == kPast>(y + k + at, late[j]);
     }
+    // a sum takes 64 addends in a row at most, as 16 lanes in blocks of kBlock do
+    if (N < 16 && i / (4 * N) % 64 == 63)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) total[j] += s[j], s[j] = V{};
   };
   int64_t i = 0;
   for (; i + 4 * N <= n - k; i += 4 * N) four(i, Flag<true>());
@@ -261,6 +265,8 @@ GS_INLINE T sweep(const T* x, T* e, T m, int64_t n, const T* next, T* most, T* y
     if (done < n) store_n(y + done, out(done, (int)(n - done)), (int)(n - done));
   }
   *most = hmax(max(max(h[0], h[1]), max(h[2], h[3])));
+#pragma GCC unroll 4
+  for (int j = 0; j < 4 && N < 16; ++j) s[j] += total[j];
   return hsum((s[0] + s[1]) + (s[2] + s[3]));
 }
 
