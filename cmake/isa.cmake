@@ -58,8 +58,12 @@ function(gs_kernel_objects out)
                                 SKIP_PRECOMPILE_HEADERS ON)
     # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
     set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/recurrent/recurrent.cpp
+                                ${PROJECT_SOURCE_DIR}/csrc/cpu/softmax/softmax.cpp
+                                ${PROJECT_SOURCE_DIR}/csrc/cpu/softmax/cross_entropy.cpp
                                 PROPERTIES COMPILE_OPTIONS "$<${above_base}:-fschedule-insns;-fsched-pressure>"
                                 SKIP_PRECOMPILE_HEADERS ON)
+    set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/loss.cpp PROPERTIES COMPILE_OPTIONS
+                                "$<${above_base}:-O3;-ftree-vectorize;-fschedule-insns;-fsched-pressure>")
   endif()
   set(levels ${GS_LEVELS})
   list(REVERSE levels)

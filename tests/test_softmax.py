@@ -413,3 +413,82 @@ def test_bad_input(rng):
             F.softmax(x, dim)
     with pytest.raises(TypeError, match="log_softmax: input has dtype int64"):
         F.log_softmax(good)
+
+
+@pytest.mark.parametrize("classes", [1, 7, 15, 16, 31, 100, 127, 128, 129, 300, 4095, 4097])
+@pytest.mark.parametrize("rows", [1, 15, 17, 259])
+def test_rows_in_groups(rows, classes, rng):
+    """Full and partial groups of short rows, batches of them, and longer ones: every kind of target."""
+    if rows * classes > 300_000:
+        rows = 17
+    x = (rng.standard_normal((rows, classes)) * 3).astype(np.float32)
+    dy = rng.standard_normal((rows, classes)).astype(np.float32)
+    p = np.exp(ref_log_softmax(x.astype(np.float64), 1))
+    t = gs.tensor(x, requires_grad=True)
+    y = F.softmax(t)
+    y.backward(gs.tensor(dy))
+    np.testing.assert_allclose(y.detach().numpy(), p, rtol=2e-6, atol=1e-7)
+    want = p * (dy - (dy * p).sum(1, keepdims=True))
+    np.testing.assert_allclose(t.grad.numpy(), want, rtol=4e-6, atol=2e-6)
+    holes = rng.integers(0, classes, rows)
+    holes[rng.random(rows) < 0.2] = -100
+    q = rng.random((rows, classes)).astype(np.float32)
+    q[rng.random((rows, classes)) < 0.3] = 0
+    weight = rng.random(classes).astype(np.float32)
+    for target, w, s in itertools.product((holes, q), (None, weight), (0.0, 0.2)):
+        t = gs.tensor(x, requires_grad=True)
+        wt = None if w is None else gs.tensor(w)
+        loss = F.cross_entropy(t, gs.tensor(target), wt, -100, "none", s)
+        loss.backward(gs.ones(rows))
+        want, d = ref_cross_entropy(x, target, w, -100, "none", s)
+        np.testing.assert_allclose(loss.detach().numpy(), want, rtol=4e-6, atol=4e-6)
+        size = 1 + np.abs(d).max(1, keepdims=True)
+        assert np.all(np.abs(t.grad.numpy() - d) <= 3e-6 * size)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 40, 200, 5000])
+def test_rows_that_do_not_count(classes, rng):
+    """An ignored row has no loss and no gradient whatever it holds; a weight of zero leaves none either."""
+    x = rng.standard_normal((40, classes)).astype(np.float32)
+    x[3], x[21, 1] = np.nan, np.inf
+    index = rng.integers(1, classes, 40)
+    index[[3, 21, 39]] = -100
+    weight = np.ones(classes, np.float32)
+    weight[0] = 0
+    index[5] = 0
+    for w, s in itertools.product((None, weight), (0.0, 0.1)):
+        t = gs.tensor(x, requires_grad=True)
+        wt = None if w is None else gs.tensor(w)
+        loss = F.cross_entropy(t, gs.tensor(index), wt, -100, "none", s)
+        loss.backward(gs.ones(40))
+        g, kept = t.grad.numpy(), index != -100
+        assert np.all(loss.detach().numpy()[~kept] == 0) and np.all(g[~kept] == 0)
+        want, d = ref_cross_entropy(x[kept], index[kept], w, -100, "none", s)
+        np.testing.assert_allclose(loss.detach().numpy()[kept], want, rtol=4e-6, atol=4e-6)
+        np.testing.assert_allclose(g[kept], d, rtol=1e-5, atol=3e-6)
+    # none counts: the mean is 0 / 0, its gradient zero
+    t = gs.tensor(x, requires_grad=True)
+    loss = F.cross_entropy(t, gs.tensor(np.full(40, -100)), None, -100, "mean", 0.1)
+    loss.backward()
+    assert np.isnan(loss.item()) and np.all(t.grad.numpy() == 0)
+
+
+@pytest.mark.parametrize("inner", [5, 16, 40, 48, 100])
+@pytest.mark.parametrize("n", [3, 4, 9, 511, 513])
+def test_columns_in_blocks(n, inner, rng):
+    """Along an axis that is not the last: whole and partial vectors of columns, few and many rows."""
+    x = (rng.standard_normal((3, n, inner)) * 3).astype(np.float32)
+    dy = rng.standard_normal((3, n, inner)).astype(np.float32)
+    x[1, :, 2] = -np.inf
+    ref = ref_log_softmax(x.astype(np.float64), 1)
+    p = np.exp(ref)
+    for log in (False, True):
+        t = gs.tensor(x, requires_grad=True)
+        y = (F.log_softmax if log else F.softmax)(t, 1)
+        y.backward(gs.tensor(dy))
+        np.testing.assert_allclose(y.detach().numpy(), ref if log else p, rtol=4e-6, atol=2e-6)
+        s = dy.sum(1, keepdims=True) if log else (dy * p).sum(1, keepdims=True)
+        want = dy - p * s if log else p * (dy - s)
+        np.testing.assert_allclose(
+            t.grad.numpy(), want, rtol=4e-6, atol=2e-6 * (1 + np.abs(dy).sum(1).max())
+        )

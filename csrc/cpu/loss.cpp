@@ -2,7 +2,10 @@
 //
 // Forward reads input and target once (8 bytes an element) and sums in one pass; backward reads
 // them again and writes the wanted gradients (12 bytes an element for one of them). The floor is
-// memory for the polynomial losses; those with exp and log take 10 to 40 cycles a vector.
+// memory for the polynomial losses; those with exp and log take 10 to 30 cycles a vector. Four
+// vectors are worked on together, so that their chains of operations interleave; BCE of logits goes
+// through the short forms of simd/moderate.h where four vectors are of moderate size. Gradients of
+// the size of a cache are written past it.
 //
 // Sums: the losses are computed in T and added in double in 16 logical lanes a chunk of kChunk
 // elements, the lanes folded 8, 4, 2, 1, the chunks added in order: the same on every team and, but
@@ -11,8 +14,7 @@
 
 #include <string.h>
 
-#include "simd/vec.h"
-#include "simd/vmath.h"
+#include "simd/moderate.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -26,7 +28,7 @@ constexpr int64_t kChunk = 8192;
 template <class T>
 struct Mse {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = false;
+  static constexpr bool kDomain = false, kShort = false;
   static constexpr double kForward = 0.1, kBackward = 0.2;  // nanoseconds an element
   GS_MEMBER explicit Mse(const LossParams&) {}
   GS_MEMBER V value(V x, V t, V) const { return (x - t) * (x - t); }
@@ -45,7 +47,7 @@ GS_INLINE V sign(V x) {
 template <class T>
 struct L1 {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = false;
+  static constexpr bool kDomain = false, kShort = false;
   static constexpr double kForward = 0.1, kBackward = 0.2;
   GS_MEMBER explicit L1(const LossParams&) {}
   GS_MEMBER V value(V x, V t, V) const { return abs(x - t); }
@@ -57,7 +59,7 @@ struct L1 {
 template <class T>
 struct SmoothL1 {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = false;
+  static constexpr bool kDomain = false, kShort = false;
   static constexpr double kForward = 0.12, kBackward = 0.2;
   V beta, half;
   GS_MEMBER explicit SmoothL1(const LossParams& p)
@@ -77,7 +79,7 @@ struct SmoothL1 {
 template <class T>
 struct Huber {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = false;
+  static constexpr bool kDomain = false, kShort = false;
   static constexpr double kForward = 0.12, kBackward = 0.2;
   V delta, half;
   GS_MEMBER explicit Huber(const LossParams& p)
@@ -94,7 +96,7 @@ struct Huber {
 template <class T>
 struct Bce {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = true;
+  static constexpr bool kDomain = true, kShort = false;
   static constexpr double kForward = 1.0, kBackward = 0.5;
   GS_MEMBER explicit Bce(const LossParams&) {}
   static GS_MEMBER V least(V x) { return max(set1((T)-100), x); }
@@ -107,21 +109,27 @@ struct Bce {
 template <class T>
 struct BceLogits {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = false;
-  static constexpr double kForward = 1.0, kBackward = 0.8;
+  static constexpr bool kDomain = false, kShort = sizeof(T) == 4 && kFused;
+  static constexpr double kForward = 0.6, kBackward = 0.6;
   GS_MEMBER explicit BceLogits(const LossParams&) {}
   // log(1 + exp(-x))
   static GS_MEMBER V minus(V x) { return log1p01(exp(-abs(x))) + max(-x, V{}); }
-  GS_MEMBER V value(V x, V t, V q) const { return (1 - t) * x + (1 + (q - 1) * t) * minus(x); }
-  GS_MEMBER V dx(V x, V t, V q) const { return (1 - t) - (1 + (q - 1) * t) * sigmoid(-x); }
+  static GS_MEMBER V value_of(V x, V t, V q, V m) { return (1 - t) * x + (1 + (q - 1) * t) * m; }
+  static GS_MEMBER V dx_of(V t, V q, V s) { return (1 - t) - (1 + (q - 1) * t) * s; }
+  GS_MEMBER V value(V x, V t, V q) const { return value_of(x, t, q, minus(x)); }
+  GS_MEMBER V dx(V x, V t, V q) const { return dx_of(t, q, sigmoid(-x)); }
   GS_MEMBER V dt(V x, V, V q) const { return (q - 1) * minus(x) - x; }
+  // the same where the squares of x are below kSquare
+  static constexpr float kSquare = 7500;
+  GS_MEMBER V short_value(V x, V t, V q) const { return value_of(x, t, q, moderate::softplus(-x)); }
+  GS_MEMBER V short_dx(V x, V t, V q) const { return dx_of(t, q, moderate::sigmoid(-x)); }
 };
 
 // t (log t - x), zero where t is; with `flag` the target is log t: exp(t) (t - x)
 template <class T>
 struct Kl {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = false;
+  static constexpr bool kDomain = false, kShort = false;
   static constexpr double kForward = 0.6, kBackward = 0.6;
   bool logarithm;
   GS_MEMBER explicit Kl(const LossParams& p) : logarithm(p.flag != 0) {}
@@ -140,7 +148,7 @@ struct Kl {
 template <class T>
 struct Poisson {
   using V = typename simd<T>::V;
-  static constexpr bool kDomain = false;
+  static constexpr bool kDomain = false, kShort = false;
   static constexpr double kForward = 0.6, kBackward = 0.6;
   V eps;
   bool logarithm;
@@ -152,18 +160,48 @@ struct Poisson {
 };
 
 // ---- the loops
-typedef float hf __attribute__((vector_size(GS_VBYTES / 2), may_alias, aligned(4)));
 
-GS_INLINE vd to_double(const float* p) { return __builtin_convertvector(*(const hf*)p, vd); }
-GS_INLINE vd to_double(const double* p) { return load(p); }
+// v in double, its lower and its upper half
+GS_INLINE void to_double(vd v, vd* out) { out[0] = v; }
+GS_INLINE void to_double(vf v, vd* out) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  out[0] = (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+  out[1] = (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+  out[0] = (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+  out[1] = (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#else
+  typedef float hf __attribute__((vector_size(GS_VBYTES / 2)));
+  hf half[2];
+  memcpy(half, &v, sizeof v);
+  out[0] = __builtin_convertvector(half[0], vd);
+  out[1] = __builtin_convertvector(half[1], vd);
+#endif
+}
 
 GS_INLINE int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
+
+// Vectors that are worked on together: four, or as many as the 16 lanes of a sum take.
+template <class T>
+constexpr int kVectors = 16 / simd<T>::N > 4 ? 16 / simd<T>::N : 4;
+// Whether the short forms of Op hold for these.
+template <class Op, class V, int kTogether>
+GS_INLINE bool all_short(const V (&x)[kTogether]) {
+  if constexpr (Op::kShort) {
+    V s = x[0] * x[0];
+#pragma GCC unroll 4
+    for (int j = 1; j < kTogether; ++j) s = fma(x[j], x[j], s);
+    return !any_lane(!(s < Op::kSquare));
+  }
+  return false;
+}
 
 // x, t, weight, pos_weight: (n,);  out: (n,) or (1,)
 template <class T, class Op>
 void forward(const void* params, void* const* buf, const Ctx* ctx) {
   using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N, W = 16 / N, D = simd<double>::N, WD = 16 / D;
+  constexpr int N = simd<T>::N, D = simd<double>::N, WD = 16 / D, H = N / D;
+  constexpr int kTogether = kVectors<T>;
   const LossParams& p = *(const LossParams*)params;
   const T* in[4] = {(const T*)buf[0], (const T*)buf[1], (const T*)buf[2], (const T*)buf[3]};
   T* out = (T*)buf[4];
@@ -178,48 +216,76 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
 #pragma GCC unroll 8
     for (int w = 0; w < WD; ++w) sum[w] = vd{};
     V bad = V{};
-    // the losses of 16 elements
-    auto group = [&](const T* const* a, T* r) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int w = 0; w < W; ++w) {
-        V x = load(a[0] + w * N), t = load(a[1] + w * N);
-        V q = a[3] ? load(a[3] + w * N) : one;
-        V v = op.value(x, t, q);
-        if (a[2]) v = v * load(a[2] + w * N);
-        if constexpr (Op::kDomain) bad = (x >= V{}) & (x <= one) ? bad : one;
-        store(r + w * N, v);
+    // the losses of kTogether vectors, to r; their sums in the order of the 16 lanes
+    auto some = [&](const T* const* a, T* r) __attribute__((always_inline)) {
+      V x[kTogether], t[kTogether], q[kTogether], v[kTogether];
+#pragma GCC unroll 4
+      for (int j = 0; j < kTogether; ++j) {
+        x[j] = load(a[0] + j * N);
+        t[j] = load(a[1] + j * N);
+        q[j] = a[3] ? load(a[3] + j * N) : one;
+        if constexpr (Op::kDomain) bad = (x[j] >= V{}) & (x[j] <= one) ? bad : one;
       }
+      if (all_short<Op>(x)) {
+        if constexpr (Op::kShort)
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) v[j] = op.short_value(x[j], t[j], q[j]);
+      } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < kTogether; ++j) v[j] = op.value(x[j], t[j], q[j]);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < kTogether; ++j) {
+        if (a[2]) v[j] = v[j] * load(a[2] + j * N);
+        if (r) store(r + j * N, v[j]);
+      }
+      if (p.reduce)
+#pragma GCC unroll 4
+        for (int j = 0; j < kTogether; ++j) {
+          vd d[H];
+          to_double(v[j], d);
+#pragma GCC unroll 2
+          for (int h = 0; h < H; ++h) sum[(j * H + h) % WD] += d[h];
+        }
     };
-    auto add = [&](const T* r) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int w = 0; w < WD; ++w) sum[w] += to_double(r + w * D);
-    };
+    constexpr int64_t kStep = kTogether * N;  // elements; of whole rounds of the 16 lanes
+    static_assert(kStep % 16 == 0, "");
     int64_t i = begin;
-    for (; i + 16 <= end; i += 16) {
+    for (; i + kStep <= end; i += kStep) {
       const T* a[4] = {in[0] + i, in[1] + i, in[2] ? in[2] + i : nullptr,
                        in[3] ? in[3] + i : nullptr};
-      if (p.reduce) {
-        T r[16];
-        group(a, r);
-        add(r);
-      } else {
-        group(a, out + i);
+#pragma GCC unroll 4
+      for (int j = 0; j < kTogether; ++j) {
+        fetch(a[0] + j * N);
+        fetch(a[1] + j * N);
       }
+      some(a, p.reduce ? nullptr : out + i);
     }
     if (i < end) {
-      int rest = (int)(end - i);
-      T pad[4][16] = {}, r[16];
+      // what is missing is the last element again; its losses are not counted
+      const int rest = (int)(end - i);
+      T pad[4][kStep], r[kStep];
       const T* a[4];
       for (int k = 0; k < 4; ++k) {
         a[k] = in[k] ? pad[k] : nullptr;
-        for (int j = 0; j < rest && in[k]; ++j) pad[k][j] = in[k][i + j];
+        for (int j = 0; j < kStep && in[k]; ++j) pad[k][j] = in[k][j < rest ? i + j : end - 1];
       }
-      group(a, r);
-      for (int j = rest; j < 16; ++j) r[j] = 0;
-      if (p.reduce)
-        add(r);
-      else
+      vd kept[WD];
+#pragma GCC unroll 8
+      for (int w = 0; w < WD; ++w) kept[w] = sum[w];
+      some(a, r);
+#pragma GCC unroll 8
+      for (int w = 0; w < WD; ++w) sum[w] = kept[w];
+      if (p.reduce) {
+        double lanes[16];
+#pragma GCC unroll 8
+        for (int w = 0; w < WD; ++w) store(lanes + w * D, sum[w]);
+        for (int j = 0; j < rest; ++j) lanes[j % 16] += (double)r[j];
+#pragma GCC unroll 8
+        for (int w = 0; w < WD; ++w) sum[w] = load(lanes + w * D);
+      } else {
         memcpy(out + i, r, (size_t)rest * sizeof(T));
+      }
     }
     if constexpr (Op::kDomain) outside[c] = (double)hmax(bad);
     double lanes[16];
@@ -252,36 +318,65 @@ void forward_plan(const void* params, Plan* plan) {
 template <class T, class Op>
 void backward(const void* params, void* const* buf, const Ctx* ctx) {
   using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N;
+  constexpr int N = simd<T>::N, kTogether = kVectors<T>;
   const LossParams& p = *(const LossParams*)params;
   const T *x = (const T*)buf[0], *t = (const T*)buf[1], *weight = (const T*)buf[2];
   const T *pos = (const T*)buf[3], *grad = (const T*)buf[4];
   T *dx = (T*)buf[5], *dt = (T*)buf[6];
   const Op op(p);
   const V one = set1((T)1), all = p.reduce ? set1((T)((double)grad[0] * p.scale)) : one;
+  const int64_t bytes = p.n * (int64_t)sizeof(T);
+  const bool stream = dx && streams(ctx, bytes, dx), stream_t = dt && streams(ctx, bytes, dt);
   auto some = [&](const T* a, int64_t i, int n) __attribute__((always_inline)) {
     return n == N ? load(a + i) : load_n(a + i, n);
   };
+  auto factor = [&](int64_t i, int n) __attribute__((always_inline)) {
+    V g = p.reduce ? all : some(grad, i, n);
+    return weight ? g * some(weight, i, n) : g;
+  };
   int64_t chunks = chunks_of(p.n);
   for (int64_t c = ctx->tid; c < chunks; c += ctx->nt) {
-    int64_t end = (c + 1) * kChunk < p.n ? (c + 1) * kChunk : p.n;
-    auto at = [&](int64_t i, int n) __attribute__((always_inline)) {
-      V xv = some(x, i, n), tv = some(t, i, n), q = pos ? some(pos, i, n) : one;
-      V g = p.reduce ? all : some(grad, i, n);
-      if (weight) g = g * some(weight, i, n);
+    int64_t i = c * kChunk, end = i + kChunk < p.n ? i + kChunk : p.n;
+    for (; i + kTogether * N <= end; i += kTogether * N) {
+      V xv[kTogether], tv[kTogether], q[kTogether], g[kTogether], v[kTogether];
+#pragma GCC unroll 4
+      for (int j = 0; j < kTogether; ++j) {
+        const int64_t k = i + j * N;
+        fetch(x + k);
+        fetch(t + k);
+        xv[j] = load(x + k);
+        tv[j] = load(t + k);
+        q[j] = pos ? load(pos + k) : one;
+        g[j] = factor(k, N);
+      }
       if (dx) {
-        V v = op.dx(xv, tv, q) * g;
-        n == N ? store(dx + i, v) : store_n(dx + i, v, n);
+        if (all_short<Op>(xv)) {
+          if constexpr (Op::kShort)
+#pragma GCC unroll 4
+            for (int j = 0; j < kTogether; ++j) v[j] = op.short_dx(xv[j], tv[j], q[j]) * g[j];
+        } else {
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) v[j] = op.dx(xv[j], tv[j], q[j]) * g[j];
+        }
+        if (stream)
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) write<true>(dx + i + j * N, v[j]);
+        else
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) store(dx + i + j * N, v[j]);
       }
-      if (dt) {
-        V v = op.dt(xv, tv, q) * g;
-        n == N ? store(dt + i, v) : store_n(dt + i, v, n);
-      }
-    };
-    int64_t i = c * kChunk;
-    for (; i + N <= end; i += N) at(i, N);
-    if (i < end) at(i, (int)(end - i));
+      if (dt)
+        for (int j = 0; j < kTogether; ++j)
+          write(stream_t, dt + i + j * N, op.dt(xv[j], tv[j], q[j]) * g[j]);
+    }
+    for (; i < end; i += N) {
+      const int n = end - i < N ? (int)(end - i) : N;
+      V xv = some(x, i, n), tv = some(t, i, n), q = pos ? some(pos, i, n) : one, g = factor(i, n);
+      if (dx) store_n(dx + i, op.dx(xv, tv, q) * g, n);
+      if (dt) store_n(dt + i, op.dt(xv, tv, q) * g, n);
+    }
   }
+  if (stream || stream_t) write_fence();
 }
 
 template <class Op>

@@ -3,9 +3,11 @@
 //
 // Forward: a row is read once from memory; mean, then sums of x - c and (x - c)^2 with c the
 // rounded mean (so the variance is exact even when mean / std is large), then y, while the next row
-// is fetched: the first two sweeps find it in the first-level cache. Backward: sums of dy g and dy
-// g xhat in one sweep, then dx, and in the same pass dgamma and dbeta of a chunk of rows, four rows
-// at a time; chunks are added in order at the end.
+// is fetched: the first two sweeps find it in the first-level cache. Several short rows take each
+// step together, because what is done once a row (fold, division, root) is a chain of some 150
+// cycles. Backward: sums of dy g and dy g xhat in one sweep, which also fetches half of the next
+// rows, then dx, and in the same pass dgamma and dbeta of a chunk of rows, four rows at a time;
+// chunks are added in order at the end.
 //
 // Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows.
 // Sums run in 64 logical lanes over blocks of 4096 columns, blocks are added in double: the same
@@ -13,6 +15,7 @@
 #include <string.h>
 
 #include "norm.h"
+#include "simd/own.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -129,49 +132,54 @@ struct Row {
     return s;
   }
 
+  // The mean, or with RMS the mean square; fetches the lines of `to`, to be written.
   template <bool RMS>
-  static __attribute__((noinline)) Stat row_stat(const T* x, int64_t cols, double eps,
-                                                 double* stats) {
-    double mean = 0, var;
-    if (RMS) {
-      var = sum(cols,
-                [=](int64_t j, int n) {
-                  V v = get(x + j, n);
-                  return v * v;
-                }) /
-            (double)cols;
-    } else {
-      mean = sum(cols, [=](int64_t j, int n) { return get(x + j, n); }) / (double)cols;
-      V c = set1((T)mean);
-      double d;
-      sums(cols, &d, &var, [=](int64_t j, int n, V* a, V* b) {
-        V v = keep(get(x + j, n) - c, n);
-        *a = v;
-        *b = v * v;
-      });
-      d /= (double)cols;
-      var = var / (double)cols - d * d;
-      mean = (double)(T)mean + d;
-    }
-    if (var < 0) var = 0;
-    stats[0] = mean;
-    stats[1] = 1.0 / __builtin_sqrt(var + eps);
-    return make(stats[0], stats[1]);
+  static __attribute__((noinline)) double row_mean(const T* x, int64_t cols, T* to) {
+    return sum(cols,
+               [=](int64_t j, int n) {
+                 if (RMS && to) own(to + j, 0);
+                 V v = get(x + j, n);
+                 return RMS ? v * v : v;
+               }) /
+           (double)cols;
+  }
+  // The variance, and the mean to more than one float; fetches the same.
+  static __attribute__((noinline)) double row_var(const T* x, int64_t cols, T* to, double* mean) {
+    V c = set1((T)*mean);
+    double d, var;
+    sums(cols, &d, &var, [=](int64_t j, int n, V* a, V* b) {
+      if (to) own(to + j, 0);
+      V v = keep(get(x + j, n) - c, n);
+      *a = v;
+      *b = v * v;
+    });
+    d /= (double)cols;
+    *mean = (double)(T)*mean + d;
+    return var / (double)cols - d * d;
   }
 
-  // How far ahead of the last sweep over rows of n elements in all the next ones are fetched.
+  // How far ahead of sweeps over n elements the next ones are fetched.
   static GS_MEMBER int64_t next_rows(int64_t n) {
     const int64_t ahead = kAhead / (int64_t)sizeof(T);
     return n > ahead ? n : ahead;
   }
+  // Rows that take each step together: they stay in the first-level cache.
+  // One at a time where y goes past the caches: its stores overlap with the next row's sums.
+  static GS_MEMBER int64_t together(int64_t cols, bool stream) {
+    if (cols <= 64) return 16;
+    return stream || cols > 512 ? 1 : cols <= 128 ? 16 : 4;
+  }
   template <bool RMS, bool G, bool B>
   static void forward_rows(const RowNormParams& p, bool stream, int64_t r0, int64_t r1, const T* x,
                            const T* gamma, const T* beta, T* y, double* stats) {
-    const int64_t ahead = next_rows(p.cols);
-    for (int64_t r = r0; r < r1; ++r) {
+    const int64_t most = together(p.cols, stream), ahead = next_rows(most * p.cols);
+    auto root = [&](double var) { return 1.0 / __builtin_sqrt((var < 0 ? 0 : var) + p.eps); };
+    auto write_row = [&](int64_t r, double mean, double rstd) {
       const T* in = x + r * p.cols;
       T* out = y + r * p.cols;
-      Stat s = row_stat<RMS>(in, p.cols, p.eps, stats + 2 * r);
+      stats[2 * r] = mean;
+      stats[2 * r + 1] = rstd;
+      const Stat s = make(mean, rstd);
       V c = set1(s.c), rs = set1(s.rs), off = set1(s.off);
       auto step = [=](int64_t j, int n) {
         __builtin_prefetch(in + j + ahead);
@@ -187,6 +195,35 @@ struct Row {
       int64_t j = 0;
       for (; j + N <= p.cols; j += N) step(j, N);
       if (j < p.cols) step(j, (int)(p.cols - j));
+    };
+    if (most == 1) {
+      for (int64_t r = r0; r < r1; ++r) {
+        const T* in = x + r * p.cols;
+        T* to = stream ? nullptr : y + r * p.cols;
+        double mean = row_mean<RMS>(in, p.cols, to), var = mean;
+        if (RMS)
+          mean = 0;
+        else
+          var = row_var(in, p.cols, to, &mean);
+        write_row(r, mean, root(var));
+      }
+      return;
+    }
+    double mean[16], rstd[16];
+    for (int64_t r = r0; r < r1; r += most) {
+      const int64_t count = r1 - r < most ? r1 - r : most;
+      const T* rows = x + r * p.cols;
+      T* to = y + r * p.cols;
+      for (int64_t i = 0; i < count; ++i)
+        mean[i] = row_mean<RMS>(rows + i * p.cols, p.cols, stream ? nullptr : to + i * p.cols);
+      for (int64_t i = 0; i < count; ++i)
+        if (RMS)
+          rstd[i] = mean[i], mean[i] = 0;
+        else
+          rstd[i] =
+              row_var(rows + i * p.cols, p.cols, stream ? nullptr : to + i * p.cols, mean + i);
+      for (int64_t i = 0; i < count; ++i) rstd[i] = root(rstd[i]);
+      for (int64_t i = 0; i < count; ++i) write_row(r + i, mean[i], rstd[i]);
     }
   }
   template <bool RMS>
@@ -227,11 +264,14 @@ struct Row {
     return RMS ? x * s.rs : fma(x - s.c, s.rs, s.off);
   }
   // The two means over a row that its dx needs. A function of its own: rows share the code.
+  // Fetches dy + ahead, and the lines of `to`, which will be written.
   template <bool RMS, bool G>
   static __attribute__((noinline)) void row_means(int64_t cols, const T* dy, const T* x,
-                                                  const T* gamma, Grad* s) {
+                                                  const T* gamma, int64_t ahead, T* to, Grad* s) {
     const Grad q = *s;
     auto dyg = [=](int64_t j, int n) {
+      __builtin_prefetch(dy + j + ahead);
+      if (to) own(to + j, 0);
       return G ? get(dy + j, n) * get(gamma + j, n) : get(dy + j, n);
     };
     double first = 0, second;
@@ -251,6 +291,7 @@ struct Row {
   static GS_MEMBER void backward_rows(bool stream, int64_t cols, const T* dy, const T* x,
                                       const double* stats, const T* gamma, const T* more, T* dx,
                                       T* pg, T* pb) {
+    const int64_t ahead = next_rows(R * cols);
     Grad s[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -259,14 +300,15 @@ struct Row {
       s[r].rs = set1(st.rs);
       s[r].off = set1(st.off);
       s[r].m1 = s[r].m2 = V{};
-      if (dx) row_means<RMS, G>(cols, dy + r * cols, x + r * cols, gamma, &s[r]);
+      if (dx)
+        row_means<RMS, G>(cols, dy + r * cols, x + r * cols, gamma, ahead,
+                          stream ? nullptr : dx + r * cols, &s[r]);
     }
-    const int64_t ahead = next_rows(R * cols);
     auto step = [&](int64_t j, int n) {
       V g = G ? get(gamma + j, n) : V{}, a[R], b[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        __builtin_prefetch(dy + r * cols + j + ahead);
+        if (!dx) __builtin_prefetch(dy + r * cols + j + ahead);
         __builtin_prefetch(x + r * cols + j + ahead);
         b[r] = get(dy + r * cols + j, n);
         V h = xhat<RMS>(get(x + r * cols + j, n), s[r]);

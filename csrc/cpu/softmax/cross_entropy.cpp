@@ -2,18 +2,44 @@
 //
 // x, d (rows, classes), targets (rows) or probabilities (rows, classes), loss (rows) or one value.
 // dlogits = (sum q) p - q, where q are the weighted, smoothed targets: so loss and gradient cost
-// one read and one write of the logits, and one exp, 6 to 7 cycles a vector. Rows pass as row.h
-// says. Tasks are groups of rows cut by shape; sums over rows run in order of the groups.
+// one read and one write of the logits, 10 cycles a vector of 16 at the speed of a copy; exp and
+// what goes with it take 8. Rows pass as row.h and flat.h say. The class of the target is taken off
+// the row of exp before it is scaled: there q is the sum. Tasks are groups of rows cut by shape;
+// sums over rows run in order of the groups.
+#include <string.h>
+
 #include "simd/flush.h"
-#include "softmax/row.h"
+#include "softmax/flat.h"
 
 namespace gs {
 namespace GS_ISA {
 namespace {
 
+constexpr int32_t kIgnored = -1, kWrong = -2;  // beside the classes
+
 struct Target {
   const void* p;
   DType dtype;
+  // The classes of rows first .. first + count - 1, of n
+  GS_MEMBER void classes(int64_t first, int64_t count, int64_t n, int64_t ignore,
+                         int32_t* out) const {
+    int64_t i = 0;
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+    if (dtype == kI64)
+      for (; i + 8 <= count; i += 8) {
+        __m512i t = _mm512_loadu_si512((const int64_t*)p + first + i);
+        __mmask8 in = _mm512_cmplt_epu64_mask(t, _mm512_set1_epi64(n)),
+                 skip = _mm512_cmpeq_epi64_mask(t, _mm512_set1_epi64(ignore));
+        t = _mm512_mask_mov_epi64(_mm512_set1_epi64(kWrong), in, t);
+        t = _mm512_mask_mov_epi64(t, skip, _mm512_set1_epi64(kIgnored));
+        _mm256_storeu_si256((__m256i*)(out + i), _mm512_cvtepi64_epi32(t));
+      }
+#endif
+    for (; i < count; ++i) {
+      const int64_t t = at(first + i);
+      out[i] = t == ignore ? kIgnored : t < 0 || t >= n ? kWrong : (int32_t)t;
+    }
+  }
   GS_MEMBER int64_t at(int64_t r) const {
     return dtype == kI32 ? (int64_t)((const int32_t*)p)[r] : ((const int64_t*)p)[r];
   }
@@ -39,43 +65,65 @@ struct Loss {
             false, d, C, [=](int64_t, int) __attribute__((always_inline)) { return v; });
       return v[0];
     }
-    alignas(64) T room[kRoom];
-    const bool twice = C > kRoom;  // exp twice, not kept
-    T m, s, *e = stream ? room : d;
-    if (twice) {
-      s = long_row(x, C, &m);
-    } else {
-      m = row_max(x, C);
-      s = d ? exp_row<T, true>(x, e, m, C, next_row<T>(C))
-            : exp_row<T, false>(x, nullptr, m, C, next_row<T>(C));
-    }
-    T lse = log_of(s), q = (weight ? weight[t] : (T)1) * keep_target;
+    T m, s = long_row(x, C, &m), lse = log_of(s), q = (weight ? weight[t] : (T)1) * keep_target;
     T loss = q * (lse - (x[t] - m));
     // smoothing adds smooth * weight[c] to every q[c]
     const T* w = smooth == 0 ? nullptr : weight;
     T r = q * scale / s, u = 0;
     if (smooth != 0) {
-      T dot = row_sum<T>(
-          C, [=](int64_t i, int k) __attribute__((always_inline)) {
-            auto v = keep<T>(get(x + i, k) - m, k);
-            return w ? get(w + i, k) * v : v;
-          });
-      loss += smooth * (weights * lse - dot);
+      loss += smooth * (weights * lse - weighted_sum(x, m));
       r = (q + smooth * weights) * scale / s;
       u = smooth * scale;
     }
     if (!d) return loss;
     // the element of the target's class is written last: its line must not be on its way already
-    const T hit =
-        (twice ? (T)exp_below(set1(x[t] - m))[0] : e[t]) * r - (w ? u * w[t] : u) - q * scale;
+    const T hit = (T)exp_below(set1(x[t] - m))[0] * r - (w ? u * w[t] : u) - q * scale;
     row_to(
         stream, d, C, [=](int64_t i, int k) __attribute__((always_inline)) {
-          V v = (twice ? exp_below(get(x + i, k) - m) : get(e + i, k)) * r;
+          V v = exp_below(get(x + i, k) - m) * r;
           v -= w ? u * get(w + i, k) : set1(u);
           if (t - i < k && t >= i)
             v = iota<T>() == set1((typename simd<T>::S)(t - i)) ? set1(hit) : v;
           return v;
         });
+    return loss;
+  }
+  // Sum of the logits less the maximum, times the weights
+  GS_MEMBER T weighted_sum(const T* x, T m) const {
+    const T* w = weight;
+    return row_sum<T>(
+        p.classes, [=](int64_t i, int k) __attribute__((always_inline)) {
+          auto v = keep<T>(get(x + i, k) - m, k);
+          return w ? get(w + i, k) * v : v;
+        });
+  }
+  // q of the classes i .. i + count - 1 from given probabilities
+  GS_MEMBER typename simd<T>::V given(const T* q0, int64_t i, int k) const {
+    auto v = keep<T>(fma(get(q0 + i, k), set1(keep_target), set1(smooth)), k);
+    return weight ? v * get(weight + i, k) : v;
+  }
+  // The loss of a row with probabilities q0, maximum m and sum s of exp; sum of q
+  GS_MEMBER T by_probability(const T* x, const T* q0, T m, T s, T* mass) const {
+    using V = typename simd<T>::V;
+    const T lse = log_of(s);
+    *mass = row_sum<T>(
+        p.classes, [=](int64_t i, int k)
+                       __attribute__((always_inline)) { return given(q0, i, k); });
+    // a class of probability zero adds nothing, even where its logit is -inf
+    return -row_sum<T>(
+        p.classes, [=](int64_t i, int k) __attribute__((always_inline)) {
+          V v = given(q0, i, k);
+          return v == 0 ? V{} : v * (get(x + i, k) - m - lse);
+        });
+  }
+  GS_MEMBER T long_probability(const T* x, const T* q0, T* d, bool stream) const {
+    T m, s = long_row(x, p.classes, &m), mass;
+    const T loss = by_probability(x, q0, m, s, &mass), r = mass * scale / s, u = scale;
+    if (d)
+      row_to(
+          stream, d, p.classes, [=](int64_t i, int k) __attribute__((always_inline)) {
+            return exp_below(get(x + i, k) - m) * r - u * given(q0, i, k);
+          });
     return loss;
   }
 
@@ -87,7 +135,6 @@ struct Loss {
     using I = typename simd<T>::I;
     using S = typename simd<T>::S;
     constexpr int N = simd<T>::N;
-    constexpr S kIgnored = -1, kWrong = -2;  // beside the classes
     const int64_t C = p.classes;
     V z[kNarrow], e[kNarrow], dot = {};
     for (int64_t c = C; c % N; ++c) z[c] = e[c] = V{};
@@ -96,22 +143,6 @@ struct Loss {
     if (smooth != 0)
       for (int64_t c = 0; c < C; ++c) dot += weight ? weight[c] * z[c] : z[c];
     I cls;
-#if defined(__AVX512F__)
-    if (sizeof(T) == 4 && count == N && target.dtype == kI64) {
-      __m256i half[2];
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        __m512i t = _mm512_loadu_si512((const int64_t*)target.p + first + 8 * h);
-        __mmask8 in = _mm512_cmplt_epu64_mask(t, _mm512_set1_epi64(C)),
-                 skip = _mm512_cmpeq_epi64_mask(t, _mm512_set1_epi64(p.ignore_index));
-        t = _mm512_mask_mov_epi64(_mm512_set1_epi64(kWrong), in, t);
-        half[h] =
-            _mm512_cvtepi64_epi32(_mm512_mask_mov_epi64(t, skip, _mm512_set1_epi64(kIgnored)));
-      }
-      __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
-      __builtin_memcpy(&cls, &both, sizeof cls);
-    } else
-#endif
     {
       S lanes[N];
       for (int r = 0; r < N; ++r) {
@@ -127,7 +158,7 @@ struct Loss {
       at = hit ? z[c] : at;
       if (weight) q = hit ? set1(weight[c]) : q;
     }
-    const I ignored = cls == set1(kIgnored), wrong = cls == set1(kWrong);
+    const I ignored = cls == set1((S)kIgnored), wrong = cls == set1((S)kWrong);
     const V nan = set1((T)__builtin_nan(""));
     q *= keep_target;
     V l = q * (lse - at), factor = q;
@@ -152,36 +183,241 @@ struct Loss {
     return l;
   }
 
-  // Row with probabilities q0 (classes)
-  GS_MEMBER T by_probability(const T* x, const T* q0, T* d) const {
-    using V = typename simd<T>::V;
-    int64_t C = p.classes;
-    const T *w = weight, a = keep_target, b = smooth;
-    auto q = [=](int64_t i, int k) __attribute__((always_inline)) {
-      V v = keep<T>(fma(get(q0 + i, k), set1(a), set1(b)), k);
-      return w ? v * get(w + i, k) : v;
-    };
-    T m = row_max(x, C);
-    T s = d ? exp_row<T, true>(x, d, m, C, next_row<T>(C))
-            : exp_row<T, false>(x, nullptr, m, C, next_row<T>(C));
-    T lse = log_of(s);
-    T mass = row_sum<T>(C, q);
-    // a class of probability zero adds nothing, even where its logit is -inf
-    T dot = row_sum<T>(
-        C, [=](int64_t i, int k) __attribute__((always_inline)) {
-          V v = q(i, k);
-          return v == 0 ? V{} : v * (get(x + i, k) - m - lse);
-        });
-    if (d) {
-      T r = mass * scale / s, u = scale;
-      row_each<T>(
-          C, [=](int64_t i, int k) __attribute__((always_inline)) {
-            put(d + i, get(d + i, k) * r - u * q(i, k), k);
-          });
-    }
-    return -dot;
+  // What a row of exp, e, is made into so that e r - u (or u times the weights) is v everywhere.
+  GS_MEMBER void fill(T* e, T v, T u, const T* w) const {
+    for (int64_t i = 0; i < p.classes; ++i) e[i] = v + (w ? u * w[i] : u);
   }
 };
+
+// d = e r - u, e r - u weight, e r - u q
+enum Kind { kPlain, kWeighted, kGiven };
+
+// Rows of at most kRoom classes, of this member's tasks
+template <class T, Kind kKind, Write kWrite>
+void middle_rows(const Loss<T>& f, const Ctx* ctx, int64_t group, const T* x, const Target& target,
+                 T* d, T* loss, double* losses) {
+  using V = typename simd<T>::V;
+  const CrossEntropyParams& p = f.p;
+  const int64_t C = p.classes;
+  alignas(64) T room[2][kRoom];
+  if (ctx->tid * group >= p.rows) return;
+  const T *next = x + ctx->tid * group * C, *given = (const T*)target.p;
+  T *from = room[1], *to = room[1], *e = room[0], most = row_max(next, C), r = 0;
+  const T *q0 = given, *w = kKind == kWeighted ? f.weight : nullptr;
+  const T u = kKind == kGiven ? f.scale : f.smooth == 0 ? 0 : f.smooth * f.scale;
+  // there is no row before the first: its results go nowhere
+  if (kWrite != kNothing) memset(from, 0, (size_t)C * sizeof(T));
+  auto results = [&]() __attribute__((always_inline)) {
+    const V rv = set1(r), uv = set1(u);
+    const T *from_ = from, *q0_ = q0;
+    return [ =, &f ](int64_t i, int k) __attribute__((always_inline)) {
+      V v = get(from_ + i, k) * rv;
+      if (kKind == kGiven) return v - uv * f.given(q0_, i, k);
+      return v - (kKind == kWeighted ? uv * get(w + i, k) : uv);
+    };
+  };
+  double sum = 0;
+  member_rows(
+      ctx, p.rows, group, [&](int64_t, int64_t) { sum = 0; },
+      [&](int64_t row, int64_t after) {
+        const T* a = x + row * C;
+        const T m = most;
+        T s = sweep<T, kWrite != kNothing, kWrite>(a, e, m, C, x + after * C, &most, to, results());
+        T l;
+        if (kKind == kGiven) {
+          T mass;
+          q0 = given + row * C;
+          l = f.by_probability(a, q0, m, s, &mass);
+          r = mass * f.scale / s;
+        } else {
+          const int64_t t = target.at(row);
+          if (t == p.ignore_index || t < 0 || t >= C) {
+            l = t == p.ignore_index ? (T)0 : (T)__builtin_nan("");
+            r = 1;
+            if (kWrite != kNothing) f.fill(e, l, u, w);
+          } else {
+            const T q = (f.weight ? f.weight[t] : (T)1) * f.keep_target, lse = log_of(s);
+            T all = q;
+            l = q * (lse - (a[t] - m));
+            if (f.smooth != 0) {
+              l += f.smooth * (f.weights * lse - f.weighted_sum(a, m));
+              all += f.smooth * f.weights;
+            }
+            r = all * f.scale / s;
+            if (kWrite == kNothing) {
+            } else if (all == 0) {  // of q nothing is left but the target's own
+              f.fill(e, 0 * f.scale, 0, nullptr);
+              e[t] = -q * f.scale;
+              r = 1;
+            } else {
+              e[t] -= f.smooth == 0 ? s : q * s / all;
+            }
+          }
+        }
+        if (p.reduction == kReduceNone) loss[row] = l;
+        sum += (double)l;
+        if (kWrite == kNothing) return;
+        to = d + row * C;
+        from = e;
+        e = e == room[0] ? room[1] : room[0];
+      },
+      [&](int64_t task) { losses[task] = sum; });
+  if (kWrite != kNothing) row_to(kWrite == kPast, to, C, results());
+}
+
+#if defined(GS_FLAT)
+// p[i], lane by lane
+GS_INLINE vf pick(const float* p, vi i) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_i32gather_ps((__m512i)i, p, 4);
+#else
+  return (vf)_mm256_i32gather_ps(p, (__m256i)i, 4);
+#endif
+}
+// p[i] -= v, lane by lane; no two lanes have one i
+GS_INLINE void subtract(float* p, vi i, vf v) {
+#if defined(__AVX512F__)
+  _mm512_i32scatter_ps(p, (__m512i)i, (__m512)(pick(p, i) - v), 4);
+#else
+  for (int r = 0; r < kN; ++r) p[i[r]] -= v[r];
+#endif
+}
+
+// Rows first .. first + count - 1, of at most kFlat classes; returns the sum of their losses. x, d,
+// loss begin at row `first`; w: the weights, repeated for N rows, where results need them.
+template <Kind kKind, Write kWrite>
+double flat_rows(const Loss<float>& f, const float* x, const Target& target, int64_t first,
+                 int64_t count, float* d, float* loss, const Spread& spread, const float* w) {
+  alignas(64) float room[2][kBatch];
+  alignas(64) int32_t cls[kGroups * kN];
+  vf top[kGroups], sum[kGroups], factor[2][kGroups];
+  const CrossEntropyParams& p = f.p;
+  const int64_t n = p.classes, step = n * kN, ahead = batch_groups(n) * step;
+  const float *given = (const float*)target.p + (kKind == kGiven ? first * n : 0), *q0 = given;
+  const float u = kKind == kGiven ? f.scale : f.smooth == 0 ? 0 : f.smooth * f.scale;
+  vd lanes[2] = {};
+  double tail = 0;
+  int now = 0;
+  int64_t before = 0;
+  float* to = nullptr;
+  auto late = [&](int64_t g, int64_t j) __attribute__((always_inline)) {
+    const int64_t i = g * step + j * kN;
+    vf v = load(room[1 - now] + i) * spread.of(factor[1 - now][g], j);
+    if (kKind == kGiven) {
+      vf q = fma(load(q0 + i), set1(f.keep_target), set1(f.smooth));
+      return v - u * (w ? q * load(w + j * kN) : q);
+    }
+    return v - (kKind == kWeighted ? u * load(w + j * kN) : set1(u));
+  };
+  auto put = [&](int64_t i, vf v) __attribute__((always_inline)) {
+    write<kWrite == kPast>(to + i, v);
+  };
+  batches(
+      count, n,
+      [&](int64_t row, int64_t groups) {
+        const float* a = x + row * n;
+        float* e = room[now];
+        for (int64_t g = 0; g < groups; ++g) top[g] = rows_max(a + g * step, n);
+        exp_batch<kWrite != kNothing>(a, e, top, groups, before, n, ahead, spread, late, put);
+        for (int64_t g = 0; g < groups; ++g) sum[g] = rows_sum(e + g * step, n);
+        if (kKind != kGiven) target.classes(first + row, groups * kN, n, p.ignore_index, cls);
+        for (int64_t g = 0; g < groups; ++g) {
+          const float* b = a + g * step;
+          float* eg = e + g * step;
+          const vf s = sum[g], lse = log_of_sum(s), m = top[g], over = f.scale * reciprocal(s);
+          const float* ms = (const float*)&top[g];
+          vf l, all, by;
+          if (kKind == kGiven) {
+            const float* c = given + (row + g * kN) * n;
+            all = rows_of<Plus>(
+                n, [ =, &f ](int r, int64_t i, int k)
+                       __attribute__((always_inline)) { return f.given(c + r * n, i, k); });
+            l = all * lse -
+                rows_of<Plus>(
+                    n, [ =, &f ](int r, int64_t i, int k) __attribute__((always_inline)) {
+                      vf v = f.given(c + r * n, i, k);
+                      return v == 0 ? vf{} : v * (get(b + r * n + i, k) - ms[r]);
+                    });
+            by = all * over;
+          } else {
+            const vi t = *(const vi*)(cls + g * kN), counts = t >= 0;
+            const vi hit = (counts ? t : 0 * t) + iota<float>() * (int32_t)n;
+            const vf weight = f.weight ? pick(f.weight, counts ? t : 0 * t) : set1(1.0f),
+                     q = weight * f.keep_target;
+            all = q;
+            l = q * (lse - (pick(b, hit) - m));
+            if (f.smooth != 0) {
+              const float* c = f.weight;
+              vf dot = rows_of<Plus>(
+                  n, [=](int r, int64_t i, int k) __attribute__((always_inline)) {
+                    vf v = keep<float>(get(b + r * n + i, k) - ms[r], k);
+                    return c ? v * get(c + i, k) : v;
+                  });
+              l += f.smooth * (f.weights * lse - dot);
+              all += f.smooth * f.weights;
+            }
+            by = all * over;
+            if (kWrite != kNothing) subtract(eg, hit, f.smooth == 0 ? s : q * s / all);
+            if (any_lane(~counts | (all == 0)))  // none to count, or nothing but the target's own
+              for (int r = 0; r < kN; ++r) {
+                const bool skip = t[r] < 0;
+                if (!skip && all[r] != 0) continue;
+                if (skip) l[r] = t[r] == kIgnored ? 0.0f : __builtin_nanf("");
+                by[r] = 1;
+                if (kWrite == kNothing) continue;
+                f.fill(eg + r * n, skip ? l[r] : 0 * f.scale, skip ? u : 0,
+                       skip && kKind == kWeighted ? f.weight : nullptr);
+                if (!skip) eg[hit[r]] = -q[r] * f.scale;
+              }
+          }
+          factor[now][g] = by;
+          typedef float half __attribute__((vector_size(GS_VBYTES / 2), may_alias));
+          for (int h = 0; h < 2; ++h) lanes[h] += __builtin_convertvector(((const half*)&l)[h], vd);
+          if (loss) store(loss + row + g * kN, l);
+        }
+        now = 1 - now;
+        before = groups;
+        q0 = given + row * n;
+        to = kWrite == kNothing ? d : d + row * n;
+      },
+      [&](int64_t row, int64_t rows) {
+        alignas(64) float in[kBatch], out[kBatch], probability[kBatch], ls[kN];
+        int64_t index[kN];
+        memset(in, 0, (size_t)step * sizeof(float));
+        memcpy(in, x + row * n, (size_t)(rows * n) * sizeof(float));
+        Target some{index, kI64};
+        if (kKind == kGiven) {
+          memset(probability, 0, (size_t)step * sizeof(float));
+          memcpy(probability, given + row * n, (size_t)(rows * n) * sizeof(float));
+          some = Target{probability, kF32};
+        } else {
+          for (int r = 0; r < kN; ++r)
+            index[r] = r < rows ? target.at(first + row + r) : p.ignore_index;
+        }
+        constexpr Write kSome = kWrite == kNothing ? kNothing : kCached;
+        flat_rows<kKind, kSome>(f, in, some, 0, kN, out, ls, spread, w);
+        for (int64_t r = 0; r < rows; ++r) tail += (double)ls[r];
+        if (loss) memcpy(loss + row, ls, (size_t)rows * sizeof(float));
+        if (kWrite != kNothing) memcpy(d + row * n, out, (size_t)(rows * n) * sizeof(float));
+      });
+  exp_batch<kWrite != kNothing>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
+  return hsum(lanes[0]) + hsum(lanes[1]) + tail;
+}
+template <Kind kKind>
+GS_INLINE auto flat_of(const float* d, bool stream) {
+  return !d       ? flat_rows<kKind, kNothing>
+         : stream ? flat_rows<kKind, kPast>
+                  : flat_rows<kKind, kCached>;
+}
+#endif
+
+template <class T, Kind kKind>
+GS_INLINE auto middle_of(const T* d, bool stream) {
+  constexpr Write kFar = sizeof(T) == 4 ? kPast : kCached;
+  return !d       ? middle_rows<T, kKind, kNothing>
+         : stream ? middle_rows<T, kKind, kFar>
+                  : middle_rows<T, kKind, kCached>;
+}
 
 template <class T>
 void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
@@ -228,12 +464,47 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
       for (int64_t t = 0; t < tasks; ++t) denominator += counts[t];
     }
     f.scale = (T)(1 / denominator);
+    if (denominator == 0) {  // no row counts: no gradient, where 0 / 0 would make NaN of it
+      bool any = false;
+      for (int64_t r = 0; r < p.rows; ++r) any |= !indices || target.at(r) != p.ignore_index;
+      if (!any) f.scale = 0;
+    }
   }
-  const bool stream = past_caches<T>(ctx, p.rows, C, d) && indices;
-  for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+  bool stream = past_caches<T>(ctx, p.rows, C, d);
+  const Kind kind = !indices ? kGiven : weight && p.smoothing != 0 ? kWeighted : kPlain;
+  bool short_rows = false;
+#if defined(GS_FLAT)
+  if constexpr (sizeof(T) == 4)
+    if (C <= kFlat) {
+      short_rows = true;
+      stream = stream && ((uintptr_t)d & (GS_VBYTES - 1)) == 0;
+      const Spread spread(C);
+      alignas(64) float repeated[kBatch];
+      if (weight && kind != kPlain)
+        for (int r = 0; r < kN; ++r) memcpy(repeated + r * C, weight, (size_t)C * sizeof(float));
+      const float* w = weight && kind != kPlain ? repeated : nullptr;
+      auto work = kind == kGiven      ? flat_of<kGiven>(d, stream)
+                  : kind == kWeighted ? flat_of<kWeighted>(d, stream)
+                                      : flat_of<kPlain>(d, stream);
+      for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+        int64_t b = t * group, e = b + group < p.rows ? b + group : p.rows;
+        losses[t] = work(f, x + b * C, target, b, e - b, d ? d + b * C : d,
+                         p.reduction == kReduceNone ? loss + b : nullptr, spread, w);
+      }
+    }
+#endif
+  const bool lanes_of_rows = !short_rows && indices && C <= kNarrow;
+  if (!short_rows && !lanes_of_rows && C <= kRoom) {
+    auto work = kind == kGiven      ? middle_of<T, kGiven>(d, stream)
+                : kind == kWeighted ? middle_of<T, kWeighted>(d, stream)
+                                    : middle_of<T, kPlain>(d, stream);
+    work(f, ctx, group, x, target, d, loss, losses);
+    short_rows = true;
+  }
+  for (int64_t t = ctx->tid; t < tasks && !short_rows; t += ctx->nt) {
     int64_t b = t * group, e = b + group < p.rows ? b + group : p.rows;
     double sum = 0;
-    if (indices && C <= kNarrow) {
+    if (lanes_of_rows) {
       constexpr int N = simd<T>::N;
       double lanes[N] = {};
       narrow_rows(
@@ -247,15 +518,14 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
               for (int j = 0; j < count; ++j) loss[b + i + j] = l[j];
           });
       for (int j = 0; j < N; ++j) sum += lanes[j];
-      losses[t] = sum;
-      continue;
-    }
-    for (int64_t r = b; r < e; ++r) {
-      T* dr = d ? d + r * C : nullptr;
-      T l = indices ? f.by_index(x + r * C, target.at(r), dr, stream)
-                    : f.by_probability(x + r * C, (const T*)target.p + r * C, dr);
-      if (p.reduction == kReduceNone) loss[r] = l;
-      sum += (double)l;
+    } else {
+      for (int64_t r = b; r < e; ++r) {
+        T* dr = d ? d + r * C : nullptr;
+        T l = indices ? f.by_index(x + r * C, target.at(r), dr, stream)
+                      : f.long_probability(x + r * C, (const T*)target.p + r * C, dr, stream);
+        if (p.reduction == kReduceNone) loss[r] = l;
+        sum += (double)l;
+      }
     }
     losses[t] = sum;
   }

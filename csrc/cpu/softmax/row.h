@@ -1,10 +1,13 @@
 // What softmax and cross-entropy share: sweeps over a row, and rows as lanes.
 //
-// A row of up to 4096 elements stays in the first level of cache over its sweeps: maximum; exp and
-// sum, while the next row is fetched; scaling. A longer row takes two: maximum and sum together,
-// block by block, the sum scaled whenever the maximum grows; then exp once more in place of keeping
-// it, because results go past the caches. Rows of at most 32 elements go through the lanes, a row a
-// lane. Sums over a row run in 16 logical lanes and blocks of 1024.
+// A row of up to 4096 elements passes in one sweep, which does three things at once: exp and sum of
+// this row, the maximum of the next one, and the results of the one before, whose exp lies in the
+// first level of cache; the row after the next is fetched. So loads, arithmetic (14 to 17
+// operations a vector, 8 cycles) and stores past the caches overlap, where one after the other they
+// cost their sum. A longer row takes two: maximum and sum together, block by block, the sum scaled
+// whenever the maximum grows; then exp once more in place of keeping it, because results go past
+// the caches. Short rows of float32 pass as flat.h says, those of float64 (and of the baseline)
+// through the lanes, a row a lane.
 #pragma once
 #include "simd/transpose.h"
 #include "simd/vmath.h"
@@ -35,6 +38,18 @@ GS_INLINE vf exp_below(vf x) {
   vf e = (vf)_mm512_permutexvar_ps((__m512i)t, _mm512_load_ps(table));
   vf p = fma(r * r, fma(set1(0.16666667f), r, set1(0.50001618f)), r);
   return (vf)_mm512_scalef_ps((__m512)fma(e, p, e), (__m512)n);  // 2^floor(n)
+#elif defined(__FMA__)
+  // 2^(n + 64) is a normal number, as is the result times it: rounded once, by the last product
+  const vf magic = set1(12583103.0f);  // 1.5 * 2^23 + 127 + 64
+  vf t = fma(x, set1(1.44269504f), magic), n = t - magic;
+  vf r = fnma(n, set1(0.693359375f), x);
+  r = fnma(n, set1(-2.12194440e-4f), r);
+  vf p = fma(set1(0.0013818393f), r, set1(0.008368719f));
+  p = fma(p, r, set1(0.041668296f));
+  p = fma(p, r, set1(0.16666521f));
+  p = fma(p, r, set1(0.49999994f));
+  p = fma(fma(p, r, set1(1.0f)), r, set1(1.0f));
+  return p * (vf)((vu)t << 23) * 5.421010862427522e-20f;
 #else
   vi n;
   vf nf, p = exp_reduced(x, &n, &nf);
@@ -61,7 +76,8 @@ GS_INLINE int64_t rows_per_task(int64_t rows, int64_t n) {
   int64_t g = kTask / (n > 0 ? n : 1);
   g = g < 1 ? 1 : g;
   int64_t least = (rows + 4095) / 4096;  // at most 4096 tasks: their partial results stay few
-  return g > least ? g : least;
+  g = g > least ? g : least;
+  return g > 16 ? g & ~(int64_t)15 : g;  // whole groups of flat.h
 }
 
 template <class T>
@@ -174,16 +190,96 @@ GS_INLINE int64_t next_row(int64_t n) {
   return n > ahead ? n : ahead;
 }
 
-// e[i] = exp(x[i] - m), returns their sum; e may be absent. Fetches x + ahead.
-template <class T, bool kStore>
-GS_INLINE T exp_row(const T* x, T* e, T m, int64_t n, int64_t ahead) {
-  return row_sum<T>(
-      n, [=](int64_t i, int k) __attribute__((always_inline)) {
-        __builtin_prefetch(x + i + ahead);
-        auto v = keep<T>(exp_below(get(x + i, k) - m), k);
-        if (kStore) put(e + i, v, k);
-        return v;
-      });
+// How far y (n) is from a line when it goes past the caches.
+template <bool kStream, class T>
+GS_INLINE int64_t to_line(const T* y, int64_t n) {
+  if (!kStream) return 0;
+  int64_t k = (int64_t)((0 - (uintptr_t)y) % GS_VBYTES / sizeof(T));
+  return k < n ? k : n;
+}
+
+enum Write { kNothing, kCached, kPast };
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+template <bool k>
+struct Flag {
+  static constexpr bool value = k;
+};
+
+// e[i] = exp(x[i] - m) where kKeep, returns their sum; *most is the maximum of `next` (n), and the
+// row after that is fetched; y[i] = out(i, count) for the row before. All of n elements.
+template <class T, bool kKeep, Write kWrite, class Out>
+GS_INLINE T sweep(const T* x, T* e, T m, int64_t n, const T* next, T* most, T* y, Out out) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const int64_t k = to_line<kWrite == kPast>(y, n), ahead = next_row<T>(n);
+  const T low = -(T)__builtin_inf();
+  V s[4] = {}, total[4] = {}, h[4] = {set1(low), set1(low), set1(low), set1(low)};
+  if (k) store_n(y, out(0, (int)k), (int)k);
+  auto four = [&](int64_t i, auto with) __attribute__((always_inline)) {
+    constexpr bool kResults = decltype(with)::value && kWrite != kNothing;
+    V v[4], late[4];  // no load behind a store: the compiler would not move it up
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const int64_t at = i + j * N;
+      __builtin_prefetch(next + at + ahead);
+      v[j] = load(x + at) - m;
+      h[j] = max(h[j], load(next + at));
+      if (kResults) late[j] = out(k + at, N);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) v[j] = exp_below(v[j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const int64_t at = i + j * N;
+      s[j] += v[j];
+      if (kKeep) store(e + at, v[j]);
+      if (kResults) write<kWrite == kPast>(y + k + at, late[j]);
+    }
+    // a sum takes 64 addends in a row at most, as 16 lanes in blocks of kBlock do
+    if (N < 16 && i / (4 * N) % 64 == 63)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) total[j] += s[j], s[j] = V{};
+  };
+  int64_t i = 0;
+  for (; i + 4 * N <= n - k; i += 4 * N) four(i, Flag<true>());
+  int64_t done = k + i;                                       // results
+  for (; i + 4 * N <= n; i += 4 * N) four(i, Flag<false>());  // where results end earlier by k
+  for (; i + N <= n; i += N) {
+    V v = exp_below(load(x + i) - m);
+    if (kKeep) store(e + i, v);
+    s[0] += v;
+    h[0] = max(h[0], load(next + i));
+  }
+  if (i < n) {
+    const int c = (int)(n - i);
+    V v = keep<T>(exp_below(load_n(x + i, c) - m), c);
+    if (kKeep) store_n(e + i, v, c);
+    s[1] += v;
+    h[1] = max(h[1], load_or(next + i, c, low));
+  }
+  if (kWrite != kNothing) {
+    for (; done + N <= n; done += N) write<kWrite == kPast>(y + done, out(done, N));
+    if (done < n) store_n(y + done, out(done, (int)(n - done)), (int)(n - done));
+  }
+  *most = hmax(max(max(h[0], h[1]), max(h[2], h[3])));
+#pragma GCC unroll 4
+  for (int j = 0; j < 4 && N < 16; ++j) s[j] += total[j];
+  return hsum((s[0] + s[1]) + (s[2] + s[3]));
+}
+
+// The tasks of this member: begin(task, first row), row(row, the next one or the same), end(task).
+template <class B, class F, class E>
+GS_INLINE void member_rows(const Ctx* ctx, int64_t rows, int64_t group, B begin, F row, E end) {
+  for (int64_t b = ctx->tid * group; b < rows; b += ctx->nt * group) {
+    const int64_t e = b + group < rows ? b + group : rows, after = b + ctx->nt * group;
+    begin(b / group, b);
+    for (int64_t r = b; r + 1 < e; ++r) row(r, r + 1);
+    row(e - 1, after < rows ? after : e - 1);
+    end(b / group);
+  }
 }
 
 template <class T>
@@ -234,58 +330,11 @@ __attribute__((noinline)) T long_row(const T* x, int64_t n, T* maximum) {
 
 // ---- narrow rows: N rows at once, a row a lane
 
-#if defined(__AVX512F__) && defined(__AVX512VL__)
-// 4 x 4 tiles in the quarters of four vectors, transposed
-GS_INLINE void transpose_quarters(vf* v) {
-  __m512 a = _mm512_unpacklo_ps((__m512)v[0], (__m512)v[1]),
-         b = _mm512_unpackhi_ps((__m512)v[0], (__m512)v[1]),
-         c = _mm512_unpacklo_ps((__m512)v[2], (__m512)v[3]),
-         d = _mm512_unpackhi_ps((__m512)v[2], (__m512)v[3]);
-  v[0] = (vf)_mm512_shuffle_ps(a, c, 0x44);
-  v[1] = (vf)_mm512_shuffle_ps(a, c, 0xee);
-  v[2] = (vf)_mm512_shuffle_ps(b, d, 0x44);
-  v[3] = (vf)_mm512_shuffle_ps(b, d, 0xee);
-}
-#endif
-
 // out[c] = element c of rows 0 .. N - 1 of x (count, n); lanes past count repeat the last row.
 // out has room for n rounded up to a multiple of N.
 template <class T>
 GS_INLINE void load_rows(const T* x, int64_t n, int count, typename simd<T>::V* out) {
   constexpr int N = simd<T>::N;
-#if defined(__AVX512F__) && defined(__AVX512VL__)
-  if constexpr (sizeof(T) == 4) {
-    if (count == N) {
-      // four columns of rows r, r + 4, r + 8, r + 12 a vector: most of the way by loads
-      const float *p0 = x, *p1 = x + 4 * n, *p2 = x + 8 * n, *p3 = x + 12 * n;
-      int64_t left = n;
-      for (; left >= 4; left -= 4, out += 4) {
-        asm("" : "+r"(p0), "+r"(p1), "+r"(p2), "+r"(p3));  // else GCC keeps sixteen pointers
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-          __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p0 + r * n));
-          v = _mm512_insertf32x4(v, _mm_loadu_ps(p1 + r * n), 1);
-          v = _mm512_insertf32x4(v, _mm_loadu_ps(p2 + r * n), 2);
-          out[r] = (vf)_mm512_insertf32x4(v, _mm_loadu_ps(p3 + r * n), 3);
-        }
-        transpose_quarters(out);
-        p0 += 4, p1 += 4, p2 += 4, p3 += 4;
-      }
-      if (left > 0) {
-        const __mmask8 mask = (__mmask8)((1u << left) - 1);
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-          __m512 v = _mm512_castps128_ps512(_mm_maskz_loadu_ps(mask, p0 + r * n));
-          v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(mask, p1 + r * n), 1);
-          v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(mask, p2 + r * n), 2);
-          out[r] = (vf)_mm512_insertf32x4(v, _mm_maskz_loadu_ps(mask, p3 + r * n), 3);
-        }
-        transpose_quarters(out);
-      }
-      return;
-    }
-  }
-#endif
   for (int64_t c = 0; c < n; c += N) {
     typename simd<T>::V v[N];
     int k = n - c < N ? (int)(n - c) : N;
@@ -304,40 +353,6 @@ GS_INLINE void load_rows(const T* x, int64_t n, int count, typename simd<T>::V* 
 template <class T>
 GS_INLINE void store_rows(const typename simd<T>::V* in, int64_t n, int count, T* y) {
   constexpr int N = simd<T>::N;
-#if defined(__AVX512F__) && defined(__AVX512VL__)
-  if constexpr (sizeof(T) == 4) {
-    if (count == N) {
-      float *p0 = y, *p1 = y + 4 * n, *p2 = y + 8 * n, *p3 = y + 12 * n;
-      int64_t left = n;
-      for (; left >= 4; left -= 4, in += 4) {
-        asm("" : "+r"(p0), "+r"(p1), "+r"(p2), "+r"(p3));
-        vf v[4] = {in[0], in[1], in[2], in[3]};
-        transpose_quarters(v);
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-          _mm_storeu_ps(p0 + r * n, _mm512_castps512_ps128((__m512)v[r]));
-          _mm_storeu_ps(p1 + r * n, _mm512_extractf32x4_ps((__m512)v[r], 1));
-          _mm_storeu_ps(p2 + r * n, _mm512_extractf32x4_ps((__m512)v[r], 2));
-          _mm_storeu_ps(p3 + r * n, _mm512_extractf32x4_ps((__m512)v[r], 3));
-        }
-        p0 += 4, p1 += 4, p2 += 4, p3 += 4;
-      }
-      if (left > 0) {
-        const __mmask8 mask = (__mmask8)((1u << left) - 1);
-        vf v[4] = {in[0], in[1], in[2], in[3]};
-        transpose_quarters(v);
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-          _mm_mask_storeu_ps(p0 + r * n, mask, _mm512_castps512_ps128((__m512)v[r]));
-          _mm_mask_storeu_ps(p1 + r * n, mask, _mm512_extractf32x4_ps((__m512)v[r], 1));
-          _mm_mask_storeu_ps(p2 + r * n, mask, _mm512_extractf32x4_ps((__m512)v[r], 2));
-          _mm_mask_storeu_ps(p3 + r * n, mask, _mm512_extractf32x4_ps((__m512)v[r], 3));
-        }
-      }
-      return;
-    }
-  }
-#endif
   for (int64_t c = 0; c < n; c += N) {
     typename simd<T>::V v[N];
     int k = n - c < N ? (int)(n - c) : N;

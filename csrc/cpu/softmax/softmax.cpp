@@ -1,10 +1,12 @@
 // Softmax and log-softmax, forward and backward, along any axis.
 //
-// x, y, dx (outer, n, inner). Along the last axis rows pass as row.h says; those of at most 64
-// elements stay in registers. Along another axis neighbouring columns are worked on together, lane
-// by lane. Floor: one read and one write an element (three streams backward), and one exp: 6 to 7
-// cycles a vector. Tasks are groups of rows or of columns, cut by shape.
-#include "softmax/row.h"
+// x, y, dx (outer, n, inner). Along the last axis rows pass as row.h says, short ones as flat.h
+// says. Along another axis neighbouring columns are worked on together, lane by lane. Floor: one
+// read and one write an element (three streams backward), 10 cycles a vector of 16 at the speed of
+// a copy; exp and what goes with it take 8. Tasks are groups of rows or of columns, cut by shape.
+#include <string.h>
+
+#include "softmax/flat.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -12,125 +14,144 @@ namespace {
 
 constexpr int kColumns = 64;  // neighbouring columns that are worked on together
 
-// Rows that fit in kShort vectors, in registers.
-constexpr int kShort = 4;
-template <class T>
-struct Short {
+// Rows of at most kRoom elements: e of two rows lies in rooms in the first level of cache.
+template <class T, bool kLog, bool kStream>
+void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const T* x, T* y, int64_t n) {
   using V = typename simd<T>::V;
-  static constexpr int N = simd<T>::N;
-  static GS_MEMBER bool fits(int64_t n) { return n <= kShort * N; }
-  static GS_MEMBER int part(int64_t n, int j) {
-    int64_t k = n - j * N;
-    return k < 0 ? 0 : k < N ? (int)k : N;
-  }
-  // f(j, count) for each vector
-  template <class F>
-  static GS_MEMBER void each(int64_t n, F f) {
-    if (n == kShort * N) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kShort; ++j) f(j, N);
-    } else {
-#pragma GCC unroll 4
-      for (int j = 0; j < kShort; ++j) f(j, part(n, j));
-    }
-  }
-  static GS_MEMBER T sum(const V (&v)[kShort]) {
-    Sum16<T> s;
-    s.clear();
-#pragma GCC unroll 4
-    for (int j = 0; j < kShort; ++j) s.v[j % Sum16<T>::W] += v[j];
-    return total_of(s);
-  }
-};
-
-// y past the caches when `stream` and its rows are aligned
-template <class T>
-void softmax_short(const T* x, T* y, int64_t rows, int64_t n, bool log, bool stream) {
-  using S = Short<T>;
-  using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N;
-  for (int64_t r = 0; r < rows; ++r, x += n, y += n) {
-    V v[kShort];
-    S::each(
-        n, [&](int j, int k) __attribute__((always_inline)) {
-          fetch(x + j * N);
-          v[j] = k == N ? load(x + j * N) : load_or(x + j * N, k, -(T)__builtin_inf());
-        });
-    T m = hmax(max(max(v[0], v[1]), max(v[2], v[3])));
-    V e[kShort];
-#pragma GCC unroll 4
-    for (int j = 0; j < kShort; ++j) {
-      v[j] -= m;
-      e[j] = exp_below(v[j]);
-    }
-    T s = S::sum(e), f = log ? log_of(s) : 1 / s;
-    S::each(
-        n, [&](int j, int k) __attribute__((always_inline)) {
-          V out = log ? v[j] - f : e[j] * f;
-          if (k < N)
-            store_n(y + j * N, out, k);
-          else
-            write(stream, y + j * N, out);
-        });
-  }
-}
-template <class T>
-void softmax_short_backward(const T* dy, const T* y, T* dx, int64_t rows, int64_t n, bool log,
-                            bool stream) {
-  using S = Short<T>;
-  using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N;
-  for (int64_t r = 0; r < rows; ++r, dy += n, y += n, dx += n) {
-    V g[kShort], v[kShort], t[kShort];
-    S::each(
-        n, [&](int j, int k) __attribute__((always_inline)) {
-          fetch(dy + j * N);
-          fetch(y + j * N);
-          g[j] = get(dy + j * N, k);
-          v[j] = get(y + j * N, k);
-          t[j] = log ? g[j] : g[j] * v[j];
-        });
-    T s = S::sum(t);
-    S::each(
-        n, [&](int j, int k) __attribute__((always_inline)) {
-          V out = log ? g[j] - exp_below(v[j]) * s : v[j] * (g[j] - s);
-          if (k < N)
-            store_n(dx + j * N, out, k);
-          else
-            write(stream, dx + j * N, out);
-        });
-  }
+  constexpr Write kWrite = kStream ? kPast : kCached;
+  alignas(64) T room[2][kRoom];
+  if (ctx->tid * group >= rows) return;
+  const T *from = kLog ? x : room[1], *next = x + ctx->tid * group * n;  // of the row before
+  T *to = room[1], *e = room[0], most = row_max(next, n), m = 0, f = 0;
+  if (!kLog) memset(room[1], 0, (size_t)n * sizeof(T));  // there is none: these go nowhere
+  auto results = [ =, &from, &m, &f ]() __attribute__((always_inline)) {
+    const V mv = set1(m), fv = set1(f);
+    return [ =, from = from ](int64_t i, int k) __attribute__((always_inline)) {
+      V v = get(from + i, k);
+      return kLog ? (v - mv) - fv : v * fv;
+    };
+  };
+  member_rows(
+      ctx, rows, group, [](int64_t, int64_t) {},
+      [&](int64_t r, int64_t after) {
+        const T now = most;
+        const T* row = x + r * n;
+        T s = sweep<T, !kLog, kWrite>(row, e, now, n, x + after * n, &most, to, results());
+        f = kLog ? log_of(s) : 1 / s;
+        m = now;
+        to = y + r * n;
+        from = kLog ? row : e;
+        e = e == room[0] ? room[1] : room[0];
+      },
+      [](int64_t) {});
+  row_to(kStream, to, n, results());
 }
 
+#if defined(GS_FLAT)
+// y past the caches when kStream, which takes whole lines
+template <bool kLog, bool kStream>
+void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spread& spread) {
+  alignas(64) float room[2][kBatch];
+  vf top[2][kGroups], low[2][kGroups];  // maximum; logarithm of the sum, or its reciprocal
+  int now = 0;
+  int64_t before = 0;  // groups of the batch before, which has yet to be written
+  const float* last = nullptr;
+  float* to = nullptr;
+  const int64_t step = n * kN, ahead = batch_groups(n) * step;
+  auto late = [&](int64_t g, int64_t j) __attribute__((always_inline)) {
+    const int64_t i = g * step + j * kN;
+    const vf f = spread.of(low[1 - now][g], j);
+    if (kLog) return (load(last + i) - spread.of(top[1 - now][g], j)) - f;
+    return load(room[1 - now] + i) * f;
+  };
+  auto put = [&](int64_t i, vf v) __attribute__((always_inline)) { write<kStream>(to + i, v); };
+  batches(
+      count, n,
+      [&](int64_t r, int64_t groups) {
+        const float* a = x + r * n;
+        float* e = room[now];
+        for (int64_t g = 0; g < groups; ++g) top[now][g] = rows_max(a + g * step, n);
+        exp_batch<true>(a, e, top[now], groups, before, n, ahead, spread, late, put);
+        for (int64_t g = 0; g < groups; ++g) {
+          vf s = rows_sum(e + g * step, n);
+          low[now][g] = kLog ? log_of_sum(s) : reciprocal(s);
+        }
+        now = 1 - now;
+        before = groups;
+        last = a;
+        to = y + r * n;
+      },
+      [&](int64_t r, int64_t rows) {
+        alignas(64) float in[kBatch], out[kBatch];
+        memset(in, 0, (size_t)step * sizeof(float));
+        memcpy(in, x + r * n, (size_t)(rows * n) * sizeof(float));
+        softmax_flat<kLog, false>(in, out, kN, n, spread);
+        memcpy(y + r * n, out, (size_t)(rows * n) * sizeof(float));
+      });
+  exp_batch<true>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
+}
+
+template <bool kLog, bool kStream>
+void softmax_flat_backward(const float* dy, const float* y, float* dx, int64_t count, int64_t n,
+                           const Spread& spread) {
+  vf sum[kGroups];
+  const int64_t step = n * kN, ahead = batch_groups(n) * step;
+  auto some = [&](auto count_, const float* a, const float* b, float* to, int64_t i, int64_t j,
+                  vf s) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(count_)::value;
+    vf v[kCount];
+#pragma GCC unroll 4
+    for (int k = 0; k < kCount; ++k) {
+      const int64_t at = i + k * kN;
+      __builtin_prefetch(a + ahead + at);
+      __builtin_prefetch(b + ahead + at);
+      vf d = load(a + at), p = load(b + at), t = spread.of(s, j + k);
+      v[k] = kLog ? d - exp_below(p) * t : p * (d - t);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kCount; ++k) write<kStream>(to + i + k * kN, v[k]);
+  };
+  batches(
+      count, n,
+      [&](int64_t r, int64_t groups) {
+        const float *a = dy + r * n, *b = y + r * n;
+        float* to = dx + r * n;
+        for (int64_t g = 0; g < groups; ++g)
+          sum[g] = rows_of<Plus>(
+              n, [=](int row, int64_t i, int k) __attribute__((always_inline)) {
+                const int64_t at = g * step + row * n + i;
+                vf v = get(a + at, k);
+                return kLog ? v : v * get(b + at, k);
+              });
+        for (int64_t g = 0; g < groups; ++g) {
+          const vf s = sum[g];
+          int64_t i = g * step, j = 0;
+          for (; j + 4 <= n; j += 4, i += 4 * kN) some(Count<4>(), a, b, to, i, j, s);
+          for (; j < n; ++j, i += kN) some(Count<1>(), a, b, to, i, j, s);
+        }
+      },
+      [&](int64_t r, int64_t rows) {
+        alignas(64) float in[2][kBatch], out[kBatch];
+        memset(in[0], 0, (size_t)step * sizeof(float));
+        memset(in[1], 0, (size_t)step * sizeof(float));
+        memcpy(in[0], dy + r * n, (size_t)(rows * n) * sizeof(float));
+        memcpy(in[1], y + r * n, (size_t)(rows * n) * sizeof(float));
+        softmax_flat_backward<kLog, false>(in[0], in[1], out, kN, n, spread);
+        memcpy(dx + r * n, out, (size_t)(rows * n) * sizeof(float));
+      });
+}
+#endif
+
+// Longer than kRoom.
 template <class T>
-void softmax_row(const T* x, T* y, int64_t n, bool log, bool stream) {
+void softmax_long(const T* x, T* y, int64_t n, bool log, bool stream) {
   using V = typename simd<T>::V;
-  T m;
-  if (n > kRoom) {
-    T s = long_row(x, n, &m), f = log ? log_of(s) : 1 / s;
-    row_to(
-        stream, y, n, [=](int64_t i, int k) __attribute__((always_inline)) {
-          V v = get(x + i, k) - m;
-          return log ? v - f : exp_below(v) * f;
-        });
-    return;
-  }
-  const int64_t ahead = next_row<T>(n);
-  m = row_max(x, n);
-  if (log) {
-    T l = log_of(exp_row<T, false>(x, nullptr, m, n, ahead));
-    row_to(
-        stream, y, n, [=](int64_t i, int k) __attribute__((always_inline)) {
-          return (get(x + i, k) - m) - l;
-        });
-    return;
-  }
-  alignas(64) T room[kRoom];
-  T* e = stream ? room : y;
-  T r = 1 / exp_row<T, true>(x, e, m, n, ahead);
+  T m, s = long_row(x, n, &m), f = log ? log_of(s) : 1 / s;
   row_to(
-      stream, y,
-      n, [=](int64_t i, int k) __attribute__((always_inline)) { return get(e + i, k) * r; });
+      stream, y, n, [=](int64_t i, int k) __attribute__((always_inline)) {
+        V v = get(x + i, k) - m;
+        return log ? v - f : exp_below(v) * f;
+      });
 }
 
 template <class T>
@@ -264,22 +285,109 @@ void softmax_columns(const T* x, T* y, const Columns<T>& c, bool log) {
   }
 }
 
-template <class T>
+// Blocks first .. last - 1 of one vector of columns each, of at most kDeep rows, as row.h passes
+// its rows: exp of this block, the maxima of the next and the results of the one before in one
+// sweep.
+constexpr int64_t kDeep = 512;
+template <class T, bool kLog, bool kStream>
+void softmax_deep(const T* x, T* y, int64_t n, int64_t inner, int64_t first, int64_t last) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  alignas(64) T room[2][kDeep * N];
+  const int64_t per = (inner + N - 1) / N;
+  auto place = [=](int64_t b) { return b / per * n * inner + b % per * N; };
+  auto lanes = [=](int64_t b) {
+    const int64_t k = inner - b % per * N;
+    return k < N ? (int)k : N;
+  };
+  // block b, the next one and the one before it; `before`: whether there is one
+  V m = set1(-(T)__builtin_inf()), m0 = m, f = V{};
+  for (int64_t i = 0; i < n; ++i) m = max(m, get(x + place(first) + i * inner, lanes(first)));
+  auto sweep_block = [&](int64_t b, auto before, auto full) __attribute__((always_inline)) {
+    constexpr bool kBefore = decltype(before)::value, kFull = decltype(full)::value;
+    const int64_t after = b + 1 < last ? b + 1 : b, far = b + 2 < last ? b + 2 : after;
+    const T *a = x + place(b), *c = x + place(after), *d = x + place(far);
+    const T* old = x + (kBefore ? place(b - 1) : 0);
+    T* to = y + (kBefore ? place(b - 1) : 0);
+    T *e = room[b & 1], *from = room[1 - (b & 1)];
+    const int k = kFull ? N : lanes(b), kc = kFull ? N : lanes(after);
+    const int kb = kFull || !kBefore ? N : lanes(b - 1);
+    V s[4] = {}, h = set1(-(T)__builtin_inf());
+    auto rows = [&](int64_t i, auto count_) __attribute__((always_inline)) {
+      constexpr int kCount = decltype(count_)::value;
+      V v[kCount], late[kCount];
+#pragma GCC unroll 4
+      for (int j = 0; j < kCount; ++j) {
+        const int64_t at = (i + j) * inner;
+        __builtin_prefetch(d + at);
+        v[j] = get(a + at, k) - m;
+        h = max(h, get(c + at, kc));
+        if (kBefore) late[j] = kLog ? (get(old + at, kb) - m0) - f : load(from + (i + j) * N) * f;
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < kCount; ++j) v[j] = exp_below(v[j]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kCount; ++j) {
+        s[j] += v[j];
+        if (!kLog) store(e + (i + j) * N, v[j]);
+        T* p = to + (i + j) * inner;
+        if (!kBefore) continue;
+        if (kFull)
+          write<kStream>(p, late[j]);
+        else
+          put(p, late[j], kb);
+      }
+    };
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) rows(i, Count<4>());
+    for (; i < n; ++i) rows(i, Count<1>());
+    const V sum = (s[0] + s[1]) + (s[2] + s[3]);
+    f = kLog ? GS_ISA::log(sum) : 1 / sum;
+    m0 = m;
+    m = h;
+  };
+  for (int64_t b = first; b < last; ++b) {
+    const bool whole = inner % N == 0;
+    if (b == first)
+      sweep_block(b, Flag<false>(), Flag<false>());
+    else if (whole)
+      sweep_block(b, Flag<true>(), Flag<true>());
+    else
+      sweep_block(b, Flag<true>(), Flag<false>());
+  }
+  const T *old = x + place(last - 1), *from = room[(last - 1) & 1];
+  T* to = y + place(last - 1);
+  const int k = lanes(last - 1);
+  for (int64_t i = 0; i < n; ++i)
+    put(to + i * inner, kLog ? (get(old + i * inner, k) - m0) - f : load(from + i * N) * f, k);
+}
+
+template <class T, bool kStream>
 void softmax_columns_backward(const T* dy, const T* y, T* dx, const Columns<T>& c, bool log) {
   using V = typename simd<T>::V;
-  constexpr int W = Columns<T>::W;
+  constexpr int W = Columns<T>::W, N = simd<T>::N;
+  const int64_t ahead = 8 * c.inner;
   V s[W];
   c.sum(
       s, [&](int64_t i, int j) __attribute__((always_inline)) {
+        __builtin_prefetch(dy + i * c.inner + ahead + j * N);
+        __builtin_prefetch(y + i * c.inner + ahead + j * N);
         V g = c.at(dy, i, j);
         return log ? g : g * c.at(y, i, j);
       });
   for (int64_t i = 0; i < c.n; ++i) {
+    V r[W];
 #pragma GCC unroll 4
     for (int j = 0; j < W; ++j) {
       V g = c.at(dy, i, j), v = c.at(y, i, j);
-      c.set(dx, i, j, log ? g - exp_below(v) * s[j] : v * (g - s[j]));
+      r[j] = log ? g - exp_below(v) * s[j] : v * (g - s[j]);
     }
+#pragma GCC unroll 4
+    for (int j = 0; j < W; ++j)
+      if (kStream)
+        write<true>(dx + i * c.inner + j * N, r[j]);
+      else
+        c.set(dx, i, j, r[j]);
   }
 }
 
@@ -302,8 +410,8 @@ GS_INLINE void softmax_tasks(const SoftmaxParams& p, const Ctx* ctx, R rows, C c
 }
 
 template <class T>
-GS_INLINE bool aligned_rows(const T* y, int64_t n) {
-  return (((uintptr_t)y | (uintptr_t)(n * (int64_t)sizeof(T))) & (GS_VBYTES - 1)) == 0;
+GS_INLINE bool whole_lines(const T* y) {
+  return ((uintptr_t)y & (GS_VBYTES - 1)) == 0;
 }
 
 template <class T>
@@ -313,25 +421,63 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
   T* y = (T*)buf[1];
   const int64_t n = p.n;
   const bool log = p.log, stream = p.inner == 1 && past_caches<T>(ctx, p.outer, n, y);
-  softmax_tasks(
-      p, ctx,
-      [&](int64_t r, int64_t count) {
-        const T* from = x + r * n;
-        T* to = y + r * n;
-        if (n <= kNarrow)
-          narrow_rows(
-              count, n, to, stream, [=](int64_t i, int k, T* out) __attribute__((always_inline)) {
-                softmax_narrow(from + i * n, out, n, k, log);
-              });
-        else if (Short<T>::fits(n))
-          softmax_short(from, to, count, n, log, stream && aligned_rows(to, n));
-        else
-          for (int64_t i = 0; i < count; ++i) softmax_row(from + i * n, to + i * n, n, log, stream);
-      },
-      [&](int64_t o, int64_t j, int k) {
-        int64_t at = o * p.n * p.inner + j;
-        softmax_columns(x + at, y + at, Columns<T>{p.n, p.inner, k}, p.log);
-      });
+  auto columns = [&](int64_t o, int64_t j, int k) {
+    int64_t at = o * p.n * p.inner + j;
+    softmax_columns(x + at, y + at, Columns<T>{p.n, p.inner, k}, p.log);
+  };
+  if (p.inner >= simd<T>::N && n <= kDeep && n >= 4) {
+    constexpr bool kPossible = sizeof(T) == 4 && GS_VBYTES == 64;  // a block is a line wide
+    const bool past = kPossible && streams(ctx, p.outer * n * p.inner * (int64_t)sizeof(T), y,
+                                           p.inner * (int64_t)sizeof(T));
+    const int64_t blocks = p.outer * ((p.inner + simd<T>::N - 1) / simd<T>::N);
+    const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
+    if (b < e)
+      (log    ? past ? softmax_deep<T, true, kPossible> : softmax_deep<T, true, false>
+          : past ? softmax_deep<T, false, kPossible>
+              : softmax_deep<T, false, false>)(x, y, n, p.inner, b, e);
+    if (past) write_fence();
+    return;
+  }
+#if defined(GS_FLAT)
+  if constexpr (sizeof(T) == 4)
+    if (p.inner == 1 && n <= kFlat) {
+      const Spread spread(n);
+      const bool past = stream && whole_lines(y);
+      auto f = log    ? past ? softmax_flat<true, true> : softmax_flat<true, false>
+                  : past ? softmax_flat<false, true>
+                      : softmax_flat<false, false>;
+      softmax_tasks(
+          p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, spread); }, columns);
+      if (past) write_fence();
+      return;
+    }
+#endif
+  if (p.inner == 1 && n > kNarrow && n <= kRoom) {
+    const int64_t group = rows_per_task(p.outer, n);
+    constexpr bool kPossible = sizeof(T) == 4;
+    if (kPossible && stream)
+      log ? softmax_rows<T, true, kPossible>(ctx, p.outer, group, x, y, n)
+          : softmax_rows<T, false, kPossible>(ctx, p.outer, group, x, y, n);
+    else
+      log ? softmax_rows<T, true, false>(ctx, p.outer, group, x, y, n)
+          : softmax_rows<T, false, false>(ctx, p.outer, group, x, y, n);
+  } else {
+    softmax_tasks(
+        p, ctx,
+        [&](int64_t r, int64_t count) {
+          const T* from = x + r * n;
+          T* to = y + r * n;
+          if (n <= kNarrow)
+            narrow_rows(
+                count, n, to, stream, [=](int64_t i, int k, T* out) __attribute__((always_inline)) {
+                  softmax_narrow(from + i * n, out, n, k, log);
+                });
+          else
+            for (int64_t i = 0; i < count; ++i)
+              softmax_long(from + i * n, to + i * n, n, log, stream);
+        },
+        columns);
+  }
   if (stream) write_fence();
 }
 
@@ -342,6 +488,31 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
   T* dx = (T*)buf[2];
   const int64_t n = p.n;
   const bool log = p.log, stream = p.inner == 1 && past_caches<T>(ctx, p.outer, n, dx);
+  const bool past_columns =
+      streams(ctx, p.outer * n * p.inner * (int64_t)sizeof(T), dx, p.inner * (int64_t)sizeof(T));
+  auto columns = [&](int64_t o, int64_t j, int k) {
+    int64_t at = o * p.n * p.inner + j;
+    const Columns<T> c{p.n, p.inner, k};
+    if (past_columns && k == kColumns)
+      softmax_columns_backward<T, true>(dy + at, y + at, dx + at, c, p.log);
+    else
+      softmax_columns_backward<T, false>(dy + at, y + at, dx + at, c, p.log);
+  };
+#if defined(GS_FLAT)
+  if constexpr (sizeof(T) == 4)
+    if (p.inner == 1 && n <= kFlat && (log || n < 64 || n % kN)) {
+      const Spread spread(n);
+      const bool past = stream && whole_lines(dx);
+      auto f = log ? past ? softmax_flat_backward<true, true> : softmax_flat_backward<true, false>
+               : past ? softmax_flat_backward<false, true>
+                      : softmax_flat_backward<false, false>;
+      softmax_tasks(
+          p, ctx, [&](int64_t r, int64_t k) { f(dy + r * n, y + r * n, dx + r * n, k, n, spread); },
+          columns);
+      if (past) write_fence();
+      return;
+    }
+#endif
   softmax_tasks(
       p, ctx,
       [&](int64_t r, int64_t count) {
@@ -352,17 +523,12 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
               count, n, to, stream, [=](int64_t i, int k, T* out) __attribute__((always_inline)) {
                 softmax_narrow_backward(g + i * n, v + i * n, out, n, k, log);
               });
-        else if (Short<T>::fits(n))
-          softmax_short_backward(g, v, to, count, n, log, stream && aligned_rows(to, n));
         else
           for (int64_t i = 0; i < count; ++i)
             softmax_row_backward(g + i * n, v + i * n, to + i * n, n, log, stream);
       },
-      [&](int64_t o, int64_t j, int k) {
-        int64_t at = o * p.n * p.inner + j;
-        softmax_columns_backward(dy + at, y + at, dx + at, Columns<T>{p.n, p.inner, k}, p.log);
-      });
-  if (stream) write_fence();
+      columns);
+  if (stream || past_columns) write_fence();
 }
 
 template <class T>
