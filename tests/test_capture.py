@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -1698,3 +1699,181 @@ def test_a_captured_function_is_released_with_its_lock():
     assert taken == [[2.0, 2.0, 2.0]]
     with pytest.raises(RuntimeError, match="does not hold the lock"):
         step._release()
+
+
+@pytest.mark.parametrize("kind", ["dict", "OrderedDict", "ModuleDict"])
+def test_the_order_of_a_dict_is_seen(kind):
+    layers = {"a": nn.Linear(6, 6), "b": nn.Sigmoid()}
+    if kind == "OrderedDict":
+        layers = OrderedDict(layers)
+    elif kind == "ModuleDict":
+        layers = nn.ModuleDict(layers)
+
+    def f(x):
+        with gs.no_grad():
+            for m in layers.values():
+                x = m(x)
+            return x
+
+    x = gs.tensor(np.random.default_rng(1).standard_normal((4, 6), dtype=np.float32))
+    run = gs.capture(f)
+    for _ in range(5):
+        run(x)
+    assert run.programs[0]["replays"] == 2
+    if kind == "OrderedDict":
+        layers.move_to_end("a")
+    else:
+        first = layers.pop("a")
+        layers["a"] = first
+    want = f(x).data
+    assert bits([run(x).data]) == bits([want])
+    assert want.min() < 0  # the linear layer is the last one now
+
+
+def _attribute(m):
+    m.__dict__["weight"] = gs.ones(6, 6)
+
+
+def _dict(m):
+    m.__dict__ = nn.Linear(6, 6).__dict__
+
+
+class Twice(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def _class(m):
+    m.__class__ = Twice
+
+
+@pytest.mark.parametrize("change", [_attribute, _dict, _class])
+def test_replaced_tables_and_classes_of_modules_are_seen(change):
+    layer = nn.Linear(6, 6)
+
+    def f(x):
+        with gs.no_grad():
+            return layer(x)
+
+    x = gs.tensor(np.random.default_rng(1).standard_normal((4, 6), dtype=np.float32))
+    run = gs.capture(f)
+    for _ in range(5):
+        before = run(x)
+    assert run.programs[0]["replays"] == 2
+    change(layer)
+    want = bits([f(x).data])
+    assert bits([run(x).data]) == want != bits([before.data])
+
+
+def test_replaced_submodules_and_dicts_of_objects_are_seen():
+    class Config:
+        def __init__(self):
+            self.scale = 2.0
+
+    net, config = nn.Sequential(nn.Linear(6, 6)), Config()
+
+    def f(x):
+        with gs.no_grad():
+            return net(x) * config.scale
+
+    x = gs.tensor(np.random.default_rng(1).standard_normal((4, 6), dtype=np.float32))
+    run = gs.capture(f)
+
+    def check():
+        for _ in range(5):
+            assert bits([run(x).data]) == bits([f(x).data])
+
+    check()
+    net.__dict__["_modules"] = {"0": nn.Linear(6, 6)}
+    check()
+    config.__dict__ = {"scale": 3.0}
+    check()
+    type(config).scale = 5.0
+    del config.scale
+    check()
+    assert run.reason is None and len(run.programs) == 4
+
+
+@pytest.mark.parametrize("how", ["groups", "group", "params", "in place", "added"])
+def test_replaced_groups_of_an_optimizer_are_seen(how):
+    x, y = data((6,), 4, 12)
+
+    def train_(captured):
+        gs.manual_seed(1)
+        net = small()
+        params = list(net.parameters())
+        opt = gs.optim.SGD(params[:3] if how == "added" else params, lr=0.1)
+        step = update_of(net, opt)
+        run = gs.capture(step) if captured else step
+        for i in range(12):
+            if i == 7:
+                if how == "groups":
+                    opt.param_groups = [{**g, "lr": 0.01} for g in opt.param_groups]
+                elif how == "group":
+                    opt.param_groups[0] = {**opt.param_groups[0], "lr": 0.01}
+                elif how == "params":
+                    opt.param_groups[0]["params"] = params[2:]
+                elif how == "in place":
+                    opt.param_groups[0]["params"][:] = params[2:]
+                else:
+                    opt.add_param_group({"params": params[3:], "lr": 0.3})
+            run(gs.tensor(x[i]), gs.tensor(y[i]))
+        if captured:
+            assert run.reason is None and sum(p["replays"] for p in run.programs) >= 6
+        return bits([p.data for p in params])
+
+    assert train_(True) == train_(False)
+
+
+def test_a_gradient_whose_array_was_replaced_is_new_at_the_next_call():
+    x, y = data((6,), 4, 1)
+    net = small()
+    opt = gs.optim.SGD(net.parameters(), lr=0.0)
+    run = gs.capture(update_of(net, opt))
+    args = gs.tensor(x[0]), gs.tensor(y[0])
+    for _ in range(5):
+        run(*args)
+    w = net[0].weight
+    want = bits([w.grad.data])
+    mine = w.grad
+    mine.data = np.zeros_like(mine.data)
+    run(*args)
+    assert bits([w.grad.data]) == want and not mine.data.any() and w.grad is not mine
+    w.grad.requires_grad_()
+    run(*args)
+    assert bits([w.grad.data]) == want and not w.grad.requires_grad
+    assert run.programs[0]["replays"] == 4
+
+
+def test_gradients_that_change_places_need_no_new_program():
+    """What one gradient occupied may be another one's memory at the next call, or an input's."""
+    gs.manual_seed(1)
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    params = [p for p in net.parameters() if p.ndim == 2]
+    rng = np.random.default_rng(2)
+    arrays = [rng.standard_normal((8, 8), dtype=np.float32) for _ in range(4)]
+
+    def add(x):
+        loss = (net(x) ** 2).mean()
+        loss.backward()
+        return loss
+
+    run = gs.capture(add)
+    for i in range(9):
+        x = rng.standard_normal((8, 8), dtype=np.float32)
+        got = []
+        for f in (add, run):
+            places = [arrays[(i + k) % 4] for k in range(4)]
+            rng_ = np.random.default_rng(i)
+            for a in places:
+                a[:] = rng_.standard_normal((8, 8))
+            for p, a in zip(params, places):
+                p.grad = gs.from_numpy(a)
+            places[3][:] = x
+            for m in net:
+                if isinstance(m, nn.Linear):
+                    m.bias.grad = None
+            f(gs.from_numpy(places[3]))
+            got.append(bits([p.grad.data for p in net.parameters()]))
+        assert got[0] == got[1]
+    assert run.reason is None and len(run.programs) == 1 and run.programs[0]["replays"] == 6

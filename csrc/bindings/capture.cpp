@@ -125,10 +125,23 @@ void Recording::see(PyObject* a) {
 
 // ---- what must hold before a replay
 
+bool same_value(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (Py_TYPE(a) != Py_TYPE(b)) return false;
+  if (!(PyFloat_Check(a) || PyLong_Check(a) || PyUnicode_Check(a) || PyBytes_Check(a) ||
+        PyTuple_Check(a)))
+    return false;
+  int r = PyObject_RichCompareBool(a, b, Py_EQ);
+  if (r < 0) PyErr_Clear();
+  return r == 1;
+}
+
 struct Guard {
   enum Kind {
     kItem,
     kSize,
+    kKeys,
+    kPlace,
     kCell,
     kListItem,
     kListSize,
@@ -143,6 +156,49 @@ struct Guard {
   std::string name;
   int64_t hooks = 0;  // kTensor: the hooks on a leaf's gradient, by hooks_of
 };
+
+// Whether a dict still has these keys in this order, which is the order of whoever walks over it.
+bool same_keys(PyObject* dict, PyObject* keys) {
+  if (PyDict_GET_SIZE(dict) != PyTuple_GET_SIZE(keys)) return false;
+  auto same = [](PyObject* a, PyObject* b) { return a == b || same_value(a, b); };
+  Py_ssize_t n = 0;
+  if (PyDict_CheckExact(dict)) {
+    PyObject *key, *value;
+    for (Py_ssize_t i = 0; PyDict_Next(dict, &i, &key, &value); ++n)
+      if (!same(key, PyTuple_GET_ITEM(keys, n))) return false;
+    return true;
+  }
+  PyObject* it = PyObject_GetIter(dict);
+  bool all = it != nullptr;
+  while (all) {
+    PyObject* key = PyIter_Next(it);
+    if (!key) break;
+    all = n < PyTuple_GET_SIZE(keys) && same(key, PyTuple_GET_ITEM(keys, n));
+    ++n;
+    Py_DECREF(key);
+  }
+  Py_XDECREF(it);
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    return false;
+  }
+  return all && n == PyTuple_GET_SIZE(keys);
+}
+
+// The dict of an object, which need not be the one that it had.
+PyObject* dict_of(PyObject* o) {
+#if PY_VERSION_HEX < 0x030C0000
+  PyObject** at = _PyObject_GetDictPtr(o);
+  return at ? *at : nullptr;
+#else
+  PyObject* d = PyObject_GenericGetDict(o, nullptr);
+  if (!d)
+    PyErr_Clear();
+  else
+    Py_DECREF(d);  // the object holds it
+  return d;
+#endif
+}
 
 // A number for the hooks on a leaf's gradient: 0 without any, another one when some come or go.
 int64_t hooks_of(const Tensor* t) {
@@ -175,17 +231,6 @@ struct Output {
   py::object holder;  // a gradient: its Tensor, held by its parameter too
   py::object parameter;
 };
-
-bool same_value(PyObject* a, PyObject* b) {
-  if (a == b) return true;
-  if (Py_TYPE(a) != Py_TYPE(b)) return false;
-  if (!(PyFloat_Check(a) || PyLong_Check(a) || PyUnicode_Check(a) || PyBytes_Check(a) ||
-        PyTuple_Check(a)))
-    return false;
-  int r = PyObject_RichCompareBool(a, b, Py_EQ);
-  if (r < 0) PyErr_Clear();
-  return r == 1;
-}
 
 // A number that changes whenever the dict does, so that what was found in it need not be looked for
 // again; Python took it away later.
@@ -380,7 +425,8 @@ struct PyProgram {
   std::vector<Guard> guards;
   std::vector<DictGuards> by_dict;  // guards on dicts, and the others, of the first `sorted`
   std::vector<size_t> not_on_dicts;
-  std::vector<size_t> stepped;  // of by_dict: those that the steppers write
+  std::vector<size_t> stepped;    // of by_dict: those that the steppers write
+  std::vector<size_t> gradients;  // of guards: on gradients whose memory may change
   size_t sorted = 0;
   std::vector<Input> inputs;
   std::vector<Output> outputs;
@@ -403,13 +449,9 @@ struct PyProgram {
     fixed.clear();
     for (size_t i = 0; i < p.objects.size(); ++i) {
       const MemoryObject& o = p.objects[i];
-      if (o.home == Home::kFixed && o.written && o.bytes)
+      if (o.home == Home::kFixed && o.written && o.bytes && p.bound[i])
         fixed.emplace_back(p.bound[i], p.bound[i] + o.bytes);
     }
-    for (auto& o : outputs)
-      if (o.parameter.ptr())
-        fixed.emplace_back(p.bound[(size_t)o.object],
-                           p.bound[(size_t)o.object] + p.objects[(size_t)o.object].bytes);
     std::sort(fixed.begin(), fixed.end());
   }
   bool overlaps_fixed(char* low, char* high) const {
@@ -418,6 +460,7 @@ struct PyProgram {
   }
   bool moves_to(int object, PyObject* array);
   bool guard_holds(Guard& g);
+  void forget_gradients();
   bool guards_hold();
   void sort_guards();
   bool check(py::handle leaves);
@@ -442,6 +485,23 @@ bool PyProgram::moves_to(int object, PyObject* array) {
 }
 
 bool PyProgram::guard_holds(Guard& g) {
+// Gradients that are other arrays than at the last call: what the old ones occupied is free by now,
+// and others, inputs too, may lie there.
+void PyProgram::forget_gradients() {
+  bool moved = false;
+  for (size_t i : gradients) {
+    const Guard& g = guards[i];
+    PyObject* v = ((Tensor*)g.owner.ptr())->grad;
+    char*& bound = p.bound[(size_t)g.object];
+    if (bound && v && is_tensor(v) && ((Tensor*)v)->data && is_ndarray(((Tensor*)v)->data) &&
+        proxy_of(((Tensor*)v)->data)->data == bound)
+      continue;
+    bound = nullptr;
+    moved = true;
+  }
+  if (moved) add_fixed();
+}
+
   switch (g.kind) {
     case Guard::kItem: {
       PyObject* v = PyDict_GetItem(g.owner.ptr(), g.key.ptr());
@@ -450,6 +510,11 @@ bool PyProgram::guard_holds(Guard& g) {
     case Guard::kSize:
       return PyDict_GET_SIZE(g.owner.ptr()) == g.number;
     case Guard::kCell: {
+    case Guard::kKeys:
+      return same_keys(g.owner.ptr(), g.key.ptr());
+    case Guard::kPlace:
+      return (PyObject*)Py_TYPE(g.owner.ptr()) == g.key.ptr() &&
+             dict_of(g.owner.ptr()) == g.value.ptr();
       PyObject* v = PyCell_GET(g.owner.ptr());
       return v == g.value.ptr() || (v && same_value(v, g.value.ptr()));
     }
@@ -512,6 +577,8 @@ bool PyProgram::check(py::handle leaves) {
   }
   for (size_t i = 0; i < inputs.size(); ++i) {
     Input& in = inputs[i];
+  if (sorted != guards.size()) sort_guards();
+  if (!gradients.empty()) forget_gradients();
     PyObject* o = PyTuple_GET_ITEM(leaves.ptr(), (Py_ssize_t)i);
     if (!in.tensor) {
       if (!same_value(o, in.value.ptr())) {
@@ -579,12 +646,17 @@ void PyProgram::sort_guards() {
   not_on_dicts.clear();
   stepped.clear();
   std::unordered_map<PyObject*, size_t> at;
+  gradients.clear();
   for (size_t i = 0; i < guards.size(); ++i) {
     const Guard& g = guards[i];
-    if (g.kind != Guard::kItem && g.kind != Guard::kSize) {
+    // an OrderedDict's order is its own, without a version
+    const bool on_dict = g.kind == Guard::kItem || g.kind == Guard::kSize ||
+                         (g.kind == Guard::kKeys && PyDict_CheckExact(g.owner.ptr()));
+    if (!on_dict) {
       not_on_dicts.push_back(i);
       continue;
     }
+      if (g.kind == Guard::kGradient) gradients.push_back(i);
     auto it = at.emplace(g.owner.ptr(), by_dict.size()).first;
     if (it->second == by_dict.size()) by_dict.push_back(DictGuards{g.owner.ptr(), 0, {}});
     by_dict[it->second].guards.push_back(i);
@@ -599,7 +671,6 @@ void PyProgram::sort_guards() {
 }
 
 bool PyProgram::guards_hold() {
-  if (sorted != guards.size()) sort_guards();
   auto holds = [this](size_t i) {
     if (guard_holds(guards[i])) return true;
     reason = guards[i].name + " has changed";
@@ -633,6 +704,10 @@ void PyProgram::run() {
   for (Output& o : outputs) {
     Py_ssize_t holders = o.holder.ptr() ? 2 : 1;
     bool kept = Py_REFCNT(o.array.ptr()) > holders;
+    if (o.holder.ptr()) {  // somebody may have given it another array, or flags of his own
+      const Tensor* t = (const Tensor*)o.holder.ptr();
+      if (t->data != o.array.ptr() || t->requires_grad) o.holder = py::object();
+    }
     if (o.holder.ptr() && !kept) {
       PyObject* g = ((Tensor*)o.parameter.ptr())->grad;
       kept = Py_REFCNT(o.holder.ptr()) > (g == o.holder.ptr() ? 2 : 1);
@@ -1216,6 +1291,23 @@ void bind_capture(py::module_& m) {
                  py::tuple u = py::reinterpret_borrow<py::tuple>(each);
                  Stepper::Set set;
                  set.group = u[0];
+      .def("guard_keys",
+           [](PyProgram& q, py::dict owner, std::string name) {
+             py::tuple keys = py::reinterpret_steal<py::tuple>(PySequence_Tuple(owner.ptr()));
+             if (!keys) throw py::error_already_set();
+             q.guards.push_back(
+                 Guard{Guard::kKeys, owner, keys, py::none(), 0, -1, std::move(name)});
+           })
+      .def(
+          "guard_place",
+          [](PyProgram& q, py::object owner, std::string name) {
+            PyObject* own = dict_of(owner.ptr());
+            if (!own) throw py::type_error("guard_place: no __dict__");
+            q.guards.push_back(Guard{Guard::kPlace, owner, py::type::of(owner),
+                                     py::reinterpret_borrow<py::object>(own), 0, -1,
+                                     std::move(name)});
+          },
+          "An object keeps its class and its __dict__.")
                  set.slots = u[1].cast<std::vector<int>>();
                  for (auto o : u[2]) set.owns.push_back(py::reinterpret_borrow<py::dict>(o));
                  set.flag = u[3].cast<bool>();

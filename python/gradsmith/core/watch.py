@@ -29,7 +29,7 @@ _TABLES = ("_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_
 _READS_OPTIONS = {"param_groups", "get_last_lr", "lr_at", "last_epoch", "grad_norm", "skipped"}
 # Numbers of our own layers that their arrays' shapes hold already.
 _SIZES = {"in_features", "out_features", "in_channels", "out_channels", "num_features"}
-_LIMIT = 4096
+_LIMIT = 1 << 16  # guards; a dict's are looked at only when it has changed
 _MISSING = object()
 
 
@@ -154,9 +154,20 @@ class Watch:
 
     def _guard(self, g: tuple) -> None:
         key = (g[0], id(g[1]), g[2])
-        if key not in self._done and len(self.guards) < _LIMIT:
-            self._done.add(key)
-            self.guards.append(g)
+        if key in self._done:
+            return
+        self._done.add(key)
+        self.guards.append(g)
+        if len(self.guards) > _LIMIT:
+            self.reason = f"it can see more than {_LIMIT} values that a replay depends on"
+
+    def _place(self, obj: Any, name: str) -> None:
+        """An object keeps its class and its `__dict__`, which is what the guards look into."""
+        self._guard(("place", obj, None, (type(obj), obj.__dict__), f"the class of {name}"))
+
+    def _keys(self, table: dict, name: str) -> None:
+        """A dict keeps its keys, and their order: some code walks over it."""
+        self._guard(("keys", table, None, tuple(table), name))
 
     def _value(self, v: Any, name: str, guard: bool = True, depth: int = 0) -> None:
         if isinstance(v, (*_PLAIN, np.generic, np.dtype, np.ndarray, type)) or depth > 6:
@@ -191,7 +202,7 @@ class Watch:
             self._seen[id(v)] = v
             if len(v) > 1024:
                 return
-            self._guard(("size", v, None, len(v), name))
+            self._keys(v, name)
             for key, item in list(v.items()):
                 try:
                     hash(key)
@@ -225,6 +236,8 @@ class Watch:
         """The attributes of an object that some code reached names."""
         own = obj.__dict__
         plain = isinstance(own, dict)
+        if plain and not isinstance(obj, types.ModuleType):
+            self._place(obj, name)
         for n in sorted(self._names):
             if n in own:
                 value = own[n]
@@ -256,23 +269,29 @@ class Watch:
         own = m.__dict__
         if own.get("_hooks") or own.get("_pre_hooks"):
             self.reason = f"the module {name} has forward hooks, which a replay would not call. Remove them first"
+        self._place(m, name)
         self._guard(("size", own, None, len(own), f"the attributes of {name}"))
+        for table in _TABLES:
+            if table in own:
+                self._guard(("item", own, table, own[table], f"{name}.{table}"))
         for table in ("_hooks", "_pre_hooks"):
             if table in own:
                 self._guard(("size", own[table], None, len(own[table]), f"the hooks of {name}"))
-        # parameters, buffers and submodules stand in a table too and are guarded there
+        # parameters, buffers and submodules stand in a table too and are walked from there
         tables = [own.get(t, {}) for t in ("_parameters", "_buffers", "_modules")]
         for key, value in list(own.items()):
-            if key in _TABLES or any(key in t for t in tables):
+            if key in _TABLES or (key in _SIZES and _ours(type(m))):
                 continue
-            if not (key in _SIZES and _ours(type(m))):
-                self._guard(("item", own, key, value, f"{name}.{key}"))
-                if not isinstance(value, _PLAIN):
-                    self._value(value, f"{name}.{key}")
+            self._guard(("item", own, key, value, f"{name}.{key}"))
+            if not isinstance(value, _PLAIN) and not any([t.get(key) is value for t in tables]):
+                self._value(value, f"{name}.{key}")
         for table in ("_parameters", "_buffers", "_modules"):
             entries = own.get(table, {})
-            if table == "_modules":
-                self._guard(("size", entries, None, len(entries), f"the submodules of {name}"))
+            if isinstance(entries, dict):
+                self._keys(
+                    entries,
+                    f"the submodules of {name}" if table == "_modules" else f"{name}.{table}",
+                )
             for key, value in list(entries.items()):
                 self._guard(("item", entries, key, value, f"{name}.{key}"))
                 if value is not None:
@@ -296,9 +315,16 @@ class Watch:
                 f"the optimizer {type(o).__name__} has a step() of its own, whose numbers a replay would "
                 "not renew. Give it a kernel and scalars (see Optimizer), or leave it uncaptured"
             )
+        self._place(o, name)
         self._guard(("size", o.__dict__, None, len(o.__dict__), f"the attributes of {name}"))
         self.optimizers[id(o)] = o
-        for i, group in enumerate(o.param_groups):
+        groups = o.param_groups
+        self._guard(("item", o.__dict__, "param_groups", groups, f"{name}.param_groups"))
+        self._guard(("list", groups, None, list(groups), f"{name}.param_groups"))
+        for i, group in enumerate(groups):
+            params, of = group["params"], f"the parameters of {name}.param_groups[{i}]"
+            self._guard(("item", group, "params", params, of))
+            self._guard(("list", params, None, list(params), of))
             for j, p in enumerate(group["params"]):
                 self._tensor(p, f"{name}.param_groups[{i}]['params'][{j}]")
         for p, own in o.state.items():
@@ -364,6 +390,19 @@ class Watch:
                 if len(owner) != len(value) or any(a is not b for a, b in zip(owner, value)):
                     return f"it changes {name}, and a replay runs no Python. Change it outside"
                 continue
+            elif kind == "place":
+                if type(owner) is not value[0] or owner.__dict__ is not value[1]:
+                    return f"it changes {name}, and a replay runs no Python. Change it outside"
+                continue
+            elif kind == "keys":
+                if len(owner) != len(value) or any(
+                    [
+                        a is not b and not (isinstance(a, _PLAIN) and a == b)
+                        for a, b in zip(owner, value)
+                    ]
+                ):
+                    return f"it changes {name}, and a replay runs no Python. Change it outside"
+                continue
             else:
                 if len(owner) != value:
                     return f"it changes {name}, and a replay runs no Python. Change it outside"
@@ -406,6 +445,10 @@ class Watch:
                 native.guard_attribute(owner, key, value, name)
             elif kind == "list":
                 native.guard_list(owner, name)
+            elif kind == "keys":
+                native.guard_keys(owner, name)
+            elif kind == "place":
+                native.guard_place(owner, name)
             else:
                 native.guard_size(owner, name)
         for name, t in self.tensors.values():
@@ -449,9 +492,7 @@ class OptimizerState:
                 native.guard_item(o.state, r.p, r.own, "an optimizer's state")
                 for n in o.kernel(group)[1]:
                     native.guard_item(r.own, n, r.own[n], f"an optimizer's {n}")
-            native.guard_list(group["params"], "the parameters of a group")
         native.guard_item(o.__dict__, "state", o.state, "an optimizer's state")
-        native.guard_list(o.param_groups, "param_groups")
         native.guard_item(o.__dict__, "skip_nonfinite", o.skip_nonfinite, "skip_nonfinite")
         self.versions = [r.p._ver for _, _, rows in o._last for r in rows]
         self.norm = o._max_grad_norm is not None
