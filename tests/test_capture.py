@@ -1,10 +1,12 @@
 """The captured step: the same bits as the function itself, or an error that says what to do."""
 
 import copy
+import gc
 import os
 import pickle
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 
 import numpy as np
@@ -1699,6 +1701,46 @@ def test_a_captured_function_is_released_with_its_lock():
     assert taken == [[2.0, 2.0, 2.0]]
     with pytest.raises(RuntimeError, match="does not hold the lock"):
         step._release()
+
+
+def test_an_object_that_holds_its_captured_method_is_collected():
+    """The program holds what the function sees: without the collector every trainer would stay for ever."""
+
+    class Task:
+        def __init__(self):
+            self.net = small()
+            self.opt = adamw(self.net.parameters())
+            self.step = gs.capture(self.update)
+            self.look = gs.capture(self.both)
+
+        def update(self, a, b):
+            self.opt.zero_grad()
+            loss = F.cross_entropy(self.net(a), b)
+            loss.backward()
+            self.opt.step()
+            return loss
+
+        def both(self, a):
+            with gs.no_grad():
+                return self.net(a), a
+
+    x, y = data((6,), 4, 1)
+    a, b = gs.tensor(x[0]), gs.tensor(y[0])
+    alive = []
+    for _ in range(3):
+        task = Task()
+        for _ in range(5):
+            loss = task.step(a, b)
+            task.look(a)
+        assert task.step.programs[0]["replays"] == task.look.programs[0]["replays"] == 2
+        gc.collect()  # what is still used is left alone
+        kept = task.step(a, b)
+        assert np.isfinite(kept.item()) and np.isfinite(loss.item())
+        alive.append(weakref.ref(task))
+        del task
+        gc.collect()
+    assert [r() for r in alive] == [None] * 3
+    assert np.isfinite(kept.item())  # results outlive the program
 
 
 @pytest.mark.parametrize("kind", ["dict", "OrderedDict", "ModuleDict"])

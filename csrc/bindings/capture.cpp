@@ -441,6 +441,7 @@ struct PyProgram {
   std::vector<py::object> cleared_held;
   bool grad_mode = true, autocast_mode = false;
   bool direct = false;            // call() does everything
+  bool gone = false;              // taken apart by the collector of cycles
   py::object module;              // of the kernels
   std::vector<int> leaf_outputs;  // the outputs that the function returns, in order
   bool single = false;            // one tensor
@@ -459,8 +460,8 @@ struct PyProgram {
     return it != fixed.begin() && (--it)->second > low;
   }
   bool moves_to(int object, PyObject* array);
-  bool guard_holds(Guard& g);
   void forget_gradients();
+  bool guard_holds(Guard& g);
   bool guards_hold();
   void sort_guards();
   bool check(py::handle leaves);
@@ -484,7 +485,6 @@ bool PyProgram::moves_to(int object, PyObject* array) {
   return true;
 }
 
-bool PyProgram::guard_holds(Guard& g) {
 // Gradients that are other arrays than at the last call: what the old ones occupied is free by now,
 // and others, inputs too, may lie there.
 void PyProgram::forget_gradients() {
@@ -502,6 +502,7 @@ void PyProgram::forget_gradients() {
   if (moved) add_fixed();
 }
 
+bool PyProgram::guard_holds(Guard& g) {
   switch (g.kind) {
     case Guard::kItem: {
       PyObject* v = PyDict_GetItem(g.owner.ptr(), g.key.ptr());
@@ -509,12 +510,12 @@ void PyProgram::forget_gradients() {
     }
     case Guard::kSize:
       return PyDict_GET_SIZE(g.owner.ptr()) == g.number;
-    case Guard::kCell: {
     case Guard::kKeys:
       return same_keys(g.owner.ptr(), g.key.ptr());
     case Guard::kPlace:
       return (PyObject*)Py_TYPE(g.owner.ptr()) == g.key.ptr() &&
              dict_of(g.owner.ptr()) == g.value.ptr();
+    case Guard::kCell: {
       PyObject* v = PyCell_GET(g.owner.ptr());
       return v == g.value.ptr() || (v && same_value(v, g.value.ptr()));
     }
@@ -571,14 +572,15 @@ void PyProgram::forget_gradients() {
 
 // Whether the program fits these arguments and the state of everything that it was recorded with.
 bool PyProgram::check(py::handle leaves) {
-  if (!PyTuple_Check(leaves.ptr()) || PyTuple_GET_SIZE(leaves.ptr()) != (Py_ssize_t)inputs.size()) {
+  if (gone || !PyTuple_Check(leaves.ptr()) ||
+      PyTuple_GET_SIZE(leaves.ptr()) != (Py_ssize_t)inputs.size()) {
     reason = "another number of arguments";
     return false;
   }
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    Input& in = inputs[i];
   if (sorted != guards.size()) sort_guards();
   if (!gradients.empty()) forget_gradients();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    Input& in = inputs[i];
     PyObject* o = PyTuple_GET_ITEM(leaves.ptr(), (Py_ssize_t)i);
     if (!in.tensor) {
       if (!same_value(o, in.value.ptr())) {
@@ -644,9 +646,9 @@ bool PyProgram::check(py::handle leaves) {
 void PyProgram::sort_guards() {
   by_dict.clear();
   not_on_dicts.clear();
+  gradients.clear();
   stepped.clear();
   std::unordered_map<PyObject*, size_t> at;
-  gradients.clear();
   for (size_t i = 0; i < guards.size(); ++i) {
     const Guard& g = guards[i];
     // an OrderedDict's order is its own, without a version
@@ -654,9 +656,9 @@ void PyProgram::sort_guards() {
                          (g.kind == Guard::kKeys && PyDict_CheckExact(g.owner.ptr()));
     if (!on_dict) {
       not_on_dicts.push_back(i);
+      if (g.kind == Guard::kGradient) gradients.push_back(i);
       continue;
     }
-      if (g.kind == Guard::kGradient) gradients.push_back(i);
     auto it = at.emplace(g.owner.ptr(), by_dict.size()).first;
     if (it->second == by_dict.size()) by_dict.push_back(DictGuards{g.owner.ptr(), 0, {}});
     by_dict[it->second].guards.push_back(i);
@@ -702,12 +704,12 @@ void PyProgram::run() {
   uint64_t before = pool_taken();
   // A result that somebody still holds keeps its memory; the next one gets new memory.
   for (Output& o : outputs) {
-    Py_ssize_t holders = o.holder.ptr() ? 2 : 1;
-    bool kept = Py_REFCNT(o.array.ptr()) > holders;
     if (o.holder.ptr()) {  // somebody may have given it another array, or flags of his own
       const Tensor* t = (const Tensor*)o.holder.ptr();
       if (t->data != o.array.ptr() || t->requires_grad) o.holder = py::object();
     }
+    Py_ssize_t holders = o.holder.ptr() ? 2 : 1;
+    bool kept = Py_REFCNT(o.array.ptr()) > holders;
     if (o.holder.ptr() && !kept) {
       PyObject* g = ((Tensor*)o.parameter.ptr())->grad;
       kept = Py_REFCNT(o.holder.ptr()) > (g == o.holder.ptr() ? 2 : 1);
@@ -805,10 +807,14 @@ py::object PyProgram::replay() {
   return std::move(result);
 }
 
-// Program.call without a dispatcher: a builtin whose self is a capsule with the program in it,
-// which keeps the Python object alive.
+// The program in its Python object, which holds one C++ object in the simple way.
+PyProgram* program_in(PyObject* self) {
+  return (PyProgram*)((py::detail::instance*)self)->simple_value_holder[0];
+}
+
+// Program.call without a dispatcher: a builtin whose self is the program.
 PyObject* call_program(PyObject* self, PyObject* leaves) {
-  PyProgram* q = (PyProgram*)PyCapsule_GetPointer(self, nullptr);
+  PyProgram* q = program_in(self);
   if (!q) return nullptr;
   try {
     PyObject* r = q->call(leaves);
@@ -827,15 +833,80 @@ PyMethodDef call_method = {
     "it."};
 
 py::object caller(py::object program) {
-  PyObject* capsule = PyCapsule_New(program.cast<PyProgram*>(), nullptr, [](PyObject* o) {
-    Py_XDECREF((PyObject*)PyCapsule_GetContext(o));
-  });
-  if (!capsule) throw py::error_already_set();
-  py::object held = py::reinterpret_steal<py::object>(capsule);
-  PyCapsule_SetContext(capsule, program.release().ptr());
-  py::object f = py::reinterpret_steal<py::object>(PyCFunction_New(&call_method, capsule));
+  if (!((py::detail::instance*)program.ptr())->simple_layout ||
+      program_in(program.ptr()) != program.cast<PyProgram*>())
+    throw py::type_error("caller: not a program");
+  py::object f = py::reinterpret_steal<py::object>(PyCFunction_New(&call_method, program.ptr()));
   if (!f) throw py::error_already_set();
   return f;
+}
+
+// A program holds what its function sees, and that may hold the captured function: the collector of
+// cycles has to see all of it.
+template <class F>
+void each_reference(PyProgram& q, F f) {
+  for (auto& o : q.held) f(o);
+  for (Guard& g : q.guards) {
+    f(g.owner);
+    f(g.key);
+    f(g.value);
+  }
+  for (Input& i : q.inputs) {
+    f(i.value);
+    f(i.type);
+  }
+  for (Output& o : q.outputs) {
+    f(o.array);
+    f(o.spare);
+    f(o.holder);
+    f(o.parameter);
+  }
+  for (Stepper& s : q.steppers) {
+    f(s.own);
+    for (auto& set : s.sets) {
+      f(set.group);
+      for (auto& o : set.owns) f(o);
+    }
+    for (auto& o : s.held) f(o);
+  }
+  for (auto& o : q.cleared_held) f(o);
+  f(q.module);
+}
+
+int program_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  PyProgram* q = program_in(self);
+  if (!q) return 0;
+  int stop = 0;
+  each_reference(*q, [&](py::object& o) {
+    if (!stop && o.ptr()) stop = visit(o.ptr(), arg);
+  });
+  return stop;
+}
+
+// Of what nobody reaches any more: it fits no call from here on.
+int program_clear(PyObject* self) {
+  PyProgram* q = program_in(self);
+  if (!q) return 0;
+  q->direct = false;
+  std::vector<py::object> dropped;  // freed when nothing here points to them any more
+  each_reference(*q, [&](py::object& o) {
+    if (o.ptr()) dropped.push_back(std::move(o));
+  });
+  q->held.clear();
+  q->guards.clear();
+  q->by_dict.clear();
+  q->not_on_dicts.clear();
+  q->gradients.clear();
+  q->stepped.clear();
+  q->sorted = 0;
+  q->inputs.clear();
+  q->outputs.clear();
+  q->steppers.clear();
+  q->cleared.clear();
+  q->cleared_held.clear();
+  q->gone = true;
+  return 0;
 }
 
 // ---- what gs.capture returns, as far as a call needs it
@@ -940,8 +1011,7 @@ PyObject* captured_use(PyObject* self, PyObject* call) {
       PyErr_SetString(PyExc_TypeError, "_use: not the call of a program");
       return nullptr;
     }
-    q = (PyProgram*)PyCapsule_GetPointer(PyCFunction_GET_SELF(call), nullptr);
-    if (!q) return nullptr;
+    q = program_in(PyCFunction_GET_SELF(call));
     if (!q->single) q = nullptr;
   }
   PyObject* old = c->builtin;
@@ -1203,7 +1273,12 @@ void bind_capture(py::module_& m) {
       .def("finish", &finish, py::arg("leaves"), py::arg("outputs"), py::arg("threads"),
            py::arg("options"), py::arg("first_counter"), py::arg("last_counter"));
 
-  py::class_<PyProgram>(m, "Program", "A recorded step, ready to be replayed.")
+  py::class_<PyProgram>(m, "Program", "A recorded step, ready to be replayed.",
+                        py::custom_type_setup([](PyHeapTypeObject* type) {
+                          type->ht_type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+                          type->ht_type.tp_traverse = program_traverse;
+                          type->ht_type.tp_clear = program_clear;
+                        }))
       .def("check", &PyProgram::check, py::arg("leaves"))
       .def("replay", &PyProgram::replay)
       .def_property_readonly("reason", [](PyProgram& q) { return q.reason; })
@@ -1216,6 +1291,23 @@ void bind_capture(py::module_& m) {
              q.guards.push_back(Guard{Guard::kSize, owner, py::none(), py::none(),
                                       (int64_t)owner.size(), -1, std::move(name)});
            })
+      .def("guard_keys",
+           [](PyProgram& q, py::dict owner, std::string name) {
+             py::tuple keys = py::reinterpret_steal<py::tuple>(PySequence_Tuple(owner.ptr()));
+             if (!keys) throw py::error_already_set();
+             q.guards.push_back(
+                 Guard{Guard::kKeys, owner, keys, py::none(), 0, -1, std::move(name)});
+           })
+      .def(
+          "guard_place",
+          [](PyProgram& q, py::object owner, std::string name) {
+            PyObject* own = dict_of(owner.ptr());
+            if (!own) throw py::type_error("guard_place: no __dict__");
+            q.guards.push_back(Guard{Guard::kPlace, owner, py::type::of(owner),
+                                     py::reinterpret_borrow<py::object>(own), 0, -1,
+                                     std::move(name)});
+          },
+          "An object keeps its class and its __dict__.")
       .def("guard_cell",
            [](PyProgram& q, py::object cell, py::object value, std::string name) {
              if (!PyCell_Check(cell.ptr())) throw py::type_error("guard_cell: not a cell");
@@ -1291,23 +1383,6 @@ void bind_capture(py::module_& m) {
                  py::tuple u = py::reinterpret_borrow<py::tuple>(each);
                  Stepper::Set set;
                  set.group = u[0];
-      .def("guard_keys",
-           [](PyProgram& q, py::dict owner, std::string name) {
-             py::tuple keys = py::reinterpret_steal<py::tuple>(PySequence_Tuple(owner.ptr()));
-             if (!keys) throw py::error_already_set();
-             q.guards.push_back(
-                 Guard{Guard::kKeys, owner, keys, py::none(), 0, -1, std::move(name)});
-           })
-      .def(
-          "guard_place",
-          [](PyProgram& q, py::object owner, std::string name) {
-            PyObject* own = dict_of(owner.ptr());
-            if (!own) throw py::type_error("guard_place: no __dict__");
-            q.guards.push_back(Guard{Guard::kPlace, owner, py::type::of(owner),
-                                     py::reinterpret_borrow<py::object>(own), 0, -1,
-                                     std::move(name)});
-          },
-          "An object keeps its class and its __dict__.")
                  set.slots = u[1].cast<std::vector<int>>();
                  for (auto o : u[2]) set.owns.push_back(py::reinterpret_borrow<py::dict>(o));
                  set.flag = u[3].cast<bool>();
