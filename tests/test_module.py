@@ -372,3 +372,15 @@ def test_data_takes_arrays_and_tensors():
     with pytest.raises(TypeError, match=r"Tensor\.data: expected an array or a Tensor, got list"):
         layer.weight.data = [[1.0, 2.0]]
     assert layer(gs.tensor([[5.0, 6.0]])).tolist() == [[5.0, 6.0]]
+
+
+def test_zero_grad_asks_parameters_where_a_class_has_its_own():
+    class Adapted(nn.Linear):
+        def parameters(self, recurse=True):
+            return iter([self.bias])
+
+    layer = Adapted(3, 2)
+    for p in (layer.weight, layer.bias):
+        p.grad = gs.ones(*p.shape)
+    layer.zero_grad()
+    assert layer.bias.grad is None and layer.weight.grad is not None

@@ -375,6 +375,7 @@ class Module(_cpu.ModuleBase):
         own = type(self)
         if (
             set_to_none
+            and own.parameters is Module.parameters
             and own.named_parameters is Module.named_parameters
             and own.named_modules is Module.named_modules
         ):
