@@ -1704,7 +1704,7 @@ def test_a_captured_function_is_released_with_its_lock():
 
 
 def test_an_object_that_holds_its_captured_method_is_collected():
-    """The program holds what the function sees: without the collector every trainer would stay for ever."""
+    """The program holds what the function sees: without the collector every such object would stay for ever."""
 
     class Task:
         def __init__(self):
