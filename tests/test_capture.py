@@ -1268,6 +1268,40 @@ def test_gradients_of_frozen_parameters_are_cleared_too():
     assert got == run(False) and all(got[0])
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_forked_while_another_thread_records_captures():
+    inside, go = threading.Event(), threading.Event()
+    w = gs.ones(3)
+
+    def slow(x):
+        inside.set()
+        go.wait(60)
+        return x * w
+
+    f = gs.capture(slow)
+    with gs.no_grad():
+        go.set()
+        f(gs.ones(3))
+        go.clear()
+        inside.clear()
+        t = threading.Thread(target=lambda: f(gs.ones(3)))
+        t.start()
+        assert inside.wait(60)  # the thread records
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                g = gs.capture(lambda x: x * w + 1)
+                values = [g(gs.full((3,), float(i))).tolist() for i in range(6)]
+                good = values == [[i + 1.0] * 3 for i in range(6)]
+                code = 0 if good and g.programs and g.programs[0]["replays"] >= 2 else 2
+            finally:
+                os._exit(code)
+        go.set()
+        t.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_accumulation_by_an_argument_is_captured():
     x, y = data((6,), 4, 24)
 

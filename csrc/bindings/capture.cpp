@@ -1189,6 +1189,9 @@ void bind_capture(py::module_& m) {
   slow_call = intern("_call");
   if (PyType_Ready(&captured_type) < 0) throw py::error_already_set();
   m.attr("CapturedBase") = py::reinterpret_borrow<py::object>((PyObject*)&captured_type);
+  m.def(
+      "_recording_forked", [] { recorder_any.store(recorder); },
+      "In a forked child: a recording of a thread that did not come along is over.");
   py::class_<Recording>(m, "Recording", "One run of a function, launch by launch.")
       .def(py::init<>())
       .def(

@@ -792,6 +792,7 @@ def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = 
 
 def _after_fork() -> None:
     recording.thread = None
+    _cpu._recording_forked()
     for c in list(_live):
         c._renew()
 
