@@ -1279,12 +1279,17 @@ def test_a_child_forked_while_another_thread_records_captures():
         return x * w
 
     f = gs.capture(slow)
+
+    def record():
+        with gs.no_grad():
+            f(gs.ones(3))
+
     with gs.no_grad():
         go.set()
-        f(gs.ones(3))
+        record()
         go.clear()
         inside.clear()
-        t = threading.Thread(target=lambda: f(gs.ones(3)))
+        t = threading.Thread(target=record)
         t.start()
         assert inside.wait(60)  # the thread records
         pid = os.fork()
