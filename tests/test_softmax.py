@@ -492,3 +492,15 @@ def test_columns_in_blocks(n, inner, rng):
         np.testing.assert_allclose(
             t.grad.numpy(), want, rtol=4e-6, atol=2e-6 * (1 + np.abs(dy).sum(1).max())
         )
+
+
+@pytest.mark.parametrize("classes", [7, 40, 200, 4100])
+def test_cross_entropy_ignored_rows_without_any_weight(classes, rng):
+    # the mean is 0 / 0, NaN; an ignored row has no gradient all the same
+    x = gs.tensor(rng.standard_normal((37, classes)).astype("float32"), requires_grad=True)
+    target = rng.integers(0, classes, 37)
+    target[::3] = -100
+    F.cross_entropy(x, gs.tensor(target), gs.zeros(classes), label_smoothing=0.1).backward()
+    grad = x.grad.numpy()
+    assert (grad[::3] == 0).all()
+    assert np.isnan(grad[1::3]).all() and np.isnan(grad[2::3]).all()

@@ -261,7 +261,7 @@ struct Stepper {
     uint64_t group_version = 0;
     std::vector<uint64_t> versions;  // of owns
     double lr, decay, l1, sign, count, b1, b2, eps, momentum, dampening;
-    bool apart, nesterov;
+    bool apart = false, nesterov = false;
 
     bool counted() const {
       if (!kDictVersions || versions.size() != owns.size()) return false;

@@ -186,7 +186,7 @@ void Program::resolve() {
     } else if (o.home == Home::kConstant) {
       constants[i] = bound[i] = (char*)pool_take(o.bytes);
       if (bound[i] && o.kept) memset(bound[i], 0, o.bytes);
-      if (bound[i]) memcpy(bound[i], o.init.data(), o.init.size());
+      if (bound[i] && !o.init.empty()) memcpy(bound[i], o.init.data(), o.init.size());
     } else {
       bound[i] = o.base;
     }

@@ -471,11 +471,13 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
     }
   }
   bool stream = past_caches<T>(ctx, p.rows, C, d);
+  // without, smoothing is infinite too, and fill() makes no zeros of it for rows that are ignored
+  const bool finite = f.scale - f.scale == 0;
   const Kind kind = !indices ? kGiven : weight && p.smoothing != 0 ? kWeighted : kPlain;
   bool short_rows = false;
 #if defined(GS_FLAT)
   if constexpr (sizeof(T) == 4)
-    if (C <= kFlat) {
+    if (C <= kFlat && finite) {
       short_rows = true;
       stream = stream && ((uintptr_t)d & (GS_VBYTES - 1)) == 0;
       const Spread spread(C);
@@ -494,7 +496,7 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
     }
 #endif
   const bool lanes_of_rows = !short_rows && indices && C <= kNarrow;
-  if (!short_rows && !lanes_of_rows && C <= kRoom) {
+  if (!short_rows && !lanes_of_rows && C <= kRoom && finite) {
     auto work = kind == kGiven      ? middle_of<T, kGiven>(d, stream)
                 : kind == kWeighted ? middle_of<T, kWeighted>(d, stream)
                                     : middle_of<T, kPlain>(d, stream);
