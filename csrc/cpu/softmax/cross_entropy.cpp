@@ -285,9 +285,10 @@ GS_INLINE void subtract(float* p, vi i, vf v) {
 
 // Rows first .. first + count - 1, of at most kFlat classes; returns the sum of their losses. x, d,
 // loss begin at row `first`; w: the weights, repeated for N rows, where results need them.
-template <Kind kKind, Write kWrite>
+template <Kind kKind, bool kWrite>
 double flat_rows(const Loss<float>& f, const float* x, const Target& target, int64_t first,
-                 int64_t count, float* d, float* loss, const Spread& spread, const float* w) {
+                 int64_t count, float* d, bool past, float* loss, const Spread& spread,
+                 const float* w) {
   alignas(64) float room[2][kBatch];
   alignas(64) int32_t cls[kGroups * kN];
   vf top[kGroups], sum[kGroups], factor[2][kGroups];
@@ -310,7 +311,10 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
     return v - (kKind == kWeighted ? u * load(w + j * kN) : set1(u));
   };
   auto put = [&](int64_t i, vf v) __attribute__((always_inline)) {
-    write<kWrite == kPast>(to + i, v);
+    if (past)  // the caches
+      write<true>(to + i, v);
+    else
+      write<false>(to + i, v);
   };
   batches(
       count, n,
@@ -318,7 +322,7 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
         const float* a = x + row * n;
         float* e = room[now];
         for (int64_t g = 0; g < groups; ++g) top[g] = rows_max(a + g * step, n);
-        exp_batch<kWrite != kNothing>(a, e, top, groups, before, n, ahead, spread, late, put);
+        exp_batch<kWrite>(a, e, top, groups, before, n, ahead, spread, late, put);
         for (int64_t g = 0; g < groups; ++g) sum[g] = rows_sum(e + g * step, n);
         if (kKind != kGiven) target.classes(first + row, groups * kN, n, p.ignore_index, cls);
         for (int64_t g = 0; g < groups; ++g) {
@@ -357,14 +361,14 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
               all += f.smooth * f.weights;
             }
             by = all * over;
-            if (kWrite != kNothing) subtract(eg, hit, f.smooth == 0 ? s : q * s / all);
+            if (kWrite) subtract(eg, hit, f.smooth == 0 ? s : q * s / all);
             if (any_lane(~counts | (all == 0)))  // none to count, or nothing but the target's own
               for (int r = 0; r < kN; ++r) {
                 const bool skip = t[r] < 0;
                 if (!skip && all[r] != 0) continue;
                 if (skip) l[r] = t[r] == kIgnored ? 0.0f : __builtin_nanf("");
                 by[r] = 1;
-                if (kWrite == kNothing) continue;
+                if (!kWrite) continue;
                 f.fill(eg + r * n, skip ? l[r] : 0 * f.scale, skip ? u : 0,
                        skip && kKind == kWeighted ? f.weight : nullptr);
                 if (!skip) eg[hit[r]] = -q[r] * f.scale;
@@ -378,7 +382,7 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
         now = 1 - now;
         before = groups;
         q0 = given + row * n;
-        to = kWrite == kNothing ? d : d + row * n;
+        to = !kWrite ? d : d + row * n;
       },
       [&](int64_t row, int64_t rows) {
         alignas(64) float in[kBatch], out[kBatch], probability[kBatch], ls[kN];
@@ -394,20 +398,17 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
           for (int r = 0; r < kN; ++r)
             index[r] = r < rows ? target.at(first + row + r) : p.ignore_index;
         }
-        constexpr Write kSome = kWrite == kNothing ? kNothing : kCached;
-        flat_rows<kKind, kSome>(f, in, some, 0, kN, out, ls, spread, w);
+        flat_rows<kKind, kWrite>(f, in, some, 0, kN, out, false, ls, spread, w);
         for (int64_t r = 0; r < rows; ++r) tail += (double)ls[r];
         if (loss) memcpy(loss + row, ls, (size_t)rows * sizeof(float));
-        if (kWrite != kNothing) memcpy(d + row * n, out, (size_t)(rows * n) * sizeof(float));
+        if (kWrite) memcpy(d + row * n, out, (size_t)(rows * n) * sizeof(float));
       });
-  exp_batch<kWrite != kNothing>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
+  exp_batch<kWrite>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
   return hsum(lanes[0]) + hsum(lanes[1]) + tail;
 }
 template <Kind kKind>
-GS_INLINE auto flat_of(const float* d, bool stream) {
-  return !d       ? flat_rows<kKind, kNothing>
-         : stream ? flat_rows<kKind, kPast>
-                  : flat_rows<kKind, kCached>;
+GS_INLINE auto flat_of(const float* d) {
+  return d ? flat_rows<kKind, true> : flat_rows<kKind, false>;
 }
 #endif
 
@@ -485,12 +486,12 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
       if (weight && kind != kPlain)
         for (int r = 0; r < kN; ++r) memcpy(repeated + r * C, weight, (size_t)C * sizeof(float));
       const float* w = weight && kind != kPlain ? repeated : nullptr;
-      auto work = kind == kGiven      ? flat_of<kGiven>(d, stream)
-                  : kind == kWeighted ? flat_of<kWeighted>(d, stream)
-                                      : flat_of<kPlain>(d, stream);
+      auto work = kind == kGiven      ? flat_of<kGiven>(d)
+                  : kind == kWeighted ? flat_of<kWeighted>(d)
+                                      : flat_of<kPlain>(d);
       for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
         int64_t b = t * group, e = b + group < p.rows ? b + group : p.rows;
-        losses[t] = work(f, x + b * C, target, b, e - b, d ? d + b * C : d,
+        losses[t] = work(f, x + b * C, target, b, e - b, d ? d + b * C : d, stream,
                          p.reduction == kReduceNone ? loss + b : nullptr, spread, w);
       }
     }
