@@ -90,6 +90,15 @@ def small():
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
+def subject(captured, seed, rule=None):
+    """A small model, its optimizer, and their training step, captured or not."""
+    gs.manual_seed(seed)
+    model = small()
+    opt = (rule or adamw)(model.parameters())
+    step = update_of(model, opt)
+    return model, opt, gs.capture(step) if captured else step
+
+
 MODELS = {
     "mlp": (lambda: gs.models.mlp(12, 33, 20, 5, dropout=0.3), (12,), 5, 50),
     "lenet": (lambda: gs.models.lenet(image_size=8, num_classes=5), (8, 8, 1), 5, 50),
@@ -348,13 +357,7 @@ def test_load_state_dict_and_resume(tmp_path):
     x, y = data((6,), 4, 20)
 
     def run(captured):
-        gs.manual_seed(0)
-        model = small()
-        opt = adamw(model.parameters())
-
-        step = update_of(model, opt)
-
-        f = gs.capture(step) if captured else step
+        model, opt, f = subject(captured, 0)
         losses = []
         for i in range(20):
             if i == 6:
@@ -1117,11 +1120,7 @@ def test_hooks_on_gradients_are_seen():
     x, y = data((6,), 4, 16)
     out = []
     for captured in (False, True):
-        gs.manual_seed(3)
-        model = small()
-        opt = adamw(model.parameters())
-        step = update_of(model, opt)
-        f = gs.capture(step) if captured else step
+        model, opt, f = subject(captured, 3)
         losses = []
         for i in range(16):
             if i == 4:
@@ -1204,11 +1203,7 @@ def test_parameters_with_fewer_steps_than_others(rule):
     x, y = data((6,), 4, 24)
 
     def run(captured):
-        gs.manual_seed(3)
-        model = small()
-        opt = rule(model.parameters())
-        step = update_of(model, opt)
-        f = gs.capture(step) if captured else step
+        model, opt, f = subject(captured, 3, rule)
         losses = []
         for i in range(24):
             model[2].weight.requires_grad_(not 8 <= i < 16)
@@ -1250,11 +1245,7 @@ def test_gradients_of_frozen_parameters_are_cleared_too():
     x, y = data((6,), 4, 14)
 
     def run(captured):
-        gs.manual_seed(3)
-        model = small()
-        opt = adamw(model.parameters())
-        step = update_of(model, opt)
-        f = gs.capture(step) if captured else step
+        model, opt, f = subject(captured, 3)
         model[0].weight.requires_grad_(False)
         out = []
         for i in range(14):
@@ -1343,11 +1334,7 @@ def test_frozen_parameters_are_seen():
 
     out = []
     for captured in (False, True):
-        gs.manual_seed(3)
-        model = small()
-        opt = adamw(model.parameters())
-        step = update_of(model, opt)
-        f = gs.capture(step) if captured else step
+        model, opt, f = subject(captured, 3)
         losses = []
         for i in range(12):
             before(i, model, opt)

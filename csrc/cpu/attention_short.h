@@ -46,18 +46,11 @@ GS_INLINE void odd_rows(int64_t* odd, int64_t row) {
   for (int i = 0; i < 4; ++i) odd[i] = (2 * i + 1) * row * (int64_t)sizeof(float);
 }
 
-// s (MR, NV vectors) = a (MR, d) b (d, NV vectors); rows of b and s are kQueries and kScoresRow
-// apart.
+// acc += MR rows of a, `ars` apart, times b (d, NV vectors of kQueries columns)
 template <int MR, int NV>
-__attribute__((noinline)) void score_tile(const float* __restrict a, int64_t ars,
-                                          const float* __restrict b, int64_t d,
-                                          float* __restrict s) {
+GS_INLINE void add_products(vf (&acc)[MR][NV], const float* a, int64_t ars, const float* b,
+                            int64_t d) {
   constexpr int N = simd<float>::N;
-  vf acc[MR][NV];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) acc[i][v] = vf{};
   int64_t odd[4];
   odd_rows(odd, ars);
   auto step = [&](int u) __attribute__((always_inline)) {
@@ -78,6 +71,21 @@ __attribute__((noinline)) void score_tile(const float* __restrict a, int64_t ars
     step(3);
   }
   for (; d > 0; --d, ++a, b += kQueries) step(0);
+}
+
+// s (MR, NV vectors) = a (MR, d) b (d, NV vectors); rows of b and s are kQueries and kScoresRow
+// apart.
+template <int MR, int NV>
+__attribute__((noinline)) void score_tile(const float* __restrict a, int64_t ars,
+                                          const float* __restrict b, int64_t d,
+                                          float* __restrict s) {
+  constexpr int N = simd<float>::N;
+  vf acc[MR][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) acc[i][v] = vf{};
+  add_products<MR, NV>(acc, a, ars, b, d);
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
@@ -327,31 +335,8 @@ __attribute__((noinline)) void pair_tile(const PairTile& t) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) s[i][v] = x[i][v] = vf{};
-  auto product = [&](vf(*acc)[NV], const float* a, int64_t ars, const float* b, int64_t d)
-      __attribute__((always_inline)) {
-    int64_t odd[4];
-    odd_rows(odd, ars);
-    auto step = [&](int u) __attribute__((always_inline)) {
-      vf bv[NV];
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) bv[v] = load(b + u * kQueries + v * N);
-#pragma GCC unroll 8
-      for (int i = 0; i < MR; ++i) {
-        vf y = set1_at<vf>(a, odd, i, u);
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) accumulate<2>(acc[i][v], y, bv[v]);
-      }
-    };
-    for (; d >= 4; d -= 4, a += 4, b += 4 * kQueries) {
-      step(0);
-      step(1);
-      step(2);
-      step(3);
-    }
-    for (; d > 0; --d, ++a, b += kQueries) step(0);
-  };
-  product(s, t.k, t.k_row, t.q, t.d);
-  product(x, t.v, t.v_row, t.dout, t.dv);
+  add_products<MR, NV>(s, t.k, t.k_row, t.q, t.d);
+  add_products<MR, NV>(x, t.v, t.v_row, t.dout, t.dv);
   const vf scale = set1(t.scale);
   vf lse[NV], delta[NV];
 #pragma GCC unroll 2

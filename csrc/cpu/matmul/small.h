@@ -213,6 +213,30 @@ GS_INLINE void rows(Args& g, int nv, bool a_rows, const float* a, float* c, int6
   }
 }
 
+// Rows [first, end) of C, panel by panel. place(&g, j, width, cols) says where B has the panel of
+// columns j .. j + cols - 1.
+template <class F>
+GS_INLINE void columns(const MatmulParams& p, void* const* buf, int64_t first, int64_t end,
+                       F place) {
+  const float *a = (const float*)buf[0], *bias = (const float*)buf[2];
+  float* c = (float*)buf[3];
+  const bool a_rows = p.a_cs == 1;
+  Args g;
+  g.lda = a_rows ? p.a_rs : p.a_cs;
+  g.k = p.k;
+  g.ldc = p.c_rs;
+  g.flags = (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
+  for (int64_t j = 0; j < p.n;) {
+    const int nv = Panel(p.n, j).nv;
+    const int cols = (int)(p.n - j < nv * N ? p.n - j : nv * N);
+    g.last = cols - (nv - 1) * N;
+    g.bias = bias ? bias + j : nullptr;
+    place(&g, j, (int64_t)nv * N, cols);
+    rows(g, nv, a_rows, a, c + j, first, end);
+    j += cols;
+  }
+}
+
 }  // namespace small
 
 // Whether a product is of the size for this kernel, however its operands lie.
@@ -232,24 +256,13 @@ __attribute__((noinline)) bool small_product(const MatmulParams& p, void* const*
     return false;
   // rows of B that crowd each other out of the caches: gemm.cpp sums blocks of fewer steps there
   if (!turned && p.k > 128 && (p.k + 3) * p.b_rs * 4 > p.l2 / 2) return false;
-  const float *a = (const float*)buf[0], *b = (const float*)buf[1], *bias = (const float*)buf[2];
-  float *c = (float*)buf[3], *panel = (float*)scratch;
-  Args g;
-  g.lda = a_rows ? p.a_rs : p.a_cs;
-  g.k = p.k;
-  g.ldc = p.c_rs;
-  g.flags = (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
-  for (int64_t j = 0; j < p.n;) {
-    const int nv = Panel(p.n, j).nv;
-    const int cols = (int)(p.n - j < nv * N ? p.n - j : nv * N);
-    g.last = cols - (nv - 1) * N;
-    g.b = turned ? panel : b + j;
-    g.brs = turned ? nv * N : p.b_rs;
-    g.bias = bias ? bias + j : nullptr;
-    if (turned) pack(b + j * p.b_cs, p.b_cs, p.k, cols, nv * N, panel);
-    rows(g, nv, a_rows, a, c + j, 0, p.m);
-    j += cols;
-  }
+  const float* b = (const float*)buf[1];
+  float* panel = (float*)scratch;
+  columns(p, buf, 0, p.m, [&](Args* g, int64_t j, int64_t width, int cols) {
+    if (turned) pack(b + j * p.b_cs, p.b_cs, p.k, cols, (int)width, panel);
+    g->b = turned ? panel : b + j;
+    g->brs = turned ? width : p.b_rs;
+  });
   return true;
 }
 
@@ -269,27 +282,13 @@ GS_INLINE void small_place(const MatmulParams& p, int64_t j, int64_t* first, int
 __attribute__((noinline)) void small_prepared(const MatmulParams& p, void* const* buf,
                                               const float* panels, const Ctx* ctx) {
   using namespace small;
-  const bool a_rows = p.a_cs == 1;
-  const float *a = (const float*)buf[0], *bias = (const float*)buf[2];
-  float* c = (float*)buf[3];
   const int64_t groups = (p.m + 5) / 6;
   const int64_t first = groups * ctx->tid / ctx->nt * 6,
                 all = groups * (ctx->tid + 1) / ctx->nt * 6;
-  Args g;
-  g.lda = a_rows ? p.a_rs : p.a_cs;
-  g.k = p.k;
-  g.ldc = p.c_rs;
-  g.flags = (p.accumulate ? kAdd : 0) | (bias ? kBias : 0) | (p.act == kActRelu ? kRelu : 0);
-  for (int64_t j = 0; j < p.n;) {
-    const int nv = Panel(p.n, j).nv;
-    const int cols = (int)(p.n - j < nv * N ? p.n - j : nv * N);
-    g.last = cols - (nv - 1) * N;
-    g.b = panels + j * p.k;
-    g.brs = nv * N;
-    g.bias = bias ? bias + j : nullptr;
-    rows(g, nv, a_rows, a, c + j, first, all < p.m ? all : p.m);
-    j += cols;
-  }
+  columns(p, buf, first, all < p.m ? all : p.m, [&](Args* g, int64_t j, int64_t width, int) {
+    g->b = panels + j * p.k;
+    g->brs = width;
+  });
 }
 #else
 GS_INLINE bool small_problem(const MatmulParams&) { return false; }
