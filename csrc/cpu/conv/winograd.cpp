@@ -44,16 +44,10 @@ struct Job {
   GS_MEMBER int64_t start(int64_t b) const { return b * (g.tiles / unit) / blocks * unit; }
 };
 
-// Panel i of the transformed filters; E planes of C rows.
-template <class T, int M>
-GS_INLINE int64_t panel_at(const ConvParams& p, const Panels& out, int64_t i) {
-  return (M + 2) * (M + 2) * (p.channels * out.first(i) * simd<T>::N + 16 * i);
-}
+// Bytes of the transformed filters; E planes of C rows.
 template <class T, int M>
 GS_INLINE size_t form_bytes(const ConvParams& p) {
-  const Panels out = panels_of<T>(p.filters);
-  return align64((size_t)((M + 2) * (M + 2) * (p.channels * out.padded + 16 * out.count)) *
-                 sizeof(T));
+  return align64((size_t)form_size<T, M>(p.channels, panels_of<T>(p.filters)) * sizeof(T));
 }
 
 template <class T, int M>
@@ -187,7 +181,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     const int at = 4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0);
     const bool made = p.prepared && prepared_ready(buf[at], p.prepared);
     T* all = made ? (T*)buf[at + 1] : j.own_filters ? mine : (T*)ctx->scratch;
-    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p, j.out, i); };
+    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p.channels, j.out, i); };
     int64_t start = j.own_filters ? 0 : ctx->tid, step = j.own_filters ? 1 : ctx->nt;
     int64_t slices = ceil_div(C, N), transforms = made ? 0 : j.out.count * slices;
     for (int64_t t = start; t < transforms; t += step) {
@@ -292,7 +286,7 @@ void prepare(const void* params, void* const* buf, const Ctx*) {
   for (int64_t k = call.first; k < call.first + call.count; k += N) {
     const int64_t i = k / (kPanel * N), c = k - out.first(i) * N;
     filter_tiles<float, M>(p, (const float*)buf[0], k, 1, 0, p.channels,
-                           (float*)buf[1] + panel_at<float, M>(p, out, i) + c,
+                           (float*)buf[1] + panel_at<float, M>(p.channels, out, i) + c,
                            planes(p.channels, out.nv(i) * N));
   }
 }

@@ -1022,6 +1022,17 @@ GS_INLINE Panels panels_of(int64_t channels) {
   return Panels{channels, v, ceil_div(v, kPanel), v * simd<T>::N};
 }
 
+// Transformed filters, (M + 2)^2 planes of `rows` rows by panels: where panel i is, and the size of
+// all. Each plane of a panel has 16 elements more, as planes() above.
+template <class T, int M>
+GS_INLINE int64_t panel_at(int64_t rows, const Panels& columns, int64_t i) {
+  return (M + 2) * (M + 2) * (rows * columns.first(i) * simd<T>::N + 16 * i);
+}
+template <class T, int M>
+GS_INLINE int64_t form_size(int64_t rows, const Panels& columns) {
+  return (M + 2) * (M + 2) * (rows * columns.padded + 16 * columns.count);
+}
+
 }  // namespace
 }  // namespace GS_ISA
 }  // namespace gs

@@ -41,15 +41,10 @@ struct Job {
   size_t v_at, dm_at, du_at, u_at, db_at, seam_at, own_at, own, zeros, queues_at, scratch;
 };
 
-// Panel i of the transformed filters, by tiles; E planes of K rows.
-template <class T, int M>
-GS_INLINE int64_t panel_at(const ConvParams& p, const Panels& in, int64_t i) {
-  return (M + 2) * (M + 2) * (p.filters * in.first(i) * simd<T>::N + 16 * i);
-}
+// Elements of the transformed filters, by tiles; E planes of K rows.
 template <class T, int M>
 GS_INLINE int64_t form_size(const ConvParams& p) {
-  const Panels in = panels_of<T>(p.channels);
-  return (M + 2) * (M + 2) * (p.filters * in.padded + 16 * in.count);
+  return form_size<T, M>(p.filters, panels_of<T>(p.channels));
 }
 
 template <class T, int M>
@@ -189,7 +184,7 @@ struct Backward {
   void by_tiles() const {
     int64_t K = p.filters, P = p.pool ? 2 : 1;
     T* all = prepared ? (T*)prepared : at(j.u_at);
-    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p, j.in, i); };
+    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p.filters, j.in, i); };
     if (j.data) {
       int64_t steps = ceil_div(K, 16), transforms = prepared ? 0 : j.in.count * steps;
       for (int64_t t = ctx->tid; t < transforms; t += ctx->nt) {
@@ -428,7 +423,7 @@ void prepare(const void* params, void* const* buf, const Ctx*) {
     const Planes s = planes(p.filters, in.nv(i) * N);
     filter_tiles_backward<float, M>(
         p, (const float*)buf[0], in.first(i) * N, in.nv(i), call.first, call.first + call.count,
-        (float*)buf[1] + panel_at<float, M>(p, in, i) + call.first * s.ld, s);
+        (float*)buf[1] + panel_at<float, M>(p.filters, in, i) + call.first * s.ld, s);
   }
 }
 template <int M>
