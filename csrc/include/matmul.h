@@ -21,6 +21,7 @@ enum MatmulAct : int32_t { kActNone, kActRelu, kActCount };
 //
 // Which kernel takes which strides:
 //   matmul      a any; b with b_cs == 1 or b_rs == 1; c with c_cs == 1, or c_rs == 1 and bias a row
+//               (a row with c_cs == 1, too, without batches: a rewrite of captured steps)
 //   matmul_dot  a_cs == 1, b_rs == 1; c any: few rows or columns, both operands contiguous along k
 //   matmul_vec  b_cs == 1, c_cs == 1, m <= kVecRows: a vector or a few times a matrix, read once
 struct MatmulParams {
@@ -32,6 +33,7 @@ struct MatmulParams {
   int32_t accumulate;
   int32_t act;
   int32_t members;  // threads that may come: bounds the scratch, never changes the result
+  int32_t turned_depth;  // sums are cut along k as they are where c_rs == 1
   int64_t batch_shape[kMaxBatchDims], a_bs[kMaxBatchDims], b_bs[kMaxBatchDims], c_bs[kMaxBatchDims];
   double alpha;
   int64_t l1, l2, l3;  // bytes of cache a core sees

@@ -70,6 +70,7 @@ struct Blocking {
   bool a_whole;              // A of a block of k is packed once, for all columns
   int64_t a_row;             // elements of packed A a row
   bool turned;               // C has unit row stride: tiles are transposed on their way out
+  bool bias_rows;            // bias is one a row of C, not one a column
   bool tile_packs;           // B is packed by the first tile on a panel, not ahead of it
   bool fetch;                // operands come from beyond the second cache
   int64_t b_bytes, a_bytes;  // scratch of one member
@@ -82,15 +83,17 @@ Blocking blocking(const MatmulParams& p) {
   Blocking s;
   bool row_b = p.b_cs == 1 || p.n == 1;
   s.turned = p.c_cs != 1;
+  s.bias_rows = s.turned || p.bias_rs != 0;
+  const bool deep = s.turned || p.turned_depth;
   auto depth_for = [&](int64_t most_of) __attribute__((always_inline)) {
     return most(1, round_up(ceil_div(p.k, most(1, ceil_div(p.k, most_of))), kFetchSteps));
   };
   bool few = row_b && p.m <= kFewRows && !s.turned;
   // few rows do not pay for a copy of B where its rows do not crowd each other out of the second
   // cache
-  bool direct = few && depth_for(kDepth) * p.b_rs * size <= p.l2 / 2;
-  bool shallow = few && !direct;
-  s.kc = depth_for(shallow ? kShallow : s.turned ? kTurnedDepth : kDepth);
+  bool direct = few && depth_for(deep ? kTurnedDepth : kDepth) * p.b_rs * size <= p.l2 / 2;
+  bool shallow = few && !direct && !deep;
+  s.kc = depth_for(shallow ? kShallow : deep ? kTurnedDepth : kDepth);
   s.slices = 1;
   if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
     s.slices = least(16, p.k / (8 * kDepth));
@@ -223,6 +226,21 @@ void finish_turned(const TileArgs<T>& g, const T* from, int64_t width, int rows,
   }
 }
 
+// The last of what a tile does where bias is one a row: a tile has it one a column.
+template <class T>
+__attribute__((noinline)) void finish_rows(T* c, int64_t ldc, int rows, int cols, const T* bias,
+                                           bool relu) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  for (int i = 0; i < rows; ++i, c += ldc)
+    for (int j = 0; j < cols; j += N) {
+      const int n = cols - j < N ? cols - j : N;
+      V x = load_n(c + j, n) + set1(bias[i]);
+      if (relu) x = max(V{}, x);
+      store_n(c + j, x, n);
+    }
+}
+
 // Runs the tile fn of `rows` x nv vectors that g describes, `cols` columns of it stored.
 template <class T>
 void run_tile(TileFn<T> fn, TileArgs<T>& g, int nv, int rows, int cols, bool turned) {
@@ -331,6 +349,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
   const bool packs_a = s.a_mode != kInPlace && !x.shared;
   const bool panelled = s.b_mode != kDirect && x.shared;
   const bool slivered = s.a_mode == kSlivers && x.shared;
+  const bool by_rows = x.bias && s.bias_rows && !s.turned;
   TileArgs<T> g;
   g.alpha = x.alpha;
   g.ldc = x.ldc;
@@ -361,8 +380,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
     bool last_block = pc + kc >= x.k;
     const bool after = x.after && last_block;
     int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
-                    (last_block && x.bias ? kTileBias : 0) |
-                    (last_block && x.act == kActRelu ? kTileRelu : 0);
+                    (last_block && x.bias && !by_rows ? kTileBias : 0) |
+                    (last_block && x.act == kActRelu && !by_rows ? kTileRelu : 0);
     // the block after this one
     int64_t njc = jc, npc = pc;
     if (s.a_whole) {
@@ -498,7 +517,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
             g.bias = x.bias ? x.bias + mg + i : nullptr;
           } else {
             g.c = x.c + (mg + i) * x.ldc + jc + v * N;
-            g.bias = x.bias ? x.bias + jc + v * N : nullptr;
+            g.bias = x.bias && !by_rows ? x.bias + jc + v * N : nullptr;
           }
           g.fetches = 0;
           int64_t room = kc / kFetchSteps;
@@ -540,6 +559,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
           if (!fn) fn = Tiles<T>::any[nv][r];
           if (after && x.other) fetch_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
           run_tile(fn, g, nv, r, cols, s.turned);
+          if (by_rows && last_block)
+            finish_rows(g.c, x.ldc, r, cols, x.bias + mg + i, x.act == kActRelu);
           if (chunk) pack.step(chunk);
           if (packing) {
             packing = false;
@@ -629,7 +650,7 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       for (int64_t t = 1; t < s.slices; ++t) v += partial[t * elements + i * inner + j];
       v *= whole.alpha;
       if (whole.add) v += whole.c[i * whole.ldc + j];
-      if (whole.bias) v += whole.bias[j];
+      if (whole.bias) v += whole.bias[s.bias_rows == s.turned ? j : i];
       if (whole.act == kActRelu) v = v < 0 ? (T)0 : v;
       whole.c[i * whole.ldc + j] = v;
     }
@@ -673,7 +694,9 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     while (s.turned && W % unit) W += s.nv * simd<T>::N;
   }
   Sharing h;
-  h.private_b = !updates && !p.prepared && s.a_mode == kInPlace &&
+  // of a few panels read in place everyone takes rows instead
+  const bool narrow = s.b_mode == kDirect && p.k <= s.kc && ceil_div(p.n, W) < 4 * nt;
+  h.private_b = !updates && !p.prepared && s.a_mode == kInPlace && !narrow &&
                 (p.m <= kFewRows || (s.tile_packs && p.k <= s.kc && p.m * p.k * size <= p.l2 / 4 &&
                                      ceil_div(p.n, W) >= 4 * nt));
   h.rows = p.m;
@@ -710,13 +733,19 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     h.unit_rows = s.turned ? round_up(rows, group) : part(rows, cols, group);
     return h;
   }
+  // columns of a chain of products stay with one member, and so in its caches
+  if (p.turned_depth && !s.turned)
+    h.unit_cols = least(h.unit_cols, round_up(ceil_div(cols, nt), W));
   for (;;) {
-    if (ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols) >= kUnits * nt ||
-        h.unit_rows * h.unit_cols * k < 2 * kUnitWork)
+    const int64_t count = ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols);
+    // of three units one member gets two: rather smaller ones
+    const bool coarse = count < 4 * nt;
+    if (count >= kUnits * nt ||
+        h.unit_rows * h.unit_cols * k < (coarse ? kUnitWork / 2 : 2 * kUnitWork))
       break;
     if (h.unit_cols > 2 * W || (h.private_b && h.unit_cols > W))
       h.unit_cols = round_up(h.unit_cols / 2, W);
-    else if ((!h.private_b || s.b_mode == kDirect) && h.unit_rows > 8 * group)
+    else if ((!h.private_b || s.b_mode == kDirect) && h.unit_rows > (coarse ? 4 : 8) * group)
       h.unit_rows = round_up(h.unit_rows / 2, group);
     else
       break;
@@ -925,7 +954,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       x.n = least(h.unit_cols, p.n - j);
       x.a += i * x.ars;
       x.b += j * x.bcs;
-      if (x.bias) x.bias += s.turned ? i : j;
+      if (x.bias) x.bias += s.bias_rows ? i : j;
       x.c += i * p.c_rs + j * p.c_cs;
       run_cell(x, s, mine);
     }
@@ -933,7 +962,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
   }
   int64_t gr, gc;
   grid<T>(p, s, nt, &gr, &gc);
-  const bool by_columns = gc > 1;
+  const bool by_columns = gc > 1 || (p.turned_depth && !s.turned);
   // no piece has whole rows
   const bool late = update && (s.turned ? h.rows < p.m : h.cols < p.n);
   const int64_t blocks = ceil_div(p.k, s.kc), across = ceil_div(p.m, h.rows);
@@ -1009,7 +1038,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       x.c += (row + i) * p.c_rs + (col + j) * p.c_cs;
       bool last = k + step.k >= p.k;
       x.add = x.add || k > 0;
-      if (x.bias) x.bias += s.turned ? row + i : col + j;
+      if (x.bias) x.bias += s.bias_rows ? row + i : col + j;
       if (!last) {
         x.bias = nullptr;
         x.act = kActNone;
@@ -1203,7 +1232,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     if (x.m <= 0 || x.n <= 0) continue;
     x.a = a + i * rows * x.ars;
     x.b = b + j * cols * x.bcs;
-    x.bias = buf[2] ? (const T*)buf[2] + (s.turned ? i * rows : j * cols) : nullptr;
+    x.bias = buf[2] ? (const T*)buf[2] + (s.bias_rows ? i * rows : j * cols) : nullptr;
     x.c = c + i * rows * p.c_rs + j * cols * p.c_cs;
     run_cell(x, s, mine);
   }
