@@ -1334,6 +1334,14 @@ def test_transposed_where_others_read():
     compare_transposed(columns, x, 2)
 
 
+def test_transposed_in_a_block():
+    """A transformer's dense layers: GELU between them, and a sum behind the second, which the product adds."""
+    rng = np.random.default_rng(9)
+    a, b = nn.Linear(128, 512), nn.Linear(512, 128)
+    x = gs.tensor(awkward(rng, (2, 32, 128)))
+    compare_transposed(lambda x: b(F.gelu(a(x))) + x, x, 1)
+
+
 def test_transposed_frozen_layers():
     """Layers without gradients in front of one that is trained, whose gradient needs its input as it is."""
 

@@ -931,13 +931,13 @@ struct Fuser {
           return false;
         continue;
       }
-      if (!is(u.op, "matmul") || op.buffers.size() != 4) return false;
+      if (!is(u.op, "matmul")) return false;
       const MatmulParams& p = *(const MatmulParams*)op.params.data();
-      if (p.batch != 1 || p.after || p.prepared || p.k != m) return false;
+      if (p.batch != 1 || p.prepared || p.k != m) return false;
       const bool product = u.buffer == 1 && p.n == n && p.b_rs == 1 && p.b_cs == m && p.a_cs == 1 &&
                            p.c_rs == 1 && p.c_cs != 1;
       const bool other = u.buffer == 0 && p.m == n && p.a_cs == 1 && p.a_rs == m && p.b_rs == 1 &&
-                         p.c_cs == 1 && p.n > 1 && p.k <= kOneBlock && p.bias_rs == 0;
+                         p.c_cs == 1 && p.n > 1 && p.k <= kOneBlock && p.bias_rs == 0 && !p.after;
       if (!product && !other) return false;
       found->push_back(u.op);
     }
