@@ -38,8 +38,12 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
     >>> F.normalize(gs.tensor([[3.0, 4.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
-    x = _float(input, "normalize")
-    eps = _eps(eps, "normalize")
+    x = (
+        input
+        if isinstance(input, Tensor) and input.data.dtype.kind == "f"
+        else _float(input, "normalize")
+    )
+    eps = eps if type(eps) is float and eps >= 0 else _eps(eps, "normalize")
     if p != 2 or not isinstance(dim, int):
         return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
     k = x._k
@@ -75,7 +79,7 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
     [0.0]
     """
     a, b = _float(x1, "cosine_similarity"), _float(x2, "cosine_similarity")
-    eps = _eps(eps, "cosine_similarity")
+    eps = eps if type(eps) is float and eps >= 0 else _eps(eps, "cosine_similarity")
     if a.data.shape != b.data.shape:
         try:
             shape = np.broadcast_shapes(a.shape, b.shape)
