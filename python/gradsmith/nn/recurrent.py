@@ -332,10 +332,12 @@ class _Cell(Module):
             self.bias_ih,
             self.bias_hh,
         )
-        if out is not None:
-            return out
+        return self._other_step(x, h, c) if out is None else out
+
+    def _other_step(self, x: Tensor, h: Any, c: Any) -> Any:
+        """For an input without a batch, and for what does not fit: says so."""
         states = (h, c) if self.mode == _LSTM else (h,)
-        weights = (weight, self.weight_hh, self.bias_ih, self.bias_hh)
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         name = type(self).__name__
         for t in (x, *states):
             if not isinstance(t, Tensor) and (t is x or t is not None):

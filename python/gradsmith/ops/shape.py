@@ -586,15 +586,20 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
             parts, basic = index, True
     elif kind in _PLAIN:
         parts, basic = (index,), True
-    elif kind is Tensor and index.data.dtype is _INT64:
-        if recording.thread is not None:
-            recording.host_read(*_READS_INDEX)
-        return _take_rows(self, index.data)
-    elif kind is Tensor and index.data.dtype is _BOOL and index.data.shape == data.shape:
-        if recording.thread is not None:
-            recording.host_read(*_READS_INDEX)
-        return _take_places(self, self._k.mask_places(index.data), (data.size,))
     else:
+        if kind is Tensor:
+            if recording.thread is not None:
+                recording.host_read(*_READS_INDEX)
+            places = index.data
+            if places.dtype is _INT64:
+                return _take_rows(self, places)
+            if places.dtype is _BOOL and places.shape == data.shape:
+                k, flat = self._k, (data.size,)
+                where = k.mask_places(places)
+                out = k.take(data.reshape(flat), where, 0)
+                return apply(
+                    TakeBackward, k, out, (self,), (where,), shape=data.shape, flat=flat, axis=0
+                )
         parts = _index_parts(index)
         basic = _is_basic(parts)
     if basic:
@@ -1044,8 +1049,13 @@ def _rolled(k: Any, a: np.ndarray, shifts: tuple, dims: tuple) -> np.ndarray:
     for s, d in zip(shifts, dims):
         n = a.shape[d]
         cut = (-s) % n if n else 0
-        first, last = _at(d, slice(0, cut)), _at(d, slice(cut, None))
-        a = k.cat((a[last], a[first]), d)
+        if d == 0:
+            a = k.cat((a[cut:], a[:cut]), 0)
+        elif d == 1:
+            a = k.cat((a[:, cut:], a[:, :cut]), 1)
+        else:
+            first, last = _at(d, slice(0, cut)), _at(d, slice(cut, None))
+            a = k.cat((a[last], a[first]), d)
     return a
 
 
@@ -1056,7 +1066,7 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Tensor:
     >>> gs.roll(gs.tensor([1.0, 2.0, 3.0]), 1).tolist()
     [3.0, 1.0, 2.0]
     """
-    x = _input(input, "roll")
+    x = input if isinstance(input, Tensor) else _input(input, "roll")
     if type(shifts) is int and type(dims) is int:
         one, at = (shifts,), (_axis(dims, x.data.ndim, "roll"),)
         return apply(RollBackward, x._k, _rolled(x._k, x.data, one, at), (x,), shifts=one, dims=at)
