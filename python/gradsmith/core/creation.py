@@ -258,7 +258,8 @@ def randint(low: int, high: int | None = None, size: Any = (), dtype: Any = np.i
     shape = _shape((size,), "randint")
     if type(low) is int and type(high) is int and low >= -(2**63) and high < 2**63:
         recording.host_read(*_HOST_DRAW)
-        a = _cpu.random_integers(*random.next_counter(), low, high, shape)
+        seed, counter = random.next_counter()
+        a = _cpu.random_integers(seed, counter, low, high, shape)
         if dtype is np.int64:
             return wrap(a, _cpu)
     else:
