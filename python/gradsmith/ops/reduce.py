@@ -539,11 +539,7 @@ def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     x = input if isinstance(input, Tensor) else _input(input, "logsumexp")
     k, data = x._k, x.data
     shape = data.shape
-    if data.size:
-        out = k.logsumexp(data, None, dim, keepdim)
-    else:  # no largest element to begin with
-        total = _named("logsumexp", k.sum, x.data, dim, keepdim)
-        out = _named("logsumexp", k.log, total)
+    out = k.logsumexp(data, None, dim, keepdim)
     if not x._rg:
         return wrap(out, k)
     return apply(

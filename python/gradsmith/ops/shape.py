@@ -584,22 +584,24 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
                 break
         else:
             parts, basic = index, True
+    elif kind is Tensor:
+        if recording.thread is not None:
+            recording.host_read(*_READS_INDEX)
+        places = index.data
+        kind = places.dtype
+        if kind is _INT64:
+            return _take_rows(self, places)
+        shape = data.shape
+        if kind is _BOOL and places.shape == shape:
+            k, flat = self._k, (data.size,)
+            where = k.mask_places(places)
+            out = k.take(data.reshape(flat), where, 0)
+            return apply(TakeBackward, k, out, (self,), (where,), shape=shape, flat=flat, axis=0)
+        parts = _index_parts(index)
+        basic = _is_basic(parts)
     elif kind in _PLAIN:
         parts, basic = (index,), True
     else:
-        if kind is Tensor:
-            if recording.thread is not None:
-                recording.host_read(*_READS_INDEX)
-            places = index.data
-            if places.dtype is _INT64:
-                return _take_rows(self, places)
-            if places.dtype is _BOOL and places.shape == data.shape:
-                k, flat = self._k, (data.size,)
-                where = k.mask_places(places)
-                out = k.take(data.reshape(flat), where, 0)
-                return apply(
-                    TakeBackward, k, out, (self,), (where,), shape=data.shape, flat=flat, axis=0
-                )
         parts = _index_parts(index)
         basic = _is_basic(parts)
     if basic:
