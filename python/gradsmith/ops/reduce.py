@@ -306,7 +306,8 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
 
 
 class VarBackward(_Reduce):
-    """y = var: dx = dy 2 (x - mean) / (n - correction); the root: dx = dy (x - mean) / (y (n - correction))."""
+    """y = var: dx = dy 2 (x - mean) / (n - correction); the root: dx = dy (x - mean) / (y (n - correction)),
+    0 where y = 0."""
 
     __slots__ = ("correction", "root")
     correction: float
@@ -322,7 +323,8 @@ class VarBackward(_Reduce):
         if grad is not None:
             g = grad.reshape(self.kept)
             if self.root:
-                g = k.div(g, saved[2].reshape(self.kept))
+                y = saved[2].reshape(self.kept)
+                g = k.where(k.eq(y, 0.0), 0.0, k.div(g, y))
             g = k.mul(g, (1.0 if self.root else 2.0) / m if m > 0 else float("nan"))
             dx = k.mul_diff(g, x, mean)
         if grad_mean is not None:
