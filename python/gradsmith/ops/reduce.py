@@ -498,7 +498,7 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
 
 
 class LogSumExpBackward(_Reduce):
-    """dx = dy exp(x - y)."""
+    """dx = dy exp(x - y), 0 where y = -inf."""
 
     __slots__ = ()
 
@@ -506,7 +506,7 @@ class LogSumExpBackward(_Reduce):
         x, y = self.saved
         k = self.k
         y = y.reshape(self.kept)
-        y = k.where(k.isfinite(y), y, 0.0)
+        y = k.where(k.eq(y, float("-inf")), 0.0, y)
         return (k.mul(k.exp(k.sub(x, y)), grad.reshape(self.kept)),)
 
 
