@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.autograd import Node, apply, is_grad_enabled
-from ..core.tensor import Tensor, as_tensor, wrap
+from ..core.tensor import Tensor, as_tensor, resolve_dtype, wrap
 from . import elementwise as _ew
 
 __all__ = [
@@ -92,15 +92,23 @@ class MeanBackward(_Reduce):
         return (k.expand(g.reshape(self.kept), self.shape),)
 
 
-def sum(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+def _in_dtype(op: str, fn: Callable, dtype: Any, input: Any, *args: Any) -> Tensor:
+    """fn(input, *args) of the input in dtype, as dtype (sums of small integers are int64 by themselves)."""
+    d = resolve_dtype(dtype, op)
+    return fn(_input(input, op).to(dtype=d), *args).to(dtype=d)
+
+
+def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Sum over the axes `dim`; integers and bools give int64; 0 for no elements.
 
-    Order is fixed by the shape; error at most eps (4 + log2 n) sum |x|.
+    Order is fixed by the shape; error at most eps (4 + log2 n) sum |x|. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.sum(gs.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=0).tolist()
     [4.0, 6.0]
     """
+    if dtype is not None:
+        return _in_dtype("sum", sum, dtype, input, dim, keepdim)
     x = input if isinstance(input, Tensor) else _input(input, "sum")
     k = x._k
     out = k.sum(x.data, dim, keepdim)
@@ -110,13 +118,15 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     return wrap(out, k)
 
 
-def mean(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
-    """Mean over the axes `dim` of a float tensor; NaN for no elements.
+def mean(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Mean over the axes `dim` of a float tensor; NaN for no elements. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.mean(gs.tensor([1.0, 3.0])).item()
     2.0
     """
+    if dtype is not None:
+        return _in_dtype("mean", mean, dtype, input, dim, keepdim)
     x = input if isinstance(input, Tensor) else _input(input, "mean")
     k = x._k
     out = k.mean(x.data, dim, keepdim)
@@ -146,13 +156,15 @@ class ProdBackward(_Reduce):
         return (result,)
 
 
-def prod(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
-    """Product over the axes `dim`; integers and bools give int64; 1 for no elements.
+def prod(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Product over the axes `dim`; integers and bools give int64; 1 for no elements. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.prod(gs.tensor([2.0, 3.0])).item()
     6.0
     """
+    if dtype is not None:
+        return _in_dtype("prod", prod, dtype, input, dim, keepdim)
     x = _input(input, "prod")
     k = x._k
     shape = x.data.shape
@@ -584,13 +596,15 @@ class CumsumBackward(Node):
         return (self.k.cumsum(grad, self.dim, True),)
 
 
-def cumsum(input: Any, dim: int) -> Tensor:
-    """Running sum along one axis, in order; integers and bools give int64.
+def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
+    """Running sum along one axis, in order; integers and bools give int64. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.cumsum(gs.tensor([1.0, 2.0, 3.0]), 0).tolist()
     [1.0, 3.0, 6.0]
     """
+    if dtype is not None:
+        return _in_dtype("cumsum", cumsum, dtype, input, dim)
     x = _input(input, "cumsum")
     return apply(CumsumBackward, x._k, x._k.cumsum(x.data, dim), (x,), dim=dim)
 
