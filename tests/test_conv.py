@@ -566,7 +566,8 @@ def test_padding_modes(mode, rng):
         one(gs.tensor(x)).detach().numpy(), want.detach().numpy(), rtol=1e-12
     )
     assert f"padding_mode={mode}" in repr(one)
-    for layer, x in ((one, x), (nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode, dtype="float64"), rng.normal(size=(2, 5, 6, 4)))):  # fmt: skip
+    two = nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode, dtype="float64")
+    for layer, x in ((one, rng.normal(size=(2, 5, 2))), (two, rng.normal(size=(2, 5, 6, 4)))):
         batch = layer(gs.tensor(x)).detach().numpy()
         alone = layer(gs.tensor(x[1])).detach().numpy()  # without a batch, as with zeros
         np.testing.assert_allclose(alone, batch[1], rtol=1e-12)

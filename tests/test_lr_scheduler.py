@@ -209,7 +209,11 @@ CASES = {
     ),
     "sequential_multiplicative": lambda m, o: m.SequentialLR(
         o,
-        [m.StepLR(o, 3, 0.5), m.MultiplicativeLR(o, lambda t: 0.97 if t else 1.1), m.ConstantLR(o, 0.3, 4)],
+        [
+            m.StepLR(o, 3, 0.5),
+            m.MultiplicativeLR(o, lambda t: 0.97 if t else 1.1),
+            m.ConstantLR(o, 0.3, 4),
+        ],
         [8, 25],
     ),
     "chained": lambda m, o: m.ChainedScheduler(

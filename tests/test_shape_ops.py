@@ -393,7 +393,10 @@ def test_arguments_that_pytorch_has(rng):
         (want * want).sum().backward()
         np.testing.assert_allclose(x.grad.numpy(), t.grad.numpy(), rtol=1e-5)
     ints = gs.tensor([1, 2, 4])
-    assert abs(ints.mean(dtype="float64").item() - 7 / 3) < 1e-15 and ints.sum(dtype="int32").dtype == "int32"
+    assert (
+        abs(ints.mean(dtype="float64").item() - 7 / 3) < 1e-15
+        and ints.sum(dtype="int32").dtype == "int32"
+    )
     assert (x.size, x.size(), x.size(-1)) == (24, (2, 3, 4), 4)
     assert x.view(x.size(0), -1).shape == (2, 12)
     with pytest.raises(IndexError, match=r"size: axis 3 of a tensor of shape \(2, 3, 4\)"):
@@ -406,7 +409,12 @@ def test_arguments_that_pytorch_has(rng):
 
 
 def test_creation_as_pytorch():
-    for value, dtype in ((2, "int64"), (2.0, "float32"), (True, "bool"), (np.float64(1), "float32")):
+    for value, dtype in (
+        (2, "int64"),
+        (2.0, "float32"),
+        (True, "bool"),
+        (np.float64(1), "float32"),
+    ):
         assert gs.full((2,), value).dtype == dtype
     assert gs.full((2,), 2, dtype="float64").dtype == "float64"
     assert gs.randint(3, (2, 5)).shape == (2, 5) and gs.randint(3, 4, (2,)).tolist() == [3, 3]

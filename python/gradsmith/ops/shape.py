@@ -985,7 +985,9 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Tenso
         x, dim = ravel(x), 0
     d = _axis(dim, x.data.ndim, "repeat_interleave")
     if isinstance(repeats, (Tensor, np.ndarray, list, tuple)):
-        recording.host_read("repeat_interleave(repeats=Tensor)", "Call it outside, or give a number")
+        recording.host_read(
+            "repeat_interleave(repeats=Tensor)", "Call it outside, or give a number"
+        )
         counts, slices = _index_array(repeats, "repeat_interleave"), x.data.shape[d]
         if counts.size == 1:
             counts = np.broadcast_to(counts.reshape(-1), (slices,))
