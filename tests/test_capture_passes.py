@@ -15,7 +15,7 @@ import gradsmith.nn.functional as F
 RULES = [
     "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation",
     "activation_gradient", "conv_gradient", "residual", "norm_sum", "pieces", "optimizer",
-    "gradient_update", "prepared_weights", "prepared_updates",
+    "gradient_update", "transposed", "prepared_weights", "prepared_updates",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
@@ -1235,6 +1235,129 @@ def test_gradient_update_leaves_bfloat16_products_alone():
 L2 = 1 << 21  # whether filters are kept whole follows from it
 UPDATES = "with what the next step multiplies by"
 LOOKS = "compared with what was prepared"
+
+
+def dense(widths, activation=nn.ReLU, bias=True):
+    layers = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Linear(a, b, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+STORED = ("stored transposed", "with the ReLU behind it, stored transposed")
+
+
+def compare_transposed(forward, x, count, weights=()):
+    """A captured forward pass with and without the rewrite, and eagerly: equal bits, also after the weights change."""
+
+    def run():
+        with gs.no_grad():
+            y = forward(x)
+        return y if isinstance(y, tuple) else (y,)
+
+    off = {"transposed": False}
+    for threads in (1, 2, 3):
+        with gs.threads(threads):
+            for passes in (["transposed"], ["transposed", "bias_relu"], {}, off):
+                f = gs.capture(run, passes=passes)
+                for turn in range(5):
+                    expected = run()
+                    got = f()
+                    for a, b in zip(expected, got, strict=True):
+                        np.testing.assert_array_equal(a.data, b.data)
+                    if turn == 3:
+                        for w in weights:
+                            w.data[...] = -w.data
+                assert f.reason is None and f.programs[0]["replays"] >= 2
+                lines = f.report(1).split("\n")
+                found = sum(line.endswith(STORED) for line in lines)
+                assert found == (0 if passes is off else count), f.report(1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "widths", "count"),
+    [
+        (128, (784, 512, 256, 10), 2),
+        (64, (300, 200, 100, 7), 2),  # whole panels
+        (48, (400, 300, 90), 1),  # one narrower panel
+        (80, (500, 333, 251, 17), 2),  # no whole panels
+        (33, (257, 129, 131, 5), 2),
+        (96, (1500, 700, 300, 40), 2),  # several blocks of steps
+        (64, (300, 1100, 400, 10), 1),  # too many rows for one block of the next product
+        (64, (300, 200, 64), 1),
+        (64, (200, 600, 64), 0),  # the last product has too many steps for other layouts
+        (4, (784, 512, 10), 0),
+        (300, (100, 200, 50), 0),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_transposed(batch, widths, count, bias):
+    rng = np.random.default_rng(batch)
+    model = dense(widths, bias=bias)
+    compare_transposed(
+        model, gs.tensor(awkward(rng, (batch, widths[0]))), count, list(model.parameters())
+    )
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Tanh, nn.LeakyReLU, nn.Identity])
+def test_transposed_behind_activations(activation):
+    rng = np.random.default_rng(7)
+    model = dense((300, 200, 130, 10), activation)
+    compare_transposed(model, gs.tensor(awkward(rng, (64, 300))), 2)
+
+
+def test_transposed_where_others_read():
+    """A result that is returned, added to, or read by something else stays as it is."""
+    rng = np.random.default_rng(8)
+    a, b, c = nn.Linear(300, 200), nn.Linear(200, 200), nn.Linear(200, 10)
+    x = gs.tensor(awkward(rng, (64, 300)))
+
+    def returned(x):
+        h = a(x).relu()
+        return h, c(b(h).relu())
+
+    def residual(x):
+        h = a(x)
+        return c(h + b(h))
+
+    def two(x):  # two products read it
+        h = a(x).relu()
+        return b(h), c(h)
+
+    def summed(x):
+        h = a(x)
+        return h.sum(0), b(h)
+
+    def columns(x):  # a part of it
+        return b(a(x))[:, :3], c(a(x)[:, :200])
+
+    compare_transposed(returned, x, 1)
+    compare_transposed(residual, x, 0)
+    compare_transposed(two, x, 1)
+    compare_transposed(summed, x, 0)
+    compare_transposed(columns, x, 2)
+
+
+def test_transposed_in_a_block():
+    """A transformer's dense layers: GELU between them, and a sum behind the second, which the product adds."""
+    rng = np.random.default_rng(9)
+    a, b = nn.Linear(128, 512), nn.Linear(512, 128)
+    x = gs.tensor(awkward(rng, (2, 32, 128)))
+    compare_transposed(lambda x: b(F.gelu(a(x))) + x, x, 1)
+
+
+def test_transposed_frozen_layers():
+    """Layers without gradients in front of one that is trained, whose gradient needs its input as it is."""
+
+    def make():
+        model = dense((300, 200, 100, 10))
+        for p in model[:4].parameters():
+            p.requires_grad_(False)
+        return model
+
+    compare(make, (64, 300), "transposed", {"stored transposed": 1})
+
+
 PREPARED = ["prepared_weights", "prepared_updates"]
 
 

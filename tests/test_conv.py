@@ -580,3 +580,34 @@ def test_padding_modes_bad_input():
         nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")(gs.ones(8, 2))
     with pytest.raises(ValueError, match="ConvTranspose2d: padding_mode must be 'zeros'"):
         nn.ConvTranspose2d(2, 3, 3, padding_mode="reflect")
+
+
+def test_a_choice_made_before_follows_precision_and_autocast(rng):
+    """The kernel that was chosen for a shape is remembered, with what else it depends on."""
+    x = gs.tensor(rng.standard_normal((2, 16, 16, 32)).astype(np.float32))
+    w = gs.tensor(rng.standard_normal((32, 3, 3, 32)).astype(np.float32))
+
+    def run():
+        return F.conv2d(x, w, padding=1).numpy()
+
+    default = run()
+    gs.set_conv_precision("strict")
+    strict = run()
+    gs.set_conv_precision("default")
+    with gs.autocast():
+        rounded = run()
+    k.conv_force("direct")
+    direct = run()
+    k.conv_force("")
+    for _ in range(2):
+        np.testing.assert_array_equal(run(), default)
+        gs.set_conv_precision("strict")
+        np.testing.assert_array_equal(run(), strict)
+        gs.set_conv_precision("default")
+        with gs.autocast():
+            np.testing.assert_array_equal(run(), rounded)
+        k.conv_force("direct")
+        np.testing.assert_array_equal(run(), direct)
+        k.conv_force("")
+    for y in (strict, direct):
+        np.testing.assert_allclose(default, y, rtol=1e-3, atol=1e-3)

@@ -698,3 +698,61 @@ def test_copy_between_overlapping_views(rng):
     t = gs.from_numpy(a)
     t.copy_(t.T)
     np.testing.assert_array_equal(a, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("equal_nan", [False, True])
+def test_isclose_is_numpys(rng, dtype, equal_nan):
+    special = [0.0, -0.0, 1.0, np.inf, -np.inf, np.nan, np.finfo(dtype).max, np.finfo(dtype).tiny]
+    for shape, other in [((7, 33), (7, 33)), ((5, 1, 9), (4, 1)), ((3,), ()), ((0, 4), (4,))]:
+        a = rng.standard_normal(shape).astype(dtype)
+        b = a.copy() if other == shape else np.asarray(rng.standard_normal(other), dtype)
+        b = np.where(rng.random(other) < 0.5, b * dtype(1 + 2e-5), b).astype(dtype)
+        for x in (a, b):
+            hit = rng.random(x.shape) < 0.2
+            x[hit] = rng.choice(special, int(hit.sum()))
+        for rtol, atol in ((1e-5, 1e-8), (0.0, 0.0), (1e-3, 0.1)):
+            with np.errstate(invalid="ignore", over="ignore"):
+                x, y = np.broadcast_arrays(a, b)
+                near = np.abs(x - y) <= np.abs(y) * dtype(rtol) + dtype(atol)
+                want = (near & np.isfinite(y)) | (x == y)
+                if equal_nan:
+                    want |= np.isnan(x) & np.isnan(y)
+            got = gs.isclose(gs.tensor(a), gs.tensor(b), rtol, atol, equal_nan)
+            np.testing.assert_array_equal(got.numpy(), want)
+            assert gs.allclose(gs.tensor(a), gs.tensor(b), rtol, atol, equal_nan) == bool(
+                want.all()
+            )
+    turned = gs.tensor(rng.standard_normal((6, 5)).astype(dtype))
+    assert gs.isclose(turned.T, turned.T.clone()).numpy().all()
+    assert gs.isclose(turned, 3.0, atol=100.0).numpy().all()
+    with pytest.raises(TypeError, match="isclose: .*dtype"):
+        gs.isclose(turned, gs.tensor(np.ones((6, 5), np.int64)))
+
+
+def test_randint_gives_numpys_integers():
+    """Those of NumPy's Generator on Philox with the seed as key and the count of draws as counter."""
+    for seed in (0, 5, 2**64 - 1):
+        gs.manual_seed(seed)
+        for count, (low, high) in enumerate(
+            [
+                (0, 9),
+                (-5, 2**31),
+                (0, 2**32),
+                (0, 2**32 + 1),
+                (-(2**63), 2**63 - 1),
+                (7, 8),
+                (3, 3 * 2**30),
+            ]
+        ):
+            key, counter = np.array([seed, 0], np.uint64), np.array([0, 0, 0, count], np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+            want = generator.integers(low, high, size=(5, 13), dtype=np.int64)
+            np.testing.assert_array_equal(gs.randint(low, high, (5, 13)).numpy(), want)
+    gs.manual_seed(3)
+    first = gs.randint(0, 10, (4,), dtype=np.int32)
+    assert first.dtype == np.int32
+    gs.manual_seed(3)
+    assert gs.randint(0, 10, (4,)).tolist() == first.tolist()
+    with pytest.raises(ValueError, match="randint: high"):
+        gs.randint(3, 3, (2,))

@@ -835,3 +835,33 @@ def test_clipping_has_pytorch_s_place():
     assert gs.nn.utils.clip_grad_value_ is gs.optim.clip_grad_value_
     with pytest.raises(AttributeError, match="no attribute 'weight_norm'"):
         _ = gs.nn.utils.weight_norm
+
+
+def test_scalars_of_long_formulas_are_pythons():
+    """To the bit: what the compiled module computes, written in Python."""
+    rng = np.random.default_rng(7)
+    product = 1.0
+    for t in [*range(1, 40), 1000, 123457]:
+        lr, decay = float(rng.uniform(1e-4, 1)), float(rng.uniform(0, 0.01))
+        b1, b2 = float(rng.uniform(0, 0.99)), float(rng.uniform(0.9, 0.9999))
+        mu = b1 * (1 - 0.5 * 0.96 ** (t * decay))
+        ahead = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * decay))
+        new = product * mu
+        want = (
+            lr * (1 - mu) / (1 - new), lr * ahead / (1 - new * ahead), b1, b2, 1 - b2, 1e-8,
+            1 / (1 - b2**t), new,
+        )  # fmt: skip
+        assert gs._cpu.nadam_scalars(t, lr, b1, b2, decay, 1e-8, product) == want
+        product = new or 1.0
+        want = (
+            lr / (1 - b1**t), b1, 1 - b1, b2, 1 - b2, 1e-8, 1 / math.sqrt(1 - b2**t)
+        )  # fmt: skip
+        assert gs._cpu.adam_scalars(t, lr, b1, b2, 1e-8) == want
+        rate, correction, far = lr / (1 - b1**t), 1 - b2**t, 2 / (1 - b2) - 1
+        rho = far - 2 * t * b2**t / correction
+        if rho > 5:
+            rate *= math.sqrt(
+                (rho - 4) * (rho - 2) * far / ((far - 4) * (far - 2) * rho) * correction
+            )
+        want = (rate, b1, 1 - b1, b2, 1 - b2, 1e-8, float(rho > 5))
+        assert gs._cpu.radam_scalars(t, lr, b1, b2, 1e-8) == want

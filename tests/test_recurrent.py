@@ -337,6 +337,45 @@ def test_cells_are_one_step(rng):
         assert list(one.state_dict()) == ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cell_has_the_gradients_of_a_layer_of_one_step(rng, kind, bias, dtype):
+    one = getattr(nn, kind + "Cell")(4, 6, bias=bias, dtype=dtype)
+    layer = make(kind, 4, 6, bias=bias, dtype=dtype)
+    layer.load_state_dict({n + "_l0": p.detach().numpy() for n, p in one.named_parameters()})
+    parts = [rng.standard_normal((5, n)).astype(dtype) for n in (4, 6, 6)]
+    seeds = [gs.tensor(rng.standard_normal((5, 6)).astype(dtype)) for _ in range(2)]
+    for used in (0, 1, 2) if kind == "LSTM" else (0, 1):  # without a state, with h, with h and c
+        ours = [gs.tensor(p, requires_grad=True) for p in parts]
+        theirs = [gs.tensor(p, requires_grad=True) for p in parts]
+        zero = gs.tensor(np.zeros((5, 6), dtype))
+        if kind == "LSTM":
+            hx = None if not used else (ours[1], ours[2] if used > 1 else zero)
+            state = [zero, zero] if not used else [theirs[1], theirs[2] if used > 1 else zero]
+            got = one(ours[0], hx)
+            want = layer(theirs[0][None], tuple(s[None] for s in state))[1]
+        else:
+            got = (one(ours[0], ours[1] if used else None),)
+            want = (layer(theirs[0][None], theirs[1][None] if used else None)[1],)
+        for p in (*one.parameters(), *layer.parameters()):
+            p.grad = None
+        sum((g * s).sum() for g, s in zip(got, seeds)).backward()
+        sum((w[0] * s).sum() for w, s in zip(want, seeds)).backward()
+        for g, w in zip(got, want):
+            np.testing.assert_array_equal(g.detach().numpy(), w.detach().numpy()[0])
+        for a, b in zip(ours[: used + 1], theirs):
+            np.testing.assert_array_equal(a.grad.numpy(), b.grad.numpy())
+        for a, b in zip(one.parameters(), layer.parameters()):
+            np.testing.assert_array_equal(a.grad.numpy(), b.grad.numpy())
+        with gs.no_grad():
+            quiet = one(ours[0], hx) if kind == "LSTM" else one(ours[0], ours[1] if used else None)
+        quiet = quiet if kind == "LSTM" else (quiet,)
+        for g, q in zip(got, quiet):
+            assert not q.requires_grad
+            np.testing.assert_array_equal(g.detach().numpy(), q.numpy())
+
+
 def test_unbatched_and_dropout(rng):
     layer = nn.LSTM(4, 6, 2, dropout=0.5)
     x = gs.tensor(rng.standard_normal((5, 4)).astype(np.float32))
@@ -442,6 +481,12 @@ def test_bad_input():
         nn.GRUCell(3, 4)(gs.ones(2, 5))
     with pytest.raises(ValueError, match="state"):
         nn.GRUCell(3, 4)(gs.ones(2, 3), gs.ones(2, 5))
+    with pytest.raises(TypeError, match="GRUCell: input must be a Tensor, got ndarray"):
+        nn.GRUCell(3, 4)(np.ones((2, 3), np.float32))
+    with pytest.raises(TypeError, match="LSTMCell: a state must be a Tensor, got int"):
+        nn.LSTMCell(3, 4)(gs.ones(2, 3), (gs.ones(2, 4), 3))
+    with pytest.raises(TypeError, match="float64"):
+        nn.RNNCell(3, 4)(gs.ones(2, 3).double())
 
 
 def test_lstm_learns():

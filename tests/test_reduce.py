@@ -407,3 +407,15 @@ def test_errors_name_the_op_that_was_called():
             gs.norm(x, p, 5)
     with pytest.raises(TypeError, match="^logsumexp: "):
         gs.logsumexp(gs.tensor(np.zeros((0, 2), np.int64)), 0)
+
+
+def test_axes_given_as_a_list_may_change_before_backward():
+    for op in (gs.sum, gs.mean, gs.amax, gs.prod, gs.logsumexp, gs.var, gs.norm):
+        x = gs.tensor(np.arange(1.0, 25.0).reshape(2, 3, 4), requires_grad=True)
+        y = gs.tensor(np.arange(1.0, 25.0).reshape(2, 3, 4), requires_grad=True)
+        axes = [0, 2]
+        out = op(x, dim=axes)
+        axes[:] = [1]
+        out.sum().backward()
+        op(y, dim=(0, 2)).sum().backward()
+        np.testing.assert_array_equal(x.grad.numpy(), y.grad.numpy())

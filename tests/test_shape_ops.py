@@ -428,3 +428,41 @@ def test_creation_as_pytorch():
     for make in (lambda: gs.arange(3, device="cuda"), lambda: gs.randn(3, device="cuda")):
         with pytest.raises(ValueError, match="device 'cuda' is not available"):
             make()
+
+
+@pytest.mark.parametrize(
+    "shape, counts",
+    [
+        ((3,), (4,)), ((2, 3), (1, 5)), ((2, 3), (3, 1)), ((2, 3), (2, 2)), ((2, 3), (1, 1)),
+        ((2, 1, 3), (1, 4, 1)), ((2, 3), (2,)), ((3,), (2, 2)), ((2, 3), (0, 1)), ((0, 3), (2, 1)),
+    ],
+)  # fmt: skip
+def test_tile_is_numpys(rng, shape, counts):
+    a = rng.standard_normal(shape)
+    for source in (a, np.asfortranarray(a)):
+        x = gs.tensor(source, requires_grad=True)
+        out = gs.tile(x, counts)
+        want = np.tile(a, counts)
+        np.testing.assert_array_equal(out.detach().numpy(), want)
+        (out * gs.tensor(np.arange(1.0, want.size + 1).reshape(want.shape))).sum().backward()
+        expect = np.zeros(a.size)
+        places = np.tile(np.arange(a.size).reshape(shape), counts).ravel()
+        np.add.at(expect, places, np.arange(1.0, want.size + 1))
+        np.testing.assert_allclose(x.grad.numpy(), expect.reshape(shape))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_pads_of_one_kind_do_not_disturb_each_other(rng, mode):
+    """Where elements come from is kept between calls."""
+    names = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    for _ in range(3):
+        for widths in ((1, 2), (2, 1), (0, 3), (1, 0, 2, 2)):
+            a = rng.standard_normal((4, 5))
+            full = [(0, 0), (0, 0)]
+            for i in range(len(widths) // 2):
+                full[1 - i] = widths[2 * i : 2 * i + 2]
+            x = gs.tensor(a, requires_grad=True)
+            out = gs.pad(x, widths, mode=mode)
+            np.testing.assert_array_equal(out.detach().numpy(), np.pad(a, full, names[mode]))
+            out.sum().backward()
+            assert x.grad.numpy().sum() == out.size

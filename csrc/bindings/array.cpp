@@ -135,18 +135,19 @@ void type_error(const char* op, const std::string& what) {
 }
 
 Array array_in(py::handle h, const char* op, const char* name) {
-  if (!h || !py::isinstance<py::array>(h))
+  const PyObject* ndarray = (PyObject*)py::detail::npy_api::get().PyArray_Type_;
+  if (!h || ((PyObject*)Py_TYPE(h.ptr()) != ndarray && !py::isinstance<py::array>(h)))
     type_error(op,
                std::string(name) + " must be a NumPy array, got " + (h ? type_of(h) : "nothing"));
   Array a;
   a.object = py::reinterpret_borrow<py::object>(h);
   const auto* proxy = py::detail::array_proxy(h.ptr());
-  py::dtype dt = py::reinterpret_borrow<py::dtype>(proxy->descr);
-  int t = from_type_num(dt.num());
-  if (t < 0 || dt.byteorder() == '>')
+  const auto* descr = py::detail::array_descriptor_proxy(proxy->descr);
+  int t = from_type_num(descr->type_num);
+  if (t < 0 || descr->byteorder == '>')
     type_error(
         op,
-        std::string(name) + " has dtype " + std::string(py::str(dt)) +
+        std::string(name) + " has dtype " + std::string(py::str(py::handle(proxy->descr))) +
             "; float32, float64, int32, int64, uint8 and bool (native byte order) are supported. "
             "Convert it with .astype(np.float32)");
   a.dtype = (DType)t;
@@ -305,7 +306,7 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
     Py_DECREF(block);
     throw py::error_already_set();
   }
-  api.PyArray_SetBaseObject_(o, block);
+  py::detail::array_proxy(o)->base = block;  // as PyArray_SetBaseObject, for what is no array
   a.object = py::reinterpret_steal<py::object>(o);
   a.data = (char*)p;
   return a;

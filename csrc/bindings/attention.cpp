@@ -244,8 +244,9 @@ py::object attention_qkv_backward(py::handle dh, py::handle xh, int64_t heads, b
 
 }  // namespace attention_bindings
 
-void bind_attention(py::module_& m) {
+void bind_attention(py::module_& module) {
   using namespace attention_bindings;
+  Functions m(module);
   m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"),
         py::arg("causal"), py::arg("scale"), py::arg("p"), py::arg("seed"), py::arg("counter"),
         py::arg("need_lse"),

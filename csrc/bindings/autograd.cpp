@@ -754,42 +754,18 @@ PyObject* keep(PyObject*, PyObject* const* args, Py_ssize_t n) {
   Py_RETURN_NONE;
 }
 
-// _rows_flat(rows, params): rows are tuples (parameter, its array, dict of its state, list of the
-// state's arrays) of an optimizer's last step. Parameter, gradient and states of each in one list,
-// or None when a parameter, its array, or the shape or dtype of its gradient is another now.
+// _rows_flat(rows, params): parameter, gradient and states of each row in one list, or None.
 PyObject* rows_flat(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 2 || !PyList_Check(args[0]) || !PyList_Check(args[1])) {
     PyErr_SetString(PyExc_TypeError, "_rows_flat: needs two lists");
     return nullptr;
   }
-  Py_ssize_t count = PyList_GET_SIZE(args[0]), at = 0, states = 0;
-  if (count == 0 || count != PyList_GET_SIZE(args[1])) Py_RETURN_NONE;
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject *row = PyList_GET_ITEM(args[0], i), *p = PyList_GET_ITEM(args[1], i);
-    if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) < 4 || !is_tensor(p) ||
-        !PyList_Check(PyTuple_GET_ITEM(row, 3)) || PyTuple_GET_ITEM(row, 0) != p)
-      Py_RETURN_NONE;
-    PyObject *data = ((Tensor*)p)->data, *grad = ((Tensor*)p)->grad;
-    if (data != PyTuple_GET_ITEM(row, 1) || !is_tensor(grad)) Py_RETURN_NONE;
-    PyObject* g = ((Tensor*)grad)->data;
-    if (!data || !g || !is_ndarray(data) || !is_ndarray(g) ||
-        py::detail::array_proxy(data)->descr != py::detail::array_proxy(g)->descr ||
-        same_shape(data, g) != 1)
-      Py_RETURN_NONE;
-    states += PyList_GET_SIZE(PyTuple_GET_ITEM(row, 3));
-  }
-  PyObject* flat = PyList_New(2 * count + states);
-  if (!flat) return nullptr;
-  auto add = [&](PyObject* o) {
-    Py_INCREF(o);
-    PyList_SET_ITEM(flat, at++, o);
-  };
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject *row = PyList_GET_ITEM(args[0], i), *held = PyTuple_GET_ITEM(row, 3);
-    Tensor* p = (Tensor*)PyList_GET_ITEM(args[1], i);
-    add(p->data);
-    add(((Tensor*)p->grad)->data);
-    for (Py_ssize_t j = 0; j < PyList_GET_SIZE(held); ++j) add(PyList_GET_ITEM(held, j));
+  std::vector<PyObject*> arrays;
+  if (!rows_arrays(args[0], args[1], &arrays)) Py_RETURN_NONE;
+  PyObject* flat = PyList_New((Py_ssize_t)arrays.size());
+  for (size_t i = 0; flat && i < arrays.size(); ++i) {
+    Py_INCREF(arrays[i]);
+    PyList_SET_ITEM(flat, (Py_ssize_t)i, arrays[i]);
   }
   return flat;
 }
@@ -800,14 +776,11 @@ PyObject* rows_done(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PyErr_SetString(PyExc_TypeError, "_rows_done: needs a list and a dict");
     return nullptr;
   }
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); ++i) {
-    PyObject* row = PyList_GET_ITEM(args[0], i);
-    if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) < 4 || !is_tensor(PyTuple_GET_ITEM(row, 0))) {
-      PyErr_SetString(PyExc_TypeError, "_rows_done: not a row");
-      return nullptr;
-    }
-    if (PyDict_Update(PyTuple_GET_ITEM(row, 2), args[1]) < 0) return nullptr;
-    ++((Tensor*)PyTuple_GET_ITEM(row, 0))->version->value;
+  try {
+    rows_changed(args[0], args[1]);
+  } catch (...) {
+    raise_current();
+    return nullptr;
   }
   Py_RETURN_NONE;
 }
@@ -825,9 +798,16 @@ PyObject* bump(PyObject*, PyObject* const* args, Py_ssize_t n) {
   Py_RETURN_NONE;
 }
 
-// 1: the dict under this name is not empty, 0: it is, -1: error
-int has_entries(PyObject* module, PyObject* name) {
-  PyObject* d = PyObject_GetAttr(module, name);
+// 1: the dict under this name is not empty, 0: it is, -1: error. own: the module's __dict__
+int has_entries(PyObject* module, PyObject* own, PyObject* name) {
+  PyObject* d = PyDict_GetItemWithError(own, name);
+  if (d) {
+    if (PyDict_CheckExact(d)) return PyDict_GET_SIZE(d) > 0;
+    Py_INCREF(d);
+  } else {
+    if (PyErr_Occurred()) return -1;
+    d = PyObject_GetAttr(module, name);
+  }
   if (!d) return -1;
   int r = PyDict_Check(d) ? PyDict_GET_SIZE(d) > 0 : PyObject_IsTrue(d);
   Py_DECREF(d);
@@ -836,8 +816,11 @@ int has_entries(PyObject* module, PyObject* name) {
 
 // nn.Module.__call__: forward, or _call_hooked where there are hooks.
 PyObject* module_call(PyObject* self, PyObject* args, PyObject* keywords) {
-  int hooks = has_entries(self, names->hooks);
-  if (hooks == 0) hooks = has_entries(self, names->pre_hooks);
+  PyObject* own = PyObject_GenericGetDict(self, nullptr);
+  if (!own) return nullptr;
+  int hooks = has_entries(self, own, names->hooks);
+  if (hooks == 0) hooks = has_entries(self, own, names->pre_hooks);
+  Py_DECREF(own);
   if (hooks < 0) {
     if (PyErr_ExceptionMatches(PyExc_AttributeError))
       PyErr_Format(PyExc_AttributeError, "%.100s: call super().__init__() in __init__",
@@ -1009,6 +992,94 @@ Tensor* tensor_wrap(PyObject* data, PyObject* k) {
   Py_XINCREF(k);
   t->k = k;
   return t;
+}
+
+bool rows_arrays(PyObject* rows, PyObject* params, std::vector<PyObject*>* arrays) {
+  const Py_ssize_t count = PyList_GET_SIZE(rows);
+  if (count == 0 || count != PyList_GET_SIZE(params)) return false;
+  arrays->reserve((size_t)count * 4);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject *row = PyList_GET_ITEM(rows, i), *p = PyList_GET_ITEM(params, i);
+    if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) < 4 || !is_tensor(p) ||
+        !PyList_Check(PyTuple_GET_ITEM(row, 3)) || PyTuple_GET_ITEM(row, 0) != p)
+      return false;
+    PyObject *data = ((Tensor*)p)->data, *grad = ((Tensor*)p)->grad;
+    if (data != PyTuple_GET_ITEM(row, 1) || !is_tensor(grad)) return false;
+    PyObject* g = ((Tensor*)grad)->data;
+    if (!data || !g || !is_ndarray(data) || !is_ndarray(g) ||
+        py::detail::array_proxy(data)->descr != py::detail::array_proxy(g)->descr ||
+        same_shape(data, g) != 1)
+      return false;
+    arrays->push_back(data);
+    arrays->push_back(g);
+    PyObject* held = PyTuple_GET_ITEM(row, 3);
+    for (Py_ssize_t j = 0; j < PyList_GET_SIZE(held); ++j)
+      arrays->push_back(PyList_GET_ITEM(held, j));
+  }
+  return true;
+}
+
+void rows_changed(PyObject* rows, PyObject* numbers) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); ++i) {
+    PyObject* row = PyList_GET_ITEM(rows, i);
+    if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) < 4 || !is_tensor(PyTuple_GET_ITEM(row, 0)))
+      throw py::type_error("_rows_done: not a row");
+    if (PyDict_Update(PyTuple_GET_ITEM(row, 2), numbers) < 0) throw py::error_already_set();
+    ++((Tensor*)PyTuple_GET_ITEM(row, 0))->version->value;
+  }
+}
+
+py::object tensor_apply(py::handle cls, py::handle out, std::initializer_list<py::handle> inputs,
+                        std::initializer_list<py::handle> saved, bool save_output,
+                        std::initializer_list<Attribute> attributes) {
+  static_assert(sizeof(py::handle) == sizeof(PyObject*), "a handle is a pointer");
+  PyObject* const* items = (PyObject* const*)inputs.begin();
+  const int count = (int)inputs.size();
+  PyObject* k = ((Tensor*)items[0])->k;
+  uint64_t mask = 0;
+  if (!inputs_need(items, count, &mask)) throw py::error_already_set();
+  Node* node = nullptr;
+  if (mask && grad_enabled()) {
+    node = record(cls.ptr(), k, items, count, mask);
+    bool ok = node && (saved.size() == 0 ||
+                       save(node, (PyObject* const*)saved.begin(), (Py_ssize_t)saved.size()));
+    for (const Attribute& a : attributes)
+      ok = ok && PyObject_SetAttr((PyObject*)node, a.first, a.second) == 0;
+    if (!ok) {
+      Py_XDECREF(node);
+      throw py::error_already_set();
+    }
+  }
+  PyObject* r;
+  if (PyTuple_CheckExact(out.ptr())) {
+    r = outputs(out.ptr(), k, node, save_output);
+  } else if (!node) {
+    r = (PyObject*)tensor_wrap(out.ptr(), k);
+  } else {
+    r = (PyObject*)output(out.ptr(), k, node, 0);
+    if (r && save_output && !save(node, &r, 1)) Py_CLEAR(r);
+  }
+  Py_XDECREF(node);
+  if (!r) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(r);
+}
+
+bool tensors_want(std::initializer_list<py::handle> inputs) {
+  if (!grad_enabled()) return false;
+  for (py::handle h : inputs)
+    if (is_tensor(h.ptr()) && ((Tensor*)h.ptr())->requires_grad) return true;
+  return false;
+}
+
+void tensor_changed(py::handle h) {
+  if (is_tensor(h.ptr())) ++((Tensor*)h.ptr())->version->value;
+}
+
+PyObject* tensor_data(py::handle h, const char* op, const char* name, bool optional) {
+  if (optional && h.is_none()) return Py_None;
+  if (!is_tensor(h.ptr()) || !((Tensor*)h.ptr())->data)
+    type_error(op, std::string(name) + " must be a Tensor, got " + Py_TYPE(h.ptr())->tp_name);
+  return ((Tensor*)h.ptr())->data;
 }
 
 bool tensor_edge(Tensor* t, Edge* out) {

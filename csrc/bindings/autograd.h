@@ -70,6 +70,27 @@ PyObject* node_saved(Node* n);  // checks the versions
 void node_release_saved(Node* n);
 PyObject* node_name(Node* n);
 
+// What `apply` in Python does: the Tensor around the array `out` that an op computed from `inputs`
+// (Tensors or None), or a tuple of them for a tuple. Where a gradient is wanted the op is recorded
+// as a node of class `cls` that keeps `saved` (Tensors or arrays) and has the attributes.
+typedef std::pair<PyObject*, PyObject*> Attribute;  // interned name, value
+py::object tensor_apply(py::handle cls, py::handle out, std::initializer_list<py::handle> inputs,
+                        std::initializer_list<py::handle> saved, bool save_output = false,
+                        std::initializer_list<Attribute> attributes = {});
+// Whether a gradient is wanted of an op of these inputs.
+bool tensors_want(std::initializer_list<py::handle> inputs);
+// Counts a change of the memory of a Tensor; None is passed over.
+void tensor_changed(py::handle h);
+// The array of an argument that has to be a Tensor, or None where that is allowed; TypeError else.
+PyObject* tensor_data(py::handle h, const char* op, const char* name, bool optional = false);
+
+// The arrays of an optimizer's rows, tuples (parameter, its array, dict of its state, list of the
+// state's arrays) of its last step: parameter, gradient and states of each, borrowed. false when a
+// parameter, its array, or the shape or dtype of its gradient is another now.
+bool rows_arrays(PyObject* rows, PyObject* params, std::vector<PyObject*>* arrays);
+// The state of each row takes the numbers; its parameter has changed.
+void rows_changed(PyObject* rows, PyObject* numbers);
+
 // Shape, dtype kind and layout of an array; the quick way where it is NumPy's own.
 inline bool is_ndarray(PyObject* o) {
   return (PyObject*)Py_TYPE(o) == (PyObject*)py::detail::npy_api::get().PyArray_Type_;

@@ -1102,6 +1102,7 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.pieces = flag("pieces", true);
   q->p.options.optimizer = flag("optimizer", true);
   q->p.options.gradient_update = flag("gradient_update", true);
+  q->p.options.transposed = flag("transposed", true);
   q->p.options.prepared_weights = flag("prepared_weights", true);
   q->p.options.prepared_updates = flag("prepared_updates", true);
   for (auto item : leaves) {

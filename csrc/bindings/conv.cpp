@@ -1,7 +1,7 @@
 // Bindings of the convolution family. Every function serves 1-d (nd = 1: sequences (N, T, C), a
 // picture of height 1) and 2-d (nd = 2: images (N, H, W, C)); an input without its first axis is a
 // batch of one.
-#include "array.h"
+#include "autograd.h"
 #include "conv_choose.h"
 
 namespace gs {
@@ -18,6 +18,11 @@ struct Window {
 };
 
 int64_t integer(py::handle h, const char* op, const char* name, int64_t low) {
+  if (PyLong_CheckExact(h.ptr())) {
+    int overflow = 0;
+    const long v = PyLong_AsLongAndOverflow(h.ptr(), &overflow);
+    if (!overflow && v >= low && v <= kLimit) return v;
+  }
   PyObject* index = PyNumber_Index(h.ptr());
   if (!index) {
     PyErr_Clear();
@@ -37,6 +42,9 @@ int64_t integer(py::handle h, const char* op, const char* name, int64_t low) {
 }
 
 bool is_sequence(py::handle h) { return PyTuple_Check(h.ptr()) || PyList_Check(h.ptr()); }
+// Of a tuple or list.
+py::handle item_of(py::handle h, Py_ssize_t i) { return PySequence_Fast_GET_ITEM(h.ptr(), i); }
+Py_ssize_t size_of(py::handle h) { return PySequence_Fast_GET_SIZE(h.ptr()); }
 
 // An integer, or one an axis.
 void integers(py::handle h, int nd, const char* op, const char* name, int64_t low, int64_t* out) {
@@ -45,16 +53,12 @@ void integers(py::handle h, int nd, const char* op, const char* name, int64_t lo
     for (int i = 2 - nd; i < 2; ++i) out[i] = v;
     return;
   }
-  Py_ssize_t n = PySequence_Size(h.ptr());
+  Py_ssize_t n = size_of(h);
   if (n != 1 && n != nd)
     value_error(op, std::string(name) + " must be an integer or " + std::to_string(nd) +
                         (nd == 1 ? " integer in a tuple" : " integers") + ", got " +
                         std::string(py::repr(h)));
-  for (int i = 0; i < nd; ++i) {
-    py::object item =
-        py::reinterpret_steal<py::object>(PySequence_GetItem(h.ptr(), n == 1 ? 0 : i));
-    out[2 - nd + i] = integer(item, op, name, low);
-  }
+  for (int i = 0; i < nd; ++i) out[2 - nd + i] = integer(item_of(h, n == 1 ? 0 : i), op, name, low);
 }
 
 Window window(py::handle stride, py::handle padding, py::handle dilation, int nd, const char* op) {
@@ -82,29 +86,26 @@ Window window(py::handle stride, py::handle padding, py::handle dilation, int nd
   }
   bool pairs = false;
   if (is_sequence(padding))
-    for (Py_ssize_t i = 0; i < PySequence_Size(padding.ptr()); ++i)
-      pairs |= is_sequence(py::reinterpret_steal<py::object>(PySequence_GetItem(padding.ptr(), i)));
+    for (Py_ssize_t i = 0; i < size_of(padding); ++i) pairs |= is_sequence(item_of(padding, i));
   if (!pairs) {
     integers(padding, nd, op, "padding", 0, w.before);
     for (int i = 0; i < 2; ++i) w.after[i] = w.before[i];
     return w;
   }
-  if (PySequence_Size(padding.ptr()) != nd)
+  if (size_of(padding) != nd)
     value_error(
         op,
         "padding must be an integer, one integer an axis or a pair (before, after) an axis, got " +
             std::string(py::repr(padding)));
   for (int i = 0; i < nd; ++i) {
-    py::object pair = py::reinterpret_steal<py::object>(PySequence_GetItem(padding.ptr(), i));
-    if (!is_sequence(pair) || PySequence_Size(pair.ptr()) != 2)
+    py::handle pair = item_of(padding, i);
+    if (!is_sequence(pair) || size_of(pair) != 2)
       value_error(op,
                   "padding must be an integer, one integer an axis or a pair (before, after) an "
                   "axis, got " +
                       std::string(py::repr(padding)));
-    py::object a = py::reinterpret_steal<py::object>(PySequence_GetItem(pair.ptr(), 0));
-    py::object b = py::reinterpret_steal<py::object>(PySequence_GetItem(pair.ptr(), 1));
-    w.before[2 - nd + i] = integer(a, op, "padding", 0);
-    w.after[2 - nd + i] = integer(b, op, "padding", 0);
+    w.before[2 - nd + i] = integer(item_of(pair, 0), op, "padding", 0);
+    w.after[2 - nd + i] = integer(item_of(pair, 1), op, "padding", 0);
   }
   return w;
 }
@@ -371,6 +372,21 @@ py::object conv(int nd, py::handle xh, py::handle wh, py::handle bh, py::handle 
   return result(y);
 }
 
+// `conv` on Tensors, recorded as a node of class `cls` with the arguments of its window. With relu
+// the output is kept.
+py::object apply_conv(py::handle cls, int nd, py::handle x, py::handle weight, py::handle bias,
+                      py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                      bool relu) {
+  static PyObject* const attribute = PyUnicode_InternFromString("window");
+  check_nd(nd);
+  const char* op = names(nd, false).conv;
+  py::object y = conv(nd, tensor_data(x, op, "input"), tensor_data(weight, op, "weight"),
+                      tensor_data(bias, op, "bias", true), stride, padding, dilation,
+                      integer(groups, op, "groups", std::numeric_limits<int64_t>::min()), relu);
+  py::tuple window = py::make_tuple(stride, padding, dilation, groups);
+  return tensor_apply(cls, y, {x, weight, bias}, {x, weight}, relu, {{attribute, window.ptr()}});
+}
+
 py::object conv_backward_data(int nd, py::handle gh, py::handle wh, py::handle shape,
                               py::handle stride, py::handle padding, py::handle dilation,
                               int64_t groups) {
@@ -491,6 +507,21 @@ py::object conv_transpose(int nd, py::handle xh, py::handle wh, py::handle bh, p
   return result(y);
 }
 
+// As apply_conv.
+py::object apply_conv_transpose(py::handle cls, int nd, py::handle x, py::handle weight,
+                                py::handle bias, py::handle stride, py::handle padding,
+                                py::handle output_padding, py::handle dilation, py::handle groups) {
+  static PyObject* const attribute = PyUnicode_InternFromString("window");
+  check_nd(nd);
+  const char* op = names(nd, true).conv;
+  py::object y =
+      conv_transpose(nd, tensor_data(x, op, "input"), tensor_data(weight, op, "weight"),
+                     tensor_data(bias, op, "bias", true), stride, padding, output_padding, dilation,
+                     integer(groups, op, "groups", std::numeric_limits<int64_t>::min()));
+  py::tuple window = py::make_tuple(stride, padding, output_padding, dilation, groups);
+  return tensor_apply(cls, y, {x, weight, bias}, {x, weight}, false, {{attribute, window.ptr()}});
+}
+
 // grad has the shape of the output, from which the output padding follows.
 py::object conv_transpose_backward_data(int nd, py::handle gh, py::handle wh, py::handle shape,
                                         py::handle stride, py::handle padding,
@@ -573,6 +604,9 @@ void bind_conv(py::module_& module) {
   m.def("conv", &conv, py::arg("nd"), py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
         py::arg("relu"));
+  m.def("apply_conv", &apply_conv, py::arg("cls"), py::arg("nd"), py::arg("x"), py::arg("weight"),
+        py::arg("bias"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("groups"), py::arg("relu"), "conv of Tensors, recorded as a node of class cls.");
   m.def("conv_backward_data", &conv_backward_data, py::arg("nd"), py::arg("grad"),
         py::arg("weight"), py::arg("shape"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("groups"));
@@ -585,6 +619,10 @@ void bind_conv(py::module_& module) {
   m.def("conv_transpose", &conv_transpose, py::arg("nd"), py::arg("x"), py::arg("weight"),
         py::arg("bias"), py::arg("stride"), py::arg("padding"), py::arg("output_padding"),
         py::arg("dilation"), py::arg("groups"));
+  m.def("apply_conv_transpose", &apply_conv_transpose, py::arg("cls"), py::arg("nd"), py::arg("x"),
+        py::arg("weight"), py::arg("bias"), py::arg("stride"), py::arg("padding"),
+        py::arg("output_padding"), py::arg("dilation"), py::arg("groups"),
+        "conv_transpose of Tensors, recorded as a node of class cls.");
   m.def("conv_transpose_backward_data", &conv_transpose_backward_data, py::arg("nd"),
         py::arg("grad"), py::arg("weight"), py::arg("shape"), py::arg("stride"), py::arg("padding"),
         py::arg("output_padding"), py::arg("dilation"), py::arg("groups"));

@@ -1,6 +1,8 @@
 // Bindings of the dropout family.
 #include "dropout.h"
 
+#include <string.h>
+
 #include <cmath>
 
 #include "array.h"
@@ -39,6 +41,78 @@ void launch_dropout(const Array& x, const Array& y, int spatial, const DropoutPa
     run(channels_kernel, x.dtype, make_channels(x, spatial, p), {in(x), out(y)});
 }
 
+// The stream that `gs.manual_seed` starts: every op that draws takes the next counter. Python's
+// lock guards it.
+uint64_t stream_seed = 0, stream_counter = 0;
+
+py::tuple take_counters(uint64_t n) {
+  py::tuple r(2);
+  PyTuple_SET_ITEM(r.ptr(), 0, PyLong_FromUnsignedLongLong(stream_seed));
+  PyTuple_SET_ITEM(r.ptr(), 1, PyLong_FromUnsignedLongLong(stream_counter));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  stream_counter += n;
+  return r;
+}
+
+// NumPy's generator Philox4x64-10 at (key, counter): its integers, to the same values.
+struct Philox64 {
+  uint64_t key, counter, block = 0, words[4] = {};
+  int at = 4;
+  bool half = false;
+  uint32_t rest = 0;
+
+  uint64_t next() {
+    if (at < 4) return words[at++];
+    uint64_t c[4] = {++block, 0, 0, counter}, k0 = key, k1 = 0;
+    for (int round = 0; round < 10; ++round) {
+      const unsigned __int128 a = (unsigned __int128)0xD2E7470EE14C6C93u * c[0],
+                              b = (unsigned __int128)0xCA5A826395121157u * c[2];
+      const uint64_t x = (uint64_t)(b >> 64) ^ c[1] ^ k0, y = (uint64_t)(a >> 64) ^ c[3] ^ k1;
+      c[0] = x;
+      c[1] = (uint64_t)b;
+      c[2] = y;
+      c[3] = (uint64_t)a;
+      k0 += 0x9E3779B97F4A7C15u;
+      k1 += 0xBB67AE8584CAA73Bu;
+    }
+    memcpy(words, c, sizeof(c));
+    at = 1;
+    return words[0];
+  }
+  uint32_t next32() {
+    if (half) {
+      half = false;
+      return rest;
+    }
+    const uint64_t w = next();
+    half = true;
+    rest = (uint32_t)(w >> 32);
+    return (uint32_t)w;
+  }
+  // In [0, most], without bias (Lemire, 2019).
+  uint64_t below(uint64_t most) {
+    if (most == 0) return 0;
+    if (most == UINT32_MAX) return next32();
+    if (most == UINT64_MAX) return next();
+    if (most < UINT32_MAX) {
+      const uint32_t n = (uint32_t)most + 1;
+      uint64_t m = (uint64_t)next32() * n;
+      if ((uint32_t)m < n) {
+        const uint32_t least = (UINT32_MAX - (uint32_t)most) % n;
+        while ((uint32_t)m < least) m = (uint64_t)next32() * n;
+      }
+      return m >> 32;
+    }
+    const uint64_t n = most + 1;
+    unsigned __int128 m = (unsigned __int128)next() * n;
+    if ((uint64_t)m < n) {
+      const uint64_t least = (UINT64_MAX - most) % n;
+      while ((uint64_t)m < least) m = (unsigned __int128)next() * n;
+    }
+    return (uint64_t)(m >> 64);
+  }
+};
+
 }  // namespace dropout_bindings
 
 void bind_dropout(py::module_& module) {
@@ -74,6 +148,39 @@ void bind_dropout(py::module_& module) {
       },
       py::arg("x"), py::arg("p"), py::arg("seed"), py::arg("counter"), py::arg("a"),
       py::arg("b") = 0.0, py::arg("c") = 0.0, py::arg("spatial") = 0, "In place.");
+  m.def(
+      "random_next", [] { return take_counters(1); },
+      "(seed, counter) for one op that draws numbers.");
+  m.def(
+      "random_take", [](uint64_t n) { return take_counters(n); }, py::arg("n"),
+      "(seed, first counter) for n of them.");
+  m.def(
+      "random_set",
+      [](uint64_t seed, uint64_t counter) {
+        stream_seed = seed;
+        stream_counter = counter;
+      },
+      py::arg("seed"), py::arg("counter"));
+  m.def(
+      "random_integers",
+      [](uint64_t seed, uint64_t counter, int64_t low, int64_t high, py::tuple shape) {
+        const int n = (int)shape.size();
+        if (n > kMaxDims) value_error("randint", "at most 8 dimensions are supported");
+        int64_t sizes[kMaxDims];
+        for (int d = 0; d < n; ++d) {
+          sizes[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d));
+          if (sizes[d] == -1 && PyErr_Occurred()) throw py::error_already_set();
+        }
+        if (high <= low) value_error("randint", "high must be above low");
+        Array y = array_new(kI64, n, sizes);
+        Philox64 g{seed, counter};
+        const uint64_t most = (uint64_t)high - 1 - (uint64_t)low;
+        int64_t* to = y.as<int64_t>();
+        for (int64_t i = 0; i < y.size; ++i) to[i] = (int64_t)((uint64_t)low + g.below(most));
+        return result(y);
+      },
+      py::arg("seed"), py::arg("counter"), py::arg("low"), py::arg("high"), py::arg("shape"),
+      "int64 in [low, high), those of NumPy's Generator on Philox at this key and counter.");
   m.def(
       "philox",
       [](uint64_t seed, uint64_t counter, uint64_t first, int64_t n) {

@@ -14,7 +14,7 @@ namespace {
 
 const Kernel unary_kernel("unary"), binary_kernel("binary"), ternary_kernel("ternary"),
     compare_kernel("compare"), test_kernel("test"), logical_kernel("logical"),
-    where_kernel("where"), fill_kernel("fill");
+    where_kernel("where"), fill_kernel("fill"), close_kernel("isclose");
 
 enum Kinds { kFloats = 1, kInts = 2, kBools = 4, kNumbers = kFloats | kInts };
 
@@ -323,6 +323,15 @@ void bind_elementwise(py::module_& module) {
         },
         py::arg("input"), py::arg("other"));
   }
+  m.def(
+      "isclose",
+      [](py::handle x, py::handle y, double rtol, double atol, bool nan) {
+        Operand args[] = {operand(x, "isclose", "input"), operand(y, "isclose", "other")};
+        const double constants[] = {rtol, atol};
+        return map(close_kernel, nan, "isclose", args, 2, kFloats, kBool, constants, 2, nullptr);
+      },
+      py::arg("input"), py::arg("other"), py::arg("rtol"), py::arg("atol"), py::arg("equal_nan"),
+      "|input - other| <= atol + rtol |other| with a finite other, or equal.");
   for (int op = 0; op < kTestCount; ++op) {
     const char* name = test_names[op];
     m.def(

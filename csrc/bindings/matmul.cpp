@@ -1,7 +1,8 @@
 // Bindings of the matmul family: shapes, broadcasting of batches, and the choice among the kernels.
 #include "matmul.h"
 
-#include "array.h"
+#include "autograd.h"
+#include "broadcast.h"
 
 namespace gs {
 
@@ -236,8 +237,8 @@ py::object product(const Names& nm, Array ax, Array bx, py::handle bias_h, bool 
   return c.object;
 }
 
-py::object linear(py::handle x, py::handle weight, py::handle bias, int act) {
-  Array w = array_in(weight, "linear", "weight"), a = array_in(x, "linear", "input");
+// Also for csrc/bindings/recurrent.cpp.
+py::object linear(Array a, Array w, py::handle bias, int act) {
   check_float(a, "linear", "input");
   check_ndim(w, 2, "linear", "weight", "(out, in)");
   if (a.ndim == 0 || a.shape[a.ndim - 1] != w.shape[1])
@@ -246,6 +247,55 @@ py::object linear(py::handle x, py::handle weight, py::handle bias, int act) {
                               "). Check the layer before it");
   return product({"linear", "input", "weight"}, std::move(a), std::move(w), bias, false, true, act,
                  1.0, py::handle(Py_None), false);
+}
+
+py::object linear(py::handle x, py::handle weight, py::handle bias, int act) {
+  Array w = array_in(weight, "linear", "weight");
+  return linear(array_in(x, "linear", "input"), std::move(w), bias, act);
+}
+
+// `linear` on Tensors, recorded as a node of class `cls`.
+py::object apply_linear(py::handle cls, py::handle x, py::handle weight, py::handle bias) {
+  const char* op = "linear";
+  py::object out =
+      linear(py::handle(tensor_data(x, op, "input")), py::handle(tensor_data(weight, op, "weight")),
+             py::handle(tensor_data(bias, op, "bias", true)), 0);
+  return tensor_apply(cls, out, {x, weight, bias}, {x, weight});
+}
+
+// x1 (rows, in1), x2 (rows, in2), weight (out, in1, in2), bias (out,) or None -> (y (rows, out),
+// the outer products of the rows (rows, in1 * in2), from which y is one product).
+py::tuple bilinear(py::handle x1_h, py::handle x2_h, py::handle weight_h, py::handle bias) {
+  const char* op = "bilinear";
+  Array a = array_in(x1_h, op, "input1"), b = array_in(x2_h, op, "input2"),
+        w = array_dense(weight_h, op, "weight");
+  check_ndim(a, 2, op, "input1", "(rows, in1)");
+  check_ndim(b, 2, op, "input2", "(rows, in2)");
+  check_ndim(w, 3, op, "weight", "(out, in1, in2)");
+  const int64_t rows = a.shape[0], i = a.shape[1], j = b.shape[1];
+  if (b.shape[0] != rows || w.shape[1] != i || w.shape[2] != j)
+    value_error(op, "input1 has shape " + a.shape_text() + ", input2 " + b.shape_text() +
+                        " and weight " + w.shape_text() + "; they do not fit");
+  // for each row a column times a row
+  a.ndim = b.ndim = 3;
+  a.shape[2] = b.shape[1] = 1;
+  a.strides[2] = 1;
+  b.shape[2] = j;
+  b.strides[2] = b.strides[1];
+  b.strides[1] = j;
+  const py::handle none(Py_None);
+  Array pairs = array_in(product({op, "input1", "input2"}, std::move(a), std::move(b), none, false,
+                                 false, 0, 1.0, none, false),
+                         op, "pairs");
+  const int64_t shape[] = {rows, i * j}, strides[] = {i * j, 1};
+  pairs.ndim = w.ndim = 2;
+  pairs.shape[1] = w.shape[1] = i * j;
+  pairs.strides[0] = w.strides[0] = i * j;
+  pairs.strides[1] = w.strides[1] = 1;
+  py::object flat = view_of(pairs, 2, shape, strides, true);
+  py::object y = product({op, "input", "weight"}, std::move(pairs), std::move(w), bias, false, true,
+                         0, 1.0, none, false);
+  return py::make_tuple(y, flat);
 }
 
 py::object colsum(py::handle x, py::handle out_h) {
@@ -309,9 +359,13 @@ void bind_matmul(py::module_& module) {
       py::arg("ta") = false, py::arg("tb") = false, py::arg("act") = 0, py::arg("alpha") = 1.0,
       py::arg("accumulate") = false,
       "As matmul, into out; accumulate adds what out holds before the activation.");
-  m.def("linear", &linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(),
-        py::arg("act") = 0,
+  m.def("linear", (py::object(*)(py::handle, py::handle, py::handle, int)) & linear,
+        py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("act") = 0,
         "act(input @ weight^T + bias); input (..., in), weight (out, in), bias (out,).");
+  m.def("apply_linear", &apply_linear, py::arg("cls"), py::arg("input"), py::arg("weight"),
+        py::arg("bias"), "linear of Tensors, recorded as a node of class cls.");
+  m.def("bilinear", &bilinear, py::arg("input1"), py::arg("input2"), py::arg("weight"),
+        py::arg("bias"), "(y, outer products of the rows of input1 and input2, flattened)");
   m.def("colsum", &colsum, py::arg("x"), py::arg("out") = py::none(),
         "Sum over all axes but the last; added to out when given.");
 }

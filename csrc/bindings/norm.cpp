@@ -1,7 +1,7 @@
 // Bindings of the norm family.
 #include "norm.h"
 
-#include "array.h"
+#include "autograd.h"
 
 namespace gs {
 
@@ -96,6 +96,40 @@ py::tuple batch_norm(py::handle xh, py::handle wh, py::handle bh, py::handle mh,
         {in(x), in(w), in(b), training ? inout(m) : in(m), training ? inout(v) : in(v),
          inout(count), in(res), out(y), out(stats)});
   return py::make_tuple(result(y), result(stats));
+}
+
+// batch_norm on Tensors, recorded as a node of class `cls`. momentum None: the plain average.
+py::object apply_batch_norm(py::handle cls, py::handle x, py::handle weight, py::handle bias,
+                            py::handle mean, py::handle var, py::handle count, bool training,
+                            py::handle momentum, double eps, py::handle residual, bool relu) {
+  static PyObject* const names[] = {PyUnicode_InternFromString("training"),
+                                    PyUnicode_InternFromString("relu")};
+  const char* op = "batch_norm";
+  double rate = -1.0;
+  if (!momentum.is_none()) {
+    rate = PyFloat_AsDouble(momentum.ptr());
+    if (rate == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+    if (!(rate >= 0))
+      value_error(op, "momentum must be 0 or more, or None, got " + std::string(py::str(momentum)));
+  }
+  const py::handle none(Py_None);
+  py::tuple made =
+      batch_norm(tensor_data(x, op, "input"), tensor_data(weight, op, "weight", true),
+                 tensor_data(bias, op, "bias", true), tensor_data(mean, op, "running_mean", true),
+                 tensor_data(var, op, "running_var", true),
+                 training ? py::handle(tensor_data(count, op, "num_batches_tracked", true)) : none,
+                 training, rate, eps, tensor_data(residual, op, "residual", true), relu, false);
+  if (training)
+    for (py::handle h : {mean, var, count}) tensor_changed(h);
+  PyObject* const flags[] = {training ? Py_True : Py_False, relu ? Py_True : Py_False};
+  const std::initializer_list<Attribute> attributes = {{names[0], flags[0]}, {names[1], flags[1]}};
+  const py::handle y = PyTuple_GET_ITEM(made.ptr(), 0), stats = PyTuple_GET_ITEM(made.ptr(), 1);
+  const py::handle kept = relu ? bias : none;  // of the output, what its ReLU needs
+  if (relu && !residual.is_none())
+    return tensor_apply(cls, y, {x, weight, bias, residual}, {x, weight, kept, stats}, true,
+                        attributes);
+  return tensor_apply(cls, y, {x, weight, bias, residual}, {x, weight, kept, stats, none}, false,
+                      attributes);
 }
 
 py::tuple group_norm(py::handle xh, int64_t groups, py::handle wh, py::handle bh, double eps) {
@@ -247,6 +281,10 @@ void bind_norm(py::module_& module) {
         "(y, stats): relu?((x - mean) * rstd * weight + bias + residual?), statistics over all but "
         "the last axis "
         "(and the first, per_sample); momentum < 0: 1 / num_batches.");
+  m.def("apply_batch_norm", &apply_batch_norm, py::arg("cls"), py::arg("x"), py::arg("weight"),
+        py::arg("bias"), py::arg("running_mean"), py::arg("running_var"), py::arg("num_batches"),
+        py::arg("training"), py::arg("momentum"), py::arg("eps"), py::arg("residual"),
+        py::arg("relu"), "batch_norm of Tensors, recorded as a node of class cls.");
   m.def("group_norm", &group_norm, py::arg("x"), py::arg("groups"), py::arg("weight"),
         py::arg("bias"), py::arg("eps"), "(y, stats)");
   m.def("channel_norm_backward", &channel_backward, py::arg("grad"), py::arg("x"), py::arg("stats"),

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "array.h"
+#include "autograd.h"
 
 namespace gs {
 
@@ -108,6 +108,88 @@ void set(Scalar* s, double value, int slot) {
   s->slot = slot;
 }
 
+// One launch for the arrays of all parameters: each, its gradient, its states.
+void update(const std::string& name, py::handle slots, py::handle values, PyObject* const* arrays,
+            int64_t n, py::handle control, bool skip_nonfinite) {
+  const char* op = name.c_str();
+  const Rule& rule = find_rule(name);
+  const int64_t stride = rule.states + 2;
+  if (n % stride != 0)
+    value_error(op, "needs " + std::to_string(stride) + " arrays for each parameter");
+  if (!PyTuple_Check(values.ptr()) || PyTuple_GET_SIZE(values.ptr()) > kOptimizerScalars)
+    type_error(op, "values must be a tuple of at most " + std::to_string((int)kOptimizerScalars) +
+                       " floats");
+  bool slotted = !slots.is_none();
+  Py_ssize_t given = PyTuple_GET_SIZE(values.ptr());
+  if (slotted && (!PyTuple_Check(slots.ptr()) || PyTuple_GET_SIZE(slots.ptr()) < given))
+    type_error(op, "slots must be a tuple with one slot for each value, or None");
+  if (n == 0) return;
+  Call<OptimizerParams> call(n / stride);
+  OptimizerParams* p = call.params();
+  p->skip_nonfinite = skip_nonfinite;
+  for (int i = 0; i < kOptimizerScalars; ++i) set(&p->scalars[i], 0, -1);
+  for (Py_ssize_t i = 0; i < given; ++i) {
+    double v = PyFloat_AsDouble(PyTuple_GET_ITEM(values.ptr(), i));
+    if (v == -1 && PyErr_Occurred()) throw py::error_already_set();
+    int slot = -1;
+    if (slotted) {
+      slot = (int)PyLong_AsLong(PyTuple_GET_ITEM(slots.ptr(), i));
+      if (slot < 0 || slot >= 65536) {
+        PyErr_Clear();
+        value_error(op, "a slot is out of range");
+      }
+      slot_table()[slot].f = v;
+    }
+    set(&p->scalars[i], v, slot);
+  }
+  call.buffers.reserve((size_t)n + 1);
+  call.held.reserve((size_t)n + 1);
+  Array c = control.is_none() ? Array() : control_in(control, op);
+  call.buffers.push_back(in(c));
+  Array first;
+  DType dtype = kF32;
+  for (int64_t i = 0; i < n; ++i) {
+    py::handle h = arrays[i];
+    int64_t k = i % stride;
+    const char* what = k == 0 ? "parameter" : k == 1 ? "gradient" : "state";
+    Array a = k == 1 ? array_in(h, op, what) : array_out(h, op, what);
+    if (k == 0) {
+      check_float(a, op, what);
+      if (i == 0) dtype = a.dtype;
+      if (a.dtype != dtype) type_error(op, "parameters of one launch must have one dtype");
+      first = a;
+      call.size(i / stride, a.size);
+    } else {
+      check_same_dtype(first, "parameter", a, what, op);
+      check_same_shape(first, "parameter", a, what, op);
+    }
+    call.add(a, k == 1 ? kRead : kReadWrite);
+  }
+  call.launch(rule.kernel, dtype);
+}
+
+// As `update` for the rows of an optimizer's last step, tuples (parameter, its array, dict of its
+// state, list of the state's arrays): their states take `numbers`, and the parameters have changed.
+// false, with nothing done, where the parameters, their arrays, or shape or dtype of a gradient are
+// others now.
+bool update_rows(const std::string& name, py::handle slots, py::handle values, py::handle rows,
+                 py::handle params, py::handle numbers) {
+  if (!PyList_Check(rows.ptr()) || !PyList_Check(params.ptr()) || !PyDict_Check(numbers.ptr()))
+    type_error(name.c_str(), "rows and params must be lists, numbers a dict");
+  std::vector<PyObject*> flat;
+  if (!rows_arrays(rows.ptr(), params.ptr(), &flat)) return false;
+  update(name, slots, values, flat.data(), (int64_t)flat.size(), py::handle(Py_None), false);
+  rows_changed(rows.ptr(), numbers.ptr());
+  return true;
+}
+
+py::tuple floats(const double* v, int n) {
+  py::tuple r(n);
+  for (int i = 0; i < n; ++i) PyTuple_SET_ITEM(r.ptr(), i, PyFloat_FromDouble(v[i]));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return r;
+}
+
 }  // namespace optimizer_bindings
 
 void bind_optimizer(py::module_& module) {
@@ -117,61 +199,9 @@ void bind_optimizer(py::module_& module) {
       "optimizer_update",
       [](const std::string& name, py::handle slots, py::handle values, py::handle arrays,
          py::handle control, bool skip_nonfinite) {
-        const char* op = name.c_str();
-        const Rule& rule = find_rule(name);
-        int64_t n = list_size(arrays, op), stride = rule.states + 2;
-        if (n % stride != 0)
-          value_error(op, "needs " + std::to_string(stride) + " arrays for each parameter");
-        if (!PyTuple_Check(values.ptr()) || PyTuple_GET_SIZE(values.ptr()) > kOptimizerScalars)
-          type_error(op, "values must be a tuple of at most " +
-                             std::to_string((int)kOptimizerScalars) + " floats");
-        bool slotted = !slots.is_none();
-        Py_ssize_t given = PyTuple_GET_SIZE(values.ptr());
-        if (slotted && (!PyTuple_Check(slots.ptr()) || PyTuple_GET_SIZE(slots.ptr()) < given))
-          type_error(op, "slots must be a tuple with one slot for each value, or None");
-        if (n == 0) return;
-        Call<OptimizerParams> call(n / stride);
-        OptimizerParams* p = call.params();
-        p->skip_nonfinite = skip_nonfinite;
-        for (int i = 0; i < kOptimizerScalars; ++i) set(&p->scalars[i], 0, -1);
-        for (Py_ssize_t i = 0; i < given; ++i) {
-          double v = PyFloat_AsDouble(PyTuple_GET_ITEM(values.ptr(), i));
-          if (v == -1 && PyErr_Occurred()) throw py::error_already_set();
-          int slot = -1;
-          if (slotted) {
-            slot = (int)PyLong_AsLong(PyTuple_GET_ITEM(slots.ptr(), i));
-            if (slot < 0 || slot >= 65536) {
-              PyErr_Clear();
-              value_error(op, "a slot is out of range");
-            }
-            slot_table()[slot].f = v;
-          }
-          set(&p->scalars[i], v, slot);
-        }
-        call.buffers.reserve((size_t)n + 1);
-        call.held.reserve((size_t)n + 1);
-        Array c = control.is_none() ? Array() : control_in(control, op);
-        call.buffers.push_back(in(c));
-        Array first;
-        DType dtype = kF32;
-        for (int64_t i = 0; i < n; ++i) {
-          py::handle h = PyList_GET_ITEM(arrays.ptr(), i);
-          int64_t k = i % stride;
-          const char* what = k == 0 ? "parameter" : k == 1 ? "gradient" : "state";
-          Array a = k == 1 ? array_in(h, op, what) : array_out(h, op, what);
-          if (k == 0) {
-            check_float(a, op, what);
-            if (i == 0) dtype = a.dtype;
-            if (a.dtype != dtype) type_error(op, "parameters of one launch must have one dtype");
-            first = a;
-            call.size(i / stride, a.size);
-          } else {
-            check_same_dtype(first, "parameter", a, what, op);
-            check_same_shape(first, "parameter", a, what, op);
-          }
-          call.add(a, k == 1 ? kRead : kReadWrite);
-        }
-        call.launch(rule.kernel, dtype);
+        const int64_t n = list_size(arrays, name.c_str());
+        update(name, slots, values, n ? PySequence_Fast_ITEMS(arrays.ptr()) : nullptr, n, control,
+               skip_nonfinite);
       },
       py::arg("rule"), py::arg("slots"), py::arg("values"), py::arg("arrays"),
       py::arg("control") = py::none(), py::arg("skip_nonfinite") = false,
@@ -179,6 +209,50 @@ void bind_optimizer(py::module_& module) {
       "of the second, "
       "...\nvalues: the scalars (csrc/include/optimizer.h); written into `slots` where those are "
       "given.");
+  m.def("optimizer_update_rows", &update_rows, py::arg("rule"), py::arg("slots"), py::arg("values"),
+        py::arg("rows"), py::arg("params"), py::arg("numbers"),
+        "optimizer_update for the rows of the last step; False, with nothing done, where they do "
+        "not fit.");
+  // The scalars of the rules with long formulas, to the bits of Python's arithmetic.
+  m.def(
+      "adam_scalars",
+      [](double t, double lr, double b1, double b2, double eps) {
+        const double v[] = {lr / (1 - pow(b1, t)),   b1, 1 - b1, b2, 1 - b2, eps,
+                            1 / sqrt(1 - pow(b2, t))};
+        return floats(v, 7);
+      },
+      py::arg("t"), py::arg("lr"), py::arg("b1"), py::arg("b2"), py::arg("eps"));
+  m.def(
+      "nadam_scalars",
+      [](double t, double lr, double b1, double b2, double decay, double eps, double product) {
+        const double mu = b1 * (1 - 0.5 * pow(0.96, t * decay));
+        const double ahead = b1 * (1 - 0.5 * pow(0.96, (t + 1) * decay));
+        product = product * mu;
+        const double v[] = {lr * (1 - mu) / (1 - product),
+                            lr * ahead / (1 - product * ahead),
+                            b1,
+                            b2,
+                            1 - b2,
+                            eps,
+                            1 / (1 - pow(b2, t)),
+                            product};
+        return floats(v, 8);
+      },
+      py::arg("t"), py::arg("lr"), py::arg("b1"), py::arg("b2"), py::arg("decay"), py::arg("eps"),
+      py::arg("product"), "Those of step t (optim/adam.py), and behind them the new mu_product.");
+  m.def(
+      "radam_scalars",
+      [](double t, double lr, double b1, double b2, double eps) {
+        double rate = lr / (1 - pow(b1, t));
+        const double power = pow(b2, t), correction = 1 - power, far = 2 / (1 - b2) - 1,
+                     rho = far - 2 * t * power / correction;
+        const bool rectified = rho > 5;
+        if (rectified)
+          rate *= sqrt((rho - 4) * (rho - 2) * far / ((far - 4) * (far - 2) * rho) * correction);
+        const double v[] = {rate, b1, 1 - b1, b2, 1 - b2, eps, rectified ? 1.0 : 0.0};
+        return floats(v, 7);
+      },
+      py::arg("t"), py::arg("lr"), py::arg("b1"), py::arg("b2"), py::arg("eps"));
   m.def(
       "slots_write",
       [](py::handle slots, py::handle values) {

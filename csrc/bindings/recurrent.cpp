@@ -1,9 +1,13 @@
 // Bindings of the recurrent family.
 #include "recurrent.h"
 
-#include "array.h"
+#include "autograd.h"
 
 namespace gs {
+
+namespace matmul_bindings {
+py::object linear(Array input, Array weight, py::handle bias, int act);  // matmul.cpp
+}
 
 namespace recurrent_bindings {
 
@@ -101,16 +105,12 @@ bool takes_input(int mode, int64_t batch, int64_t steps, int64_t input, int64_t 
 // and may be None without keep. out: (..., directions * H), written from
 // column direction * H on. Returns (hprev, aux or None); hn, cn (directions, B, H) are written.
 // keep: for a backward; otherwise what is left in gates, hprev and aux means nothing.
-py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, py::handle h0_h,
-                  py::handle c0_h, py::handle sizes_h, bool batch_first, int64_t direction,
-                  py::handle out_h, py::handle hn_h, py::handle cn_h, bool keep, py::handle x_h,
-                  py::handle w_ih_h, py::handle b_ih_h) {
+py::tuple layer(int mode, Array gates, py::handle w_h, py::handle b_h, py::handle h0_h,
+                py::handle c0_h, py::handle sizes_h, bool batch_first, int64_t direction,
+                const Array& o, const Array& hn, const Array& cn, bool keep, const Array& x,
+                py::handle w_ih_h, py::handle b_ih_h) {
   const char* op = name_of(mode);
-  Array x = array_optional(x_h, op, "input"), w_ih, b_ih;
-  if (x.present()) x = dense(x);
-  Array gates = x.present() && gates_h.is_none() ? Array() : array_out(gates_h, op, "gates"),
-        w = array_dense(w_h, op, "weight_hh"), b = array_optional(b_h, op, "bias_hh"),
-        o = array_out(out_h, op, "output"), hn = array_out(hn_h, op, "h_n");
+  Array w = array_dense(w_h, op, "weight_hh"), b = array_optional(b_h, op, "bias_hh"), w_ih, b_ih;
   const Array& like = x.present() ? x : gates;
   check_float(like, op, "input");
   DType t = like.dtype;
@@ -136,7 +136,6 @@ py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, 
   }
   Steps s = steps_of(op, like, mode, direction == 1, batch_first, sizes_h, H);
   Array h0 = state_in(h0_h, op, "h_0", s.p, t), c0 = state_in(c0_h, op, "c_0", s.p, t);
-  Array cn = array_optional(cn_h, op, "c_n");
   int64_t dirs = hn.ndim == 3 ? hn.shape[0] : 0;
   s.p.out_row = dirs * H;
   bool written = x.present() && !keep;  // whether gates need not be there
@@ -164,6 +163,137 @@ py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, 
          shifted(o, direction * H, kWrite), out(hprev), out(aux), shifted(hn, state, kWrite),
          mode == kLstm ? shifted(cn, state, kWrite) : out(Array()), in(x), in(w_ih), in(b_ih)});
   return py::make_tuple(result(hprev), aux.present() ? py::object(result(aux)) : py::none());
+}
+
+py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, py::handle h0_h,
+                  py::handle c0_h, py::handle sizes_h, bool batch_first, int64_t direction,
+                  py::handle out_h, py::handle hn_h, py::handle cn_h, bool keep, py::handle x_h,
+                  py::handle w_ih_h, py::handle b_ih_h) {
+  const char* op = name_of(mode);
+  Array x = array_optional(x_h, op, "input");
+  if (x.present()) x = dense(x);
+  Array gates = x.present() && gates_h.is_none() ? Array() : array_out(gates_h, op, "gates"),
+        o = array_out(out_h, op, "output"), hn = array_out(hn_h, op, "h_n");
+  Array cn = array_optional(cn_h, op, "c_n");
+  return layer(mode, gates, w_h, b_h, h0_h, c0_h, sizes_h, batch_first, direction, o, hn, cn, keep,
+               x, w_ih_h, b_ih_h);
+}
+
+// One step: x (B, I), h0 and c0 (B, H) or None -> (h, c or None, gates, hprev, aux), the last three
+// as `layer` leaves them for a backward of one step.
+py::tuple cell(int mode, py::handle x_h, py::handle h0, py::handle c0, py::handle w_ih,
+               py::handle w_hh, py::handle b_ih, py::handle b_hh, bool keep) {
+  const char* op = name_of(mode);
+  Array x = array_in(x_h, op, "input"), w = array_in(w_hh, op, "weight_hh");
+  check_ndim(x, 2, op, "input", "(B, size)");
+  check_ndim(w, 2, op, "weight_hh", "(gates * hidden_size, hidden_size)");
+  const DType t = x.dtype;
+  auto stacked = [](Array a) {  // as (1, ...), the axis of time or of directions
+    for (int d = a.ndim++; d > 0; --d) {
+      a.shape[d] = a.shape[d - 1];
+      a.strides[d] = a.strides[d - 1];
+    }
+    a.strides[0] = a.shape[0] = 1;
+    for (int d = 1; d < a.ndim; ++d) a.strides[0] *= a.shape[d];
+    return a;
+  };
+  const int64_t batch = x.shape[0], hidden = w.shape[1];
+  py::object gates = matmul_bindings::linear(stacked(x), array_in(w_ih, op, "weight_ih"), b_ih, 0);
+  Array h = array_new(t, {batch, hidden}), c, out = array_new(t, {1, batch, hidden});
+  if (mode == kLstm) c = array_new(t, {batch, hidden});
+  py::tuple kept =
+      layer(mode, array_in(gates, op, "gates"), w_hh, b_hh, h0, c0, py::handle(Py_None), false, 0,
+            out, stacked(h), c.present() ? stacked(c) : c, keep, Array(), py::handle(Py_None),
+            py::handle(Py_None));
+  return py::make_tuple(result(h), c.present() ? py::object(result(c)) : py::none(), gates,
+                        py::object(kept[0]), py::object(kept[1]));
+}
+
+// Whether h is None, or a Tensor of (rows, columns) and this dtype.
+bool is_state(py::handle h, int64_t rows, int64_t columns, PyObject* descr) {
+  if (h.is_none()) return true;
+  if (!is_tensor(h.ptr())) return false;
+  PyObject* data = ((Tensor*)h.ptr())->data;
+  if (!data || !is_ndarray(data)) return false;
+  const auto* a = py::detail::array_proxy(data);
+  return a->nd == 2 && a->dimensions[0] == rows && a->dimensions[1] == columns && a->descr == descr;
+}
+
+// `cell` on Tensors, recorded as a node of class `cls`: (h,) or (h, c). None, with nothing done,
+// where the input or a state is not of the shape and dtype that the weights ask for.
+py::object apply_cell(py::handle cls, int mode, py::handle x, py::handle h0, py::handle c0,
+                      py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh) {
+  static PyObject* const attribute = PyUnicode_InternFromString("mode");
+  const char* op = name_of(mode);
+  PyObject *wi = tensor_data(w_ih, op, "weight_ih"), *wh = tensor_data(w_hh, op, "weight_hh");
+  if (!is_tensor(x.ptr()) || !is_ndarray(wi) || !is_ndarray(wh)) return py::none();
+  PyObject* data = ((Tensor*)x.ptr())->data;
+  if (!data || !is_ndarray(data)) return py::none();
+  const auto *a = py::detail::array_proxy(data), *w = py::detail::array_proxy(wi),
+             *u = py::detail::array_proxy(wh);
+  if (w->nd != 2 || u->nd != 2 || a->nd != 2 || a->descr != w->descr ||
+      a->dimensions[1] != w->dimensions[1] ||
+      !is_state(h0, a->dimensions[0], u->dimensions[1], a->descr) ||
+      !is_state(c0, a->dimensions[0], u->dimensions[1], a->descr))
+    return py::none();
+  py::tuple made =
+      cell(mode, data, tensor_data(h0, op, "h", true), tensor_data(c0, op, "c", true), wi, wh,
+           tensor_data(b_ih, op, "bias_ih", true), tensor_data(b_hh, op, "bias_hh", true),
+           tensors_want({x, h0, c0, w_ih, w_hh, b_ih, b_hh}));
+  PyObject* const* m = ((PyTupleObject*)made.ptr())->ob_item;  // h, c, gates, hprev, aux
+  py::tuple out =
+      py::reinterpret_steal<py::tuple>(PyTuple_GetSlice(made.ptr(), 0, m[1] == Py_None ? 1 : 2));
+  if (!out) throw py::error_already_set();
+  py::object which = py::int_(mode);
+  return tensor_apply(cls, out, {x, h0, c0, w_ih, w_hh, b_ih, b_hh},
+                      {x, w_ih, w_hh, m[2], m[3], m[4] == Py_None ? m[3] : m[4]}, false,
+                      {{attribute, which.ptr()}});
+}
+
+// One layer of one direction over all steps, from zeros, on Tensors, recorded as a node of class
+// `cls`: (output, h_n) or (output, h_n, c_n). None, with nothing done, where the input is not of
+// the shape and dtype that the weights ask for.
+py::object apply_layer(py::handle cls, int mode, py::handle x, py::handle w_ih, py::handle w_hh,
+                       py::handle b_ih, py::handle b_hh, bool batch_first) {
+  static PyObject* const names[] = {
+      PyUnicode_InternFromString("mode"), PyUnicode_InternFromString("batch_first"),
+      PyUnicode_InternFromString("sizes"), PyUnicode_InternFromString("directions")};
+  const char* op = name_of(mode);
+  const py::handle none(Py_None);
+  PyObject *wi = tensor_data(w_ih, op, "weight_ih"), *bi = tensor_data(b_ih, op, "bias_ih", true);
+  if (!is_tensor(x.ptr()) || !((Tensor*)x.ptr())->data) return py::none();
+  Array a = array_in(((Tensor*)x.ptr())->data, op, "input"), w = array_in(wi, op, "weight_ih"),
+        u = array_in(tensor_data(w_hh, op, "weight_hh"), op, "weight_hh");
+  if (a.ndim != 3 || w.ndim != 2 || u.ndim != 2 || a.size == 0 || a.dtype != w.dtype ||
+      a.shape[2] != w.shape[1])
+    return py::none();
+  const int64_t hidden = u.shape[1], batch = a.shape[batch_first ? 0 : 1],
+                steps = a.shape[batch_first ? 1 : 0];
+  const bool keep = tensors_want({x, w_ih, w_hh, b_ih, b_hh});
+  const bool whole = takes_input(mode, batch, steps, a.shape[2], hidden, dtype_size(a.dtype));
+  Array out = array_new(a.dtype, {a.shape[0], a.shape[1], hidden}),
+        h = array_new(a.dtype, {1, batch, hidden}), c, gates;
+  if (mode == kLstm) c = array_new(a.dtype, {1, batch, hidden});
+  if (!whole)
+    gates = array_in(matmul_bindings::linear(a, std::move(w), bi, 0), op, "gates");
+  else if (keep)
+    gates = array_new(a.dtype, {a.shape[0], a.shape[1], w.shape[0]});
+  py::tuple kept = layer(mode, gates, u.object, tensor_data(b_hh, op, "bias_hh", true), none, none,
+                         none, batch_first, 0, out, h, c, keep, whole ? dense(a) : Array(), wi, bi);
+  const py::handle hprev = PyTuple_GET_ITEM(kept.ptr(), 0), aux = PyTuple_GET_ITEM(kept.ptr(), 1);
+  py::tuple results(mode == kLstm ? 3 : 2);
+  const Array* made[] = {&out, &h, &c};
+  for (Py_ssize_t i = 0; i < (Py_ssize_t)results.size(); ++i)
+    PyTuple_SET_ITEM(results.ptr(), i, made[i]->object.inc_ref().ptr());
+  py::object which = py::int_(mode), one = py::int_(1);
+  return tensor_apply(cls, results, {x, none, none, w_ih, w_hh, b_ih, b_hh},
+                      {x, w_ih, w_hh, gates.present() ? py::handle(gates.object) : none, hprev,
+                       aux.is_none() ? hprev : aux},
+                      false,
+                      {{names[0], which.ptr()},
+                       {names[1], batch_first ? Py_True : Py_False},
+                       {names[2], Py_None},
+                       {names[3], one.ptr()}});
 }
 
 // Returns (dgates, dhidden, dh0 or None, dc0 or None); dhidden is dgates but for GRU.
@@ -213,8 +343,9 @@ py::tuple backward(int mode, py::handle gates_h, py::handle w_h, py::handle size
 
 }  // namespace recurrent_bindings
 
-void bind_recurrent(py::module_& m) {
+void bind_recurrent(py::module_& module) {
   using namespace recurrent_bindings;
+  Functions m(module);
   m.def(
       "recurrent", &forward, py::arg("mode"), py::arg("gates"), py::arg("w_hh"), py::arg("b_hh"),
       py::arg("h0"), py::arg("c0"), py::arg("sizes"), py::arg("batch_first"), py::arg("direction"),
@@ -223,6 +354,16 @@ void bind_recurrent(py::module_& m) {
       "(hprev, aux): one direction of a layer over all steps; mode 0 LSTM, 1 GRU, 2 tanh, 3 relu. "
       "keep: for a backward, which reads the activated gates and the states. With x, w_ih and b_ih "
       "(recurrent_takes_input) the input part is made here, and gates is written or None.");
+  m.def("apply_cell", &apply_cell, py::arg("cls"), py::arg("mode"), py::arg("x"), py::arg("h0"),
+        py::arg("c0"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),
+        "(h,) or (h, c): one step of rows (B, I), Tensors, recorded as a node of class cls; None "
+        "where "
+        "input or states do not fit the weights.");
+  m.def("apply_layer", &apply_layer, py::arg("cls"), py::arg("mode"), py::arg("x"), py::arg("w_ih"),
+        py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"), py::arg("batch_first"),
+        "(output, h_n) or (output, h_n, c_n) of one direction from zeros, Tensors, recorded as a "
+        "node of "
+        "class cls; None where the input does not fit the weights.");
   m.def("recurrent_takes_input", &takes_input, py::arg("mode"), py::arg("batch"), py::arg("steps"),
         py::arg("input"), py::arg("hidden"), py::arg("size"),
         "Whether `recurrent` should multiply the input itself; size: bytes of an element.");

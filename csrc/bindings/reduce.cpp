@@ -1,18 +1,20 @@
 // Bindings of the reduce family.
 #include "reduce.h"
 
+#include <float.h>
 #include <math.h>
 
 #include <algorithm>
 
 #include "array.h"
+#include "elementwise.h"
 
 namespace gs {
 
 namespace reduce_bindings {
 
 const Kernel reduce_kernel("reduce"), argmax_kernel("argmax"), argmin_kernel("argmin"),
-    cumsum_kernel("cumsum");
+    cumsum_kernel("cumsum"), unary_kernel("unary");
 
 [[noreturn]] void bad_axis(const char* op, int64_t axis, const Array& a) {
   throw py::index_error(std::string(op) + ": axis " + std::to_string(axis) +
@@ -204,6 +206,28 @@ py::object mean(const Array& a, const bool* reduced, bool keepdims, const char* 
   return result(out);
 }
 
+// `given`, or where it is None the largest elements over the reduced axes, infinite ones made
+// finite so that x - center is no NaN.
+Array largest_finite(const Array& a, const bool* reduced, py::handle given) {
+  if (!given.is_none()) {
+    Array c = array_dense(given, "logsumexp", "center");
+    check_same_dtype(a, "input", c, "center", "logsumexp");
+    return c;
+  }
+  Array c = make_output(a, reduced, true, a.dtype);
+  if (c.size == 0 || a.size == 0) return c;
+  launch_reduce(a, reduced, kMax, kNone, 1.0, Array(), c);
+  ElementwiseParams p{};
+  p.op = kClamp;
+  p.ndim = 1;
+  p.shape[0] = c.size;
+  p.strides[0][0] = p.strides[1][0] = 1;
+  p.constant[1] = a.dtype == kF32 ? (double)FLT_MAX : DBL_MAX;
+  p.constant[0] = -p.constant[1];
+  run(unary_kernel, a.dtype, p, {in(c), inout(c)});
+  return c;
+}
+
 py::tuple arg(const Kernel& kernel, py::handle x, py::handle axis, bool keepdims, bool values,
               const char* op) {
   Array a = array_dense(x, op, "input");
@@ -275,11 +299,11 @@ void bind_reduce(py::module_& module) {
   m.def(
       "logsumexp",
       [](py::handle x, py::handle center, py::handle axes, bool keepdims) {
-        Array a = array_in(x, "logsumexp", "input"), c = array_dense(center, "logsumexp", "center");
+        Array a = array_in(x, "logsumexp", "input");
         check_float(a, "logsumexp", "input");
-        check_same_dtype(a, "input", c, "center", "logsumexp");
         bool reduced[kMaxDims];
         mark_axes(axes, a, "logsumexp", reduced);
+        Array c = largest_finite(a, reduced, center);
         Array out = make_output(a, reduced, keepdims, a.dtype);
         if (c.size != out.size)
           value_error("logsumexp", "center must have one value for each output");
@@ -290,7 +314,7 @@ void bind_reduce(py::module_& module) {
         return result(out);
       },
       py::arg("input"), py::arg("center"), py::arg("axes"), py::arg("keepdims"),
-      "center + log(sum(exp(x - center)))");
+      "center + log(sum(exp(x - center))); center None: the largest elements, made finite.");
   m.def(
       "any_",
       [](py::handle x, py::handle axes, bool keepdims, bool all) {

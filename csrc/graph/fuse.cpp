@@ -33,6 +33,10 @@ constexpr int64_t kMaxPieces = 1 << 23;
 // Transformed filters are 4 times the weights: those of inference have to stay in a second cache,
 // or it takes longer to read them than to make them.
 constexpr int64_t kPreparedBytes = 8 << 20, kPreparedFilters = 1 << 19;
+// Products whose results stay transposed (cpu/matmul/gemm.cpp): rows that one block of steps of the
+// next product holds, elements above which none is cut into slices of k, and steps that are one
+// block whatever the layout.
+constexpr int64_t kChainRows = 1024, kChainLeast = 64 * 64, kOneBlock = 512;
 const char* const kPiece = "a piece of a sum, written in place";
 
 struct Use {
@@ -900,6 +904,72 @@ struct Fuser {
     return true;
   }
 
+  // ---- results that stay transposed
+
+  // C = A B as C^T = B^T A^T.
+  void turn(int k) {
+    MatmulParams& p = params<MatmulParams>(k);
+    std::swap(p.m, p.n);
+    std::swap(p.a_rs, p.b_cs);
+    std::swap(p.a_cs, p.b_rs);
+    std::swap(p.c_rs, p.c_cs);
+    std::swap(p.bias_rs, p.bias_cs);
+    std::swap(buffer(k, 0), buffer(k, 1));
+  }
+  // Who reads array x, of (n, m) numbers, made by call k alone, also behind activations: products
+  // C^T = W x^T, and those C = x W^T that give the same bits that way. False: somebody else, too.
+  bool find_products(int k, const RecordedBuffer& x, int64_t m, int64_t n,
+                     std::vector<int>* found) const {
+    std::vector<Use> readers;
+    if (!temporary(x) || writer(x) != k || !reads(x, &readers) || readers.empty()) return false;
+    for (const Use& u : readers) {
+      const RecordedOp& op = ops[(size_t)u.op];
+      if (is(u.op, "activation")) {
+        const ActivationParams& q = *(const ActivationParams*)op.params.data();
+        if (u.buffer != 0 || q.n != m * n || op.buffers[1].access != kWrite ||
+            !find_products(u.op, op.buffers[1], m, n, found))
+          return false;
+        continue;
+      }
+      if (!is(u.op, "matmul")) return false;
+      const MatmulParams& p = *(const MatmulParams*)op.params.data();
+      if (p.batch != 1 || p.prepared || p.k != m) return false;
+      const bool product = u.buffer == 1 && p.n == n && p.b_rs == 1 && p.b_cs == m && p.a_cs == 1 &&
+                           p.c_rs == 1 && p.c_cs != 1;
+      const bool other = u.buffer == 0 && p.m == n && p.a_cs == 1 && p.a_rs == m && p.b_rs == 1 &&
+                         p.c_cs == 1 && p.n > 1 && p.k <= kOneBlock && p.bias_rs == 0 && !p.after;
+      if (!product && !other) return false;
+      found->push_back(u.op);
+    }
+    return true;
+  }
+  // matmul whose result C^T = W x^T only such products read: C is stored instead, as they want it.
+  // Neither is it transposed when it is stored nor again when it is packed.
+  void transposed(int k) {
+    if (!is(k, "matmul") || ops[(size_t)k].buffers.size() != 4) return;
+    MatmulParams& p = params<MatmulParams>(k);
+    if (p.batch != 1 || p.after || p.prepared || p.accumulate || p.m < 2 || p.n < 2 ||
+        p.a_cs != 1 || p.c_rs != 1 || p.c_cs != p.m || p.m > kChainRows ||
+        p.m * p.n <= kChainLeast || buffer(k, 3).access != kWrite)
+      return;
+    std::vector<int> found;
+    if (!find_products(k, buffer(k, 3), p.m, p.n, &found)) return;
+    p.c_rs = p.n;
+    p.c_cs = 1;
+    p.chain |= kChainDepth | kChainOut;
+    changed(ops[(size_t)k], ops[(size_t)k].note ? "with the ReLU behind it, stored transposed"
+                                                : "stored transposed");
+    for (int i : found) {
+      MatmulParams& q = params<MatmulParams>(i);
+      if (q.c_cs == 1) turn(i);
+      q.b_rs = q.n;
+      q.b_cs = 1;
+      q.chain |= kChainDepth | kChainIn;
+      changed(ops[(size_t)i], ops[(size_t)i].note);
+    }
+    index();
+  }
+
   // ---- weights that kernels transform or pack before they multiply by them
 
   struct Prepared {
@@ -1162,6 +1232,7 @@ void Program::fuse() {
   each(options.pieces, &Fuser::pieces);
   each(options.gradient_update, &Fuser::gradient_update);
   each(options.optimizer, &Fuser::optimizer);
+  each(options.transposed, &Fuser::transposed);
   if (options.prepared_weights || options.prepared_updates) {
     Fuser f(*this);
     std::vector<RecordedOp> first;

@@ -116,6 +116,8 @@ enum UnaryOp : int32_t {
 enum CompareOp : int32_t { kEq, kNe, kLt, kLe, kGt, kGe, kCompareCount };
 enum TestOp : int32_t { kIsNan, kIsFinite, kIsInf, kTestCount };
 enum LogicalOp : int32_t { kAnd, kOr, kXor, kNot, kLogicalCount };
+// isclose, (a, b): |a - b| <= constant[1] + constant[0] |b| with a finite b, or a = b; op 1: NaN is
+// close to NaN.
 
 // uniform: low + (high - low) * u with u in [0, 1); normal: mean + std * z (Box-Muller).
 // buffers: out, contiguous, n elements. Element i of float32 takes word i % 4 of Philox block i /

@@ -12,6 +12,13 @@ constexpr int kMaxBatchDims = 6;
 // What is done to a result before it is stored.
 enum MatmulAct : int32_t { kActNone, kActRelu, kActCount };
 
+// A product in a chain of them, C^T = B^T A^T stored as C (graph/fuse.cpp).
+enum ChainFlag : int32_t {
+  kChainDepth = 1,  // sums are cut along k as they are where c_rs == 1
+  kChainOut = 2,  // C goes where kChainIn looks for it. Both mean the layout of packed B (panels of
+  kChainIn = 4    // all rows one after the other) if columns are whole panels, else the strides
+};
+
 // c[b] = act(alpha * a[b] @ b[b] + bias + (accumulate ? c[b] : 0)) for every batch index b.
 // a[b] is (m, k), b[b] is (k, n), c[b] is (m, n), bias is (n,). Strides in elements; any sign, 0
 // too. buffers: a, b, bias or null, c.
@@ -21,6 +28,7 @@ enum MatmulAct : int32_t { kActNone, kActRelu, kActCount };
 //
 // Which kernel takes which strides:
 //   matmul      a any; b with b_cs == 1 or b_rs == 1; c with c_cs == 1, or c_rs == 1 and bias a row
+//               (a row with c_cs == 1, too, without batches: a rewrite of captured steps)
 //   matmul_dot  a_cs == 1, b_rs == 1; c any: few rows or columns, both operands contiguous along k
 //   matmul_vec  b_cs == 1, c_cs == 1, m <= kVecRows: a vector or a few times a matrix, read once
 struct MatmulParams {
@@ -32,6 +40,7 @@ struct MatmulParams {
   int32_t accumulate;
   int32_t act;
   int32_t members;  // threads that may come: bounds the scratch, never changes the result
+  int32_t chain;    // ChainFlags, set by rewrites of captured steps
   int64_t batch_shape[kMaxBatchDims], a_bs[kMaxBatchDims], b_bs[kMaxBatchDims], c_bs[kMaxBatchDims];
   double alpha;
   int64_t l1, l2, l3;  // bytes of cache a core sees

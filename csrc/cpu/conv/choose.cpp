@@ -232,10 +232,42 @@ void explain(ConvPass pass, const ConvParams& p, const char* name, double own, d
 
 }  // namespace
 
+namespace {
+
+// A choice made before, so that a small convolution does not pay the estimates at each call.
+struct Made {
+  ConvParams p;
+  ConvPass pass;
+  DType dtype;
+  bool autocast, strict;
+  ConvChoice choice;  // without a kernel while there is none
+};
+constexpr int kMade = 32;
+thread_local Made made[kMade];
+
+ConvChoice choose(ConvPass pass, DType dtype, const ConvParams& p, int force);
+
+}  // namespace
+
 ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
+  const int force = forced.load(std::memory_order_relaxed);
+  if (force || verbose()) return choose(pass, dtype, p, force);
+  const bool half = autocast(), exact = strict.load(std::memory_order_relaxed);
+  const int64_t mix = p.in_h * 31 + p.channels * 17 + p.filters * 7 + p.kernel_w * 5 +
+                      p.stride_w * 3 + p.n + (int64_t)pass * 13;
+  Made& m = made[(uint64_t)(mix * 0x9E3779B97F4A7C15) >> 59];
+  if (m.choice.kernel && m.pass == pass && m.dtype == dtype && m.autocast == half &&
+      m.strict == exact && memcmp(&m.p, &p, sizeof(p)) == 0)
+    return m.choice;
+  m = Made{p, pass, dtype, half, exact, choose(pass, dtype, p, 0)};
+  return m.choice;
+}
+
+namespace {
+
+ConvChoice choose(ConvPass pass, DType dtype, const ConvParams& p, int force) {
   double own = 0, direct = 0;
   const Implementation* i = implementations;
-  int force = forced.load(std::memory_order_relaxed);
   if (force) {
     const Implementation& f = implementations[force - 1];
     // bfloat16 is forced only where autocast asks for it, stream only forward
@@ -252,6 +284,8 @@ ConvChoice conv_choose(ConvPass pass, DType dtype, const ConvParams& p) {
   return ConvChoice{pass == kConvBackward && !joint ? nullptr : &i->kernels[pass], joint,
                     i != implementations};
 }
+
+}  // namespace
 
 const char* conv_set_precision(const char* name) {
   bool s = strcmp(name, "strict") == 0;

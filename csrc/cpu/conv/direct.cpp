@@ -433,11 +433,12 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
   bool whole = b.finish && !b.load;
   bool look_up = inside && whole && run < 32 && run < total && total <= kMaxSteps;
   int64_t steps[kMaxSteps];
-  if (look_up)
-    for (int64_t i = 0; i < total; ++i) {
-      int64_t tap = i / j.ci;
-      steps[i] = tap / w.taps * h.off_step * j.row + tap % w.taps * w.off_step * j.ld + i % j.ci;
-    }
+  if (look_up) {
+    int64_t i = 0;
+    for (int64_t r = 0; r < h.taps; ++r)
+      for (int64_t c = 0; c < w.taps; ++c)
+        for (int64_t k = 0; k < j.ci; ++k) steps[i++] = r * a.x_row + c * a.x_col + k;
+  }
   a.steps = steps;
   a.w_row = w.taps * j.ci * NV * N;
   a.w_col = j.ci * NV * N;

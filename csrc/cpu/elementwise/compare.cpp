@@ -45,6 +45,28 @@ struct Not {
   GS_MEMBER uint8_t operator()(uint8_t a) const { return a == 0; }
 };
 
+// |a - b| <= atol + rtol |b| with a finite b, or equal; op: two NaN are close as well. constant:
+// rtol, atol.
+template <class T>
+struct IsClose {
+  T rtol, atol;
+  uint8_t nan;
+  GS_MEMBER explicit IsClose(const P& p)
+      : rtol((T)p.constant[0]), atol((T)p.constant[1]), nan(p.op != 0) {}
+  GS_MEMBER uint8_t operator()(T a, T b) const {
+    const T inf = (T)__builtin_inf(), d = a - b, far = b < 0 ? -b : b, off = d < 0 ? -d : d;
+    return ((off <= far * rtol + atol) & (far < inf)) | (a == b) | (nan & (a != a) & (b != b));
+  }
+};
+
+template <class T>
+void is_close(const void* params, void* const* buf, const Ctx* ctx) {
+  const P& p = *(const P*)params;
+  const Numbers<T> numbers(p);
+  const int64_t item[] = {sizeof(T), sizeof(T), 1};
+  walk(p, buf, ctx, 2, item, numbers.at, block2_each<IsClose<T>, T, uint8_t>);
+}
+
 template <class T>
 void compare(const void* params, void* const* buf, const Ctx* ctx) {
   static const BlockFn table[] = {block2_each<Eq, T, uint8_t>, block2_each<Ne, T, uint8_t>,
@@ -92,7 +114,8 @@ const KernelEntry entries[] = {
     {"compare", kI32, compare<int32_t>, plan}, {"compare", kI64, compare<int64_t>, plan},
     {"compare", kU8, compare<uint8_t>, plan},  {"compare", kBool, compare<uint8_t>, plan},
     {"test", kF32, test<float>, plan},         {"test", kF64, test<double>, plan},
-    {"logical", kBool, logical, plan},
+    {"logical", kBool, logical, plan},         {"isclose", kF32, is_close<float>, plan},
+    {"isclose", kF64, is_close<double>, plan},
 };
 
 }  // namespace

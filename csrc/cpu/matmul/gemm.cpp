@@ -67,12 +67,14 @@ struct Blocking {
   int sliver;      // rows of A packed together
   BMode b_mode;
   AMode a_mode;
-  bool a_whole;              // A of a block of k is packed once, for all columns
-  int64_t a_row;             // elements of packed A a row
-  bool turned;               // C has unit row stride: tiles are transposed on their way out
-  bool tile_packs;           // B is packed by the first tile on a panel, not ahead of it
-  bool fetch;                // operands come from beyond the second cache
-  int64_t b_bytes, a_bytes;  // scratch of one member
+  bool a_whole;                // A of a block of k is packed once, for all columns
+  int64_t a_row;               // elements of packed A a row
+  bool turned;                 // C has unit row stride: tiles are transposed on their way out
+  bool bias_rows;              // bias is one a row of C, not one a column
+  bool panels_in, panels_out;  // B lies packed, C goes where packed B does (ChainFlag)
+  bool tile_packs;             // B is packed by the first tile on a panel, not ahead of it
+  bool fetch;                  // operands come from beyond the second cache
+  int64_t b_bytes, a_bytes;    // scratch of one member
 };
 
 template <class T>
@@ -82,15 +84,17 @@ Blocking blocking(const MatmulParams& p) {
   Blocking s;
   bool row_b = p.b_cs == 1 || p.n == 1;
   s.turned = p.c_cs != 1;
+  s.bias_rows = s.turned || p.bias_rs != 0;
+  const bool deep = s.turned || (p.chain & kChainDepth);
   auto depth_for = [&](int64_t most_of) __attribute__((always_inline)) {
     return most(1, round_up(ceil_div(p.k, most(1, ceil_div(p.k, most_of))), kFetchSteps));
   };
   bool few = row_b && p.m <= kFewRows && !s.turned;
   // few rows do not pay for a copy of B where its rows do not crowd each other out of the second
   // cache
-  bool direct = few && depth_for(kDepth) * p.b_rs * size <= p.l2 / 2;
-  bool shallow = few && !direct;
-  s.kc = depth_for(shallow ? kShallow : s.turned ? kTurnedDepth : kDepth);
+  bool direct = few && depth_for(deep ? kTurnedDepth : kDepth) * p.b_rs * size <= p.l2 / 2;
+  bool shallow = few && !direct && !deep;
+  s.kc = depth_for(shallow ? kShallow : deep ? kTurnedDepth : kDepth);
   s.slices = 1;
   if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
     s.slices = least(16, p.k / (8 * kDepth));
@@ -104,7 +108,10 @@ Blocking blocking(const MatmulParams& p) {
   // 32 registers: 6 x 4; 8 x 3 where slivers of A are packed (8 floats are half a line); 14 x 2
   // where tiles are transposed when stored, so that a row of C gets most of a line at once
   s.nv = kTileNV;
-  if (kTileNV == 4 && (s.turned || slivers)) s.nv = s.turned ? 2 : 3;
+  // (with B in panels the width is theirs)
+  if (kTileNV == 4 && (s.turned || slivers) && !(p.chain & kChainIn)) s.nv = s.turned ? 2 : 3;
+  // panels of a chain: two rather than one, so that two members have their own
+  if ((p.chain & (kChainIn | kChainOut)) && s.nv == 4 && p.n == 4 * N) s.nv = 2;
   s.nv = (int)most(1, least(s.nv, ceil_div(p.n, N)));
   s.height = kTileRows[s.nv];
   int64_t W = s.nv * N, depth = most(s.kc, 64) * size;
@@ -116,7 +123,12 @@ Blocking blocking(const MatmulParams& p) {
   s.mgroup = round_up(ceil_div(p.m, ceil_div(p.m, s.mgroup)), slivers ? s.sliver : s.height);
   s.ncb = round_up(ceil_div(p.n, most(1, (p.n + s.ncb / 4) / s.ncb)), W);
   if (shallow) s.ncb = W;
-  if (!row_b)
+  const bool panels = p.n % W == 0;
+  s.panels_in = panels && (p.chain & kChainIn);
+  s.panels_out = panels && (p.chain & kChainOut);
+  if (s.panels_in)
+    s.b_mode = kPackRows;
+  else if (!row_b)
     s.b_mode = kPackTransposed;
   else
     s.b_mode =
@@ -159,6 +171,10 @@ struct Cell {
                               // panels of k steps where it is packed
   const Cell* then;           // what comes afterwards, of the same steps of k, or null
   const Soon* soon;           // what is read when all of it is done, or null
+  int64_t panel;              // rows of the panels that C goes into, 0: it has none
+
+  // Element (i, j) of C, j being the first of a panel.
+  GS_MEMBER T* place(int64_t i, int64_t j) const { return c + i * ldc + j * (panel ? panel : 1); }
 };
 
 // c (rows, cols) is made and, when that is done, goes through MatmulParams::after: a few tiles at a
@@ -221,6 +237,21 @@ void finish_turned(const TileArgs<T>& g, const T* from, int64_t width, int rows,
       }
     }
   }
+}
+
+// The last of what a tile does where bias is one a row: a tile has it one a column.
+template <class T>
+__attribute__((noinline)) void finish_rows(T* c, int64_t ldc, int rows, int cols, const T* bias,
+                                           bool relu) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  for (int i = 0; i < rows; ++i, c += ldc)
+    for (int j = 0; j < cols; j += N) {
+      const int n = cols - j < N ? cols - j : N;
+      V x = load_n(c + j, n) + set1(bias[i]);
+      if (relu) x = max(V{}, x);
+      store_n(c + j, x, n);
+    }
 }
 
 // Runs the tile fn of `rows` x nv vectors that g describes, `cols` columns of it stored.
@@ -331,6 +362,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
   const bool packs_a = s.a_mode != kInPlace && !x.shared;
   const bool panelled = s.b_mode != kDirect && x.shared;
   const bool slivered = s.a_mode == kSlivers && x.shared;
+  const bool by_rows = x.bias && s.bias_rows && !s.turned;
   TileArgs<T> g;
   g.alpha = x.alpha;
   g.ldc = x.ldc;
@@ -361,8 +393,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
     bool last_block = pc + kc >= x.k;
     const bool after = x.after && last_block;
     int32_t flags = (x.alpha != (T)1 ? kTileScale : 0) | (pc > 0 || x.add ? kTileAdd : 0) |
-                    (last_block && x.bias ? kTileBias : 0) |
-                    (last_block && x.act == kActRelu ? kTileRelu : 0);
+                    (last_block && x.bias && !by_rows ? kTileBias : 0) |
+                    (last_block && x.act == kActRelu && !by_rows ? kTileRelu : 0);
     // the block after this one
     int64_t njc = jc, npc = pc;
     if (s.a_whole) {
@@ -497,8 +529,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
             g.c = x.c + (jc + v * N) * x.ldc + mg + i;
             g.bias = x.bias ? x.bias + mg + i : nullptr;
           } else {
-            g.c = x.c + (mg + i) * x.ldc + jc + v * N;
-            g.bias = x.bias ? x.bias + jc + v * N : nullptr;
+            g.c = x.place(mg + i, jc + v * N);
+            g.bias = x.bias && !by_rows ? x.bias + jc + v * N : nullptr;
           }
           g.fetches = 0;
           int64_t room = kc / kFetchSteps;
@@ -506,19 +538,19 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
           if (s.fetch) {
             // C of the next tile, B that is packed after this one, a part of A
             int64_t ni = mg + i + r, nj = jc + v * N, nrows = least(height, x.m - ni);
-            const T* nc_at = x.c;
+            const Cell<T>* nc = &x;
             if (i + r >= rows) {
               ni = last_panel ? mg + rows : mg;
               nj = last_panel ? jc : nj + width;
               nrows = least(height, x.m - ni);
               if (nrows <= 0 && (then || more)) {
-                nc_at = then ? then->c : x.c;
+                nc = then ? then : &x;
                 ni = 0;
                 nj = more ? njc : 0;
                 nrows = least(height, more ? x.m : then->m);
               }
             }
-            nc_at += s.turned ? nj * x.ldc + ni : ni * x.ldc + nj;
+            const T* nc_at = s.turned ? nc->c + nj * x.ldc + ni : nc->place(ni, nj);
             if (s.turned)
               next_c.set(nc_at, nrows > 0 ? cols : 0, x.ldc * size, nrows * size);
             else
@@ -540,6 +572,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
           if (!fn) fn = Tiles<T>::any[nv][r];
           if (after && x.other) fetch_after(x, g.c, s.turned ? cols : r, s.turned ? r : cols);
           run_tile(fn, g, nv, r, cols, s.turned);
+          if (by_rows && last_block)
+            finish_rows(g.c, x.ldc, r, cols, x.bias + mg + i, x.act == kActRelu);
           if (chunk) pack.step(chunk);
           if (packing) {
             packing = false;
@@ -629,7 +663,7 @@ void gemm_sliced(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       for (int64_t t = 1; t < s.slices; ++t) v += partial[t * elements + i * inner + j];
       v *= whole.alpha;
       if (whole.add) v += whole.c[i * whole.ldc + j];
-      if (whole.bias) v += whole.bias[j];
+      if (whole.bias) v += whole.bias[s.bias_rows == s.turned ? j : i];
       if (whole.act == kActRelu) v = v < 0 ? (T)0 : v;
       whole.c[i * whole.ldc + j] = v;
     }
@@ -650,6 +684,7 @@ constexpr int64_t kUnitWork = 3 << 20;             // of a unit, at least
 constexpr int64_t kUnits = 12;                     // of a member, about
 constexpr int64_t kCounterBytes = 64;              // a line each
 constexpr int64_t kPackSteps = 16;                 // steps of k packed together
+constexpr int64_t kTurnSteps = 256;                // steps of k of a panel transposed together
 constexpr int64_t kCopyRows = 16;                  // rows of A copied together
 
 struct Sharing {
@@ -673,7 +708,11 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     while (s.turned && W % unit) W += s.nv * simd<T>::N;
   }
   Sharing h;
-  h.private_b = !updates && !p.prepared && s.a_mode == kInPlace &&
+  // few panels: rows are dealt out as well where packing them does not cost more than that brings
+  const int64_t panels = ceil_div(p.n, W);
+  const bool narrow =
+      panels < 4 * nt && (s.b_mode == kDirect ? p.k <= s.kc : panels % nt != 0 && p.m > W);
+  h.private_b = !updates && !p.prepared && !s.panels_in && s.a_mode == kInPlace && !narrow &&
                 (p.m <= kFewRows || (s.tile_packs && p.k <= s.kc && p.m * p.k * size <= p.l2 / 4 &&
                                      ceil_div(p.n, W) >= 4 * nt));
   h.rows = p.m;
@@ -691,7 +730,7 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
   h.steps = h.private_b
                 ? 1
                 : ceil_div(p.n, h.cols) * ceil_div(p.m, h.rows) * most(1, ceil_div(p.k, s.kc));
-  h.b_bytes = s.b_mode == kDirect || h.private_b || p.prepared
+  h.b_bytes = s.b_mode == kDirect || h.private_b || p.prepared || s.panels_in
                   ? 0
                   : round_up(round_up(h.cols, W) * s.kc * size + 64, 4096);
   h.a_bytes = s.a_mode == kInPlace || h.private_b
@@ -710,13 +749,19 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     h.unit_rows = s.turned ? round_up(rows, group) : part(rows, cols, group);
     return h;
   }
+  // columns of a chain of products stay with one member, and so in its caches
+  if (s.panels_in || s.panels_out)
+    h.unit_cols = least(h.unit_cols, round_up(ceil_div(cols, nt), W));
   for (;;) {
-    if (ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols) >= kUnits * nt ||
-        h.unit_rows * h.unit_cols * k < 2 * kUnitWork)
+    const int64_t count = ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols);
+    // of three units one member gets two: rather smaller ones
+    const bool coarse = count < 4 * nt;
+    if (count >= kUnits * nt ||
+        h.unit_rows * h.unit_cols * k < (coarse ? kUnitWork / 2 : 2 * kUnitWork))
       break;
     if (h.unit_cols > 2 * W || (h.private_b && h.unit_cols > W))
       h.unit_cols = round_up(h.unit_cols / 2, W);
-    else if ((!h.private_b || s.b_mode == kDirect) && h.unit_rows > 8 * group)
+    else if ((!h.private_b || s.b_mode == kDirect) && h.unit_rows > (coarse ? 4 : 8) * group)
       h.unit_rows = round_up(h.unit_rows / 2, group);
     else
       break;
@@ -784,7 +829,7 @@ struct SharedPack {
   GS_MEMBER void count() {
     parts[0] = s.b_mode == kDirect     ? 0
                : s.b_mode == kPackRows ? nt * ceil_div(x.k, kPackSteps)
-                                       : ceil_div(ceil_div(x.n, N), s.nv);
+                                       : ceil_div(ceil_div(x.n, N), s.nv) * turns();
     parts[1] = s.a_mode == kInPlace   ? 0
                : s.a_mode == kSlivers ? ceil_div(x.k, kPackSteps)
                                       : ceil_div(x.m, kCopyRows);
@@ -816,7 +861,11 @@ struct SharedPack {
       v = next;
     }
   }
-  GS_MEMBER void turn(int64_t t) {
+  // Parts of a panel that is transposed.
+  GS_MEMBER int64_t turns() const { return ceil_div(x.k, kTurnSteps); }
+  GS_MEMBER void turn(int64_t part) {
+    const int64_t t = part / turns(), first = part % turns() * kTurnSteps,
+                  end = least(x.k, first + kTurnSteps);
     // the panel before the last may be narrower
     const int64_t nvec = ceil_div(x.n, N);
     int64_t v = t * s.nv;
@@ -824,8 +873,8 @@ struct SharedPack {
     const int width = panel_vectors(s.nv, nvec - v) * N, cols = (int)least(width, x.n - v * N);
     const T* from = x.b + v * N * x.bcs;
     T* to = b_to + v * N * x.k;
-    for (int64_t k = 0; k < x.k; k += kPackSteps) {
-      int64_t n = least(kPackSteps, x.k - k), ahead = least(kPackSteps, x.k - k - n);
+    for (int64_t k = first; k < end; k += kPackSteps) {
+      int64_t n = least(kPackSteps, end - k), ahead = least(kPackSteps, end - k - n);
       if (ahead > 0) {
         fetch_rows(from + k + n, cols, x.bcs * size, ahead * size);
         own_bytes(to + (k + n) * width, ahead * width * size);
@@ -899,6 +948,12 @@ struct Update {
   }
 };
 
+// Where the cell of C from row i and column j on begins, x being the whole.
+template <class T>
+GS_INLINE T* move_to(const Cell<T>& x, const MatmulParams& p, int64_t i, int64_t j) {
+  return x.panel ? x.place(i, j) : x.c + i * p.c_rs + j * p.c_cs;
+}
+
 // update: what is done to whole rows that are ready, or nothing. kept: all of B, packed, where
 // p.prepared.
 template <class T>
@@ -925,15 +980,15 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       x.n = least(h.unit_cols, p.n - j);
       x.a += i * x.ars;
       x.b += j * x.bcs;
-      if (x.bias) x.bias += s.turned ? i : j;
-      x.c += i * p.c_rs + j * p.c_cs;
+      if (x.bias) x.bias += s.bias_rows ? i : j;
+      x.c = move_to(x, p, i, j);
       run_cell(x, s, mine);
     }
     return;
   }
   int64_t gr, gc;
   grid<T>(p, s, nt, &gr, &gc);
-  const bool by_columns = gc > 1;
+  const bool by_columns = gc > 1 || s.panels_in || s.panels_out;
   // no piece has whole rows
   const bool late = update && (s.turned ? h.rows < p.m : h.cols < p.n);
   const int64_t blocks = ceil_div(p.k, s.kc), across = ceil_div(p.m, h.rows);
@@ -1006,10 +1061,10 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       } else {
         x.b = b + j * step.k;
       }
-      x.c += (row + i) * p.c_rs + (col + j) * p.c_cs;
+      x.c = move_to(x, p, row + i, col + j);
       bool last = k + step.k >= p.k;
       x.add = x.add || k > 0;
-      if (x.bias) x.bias += s.turned ? row + i : col + j;
+      if (x.bias) x.bias += s.bias_rows ? row + i : col + j;
       if (!last) {
         x.bias = nullptr;
         x.act = kActNone;
@@ -1132,7 +1187,8 @@ Cell<T> whole_cell(const MatmulParams& p, const Blocking& s, void* const* buf) {
   x.acs = p.a_cs;
   x.brs = p.b_rs;
   x.bcs = p.b_cs;
-  x.ldc = s.turned ? p.c_cs : p.c_rs;
+  x.ldc = s.turned ? p.c_cs : s.panels_out ? s.nv * simd<T>::N : p.c_rs;
+  x.panel = s.panels_out ? p.m : 0;
   x.alpha = (T)p.alpha;
   x.add = p.accumulate != 0;
   x.act = p.act;
@@ -1181,6 +1237,10 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     gemm_sliced(p, s, x, ctx);
     return;
   }
+  if (s.panels_in) {
+    gemm_shared<T>(p, s, x, ctx, nullptr, (const T*)buf[1]);
+    return;
+  }
   if (is_shared<T>(p, s, ctx->nt)) {
     gemm_shared<T>(p, s, x, ctx, nullptr, nullptr);
     return;
@@ -1190,7 +1250,8 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   bool whole = p.batch % ctx->nt == 0 || p.batch >= 4 * ctx->nt;
   if (!whole) grid<T>(p, s, ctx->nt, &gr, &gc);
   int64_t cells = gr * gc;
-  int64_t rows = ceil_div(p.m, gr), cols = round_up(ceil_div(p.n, gc), simd<T>::N);
+  int64_t rows = ceil_div(p.m, gr),
+          cols = round_up(ceil_div(p.n, gc), (s.panels_out ? s.nv : 1) * simd<T>::N);
   if (rows > 2 * s.height) rows = round_up(rows, 2);
   for (int64_t t = whole ? ctx->tid : 0; t < p.batch; t += whole ? ctx->nt : 1) {
     const T* a = (const T*)buf[0] + batch_offset(p, p.a_bs, t);
@@ -1203,8 +1264,9 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     if (x.m <= 0 || x.n <= 0) continue;
     x.a = a + i * rows * x.ars;
     x.b = b + j * cols * x.bcs;
-    x.bias = buf[2] ? (const T*)buf[2] + (s.turned ? i * rows : j * cols) : nullptr;
-    x.c = c + i * rows * p.c_rs + j * cols * p.c_cs;
+    x.bias = buf[2] ? (const T*)buf[2] + (s.bias_rows ? i * rows : j * cols) : nullptr;
+    x.c = c;
+    x.c = move_to(x, p, i * rows, j * cols);
     run_cell(x, s, mine);
   }
 }
@@ -1252,7 +1314,7 @@ void gemm_plan(const void* params, Plan* plan) {
   plan->scratch = (size_t)(plan->tasks * (s.b_bytes + s.a_bytes));
   if (s.slices > 1)
     plan->scratch += (size_t)round_up(s.slices * p.m * p.n * (int64_t)sizeof(T), 4096);
-  if (is_shared<T>(p, s, plan->tasks)) {
+  if (s.panels_in || is_shared<T>(p, s, plan->tasks)) {
     Sharing h = sharing<T>(p, s, plan->tasks, false);
     int64_t bytes = plan->tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes);
     plan->scratch = most((int64_t)plan->scratch, bytes);

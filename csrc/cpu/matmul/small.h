@@ -241,7 +241,7 @@ GS_INLINE void columns(const MatmulParams& p, void* const* buf, int64_t first, i
 
 // Whether a product is of the size for this kernel, however its operands lie.
 GS_INLINE bool small_problem(const MatmulParams& p) {
-  return p.batch == 1 && p.k >= 1 && p.k <= small::kDepth && p.c_cs == 1 &&
+  return p.batch == 1 && p.k >= 1 && p.k <= small::kDepth && p.c_cs == 1 && !p.chain &&
          p.m * p.n * p.k <= small::kMostProducts;
 }
 
@@ -282,9 +282,10 @@ GS_INLINE void small_place(const MatmulParams& p, int64_t j, int64_t* first, int
 __attribute__((noinline)) void small_prepared(const MatmulParams& p, void* const* buf,
                                               const float* panels, const Ctx* ctx) {
   using namespace small;
-  const int64_t groups = (p.m + 5) / 6;
-  const int64_t first = groups * ctx->tid / ctx->nt * 6,
-                all = groups * (ctx->tid + 1) / ctx->nt * 6;
+  // whole tiles, or whole lines where rows of A lie side by side
+  const int64_t unit = p.a_cs == 1 ? 6 : N, groups = (p.m + unit - 1) / unit;
+  const int64_t first = groups * ctx->tid / ctx->nt * unit,
+                all = groups * (ctx->tid + 1) / ctx->nt * unit;
   columns(p, buf, first, all < p.m ? all : p.m, [&](Args* g, int64_t j, int64_t width, int) {
     g->b = panels + j * p.k;
     g->brs = width;

@@ -49,6 +49,7 @@ PASSES = {
     "pieces": "parts of a sum are written into it, not into zeros that are added",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
     "gradient_update": "the product that makes a gradient updates the parameter, piece by piece",
+    "transposed": "a result that only products read is stored as the next one reads it",
     "prepared_weights": "weights that the program leaves alone stay transformed or packed between replays",
     "prepared_updates": "an update writes the transformed or packed weights for the next replay, too",
 }

@@ -280,7 +280,7 @@ _local = Local()  # the generator of each thread: making one takes 15 us
 
 def _generator() -> np.random.Generator:
     """NumPy's generator at the next counter of our stream."""
-    recording.host_read("a draw of random integers", "Draw them outside and pass them in")
+    recording.host_read(*_HOST_DRAW)
     seed, counter = random.next_counter()
     made = getattr(_local, "generator", None)
     if made is None:
@@ -300,6 +300,7 @@ def _generator() -> np.random.Generator:
 
 
 _NO_BUFFER = np.zeros(4, np.uint64)
+_HOST_DRAW = ("a draw of random integers", "Draw them outside and pass them in")
 
 
 def randint(
@@ -318,7 +319,15 @@ def randint(
         low, high = 0, low
     if high <= low:
         raise ValueError(f"randint: high ({high}) must be above low ({low})")
-    a = _generator().integers(low, high, size=_shape((size,), "randint"), dtype=np.int64)
+    shape = _shape((size,), "randint")
+    if type(low) is int and type(high) is int and low >= -(2**63) and high < 2**63:
+        recording.host_read(*_HOST_DRAW)
+        seed, counter = random.next_counter()
+        a = _cpu.random_integers(seed, counter, low, high, shape)
+        if dtype is np.int64:
+            return wrap(a, _cpu)
+    else:
+        a = _generator().integers(low, high, size=shape, dtype=np.int64)
     return wrap(a.astype(resolve_dtype(dtype, "randint")), _cpu)
 
 

@@ -6,16 +6,16 @@ and the state is two integers that a checkpoint stores.
 
 from __future__ import annotations
 
-from _thread import allocate_lock
 from typing import Any
 
+from .. import _cpu
 from .recording import host_read
 
 __all__ = ["manual_seed", "next_counter", "set_state", "state", "take"]
 
-_lock = allocate_lock()  # one op at a time takes a counter
-_seed = 0
-_counter = 0
+# The two integers lie in the compiled module (csrc/bindings/dropout.cpp), where taking a counter is one call.
+next_counter = _cpu.random_next  # (seed, counter) for one op that draws numbers
+take = _cpu.random_take  # (seed, first counter) for the n draws of a replayed program
 
 
 def manual_seed(seed: int) -> None:
@@ -26,44 +26,23 @@ def manual_seed(seed: int) -> None:
     >>> gs.manual_seed(1); a == gs.rand(3).tolist()
     True
     """
-    global _seed, _counter
     host_read("manual_seed()", "Set the seed before the call")
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"manual_seed: seed must be an integer, got {type(seed).__name__}")
     seed = int(seed)
     if not 0 <= seed < 2**64:
         raise ValueError(f"manual_seed: seed {seed} is outside 0 .. 2**64 - 1")
-    with _lock:
-        _seed = seed
-        _counter = 0
-
-
-def next_counter() -> tuple[int, int]:
-    """(seed, counter) for one op that draws numbers."""
-    global _counter
-    with _lock:
-        c = _counter
-        _counter += 1
-        return _seed, c
-
-
-def take(n: int) -> tuple[int, int]:
-    """(seed, first counter) for the n draws of a replayed program."""
-    global _counter
-    with _lock:
-        c = _counter
-        _counter += n
-        return _seed, c
+    _cpu.random_set(seed, 0)
 
 
 def state() -> dict[str, int]:
     """The state as two integers, to be stored in a checkpoint."""
-    return {"seed": _seed, "counter": _counter}
+    seed, counter = take(0)
+    return {"seed": seed, "counter": counter}
 
 
 def set_state(value: dict[str, Any]) -> None:
     """Continues from a stored state. ValueError when it is not one."""
-    global _seed, _counter
     try:
         host_read("set_state()", "Set the random state before the call")
         seed, counter = int(value["seed"]), int(value["counter"])
@@ -73,5 +52,4 @@ def set_state(value: dict[str, Any]) -> None:
         ) from None
     if not (0 <= seed < 2**64 and 0 <= counter < 2**64):
         raise ValueError(f"set_state: seed or counter out of range: {value!r}")
-    with _lock:
-        _seed, _counter = seed, counter
+    _cpu.random_set(seed, counter)

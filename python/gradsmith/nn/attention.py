@@ -13,6 +13,7 @@ from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, as_tensor
 from ..ops.activation import gelu, relu
 from ..ops.attention import attention_qkv, scaled_dot_product_attention
+from ..ops.dropout import dropout
 from ..ops.elementwise import where
 from ..ops.matmul import linear, matmul
 from ..ops.softmax import softmax
@@ -164,33 +165,36 @@ class MultiheadAttention(Module):
         A row that sees no key gives zeros before the projection.
         """
         op = "MultiheadAttention"
-        single = query.ndim == 2
-        if query.ndim not in (2, 3) or not query.ndim == key.ndim == value.ndim:
+        axes = query.data.ndim
+        single = axes == 2
+        if axes not in (2, 3) or not axes == key.data.ndim == value.data.ndim:
             raise ValueError(
                 f"{op}: query has shape {query.shape}, key {key.shape} and value {value.shape}; "
                 "all must have 3 axes, or 2 without a batch"
             )
-        for name, t, n in (
-            ("query", query, self.embed_dim),
-            ("key", key, self.kdim),
-            ("value", value, self.vdim),
-        ):
-            if t.shape[-1] != n:
-                raise ValueError(f"{op}: {name} has shape {t.shape}; its last axis must be {n}")
-        first = self.batch_first or single
         same = query is key and key is value
+        if not (same and self._same and query.data.shape[-1] == self.embed_dim):
+            for name, t, n in (
+                ("query", query, self.embed_dim),
+                ("key", key, self.kdim),
+                ("value", value, self.vdim),
+            ):
+                if t.shape[-1] != n:
+                    raise ValueError(f"{op}: {name} has shape {t.shape}; its last axis must be {n}")
+        first = self.batch_first or single
         if single:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
             if key_padding_mask is not None:
                 key_padding_mask = as_tensor(key_padding_mask).unsqueeze(0)
-        T, B = query.shape[1 if first else 0], query.shape[0 if first else 1]
-        S = key.shape[1 if first else 0]
-        if key.shape[:2] != value.shape[:2] or key.shape[0 if first else 1] != B:
+        lead, others = query.data.shape[:2], key.data.shape[:2]
+        B, T = lead if first else lead[::-1]
+        S = others[1 if first else 0]
+        if not same and (others != value.data.shape[:2] or others[0 if first else 1] != B):
             raise ValueError(
                 f"{op}: query has shape {query.shape}, key {key.shape} and value {value.shape}; "
                 "batch sizes, and the lengths of key and value, must be equal"
             )
-        H, dtype = self.num_heads, query.dtype
+        H, dtype = self.num_heads, query.data.dtype
         mask = None
         if attn_mask is not None:
             m = attn_mask if isinstance(attn_mask, Tensor) else as_tensor(attn_mask)
@@ -212,29 +216,30 @@ class MultiheadAttention(Module):
             out = attention_qkv(qkv, H, mask, p, causal, batch_first=first)
             weights = None
         else:
-            if self._same:
-                w = self.in_proj_weight
-                wq, wk, wv = w[:E], w[E : 2 * E], w[2 * E :]
-            else:
-                wq, wk, wv = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
-            bq, bk, bv = (None,) * 3 if b is None else (b[:E], b[E : 2 * E], b[2 * E :])
             if self._same and same:
-                parts = linear(query, self.in_proj_weight, b).reshape(*query.shape[:2], 3, H, -1)
-                q, k, v = parts.unbind(2)
+                parts = linear(query, self.in_proj_weight, b)
+                q, k, v = parts.reshape(*lead, 3, H, self.head_dim).unbind(2)
             else:
+                if self._same:
+                    w = self.in_proj_weight
+                    wq, wk, wv = w[:E], w[E : 2 * E], w[2 * E :]
+                else:
+                    wq, wk, wv = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+                bq, bk, bv = (None,) * 3 if b is None else (b[:E], b[E : 2 * E], b[2 * E :])
                 q, k, v = (
                     linear(x, w, c).reshape(*x.shape[:2], H, self.head_dim)
                     for x, w, c in ((query, wq, bq), (key, wk, bk), (value, wv, bv))
                 )
             order = (0, 2, 1, 3) if first else (1, 2, 0, 3)
-            q, k, v = q.permute(*order), k.permute(*order), v.permute(*order)
+            q, v = q.permute(*order), v.permute(*order)
             if need_weights:
-                heads, weights = _with_weights(q, k, v, mask, p)
+                turned = k.permute(*((0, 2, 3, 1) if first else (1, 2, 3, 0)))
+                heads, weights = _with_weights(q, turned, v, mask, p)
             else:
-                heads = scaled_dot_product_attention(q, k, v, mask, p, causal)
+                heads = scaled_dot_product_attention(q, k.permute(*order), v, mask, p, causal)
                 weights = None
             back = (0, 2, 1, 3) if first else (2, 0, 1, 3)
-            out = heads.permute(*back).reshape(*query.shape[:2], E)
+            out = heads.permute(*back).reshape(*lead, E)
         out = self.out_proj(out)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
@@ -251,12 +256,10 @@ class MultiheadAttention(Module):
 
 
 def _with_weights(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float
+    q: Tensor, turned: Tensor, v: Tensor, mask: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor]:
-    """(output, weights) from matmul and softmax; rows without keys have weights 0."""
-    from ..ops.dropout import dropout
-
-    scores = matmul(q * (1.0 / math.sqrt(q.shape[-1])), k.transpose(-2, -1))
+    """(output, weights) from matmul and softmax; rows without keys have weights 0. turned: the keys, (.., D, S)."""
+    scores = matmul(q * (1.0 / math.sqrt(q.data.shape[-1])), turned)
     if mask is not None:
         if mask.data.dtype == np.bool_:
             seen = mask.expand(*scores.shape)
@@ -269,7 +272,8 @@ def _with_weights(
             weights = softmax(scores + mask, -1)
     else:
         weights = softmax(scores, -1)
-    weights = dropout(weights, p)
+    if p:
+        weights = dropout(weights, p)
     return matmul(weights, v), weights
 
 

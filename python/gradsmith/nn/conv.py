@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
-from ..ops import conv as ops
+from ..ops.conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from ..ops.shape import pad
 from . import init
 from .module import Module
@@ -157,8 +157,6 @@ class _Plain(_Conv):
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
         """The input with borders that are not zeros, and the padding that is left to the kernel."""
-        if self.padding_mode == "zeros":
-            return input, self.padding
         layer, n, shape = type(self).__name__, self._nd, input.data.shape
         first = len(shape) - n - 1  # axis of the sizes: 1 after a batch, 0 without
         if first not in (0, 1):
@@ -204,9 +202,11 @@ class Conv1d(_Plain):
     _nd = 1
 
     def forward(self, input: Tensor) -> Tensor:
-        x, padding = self._padded(input)
-        return ops.conv1d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = self._padded(input)
+        return conv1d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
 
@@ -229,9 +229,11 @@ class Conv2d(_Plain):
     _nd = 2
 
     def forward(self, input: Tensor) -> Tensor:
-        x, padding = self._padded(input)
-        return ops.conv2d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = self._padded(input)
+        return conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
 
@@ -262,8 +264,6 @@ class _Transposed(_Conv):
 
     def _extra(self, input: Tensor, output_size: Any) -> tuple[int, ...]:
         """output_padding that gives output_size (the spatial sizes)."""
-        if output_size is None:
-            return self.output_padding
         n, layer = self._nd, type(self).__name__
         size = _tuple(output_size, n, layer, "output_size", 1)
         pads = [v if isinstance(v, tuple) else (v, v) for v in self.padding]
@@ -308,10 +308,19 @@ class ConvTranspose1d(_Transposed):
     _nd = 1
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        return ops.conv_transpose1d(
-            input, self.weight, self.bias, self.stride, self.padding,
-            self._extra(input, output_size), self.groups, self.dilation,
-        )  # fmt: skip
+        extra = self.output_padding
+        if output_size is not None:
+            extra = self._extra(input, output_size)
+        return conv_transpose1d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            extra,
+            self.groups,
+            self.dilation,
+        )
 
 
 class ConvTranspose2d(_Transposed):
@@ -331,7 +340,16 @@ class ConvTranspose2d(_Transposed):
     _nd = 2
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        return ops.conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding,
-            self._extra(input, output_size), self.groups, self.dilation,
-        )  # fmt: skip
+        extra = self.output_padding
+        if output_size is not None:
+            extra = self._extra(input, output_size)
+        return conv_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            extra,
+            self.groups,
+            self.dilation,
+        )

@@ -12,7 +12,13 @@ from ..core.tensor import Parameter, Tensor
 from ..ops.dropout import dropout as drop
 from ..ops.recurrent import GRU as _GRU
 from ..ops.recurrent import LSTM as _LSTM
-from ..ops.recurrent import RNN_RELU, RNN_TANH, recurrent_cell, recurrent_layer
+from ..ops.recurrent import (
+    RNN_RELU,
+    RNN_TANH,
+    RecurrentBackward,
+    RecurrentCellBackward,
+    recurrent_layer,
+)
 from ..ops.shape import cat, index_select
 from . import init
 from .module import Module
@@ -121,6 +127,13 @@ class _Recurrent(Module):
         return s.unsqueeze(1) if single else s
 
     def forward(self, input: Any, hx: Any = None) -> Any:
+        if hx is None and self.num_layers == 1 and self._directions == 1:  # the plain case
+            weights = self._weights(0)
+            out = weights[0]._k.apply_layer(
+                RecurrentBackward, self.mode, input, *weights, self.batch_first
+            )
+            if out is not None:
+                return out[0], (out[1:] if self.mode == _LSTM else out[1])
         name = type(self).__name__
         packed = input if isinstance(input, PackedSequence) else None
         x: Tensor = input.data if packed is not None else input
@@ -305,21 +318,32 @@ class _Cell(Module):
         for p in self.parameters():
             init.uniform_(p, -bound, bound)
 
-    def _step(self, x: Tensor, states: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    def _step(self, x: Tensor, h: Any = None, c: Any = None) -> Any:
+        """(h,) or (h, c) after one step."""
+        weight = self.weight_ih
+        out = weight._k.apply_cell(
+            RecurrentCellBackward,
+            self.mode,
+            x,
+            h,
+            c,
+            weight,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+        )
+        return self._other_step(x, h, c) if out is None else out
+
+    def _other_step(self, x: Tensor, h: Any, c: Any) -> Any:
+        """For an input without a batch, and for what does not fit: says so."""
+        states = (h, c) if self.mode == _LSTM else (h,)
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        shape = x.data.shape
-        if (
-            len(shape) == 2
-            and shape[1] == self.input_size
-            and x.data.dtype == weights[0].data.dtype
-        ):
-            fit, dtype = (shape[0], self.hidden_size), x.data.dtype
-            h, c = states if len(states) == 2 else (states[0], None)
-            if (h is None or (h.data.shape == fit and h.data.dtype == dtype)) and (
-                c is None or (c.data.shape == fit and c.data.dtype == dtype)
-            ):
-                return recurrent_cell(self.mode, x, h, c, *weights)
         name = type(self).__name__
+        for t in (x, *states):
+            if not isinstance(t, Tensor) and (t is x or t is not None):
+                raise TypeError(
+                    f"{name}: {'input' if t is x else 'a state'} must be a Tensor, got {type(t).__name__}"
+                )
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size:
             raise ValueError(
                 f"{name}: input has shape {x.shape}; expected (B, {self.input_size}) or ({self.input_size},)"
@@ -364,8 +388,7 @@ class LSTMCell(_Cell):
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Tensor]:
         if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
             raise TypeError(f"LSTMCell: hx must be a pair (h, c), got {type(hx).__name__}")
-        h, c = self._step(input, (None, None) if hx is None else tuple(hx))
-        return h, c
+        return self._step(input) if hx is None else self._step(input, *hx)
 
 
 class GRUCell(_Cell):
@@ -382,7 +405,7 @@ class GRUCell(_Cell):
         super().__init__(_GRU, input_size, hidden_size, bias, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(input, (hx,))[0]
+        return self._step(input, hx)[0]
 
 
 class RNNCell(_Cell):
@@ -405,4 +428,4 @@ class RNNCell(_Cell):
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(input, (hx,))[0]
+        return self._step(input, hx)[0]

@@ -117,24 +117,26 @@ def scaled_dot_product_attention(
     (1, 2, 3, 4)
     """
     op = "scaled_dot_product_attention"
-    for name, t in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {name} must be a Tensor, got {type(t).__name__}")
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        for name, t in (("query", query), ("key", key), ("value", value)):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{op}: {name} must be a Tensor, got {type(t).__name__}")
     if is_causal and attn_mask is not None:
         raise ValueError(
             f"{op}: attn_mask must be None when is_causal is set; put both into one mask"
         )
-    nd = query.data.ndim
-    if not nd == key.data.ndim == value.data.ndim or nd < 2:
+    a_shape, b_shape = query.data.shape, key.data.shape
+    nd = len(a_shape)
+    if not nd == len(b_shape) == value.data.ndim or nd < 2:
         raise ValueError(
             f"{op}: query has shape {query.shape}, key {key.shape} and value {value.shape}; all must have the "
             "same number of axes, at least 2: (..., length, size)"
         )
-    if not enable_gqa and nd > 2 and query.shape[-3] != key.shape[-3]:
+    if not enable_gqa and nd > 2 and a_shape[-3] != b_shape[-3]:
         raise ValueError(
             f"{op}: query has {query.shape[-3]} heads and key {key.shape[-3]}; pass enable_gqa=True to share keys"
         )
-    mask = _mask_of(attn_mask, query)
+    mask = None if attn_mask is None else _mask_of(attn_mask, query)
     if nd != 4:
         lead = query.shape[:-2]
         if nd > 4 and not query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
@@ -165,24 +167,16 @@ def scaled_dot_product_attention(
             query, key, value, mask, is_causal,
             1.0 / math.sqrt(max(query.shape[-1], 1)) if scale is None else s, dropout_p,
         )  # fmt: skip
-    draw = _draw(dropout_p, op)
+    draw = _NONE if dropout_p == 0.0 else _draw(dropout_p, op)
     k = query._k
-    train = is_grad_enabled() and (query._rg or key._rg or value._rg)
+    train = (query._rg or key._rg or value._rg) and is_grad_enabled()
     m = None if mask is None else mask.data
     causal = bool(is_causal)
     out, lse = k.attention(query.data, key.data, value.data, m, causal, s, *draw, train)
     return apply(
-        AttentionBackward,
-        k,
-        out,
-        (query, key, value),
-        (query, key, value, lse),
-        save_output=True,
-        mask=m,
-        causal=causal,
-        scale=s,
-        draw=draw,
-    )
+        AttentionBackward, k, out, (query, key, value), (query, key, value, lse), True,
+        mask=m, causal=causal, scale=s, draw=draw,
+    )  # fmt: skip
 
 
 def attention_qkv(
@@ -211,13 +205,13 @@ def attention_qkv(
         raise ValueError(
             f"{op}: attn_mask must be None when is_causal is set; put both into one mask"
         )
-    mask = _mask_of(attn_mask, qkv)
+    mask = None if attn_mask is None else _mask_of(attn_mask, qkv)
     if mask is not None and mask._rg and is_grad_enabled():
         raise ValueError(
             f"{op}: an attn_mask that requires a gradient is not supported here; "
             "use scaled_dot_product_attention"
         )
-    draw = _draw(dropout_p, op)
+    draw = _NONE if dropout_p == 0.0 else _draw(dropout_p, op)
     k = qkv._k
     s = float("nan") if scale is None else float(scale)
     m = None if mask is None else mask.data
@@ -225,16 +219,6 @@ def attention_qkv(
     train = is_grad_enabled() and qkv._rg
     out, lse = k.attention_qkv(qkv.data, num_heads, time_first, m, causal, s, *draw, train)
     return apply(
-        AttentionQkvBackward,
-        k,
-        out,
-        (qkv,),
-        (qkv, lse),
-        save_output=True,
-        heads=num_heads,
-        time_first=time_first,
-        mask=m,
-        causal=causal,
-        scale=s,
-        draw=draw,
-    )
+        AttentionQkvBackward, k, out, (qkv,), (qkv, lse), True,
+        heads=num_heads, time_first=time_first, mask=m, causal=causal, scale=s, draw=draw,
+    )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.autograd import Node, apply
+from ..core.autograd import Node
 from ..core.tensor import Tensor
 from ._arguments import not_tensors
 
@@ -54,29 +54,6 @@ class ConvTransposeBackward(Node):
         return dx, dw, db
 
 
-def _conv(
-    nd: int,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    relu: bool,
-) -> Tensor:
-    try:
-        k = input._k
-        b = None if bias is None else bias.data
-        y = k.conv(nd, input.data, weight.data, b, stride, padding, dilation, groups, relu)
-    except (AttributeError, TypeError) as error:
-        raise not_tensors(f"conv{nd}d", error, input=input, weight=weight, bias=bias) from None
-    return apply(
-        ConvReluBackward if relu else ConvBackward, k, y, (input, weight, bias), (input, weight),
-        relu, window=(stride, padding, dilation, groups),
-    )  # fmt: skip
-
-
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -103,7 +80,13 @@ def conv1d(
     >>> F.conv1d(x, gs.ones(1, 2, 1)).tolist()
     [[[3.0], [5.0]]]
     """
-    return _conv(1, input, weight, bias, stride, padding, dilation, groups, relu)
+    try:
+        return input._k.apply_conv(
+            ConvReluBackward if relu else ConvBackward, 1, input, weight, bias, stride, padding,
+            dilation, groups, relu,
+        )  # fmt: skip
+    except (AttributeError, TypeError) as error:
+        raise not_tensors("conv1d", error, input=input, weight=weight, bias=bias) from None
 
 
 def conv2d(
@@ -134,33 +117,13 @@ def conv2d(
     >>> F.conv2d(x, w, padding=1).numpy()[0, :, :, 0].tolist()
     [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
-    return _conv(2, input, weight, bias, stride, padding, dilation, groups, relu)
-
-
-def _conv_transpose(
-    nd: int,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    groups: int,
-    dilation: Any,
-) -> Tensor:
     try:
-        k = input._k
-        b = None if bias is None else bias.data
-        y = k.conv_transpose(
-            nd, input.data, weight.data, b, stride, padding, output_padding, dilation, groups
-        )
+        return input._k.apply_conv(
+            ConvReluBackward if relu else ConvBackward, 2, input, weight, bias, stride, padding,
+            dilation, groups, relu,
+        )  # fmt: skip
     except (AttributeError, TypeError) as error:
-        op = f"conv_transpose{nd}d"
-        raise not_tensors(op, error, input=input, weight=weight, bias=bias) from None
-    return apply(
-        ConvTransposeBackward, k, y, (input, weight, bias), (input, weight),
-        window=(stride, padding, output_padding, dilation, groups),
-    )  # fmt: skip
+        raise not_tensors("conv2d", error, input=input, weight=weight, bias=bias) from None
 
 
 def conv_transpose1d(
@@ -186,9 +149,14 @@ def conv_transpose1d(
     >>> F.conv_transpose1d(gs.ones(1, 2, 1), gs.ones(1, 2, 1), stride=2).tolist()
     [[[1.0], [1.0], [1.0], [1.0]]]
     """
-    return _conv_transpose(
-        1, input, weight, bias, stride, padding, output_padding, groups, dilation
-    )
+    try:
+        return input._k.apply_conv_transpose(
+            ConvTransposeBackward, 1, input, weight, bias, stride, padding, output_padding, dilation,
+            groups,
+        )  # fmt: skip
+    except (AttributeError, TypeError) as error:
+        op = "conv_transpose1d"
+        raise not_tensors(op, error, input=input, weight=weight, bias=bias) from None
 
 
 def conv_transpose2d(
@@ -214,6 +182,11 @@ def conv_transpose2d(
     >>> F.conv_transpose2d(gs.ones(1, 2, 2, 3), gs.ones(3, 2, 2, 5), stride=2).shape
     (1, 4, 4, 5)
     """
-    return _conv_transpose(
-        2, input, weight, bias, stride, padding, output_padding, groups, dilation
-    )
+    try:
+        return input._k.apply_conv_transpose(
+            ConvTransposeBackward, 2, input, weight, bias, stride, padding, output_padding, dilation,
+            groups,
+        )  # fmt: skip
+    except (AttributeError, TypeError) as error:
+        op = "conv_transpose2d"
+        raise not_tensors(op, error, input=input, weight=weight, bias=bias) from None

@@ -123,7 +123,8 @@ def dropout2d(
 def _alpha(
     input: Tensor, p: float, training: bool, inplace: bool, channels: bool, name: str
 ) -> Tensor:
-    _check(p, name)
+    if not 0.0 <= p <= 1.0:
+        _check(p, name)
     if not isinstance(input, Tensor):
         input = as_tensor(input)
     if channels and input.ndim < 2:

@@ -851,10 +851,12 @@ def isclose(
     >>> gs.isclose(gs.tensor([1.0, 2.0]), gs.tensor([1.0, 2.1])).tolist()
     [True, False]
     """
-    a = _input(input, "isclose")
-    b = _operand(other, "isclose", a)
-    k = a._k
-    x, y = a.data, b.data if isinstance(b, Tensor) else k.full((), b, a.data.dtype)
+    a = input if isinstance(input, Tensor) else _input(input, "isclose")
+    b = other if isinstance(other, Tensor) else _operand(other, "isclose", a)
+    k, x = a._k, a.data
+    y = b.data if isinstance(b, Tensor) else k.full((), b, x.dtype)
+    if x.dtype.kind == "f":
+        return wrap(k.isclose(x, y, rtol, atol, equal_nan), k)
     near = k.le(k.abs(k.sub(x, y)), k.add(k.mul(k.abs(y), rtol), atol))
     near = k.logical_or(k.logical_and(near, k.isfinite(y)), k.eq(x, y))
     if equal_nan:

@@ -180,7 +180,9 @@ def binary_cross_entropy(
     0.6931
     """
     op = "binary_cross_entropy"
-    return _loss(op, input, target, _reduction(op, reduction), weight=weight)
+    if reduction != "mean":
+        _reduction(op, reduction)
+    return _loss(op, input, target, reduction, 0.0, False, weight)
 
 
 def binary_cross_entropy_with_logits(
@@ -201,7 +203,9 @@ def binary_cross_entropy_with_logits(
     0.6931
     """
     op = "binary_cross_entropy_with_logits"
-    return _loss(op, input, target, _reduction(op, reduction), weight=weight, pos_weight=pos_weight)
+    if reduction != "mean":
+        _reduction(op, reduction)
+    return _loss(op, input, target, reduction, 0.0, False, weight, pos_weight)
 
 
 def kl_div(

@@ -222,14 +222,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     [4.0, 4.0]
     """
     try:
-        k = input._k
-        if bias is None:
-            out = k.linear(input.data, weight.data)
-        else:
-            out = k.linear(input.data, weight.data, bias.data)
+        return input._k.apply_linear(LinearBackward, input, weight, bias)
     except (AttributeError, TypeError) as error:
         raise not_tensors("linear", error, input=input, weight=weight, bias=bias) from None
-    return apply(LinearBackward, k, out, (input, weight, bias), (input, weight))
 
 
 def addmm(
@@ -243,11 +238,12 @@ def addmm(
     """
     if not isinstance(input, Tensor):
         raise not_tensors("addmm", None, input=input)
-    _dims("addmm", "mat1", mat1, 2, "(m, k)")
-    _dims("addmm", "mat2", mat2, 2, "(k, n)")
-    k = mat1._k
-    m, n = mat1.data.shape[0], mat2.data.shape[1]
-    wide = input.data
+    if not (isinstance(mat1, Tensor) and mat1.data.ndim == 2):
+        _dims("addmm", "mat1", mat1, 2, "(m, k)")
+    if not (isinstance(mat2, Tensor) and mat2.data.ndim == 2):
+        _dims("addmm", "mat2", mat2, 2, "(k, n)")
+    k, left, right, wide = mat1._k, mat1.data, mat2.data, input.data
+    m, n = left.shape[0], right.shape[1]
     if wide.shape != (m, n):
         try:
             wide = np.broadcast_to(wide, (m, n))
@@ -256,21 +252,21 @@ def addmm(
                 f"addmm: input has shape {input.shape}; it must broadcast to ({m}, {n})"
             ) from None
     if beta == 0:
-        out = k.matmul(mat1.data, mat2.data, alpha=float(alpha))
+        out = k.matmul(left, right, alpha=float(alpha))
     elif beta == 1 and input.data.shape == (n,):
-        out = k.matmul(mat1.data, mat2.data, input.data, alpha=float(alpha))
-    elif beta == 1 and mat1.data.dtype == wide.dtype:
+        out = k.matmul(left, right, input.data, alpha=float(alpha))
+    elif beta == 1 and left.dtype is wide.dtype:
         out = k.copy(wide)
-        k.matmul_out(out, mat1.data, mat2.data, alpha=float(alpha), accumulate=True)
+        k.matmul_out(out, left, right, None, False, False, 0, float(alpha), True)
     else:
         # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
         # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
         out = k.matmul(
             k.contiguous(wide).reshape(-1, 1),
-            np.full((1, 1), beta, mat1.data.dtype),
+            np.full((1, 1), beta, left.dtype),
             exact=True,
         ).reshape(m, n)
-        k.matmul_out(out, mat1.data, mat2.data, alpha=float(alpha), accumulate=True)
+        k.matmul_out(out, left, right, alpha=float(alpha), accumulate=True)
     return apply(
         AddmmBackward, k, out, (input, mat1, mat2), (input, mat1, mat2), alpha=alpha, beta=beta
     )
@@ -311,35 +307,32 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     >>> gs.bilinear(gs.ones(4, 2), gs.ones(4, 3), gs.ones(5, 2, 3)).tolist()[0][0]
     6.0
     """
-    tensors = (input1, input2, weight) if bias is None else (input1, input2, weight, bias)
-    if not all(isinstance(x, Tensor) for x in tensors):
+    if not (
+        isinstance(input1, Tensor)
+        and isinstance(input2, Tensor)
+        and isinstance(weight, Tensor)
+        and (bias is None or isinstance(bias, Tensor))
+    ):
         raise not_tensors("bilinear", None, input1=input1, input2=input2, weight=weight, bias=bias)
-    if weight.data.ndim != 3:
+    k, w = input1._k, weight.data
+    x1, x2 = input1.data, input2.data
+    if w.ndim != 3:
         raise ValueError(
             f"bilinear: weight has shape {weight.shape}; expected 3 dimensions (out, in1, in2)"
         )
-    n, i, j = weight.shape
-    if (
-        input1.data.ndim == 0
-        or input1.shape[:-1] != input2.shape[:-1]
-        or input1.shape[-1] != i
-        or input2.shape[-1] != j
-    ):
+    n, i, j = w.shape
+    shape = x1.shape
+    if not shape or (*shape[:-1], j) != x2.shape or shape[-1] != i:
         raise ValueError(
             f"bilinear: input1 has shape {input1.shape} and input2 {input2.shape}; they must be (..., {i}) and "
             f"(..., {j}) with equal leading dimensions (weight is {weight.shape})"
         )
-    k = input1._k
-    x1, x2 = input1.data, input2.data
-    if x1.ndim != 2:
+    if len(shape) != 2:
         x1, x2 = _rows(k, np.atleast_2d(x1)), _rows(k, np.atleast_2d(x2))
-    rows = x1.shape[0]
     # outer products of the rows, then one product with the weight as (in1 * in2, out)
-    pairs = k.matmul(x1[:, :, None], x2[:, None, :]).reshape(rows, i * j)
-    flat = k.contiguous(weight.data).reshape(n, i * j)
-    out = k.matmul(pairs, flat, None if bias is None else bias.data, tb=True)
-    if input1.data.ndim != 2:
-        out = out.reshape(*input1.shape[:-1], n)
+    out, pairs = k.bilinear(x1, x2, w, None if bias is None else bias.data)
+    if len(shape) != 2:
+        out = out.reshape(*shape[:-1], n)
     return apply(
         BilinearBackward, k, out, (input1, input2, weight, bias), (input1, input2, weight, pairs)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.autograd import Node, apply, bump
+from ..core.autograd import Node, apply
 from ..core.tensor import Tensor
 from ._arguments import kernels, not_tensors
 
@@ -67,34 +67,16 @@ def batch_norm(
     >>> F.batch_norm(x, None, None, training=True, eps=0.0).tolist()
     [[-1.0], [1.0]]
     """
-    k = kernels("batch_norm", input)
-    if momentum is None:
-        momentum = -1.0
-    elif momentum < 0:
-        raise ValueError(f"batch_norm: momentum must be 0 or more, or None, got {momentum}")
     try:
-        y, stats = k.batch_norm(
-            input.data,
-            None if weight is None else weight.data,
-            None if bias is None else bias.data,
-            None if running_mean is None else running_mean.data,
-            None if running_var is None else running_var.data,
-            num_batches_tracked.data if training and num_batches_tracked is not None else None,
-            training, momentum, eps, None if residual is None else residual.data, relu, False,
+        return input._k.apply_batch_norm(
+            BatchNormBackward, input, weight, bias, running_mean, running_var, num_batches_tracked,
+            training, momentum, eps, residual, relu,
         )  # fmt: skip
     except (AttributeError, TypeError) as error:
         raise not_tensors(
-            "batch_norm", error, running_mean=running_mean, running_var=running_var,
+            "batch_norm", error, input=input, running_mean=running_mean, running_var=running_var,
             weight=weight, bias=bias, num_batches_tracked=num_batches_tracked, residual=residual,
         ) from None  # fmt: skip
-    if training:
-        bump(running_mean, running_var, num_batches_tracked)
-    keep = relu and residual is not None
-    saved: tuple = (input, weight, bias if relu else None, stats)
-    return apply(
-        BatchNormBackward, k, y, (input, weight, bias, residual),
-        saved if keep else (*saved, None), keep, training=training, relu=relu,
-    )  # fmt: skip
 
 
 def instance_norm(
@@ -200,8 +182,12 @@ def layer_norm(
     >>> F.layer_norm(gs.tensor([[1.0, 3.0]]), 2, eps=0.0).tolist()
     [[-1.0, 1.0]]
     """
-    k = kernels("layer_norm", input)
-    dims = _trailing(input, normalized_shape, "layer_norm")
+    k = input._k if isinstance(input, Tensor) else kernels("layer_norm", input)
+    shape = input.data.shape
+    if shape and shape[-1:] == normalized_shape:
+        dims = 1
+    else:
+        dims = _trailing(input, normalized_shape, "layer_norm")
     try:
         w = None if weight is None else weight.data
         b = None if bias is None else bias.data

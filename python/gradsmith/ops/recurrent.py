@@ -101,25 +101,26 @@ def recurrent_layer(
     D = len(weights) // 4
     w_hh = weights[1]
     assert w_hh is not None
-    H = w_hh.shape[1]
-    name = x.data.dtype
-    B = int(sizes[0]) if sizes is not None else x.shape[0 if batch_first else 1]
-    out = k.empty((*x.shape[:-1], D * H), name)
+    data = x.data
+    H = w_hh.data.shape[1]
+    name, shape = data.dtype, data.shape
+    lead = shape[:-1]
+    B = int(sizes[0]) if sizes is not None else shape[0 if batch_first else 1]
+    out = k.empty((*lead, D * H), name)
     hn = k.empty((D, B, H), name)
     cn = k.empty((D, B, H), name) if mode == LSTM else None
-    data = x.data
     inputs = (x, h0, c0 if mode == LSTM else None, *weights)
     keep = _wants(inputs) is not None
     kept: list[Any] = []
-    steps = len(sizes) if sizes is not None else x.shape[1 if batch_first else 0]
-    whole = k.recurrent_takes_input(mode, B, steps, x.shape[-1], H, data.itemsize)
+    steps = len(sizes) if sizes is not None else shape[1 if batch_first else 0]
+    whole = k.recurrent_takes_input(mode, B, steps, shape[-1], H, name.itemsize)
     for d in range(D):
         w, u, b, c = weights[4 * d : 4 * d + 4]
         assert w is not None and u is not None
         bias = None if b is None else b.data
         own: tuple = ()
         if whole:  # the input part never exists as an array
-            gates = k.empty((*x.shape[:-1], w.shape[0]), name) if keep else None
+            gates = k.empty((*lead, w.data.shape[0]), name) if keep else None
             own = (data, w.data, bias)
         else:
             gates = k.linear(data, w.data, bias)
@@ -134,22 +135,16 @@ def recurrent_layer(
     for d in range(D):
         saved += [weights[4 * d], weights[4 * d + 1]]
     return apply(
-        RecurrentBackward,
-        k,
-        outs,
-        inputs,
-        saved + kept,
-        mode=mode,
-        batch_first=batch_first,
-        sizes=sizes,
-        directions=D,
-    )
+        RecurrentBackward, k, outs, inputs, saved + kept,
+        mode=mode, batch_first=batch_first, sizes=sizes, directions=D,
+    )  # fmt: skip
 
 
 class RecurrentCellBackward(RecurrentBackward):
     """As RecurrentBackward for one step, without the axes of time and direction."""
 
     __slots__ = ()
+    batch_first, sizes, directions = False, None, 1
 
     def backward(self, dh: Any, dc: Any = None, _: Any = None) -> tuple:
         k = self.k
@@ -157,34 +152,3 @@ class RecurrentCellBackward(RecurrentBackward):
         dcn = None if dc is None else k.contiguous(dc)[None]
         dx, dh0, dc0, *grads = RecurrentBackward.backward(self, None, dhn, dcn)
         return dx, None if dh0 is None else dh0[0], None if dc0 is None else dc0[0], *grads
-
-
-def recurrent_cell(
-    mode: int,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """(h,) or (h, c) after one step. x: (B, I); h0, c0: (B, H) or None for zeros; weights as in a layer."""
-    k = x._k
-    data, u = x.data, w_hh.data
-    shape = (1, data.shape[0], u.shape[1])
-    lstm = mode == LSTM
-    out, hn = k.empty(shape, data.dtype), k.empty(shape, data.dtype)
-    cn = k.empty(shape, data.dtype) if lstm else None
-    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
-    gates = k.linear(data[None], w_ih.data, None if b_ih is None else b_ih.data)
-    hprev, aux = k.recurrent(
-        mode, gates, u, None if b_hh is None else b_hh.data, None if h0 is None else h0.data,
-        None if c0 is None else c0.data, None, False, 0, out, hn, cn, _wants(inputs) is not None,
-    )  # fmt: skip
-    saved = (x, w_ih, w_hh, gates, hprev, hprev if aux is None else aux)
-    outs = (hn[0],) if cn is None else (hn[0], cn[0])
-    return apply(
-        RecurrentCellBackward, k, outs, inputs, saved,
-        mode=mode, batch_first=False, sizes=None, directions=1,
-    )  # fmt: skip

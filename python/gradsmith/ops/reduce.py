@@ -37,12 +37,17 @@ def _input(x: Any, op: str) -> Tensor:
     raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
 
 
+def _renamed(op: str, error: Exception) -> Exception:
+    """A kernel's error under the name of the op that was called."""
+    return type(error)(f"{op}:{str(error).partition(':')[2]}")
+
+
 def _named(op: str, kernel: Callable, *args: Any) -> Any:
     """kernel(*args), its errors under the name of the op that was called."""
     try:
         return kernel(*args)
     except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"{op}:{str(error).partition(':')[2]}") from None
+        raise _renamed(op, error) from None
 
 
 def _kept(shape: tuple, dim: Axes) -> tuple:
@@ -66,9 +71,13 @@ def _count(shape: tuple, kept: tuple) -> int:
 
 
 class _Reduce(Node):
-    __slots__ = ("kept", "shape")
+    __slots__ = ("axes", "shape")
     shape: tuple
-    kept: tuple
+    axes: Any  # dim, as it was given (a list as a tuple)
+
+    @property
+    def kept(self) -> tuple:
+        return _kept(self.shape, self.axes)
 
 
 class SumBackward(_Reduce):
@@ -77,7 +86,9 @@ class SumBackward(_Reduce):
     __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
-        return (self.k.expand(grad.reshape(self.kept), self.shape),)
+        if self.axes is not None:  # over all axes dy broadcasts as it is
+            grad = grad.reshape(self.kept)
+        return (self.k.expand(grad, self.shape),)
 
 
 class MeanBackward(_Reduce):
@@ -86,10 +97,10 @@ class MeanBackward(_Reduce):
     __slots__ = ()
 
     def backward(self, grad: Any) -> tuple:
-        k = self.k
-        n = _count(self.shape, self.kept)
+        k, kept = self.k, self.kept
+        n = _count(self.shape, kept)
         g = k.mul(grad, 1.0 / n) if n else grad
-        return (k.expand(g.reshape(self.kept), self.shape),)
+        return (k.expand(g.reshape(kept), self.shape),)
 
 
 def _in_dtype(op: str, fn: Callable, dtype: Any, input: Any, *args: Any) -> Tensor:
@@ -114,7 +125,9 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = Non
     out = k.sum(x.data, dim, keepdim)
     if x._rg and is_grad_enabled():
         shape = x.data.shape
-        return apply(SumBackward, k, out, (x,), shape=shape, kept=_kept(shape, dim))
+        return apply(
+            SumBackward, k, out, (x,), shape=shape, axes=tuple(dim) if type(dim) is list else dim
+        )
     return wrap(out, k)
 
 
@@ -132,7 +145,9 @@ def mean(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = No
     out = k.mean(x.data, dim, keepdim)
     if x._rg and is_grad_enabled():
         shape = x.data.shape
-        return apply(MeanBackward, k, out, (x,), shape=shape, kept=_kept(shape, dim))
+        return apply(
+            MeanBackward, k, out, (x,), shape=shape, axes=tuple(dim) if type(dim) is list else dim
+        )
     return wrap(out, k)
 
 
@@ -143,9 +158,9 @@ class ProdBackward(_Reduce):
 
     def backward(self, grad: Any) -> tuple:
         (x,) = self.saved
-        k = self.k
-        axes = tuple(i for i, (s, t) in enumerate(zip(self.shape, self.kept)) if t == 1 and s != 1)
-        g = grad.reshape(self.kept)
+        k, kept = self.k, self.kept
+        axes = tuple(i for i, (s, t) in enumerate(zip(self.shape, kept)) if t == 1 and s != 1)
+        g = grad.reshape(kept)
         zero = k.eq(x, 0.0)
         zeros = k.sum(zero, axes, True) if axes else k.cast(zero, "int64")
         filled = k.where(zero, 1.0, x)
@@ -171,7 +186,9 @@ def prod(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = No
     out = k.prod(x.data, dim, keepdim)
     if not x._rg:
         return wrap(out, k)
-    return apply(ProdBackward, k, out, (x,), (x,), shape=shape, kept=_kept(shape, dim))
+    return apply(
+        ProdBackward, k, out, (x,), (x,), shape=shape, axes=tuple(dim) if type(dim) is list else dim
+    )
 
 
 class ExtremeBackward(_Reduce):
@@ -181,10 +198,10 @@ class ExtremeBackward(_Reduce):
 
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
-        k = self.k
-        axes = tuple(i for i, (s, t) in enumerate(zip(self.shape, self.kept)) if t == 1 and s != 1)
-        y = y.reshape(self.kept)
-        g = grad.reshape(self.kept)
+        k, kept = self.k, self.kept
+        axes = tuple(i for i, (s, t) in enumerate(zip(self.shape, kept)) if t == 1 and s != 1)
+        y = y.reshape(kept)
+        g = grad.reshape(kept)
         ties = k.eq(x, y)
         if axes:
             g = k.div(g, k.cast(k.sum(ties, axes, True), x.dtype))
@@ -221,7 +238,16 @@ def _extreme(x: Tensor, out: np.ndarray, dim: Axes) -> Tensor:
     if not x._rg:
         return wrap(out, x._k)
     shape = x.data.shape
-    return apply(ExtremeBackward, x._k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim))
+    return apply(
+        ExtremeBackward,
+        x._k,
+        out,
+        (x,),
+        (x,),
+        True,
+        shape=shape,
+        axes=tuple(dim) if type(dim) is list else dim,
+    )
 
 
 class SelectBackward(Node):
@@ -249,20 +275,15 @@ class SelectBackward(Node):
 
 
 def _along(name: str, input: Any, dim: int, keepdim: bool) -> MinMax:
-    x = _input(input, name)
-    k = x._k
-    values, indices = getattr(k, name + "_along")(x.data, dim, keepdim)
-    v, i = apply(
-        SelectBackward,
-        k,
-        (values, indices),
-        (x,),
-        (indices,),
-        shape=x.data.shape,
-        dim=dim,
-        keepdim=keepdim,
-    )
-    return MinMax(v, i)
+    x = input if isinstance(input, Tensor) else _input(input, name)
+    k, data = x._k, x.data
+    out = (k.max_along if name == "max" else k.min_along)(data, dim, keepdim)
+    return MinMax._make(
+        apply(
+            SelectBackward, k, out, (x,), (out[1],),
+            shape=data.shape, dim=dim, keepdim=keepdim,
+        )
+    )  # fmt: skip
 
 
 def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -328,19 +349,19 @@ class VarBackward(_Reduce):
     def backward(self, grad: Any, grad_mean: Any = None) -> tuple:
         saved = self.saved
         x, mean = saved[0], saved[1]
-        k = self.k
-        n = _count(self.shape, self.kept)
+        k, kept = self.k, self.kept
+        n = _count(self.shape, kept)
         m = n - self.correction
         dx = None
         if grad is not None:
-            g = grad.reshape(self.kept)
+            g = grad.reshape(kept)
             if self.root:
-                y = saved[2].reshape(self.kept)
+                y = saved[2].reshape(kept)
                 g = k.where(k.eq(y, 0.0), 0.0, k.div(g, y))
             g = k.mul(g, (1.0 if self.root else 2.0) / m if m > 0 else float("nan"))
             dx = k.mul_diff(g, x, mean)
         if grad_mean is not None:
-            g = k.mul(grad_mean.reshape(self.kept), 1.0 / n if n else 0.0)
+            g = k.mul(grad_mean.reshape(kept), 1.0 / n if n else 0.0)
             dx = k.expand(g, self.shape) if dx is None else k.add(dx, g)
         return (dx,)
 
@@ -366,25 +387,19 @@ def _var(
     root: bool,
     op: str,
 ) -> Tensor:
-    x = _input(input, op)
-    k = x._k
-    shape = x.data.shape
+    x = input if isinstance(input, Tensor) else _input(input, op)
+    k, data = x._k, x.data
     correction = _correction(op, dim, correction, unbiased)
-    out, mean = _named(op, k.var, x.data, dim, correction, keepdim, root)
+    try:
+        out, mean = k.var(data, dim, correction, keepdim, root)
+    except (IndexError, TypeError, ValueError) as error:
+        raise _renamed(op, error) from None
     if not x._rg:
         return wrap(out, k)
     return apply(
-        VarBackward,
-        k,
-        out,
-        (x,),
-        (x, mean),
-        root,
-        shape=shape,
-        kept=_kept(shape, dim),
-        correction=correction,
-        root=root,
-    )
+        VarBackward, k, out, (x,), (x, mean), root,
+        shape=data.shape, axes=tuple(dim) if type(dim) is list else dim, correction=correction, root=root,
+    )  # fmt: skip
 
 
 def var(
@@ -437,23 +452,18 @@ def var_mean(
     >>> [t.item() for t in gs.var_mean(gs.tensor([1.0, 2.0, 3.0]))]
     [1.0, 2.0]
     """
-    x = _input(input, "var_mean")
-    k = x._k
-    shape = x.data.shape
+    x = input if isinstance(input, Tensor) else _input(input, "var_mean")
+    k, data = x._k, x.data
     correction = _correction("var_mean", dim, correction, unbiased)
-    out, mean = _named("var_mean", k.var, x.data, dim, correction, keepdim, False)
-    v, m = apply(
-        VarBackward,
-        k,
-        (out, mean if keepdim else mean.reshape(out.shape)),
-        (x,),
-        (x, mean),
-        shape=shape,
-        kept=_kept(shape, dim),
-        correction=correction,
-        root=False,
-    )
-    return v, m
+    try:
+        out, mean = k.var(data, dim, correction, keepdim, False)
+    except (IndexError, TypeError, ValueError) as error:
+        raise _renamed("var_mean", error) from None
+    shape = data.shape
+    return apply(
+        VarBackward, k, (out, mean if keepdim else mean.reshape(out.shape)), (x,), (x, mean),
+        shape=shape, axes=tuple(dim) if type(dim) is list else dim, correction=correction, root=False,
+    )  # fmt: skip
 
 
 class NormBackward(_Reduce):
@@ -464,9 +474,9 @@ class NormBackward(_Reduce):
 
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
-        k = self.k
-        y = y.reshape(self.kept)
-        g = grad.reshape(self.kept)
+        k, kept = self.k, self.kept
+        y = y.reshape(kept)
+        g = grad.reshape(kept)
         if self.p == 2:
             return (k.mul(x, k.where(k.eq(y, 0.0), 0.0, k.div(g, y))),)
         if self.p == 1:
@@ -495,7 +505,10 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
     if p == 0:
         return wrap(_named("norm", k.sum, k.cast(k.ne(x.data, 0), x.data.dtype), dim, keepdim), k)
     if p == 2:
-        out = _named("norm", k.norm2, x.data, dim, keepdim)
+        try:
+            out = k.norm2(x.data, dim, keepdim)
+        except (IndexError, TypeError, ValueError) as error:
+            raise _renamed("norm", error) from None
     elif p == 1:
         out = _named("norm", k.sum_abs, x.data, dim, keepdim)
     else:
@@ -505,7 +518,15 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
         return wrap(out, k)
     shape = x.data.shape
     return apply(
-        NormBackward, k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim), p=float(p)
+        NormBackward,
+        k,
+        out,
+        (x,),
+        (x,),
+        True,
+        shape=shape,
+        axes=tuple(dim) if type(dim) is list else dim,
+        p=float(p),
     )
 
 
@@ -516,13 +537,10 @@ class LogSumExpBackward(_Reduce):
 
     def backward(self, grad: Any) -> tuple:
         x, y = self.saved
-        k = self.k
-        y = y.reshape(self.kept)
+        k, kept = self.k, self.kept
+        y = y.reshape(kept)
         y = k.where(k.eq(y, float("-inf")), 0.0, y)
-        return (k.mul(k.exp(k.sub(x, y)), grad.reshape(self.kept)),)
-
-
-_MOST = {np.dtype(t): float(np.finfo(t).max) for t in (np.float32, np.float64)}
+        return (k.mul(k.exp(k.sub(x, y)), grad.reshape(kept)),)
 
 
 def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
@@ -532,21 +550,22 @@ def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     >>> gs.logsumexp(gs.tensor([1000.0, 1000.0])).item() > 1000
     True
     """
-    x = _input(input, "logsumexp")
-    k = x._k
-    shape = x.data.shape
-    if x.data.size:
-        center = _named("logsumexp", k.amax, x.data, dim, True)
-        most = _MOST.get(center.dtype)
-        # infinite maxima become finite, so that x - center is no NaN
-        center = k.clamp(center, -most, most) if most else k.where(k.isfinite(center), center, 0.0)
-        out = k.logsumexp(x.data, center, dim, keepdim)
-    else:  # no largest element to begin with
-        total = _named("logsumexp", k.sum, x.data, dim, keepdim)
-        out = _named("logsumexp", k.log, total)
+    x = input if isinstance(input, Tensor) else _input(input, "logsumexp")
+    k, data = x._k, x.data
+    shape = data.shape
+    out = k.logsumexp(data, None, dim, keepdim)
     if not x._rg:
         return wrap(out, k)
-    return apply(LogSumExpBackward, k, out, (x,), (x,), True, shape=shape, kept=_kept(shape, dim))
+    return apply(
+        LogSumExpBackward,
+        k,
+        out,
+        (x,),
+        (x,),
+        True,
+        shape=shape,
+        axes=tuple(dim) if type(dim) is list else dim,
+    )
 
 
 def _truth(x: Tensor) -> np.ndarray:

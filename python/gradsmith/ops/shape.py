@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from operator import index as _integer
 from typing import Any
 
@@ -552,8 +553,6 @@ def _take_places(x: Tensor, where: np.ndarray, flat: tuple[int, ...]) -> Tensor:
     """The places `where` of the first axis of x seen in the shape `flat`."""
     data, k = x.data, x._k
     shape = data.shape
-    if not data.flags.c_contiguous:
-        data = k.contiguous(data)
     out = k.take(data.reshape(flat), where, 0)
     return apply(TakeBackward, k, out, (x,), (where,), shape=shape, flat=flat, axis=0)
 
@@ -585,14 +584,23 @@ def _getitem(self: Tensor, index: Any) -> Tensor:
                 break
         else:
             parts, basic = index, True
+    elif kind is Tensor:
+        if recording.thread is not None:
+            recording.host_read(*_READS_INDEX)
+        places = index.data
+        kind = places.dtype
+        if kind is _INT64:
+            return _take_rows(self, places)
+        shape = data.shape
+        if kind is _BOOL and places.shape == shape:
+            k, flat = self._k, (data.size,)
+            where = k.mask_places(places)
+            out = k.take(data.reshape(flat), where, 0)
+            return apply(TakeBackward, k, out, (self,), (where,), shape=shape, flat=flat, axis=0)
+        parts = _index_parts(index)
+        basic = _is_basic(parts)
     elif kind in _PLAIN:
         parts, basic = (index,), True
-    elif kind is Tensor and index.data.dtype is _INT64:
-        recording.host_read(*_READS_INDEX)
-        return _take_rows(self, index.data)
-    elif kind is Tensor and index.data.dtype is _BOOL and index.data.shape == data.shape:
-        recording.host_read(*_READS_INDEX)
-        return _take_places(self, self._k.mask_places(index.data), (data.size,))
     else:
         parts = _index_parts(index)
         basic = _is_basic(parts)
@@ -640,6 +648,14 @@ class SetItemBackward(Node):
         return dx, dv
 
 
+def _written(x: Tensor) -> None:
+    """What apply_ does after a change in place of which nothing is recorded."""
+    box = x._ver
+    box[0] += 1
+    if x._node is not None:
+        x._at = box[0]
+
+
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
     """x[index] = value, in place; value broadcasts."""
     parts = index if type(index) is tuple else (index,)
@@ -657,12 +673,9 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
         except IndexError as e:
             raise IndexError(f"index of a tensor of shape {data.shape}: {e}") from None
         if isinstance(value, (int, float, np.number, np.bool_)):
-            if not (self._rg and is_grad_enabled()):  # what apply_ does where nothing is recorded
+            if not (self._rg and is_grad_enabled()):
                 k.fill_(view, value)
-                box = self._ver
-                box[0] += 1
-                if self._node is not None:
-                    self._at = box[0]
+                _written(self)
                 return
 
             def write() -> None:
@@ -676,6 +689,10 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
                 filled = k.expand(array, view.shape)  # checks the shape before anything is written
             if np.may_share_memory(filled, data):
                 filled = k.copy(filled)
+            if not ((self._rg or (source is not None and source._rg)) and is_grad_enabled()):
+                k.copy_(view, filled)
+                _written(self)
+                return
 
             def write() -> None:
                 k.copy_(view, filled)
@@ -927,6 +944,29 @@ def _too_few(x: Tensor) -> Tensor:
     raise ValueError(f"repeat: a count for each of the {x.data.ndim} axes is needed")
 
 
+def _tiled(x: Tensor, counts: tuple) -> Tensor | None:
+    """`tile` where one axis alone is repeated and counts has one for each axis; None for anything else."""
+    data = x.data
+    shape = data.shape
+    n = len(shape)
+    if len(counts) != n:
+        return None
+    d = -1
+    for i, c in enumerate(counts):
+        if type(c) is not int or c < 1 or (c > 1 and d >= 0):
+            return None
+        if c > 1:
+            d = i
+    if d < 0 or n > 7:
+        return None
+    k, c = x._k, counts[d]
+    long = (*shape[:d], c, *shape[d:])
+    out = k.copy(k.expand(data[_BEFORE[d]], long)).reshape(
+        *shape[:d], c * shape[d], *shape[d + 1 :]
+    )
+    return apply(RepeatBackward, k, out, (x,), shape=shape, long=long, axes=(d,))
+
+
 def tile(input: Any, *dims: Any) -> Tensor:
     """The tensor repeated dims[i] times along axis i, aligned to the last axes, as a copy.
 
@@ -934,7 +974,11 @@ def tile(input: Any, *dims: Any) -> Tensor:
     >>> gs.tile(gs.tensor([1.0, 2.0]), (2,)).tolist()
     [1.0, 2.0, 1.0, 2.0]
     """
-    x = _input(input, "tile")
+    x = input if isinstance(input, Tensor) else _input(input, "tile")
+    if len(dims) == 1 and type(dims[0]) is tuple:
+        out = _tiled(x, dims[0])
+        if out is not None:
+            return out
     counts = _ints(dims, "tile") if not (len(dims) == 1 and isinstance(dims[0], tuple)
                                          and len(dims[0]) == 1) else _ints(dims[0], "tile")  # fmt: skip
     if min(counts, default=1) < 0:
@@ -1022,8 +1066,13 @@ def _rolled(k: Any, a: np.ndarray, shifts: tuple, dims: tuple) -> np.ndarray:
     for s, d in zip(shifts, dims):
         n = a.shape[d]
         cut = (-s) % n if n else 0
-        first, last = _at(d, slice(0, cut)), _at(d, slice(cut, None))
-        a = k.cat((a[last], a[first]), d)
+        if d == 0:
+            a = k.cat((a[cut:], a[:cut]), 0)
+        elif d == 1:
+            a = k.cat((a[:, cut:], a[:, :cut]), 1)
+        else:
+            first, last = _at(d, slice(0, cut)), _at(d, slice(cut, None))
+            a = k.cat((a[last], a[first]), d)
     return a
 
 
@@ -1034,7 +1083,7 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Tensor:
     >>> gs.roll(gs.tensor([1.0, 2.0, 3.0]), 1).tolist()
     [3.0, 1.0, 2.0]
     """
-    x = _input(input, "roll")
+    x = input if isinstance(input, Tensor) else _input(input, "roll")
     if type(shifts) is int and type(dims) is int:
         one, at = (shifts,), (_axis(dims, x.data.ndim, "roll"),)
         return apply(RollBackward, x._k, _rolled(x._k, x.data, one, at), (x,), shifts=one, dims=at)
@@ -1061,7 +1110,9 @@ class PadBackward(Node):
         return (self.k.pad(grad, tuple([-w for w in self.widths]), 0.0),)
 
 
+@lru_cache(maxsize=64)
 def _pad_index(n: int, before: int, after: int, mode: str) -> np.ndarray:
+    """Where each element of a padded axis comes from. Nobody writes into it."""
     i = np.arange(-before, n + after)
     if mode == "replicate":
         return np.clip(i, 0, n - 1)
@@ -1096,30 +1147,41 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
         raise ValueError(
             f"pad: {len(widths)} numbers for {n} axes; two for each of the last axes are needed"
         )
-    borders = [(0, 0)] * n
-    for i in range(len(widths) // 2):
-        borders[n - 1 - i] = (widths[2 * i], widths[2 * i + 1])
     if mode not in ("reflect", "replicate", "circular"):
         raise ValueError(
             f"pad: mode must be 'constant', 'reflect', 'replicate' or 'circular', got {mode!r}"
         )
     result = x
-    for d, (a, b) in enumerate(borders):
+    for i in reversed(range(len(widths) // 2)):  # from the first of these axes to the last
+        d, a, b = n - 1 - i, widths[2 * i], widths[2 * i + 1]
         if a == 0 and b == 0:
             continue
         s = shape[d]
-        limit = {"reflect": s - 1, "circular": s}.get(mode)
-        if a < 0 or b < 0 or s == 0 or (limit is not None and max(a, b) > limit):
+        limit = s - 1 if mode == "reflect" else s if mode == "circular" else a + b
+        if a < 0 or b < 0 or s == 0 or a > limit or b > limit:
             raise ValueError(
                 f"pad: border {(a, b)} of axis {d} with {s} elements is outside what mode {mode!r} allows"
             )
-        result = index_select(result, d, wrap(_pad_index(s, a, b, mode), k))
+        data, index = result.data, _pad_index(s, a, b, mode)
+        was = data.shape
+        result = apply(
+            TakeBackward,
+            k,
+            k.take(data, index, d),
+            (result,),
+            (index,),
+            shape=was,
+            flat=was,
+            axis=d,
+        )
     return result if result is not x else x.clone()
 
 
 # ---- elements by index
 def _index_array(index: Any, op: str) -> np.ndarray:
     a = index.data if isinstance(index, Tensor) else np.asarray(index)
+    if a.dtype is _INT64:
+        return a
     if a.dtype.kind not in "iu" or a.dtype == np.uint8:
         raise TypeError(f"{op}: index has dtype {a.dtype}; int64 or int32 is needed")
     return a
@@ -1195,17 +1257,17 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     >>> gs.take_along_dim(gs.tensor([[3.0, 1.0]]), gs.tensor([[1]]), 1).tolist()
     [[1.0]]
     """
-    x = _input(input, "take_along_dim")
+    x = input if isinstance(input, Tensor) else _input(input, "take_along_dim")
     i = _index_array(indices, "take_along_dim")
     if dim is None:
         return gather(ravel(x), 0, wrap(i.reshape(-1), x._k))
-    d = _axis(dim, x.data.ndim, "take_along_dim")
-    if i.ndim != x.data.ndim:
-        raise ValueError(f"take_along_dim: input has shape {x.data.shape} and indices {i.shape}")
-    a, b = x.data.shape, i.shape
-    if a[:d] == b[:d] and a[d + 1 :] == b[d + 1 :]:
-        out = x._k.gather(x.data, d, i)
-        return apply(GatherBackward, x._k, out, (x,), (i,), shape=a, dim=d)
+    data, k = x.data, x._k
+    a, b = data.shape, i.shape
+    d = _axis(dim, len(a), "take_along_dim")
+    if len(a) != len(b):
+        raise ValueError(f"take_along_dim: input has shape {a} and indices {b}")
+    if a == b or (a[:d] == b[:d] and a[d + 1 :] == b[d + 1 :]):
+        return apply(GatherBackward, k, k.gather(data, d, i), (x,), (i,), shape=a, dim=d)
     both = [(1, 1) if j == d else (a, b) for j, (a, b) in enumerate(zip(x.data.shape, i.shape))]
     common = [np.broadcast_shapes((a,), (b,))[0] for a, b in both]
     xs = tuple([x.data.shape[d] if j == d else s for j, s in enumerate(common)])
@@ -1240,11 +1302,13 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     >>> gs.scatter_add(gs.zeros(2), 0, gs.tensor([1, 1]), gs.tensor([1.0, 2.0])).tolist()
     [0.0, 3.0]
     """
-    x, s = _input(input, "scatter_add"), _input(src, "scatter_add")
+    x = input if isinstance(input, Tensor) else _input(input, "scatter_add")
+    s = src if isinstance(src, Tensor) else _input(src, "scatter_add")
     i = _index_array(index, "scatter_add")
-    out = x._k.copy(x.data)
-    x._k.scatter_add_(out, dim, i, s.data)
-    return apply(ScatterAddBackward, x._k, out, (x, s), (i,), dim=dim, src_shape=s.data.shape)
+    k, data = x._k, s.data
+    out = k.copy(x.data)
+    k.scatter_add_(out, dim, i, data)
+    return apply(ScatterAddBackward, k, out, (x, s), (i,), dim=dim, src_shape=data.shape)
 
 
 def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = None) -> Tensor:

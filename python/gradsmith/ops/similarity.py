@@ -38,15 +38,19 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
     >>> F.normalize(gs.tensor([[3.0, 4.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
-    x = _float(input, "normalize")
-    eps = _eps(eps, "normalize")
-    if p != 2 or not isinstance(dim, int):
+    x = input if type(input) is Tensor else _float(input, "normalize")
+    data = x.data
+    if data.dtype.kind != "f":
+        _float(x, "normalize")
+    if type(eps) is not float or not eps >= 0:
+        eps = _eps(eps, "normalize")
+    if p != 2.0 or type(dim) is not int:
         return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
     k = x._k
-    length = k.norm2(x.data, dim, True)
+    length = k.norm2(data, dim, True)
     most = k.clamp(length, eps, None)
     return apply(
-        NormalizeBackward, k, k.div(x.data, most), (x,), (length, most), True, dim=dim, eps=eps
+        NormalizeBackward, k, k.div(data, most), (x,), (length, most), True, dim=dim, eps=eps
     )
 
 
@@ -75,7 +79,7 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
     [0.0]
     """
     a, b = _float(x1, "cosine_similarity"), _float(x2, "cosine_similarity")
-    eps = _eps(eps, "cosine_similarity")
+    eps = eps if type(eps) is float and eps >= 0 else _eps(eps, "cosine_similarity")
     if a.data.shape != b.data.shape:
         try:
             shape = np.broadcast_shapes(a.shape, b.shape)

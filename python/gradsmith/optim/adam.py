@@ -7,9 +7,9 @@ Keras' Adam scales it by sqrt(1 - beta2^t) ("epsilon hat").
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from .. import _cpu
 from .optimizer import Optimizer, number, split
 
 __all__ = ["Adam", "AdamW", "Adamax", "NAdam", "RAdam"]
@@ -63,8 +63,7 @@ class Adam(Optimizer):
     def scalars(self, group: dict[str, Any], numbers: dict[str, float]) -> tuple[float, ...]:
         t = numbers["step"] = numbers["step"] + 1
         b1, b2 = group["betas"]
-        correction = 1 / math.sqrt(1 - b2**t)
-        return (group["lr"] / (1 - b1**t), b1, 1 - b1, b2, 1 - b2, group["eps"], correction)
+        return _cpu.adam_scalars(t, group["lr"], b1, b2, group["eps"])
 
 
 class AdamW(Adam):
@@ -156,19 +155,12 @@ class NAdam(Optimizer):
 
     def scalars(self, group: dict[str, Any], numbers: dict[str, float]) -> tuple[float, ...]:
         t = numbers["step"] = numbers["step"] + 1
-        lr, (b1, b2), decay = group["lr"], group["betas"], group["momentum_decay"]
-        mu = b1 * (1 - 0.5 * 0.96 ** (t * decay))
-        ahead = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * decay))
-        product = numbers["mu_product"] = numbers["mu_product"] * mu
-        return (
-            lr * (1 - mu) / (1 - product),
-            lr * ahead / (1 - product * ahead),
-            b1,
-            b2,
-            1 - b2,
-            group["eps"],
-            1 / (1 - b2**t),
+        b1, b2 = group["betas"]
+        values = _cpu.nadam_scalars(
+            t, group["lr"], b1, b2, group["momentum_decay"], group["eps"], numbers["mu_product"]
         )
+        numbers["mu_product"] = values[7]
+        return values[:7]
 
 
 class Adamax(Optimizer):
@@ -257,13 +249,4 @@ class RAdam(Optimizer):
     def scalars(self, group: dict[str, Any], numbers: dict[str, float]) -> tuple[float, ...]:
         t = numbers["step"] = numbers["step"] + 1
         b1, b2 = group["betas"]
-        rate = group["lr"] / (1 - b1**t)
-        correction = 1 - b2**t
-        rho_inf = 2 / (1 - b2) - 1
-        rho = rho_inf - 2 * t * b2**t / correction
-        rectified = rho > 5
-        if rectified:
-            rate *= math.sqrt(
-                (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho) * correction
-            )
-        return (rate, b1, 1 - b1, b2, 1 - b2, group["eps"], float(rectified))
+        return _cpu.radam_scalars(t, group["lr"], b1, b2, group["eps"])

@@ -347,18 +347,20 @@ class Optimizer:
         group = self.param_groups[0]
         slots = self._slots.get((0, 0))
         p, _, own, _ = rows[0]
-        if slots is None or self.state.get(p) is not own or kernel != self.kernel(group):
+        if slots is None or self.state.get(p) is not own:
             return False
-        flat = _cpu._rows_flat(rows, group["params"])
-        if flat is None:
+        now = self.kernel(group)
+        if now is not kernel and now != kernel:
             return False
         if self.numbers is _STEP:
             numbers: dict[str, float] = {"step": own["step"]}
         else:
             numbers = {n: own[n] for n in self.numbers}
         values = self._common(group) + self.scalars(group, numbers)
-        p._k.optimizer_update(kernel[0], slots.ids, values, flat)
-        _cpu._rows_done(rows, numbers)
+        if not p._k.optimizer_update_rows(
+            kernel[0], slots.ids, values, rows, group["params"], numbers
+        ):
+            return False
         self._last = [(0, slots, rows)]
         if recording.thread is not None:
             recording.note("optimizer", self)
@@ -444,7 +446,7 @@ class Optimizer:
         decay = group.get("weight_decay", 0.0)
         sign = -1.0 if group["maximize"] else 1.0
         clip = INF if self._clip_value is None else self._clip_value
-        if self.decoupled(group):
+        if decay and self.decoupled(group):  # without a decay both ways are one
             return (sign, clip, 0.0, group["l1"], 1.0 - float(group["lr"]) * float(decay))
         return (sign, clip, decay, group["l1"], 1.0)
 
