@@ -481,3 +481,10 @@ def test_format():
 def test_ragged_lists_are_named():
     with pytest.raises(ValueError, match="^Tensor: the data are no array"):
         gs.tensor([[1.0, 2.0], [3.0]])
+
+
+def test_gradcheck_without_anything_to_check_is_an_error():
+    x = gs.tensor(np.arange(3.0), requires_grad=True)
+    for fn in (lambda x: x.argmax(), lambda x: 3.0, lambda x: (), lambda x: None):
+        with pytest.raises(ValueError, match="no float Tensor"):
+            gs.gradcheck(fn, [x])

@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+import gradsmith as gs
+from gradsmith import bench
 from gradsmith.bench import Case, families, main, run_case
 from gradsmith.bench import steps as whole
 from gradsmith.bench.steps.nets import NETS, Floor
@@ -169,6 +171,7 @@ def test_files_that_cannot_be_written_are_refused_before_measuring(start, tmp_pa
         (["--json", str(tmp_path / "no" / "a.json")], "--json .*the folder .* does not exist"),
         (["--plot", str(tmp_path / "no" / "a.png")], "--plot .*the folder .* does not exist"),
         (["--json", str(tmp_path)], "is a folder"),
+        (["--plot", str(tmp_path / "a.foo")], "--plot .*a.foo: the suffix must be one of .*png"),
         (["--rounds", "0"], "--rounds must be at least 1"),
     ):
         with pytest.raises(SystemExit) as error:
@@ -176,3 +179,18 @@ def test_files_that_cannot_be_written_are_refused_before_measuring(start, tmp_pa
         out = capsys.readouterr()
         assert error.value.code == 2 and out.out == ""
         assert re.search(text, out.err), out.err
+
+
+def test_a_filter_without_a_case_and_too_many_threads_are_errors(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(bench._CHILD, "1")
+    path = tmp_path / "a.json"
+    before = gs.get_num_threads()
+    try:
+        options = ["reduce", "--quick", "--threads", "1", "--against", "none", "--json", str(path)]
+        assert main([*options, "--filter", "no such case"]) == 2
+    finally:
+        gs.set_num_threads(before)
+    assert "no case's name holds 'no such case'" in capsys.readouterr().err and not path.exists()
+    with pytest.raises(SystemExit):
+        main(["reduce", "--threads", "5000"])
+    assert "--threads is 5000; expected 1 .. 256" in capsys.readouterr().err

@@ -530,6 +530,18 @@ def test_init_matches_torch_bounds_when_transposed():
     assert np.abs(a).max() <= bound and ref.weight.abs().max().item() <= bound
 
 
+def test_init_fits_the_activation():
+    gs.manual_seed(0)
+    he = nn.Conv2d(64, 32, 3, activation="relu")
+    fan = 64 * 9
+    assert abs(he.weight.detach().numpy().std() / np.sqrt(2 / fan) - 1) < 0.02
+    assert not he.bias.detach().numpy().any()
+    lecun = nn.Conv1d(64, 128, 5, activation="selu")
+    assert abs(lecun.weight.detach().numpy().std() / np.sqrt(1 / (64 * 5)) - 1) < 0.02
+    with pytest.raises(ValueError, match="unknown nonlinearity 'step'"):
+        nn.ConvTranspose2d(4, 4, 3, activation="step")
+
+
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_padding_modes(mode, rng):
     """Borders that are not zeros: the plain convolution of an image that NumPy has padded."""
@@ -554,6 +566,11 @@ def test_padding_modes(mode, rng):
         one(gs.tensor(x)).detach().numpy(), want.detach().numpy(), rtol=1e-12
     )
     assert f"padding_mode={mode}" in repr(one)
+    two = nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode, dtype="float64")
+    for layer, x in ((one, rng.normal(size=(2, 5, 2))), (two, rng.normal(size=(2, 5, 6, 4)))):
+        batch = layer(gs.tensor(x)).detach().numpy()
+        alone = layer(gs.tensor(x[1])).detach().numpy()  # without a batch, as with zeros
+        np.testing.assert_allclose(alone, batch[1], rtol=1e-12)
 
 
 def test_padding_modes_bad_input():

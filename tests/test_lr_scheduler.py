@@ -207,6 +207,15 @@ CASES = {
     "sequential_cos": lambda m, o: m.SequentialLR(
         o, [m.ConstantLR(o, 0.1, 4), m.CosineAnnealingLR(o, 20, 0.001)], [6]
     ),
+    "sequential_multiplicative": lambda m, o: m.SequentialLR(
+        o,
+        [
+            m.StepLR(o, 3, 0.5),
+            m.MultiplicativeLR(o, lambda t: 0.97 if t else 1.1),
+            m.ConstantLR(o, 0.3, 4),
+        ],
+        [8, 25],
+    ),
     "chained": lambda m, o: m.ChainedScheduler(
         [m.ConstantLR(o, 0.1, 4), m.ExponentialLR(o, 0.9), m.StepLR(o, 6, 0.5)]
     ),

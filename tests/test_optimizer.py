@@ -797,6 +797,46 @@ def test_the_quick_step_is_the_step(name):
     assert results[0] == results[1]
 
 
+def test_state_of_another_optimizer_is_an_error():
+    def used(make):
+        p = gs.Parameter([1.0, 2.0])
+        p.grad = gs.tensor([0.5, 1.0])
+        opt = make([p])
+        opt.step()
+        return opt, p
+
+    adam, p = used(lambda params: gs.optim.Adam(params))
+    sgd, q = used(lambda params: gs.optim.SGD(params, 0.1, momentum=0.9))
+    before = {k: v.tolist() for k, v in sgd.state[q].items() if k != "step"}
+    with pytest.raises(
+        ValueError, match="SGD: the saved state of parameter 0 has 'exp_avg'.*momentum_buffer"
+    ):
+        sgd.load_state_dict(adam.state_dict())
+    with pytest.raises(ValueError, match="SGD: the saved state of w has 'exp_avg'"):
+        sgd.load_named_state([("w", q)], adam.named_state([("w", p)]))
+    assert before == {k: v.tolist() for k, v in sgd.state[q].items() if k != "step"}
+    amsgrad, _ = used(lambda params: gs.optim.AdamW(params, amsgrad=True))
+    gs.optim.AdamW([gs.Parameter([1.0, 2.0])]).load_state_dict(amsgrad.state_dict())
+
+    class Slow(gs.optim.SGD):  # keeps what it likes
+        def step(self, closure=None):
+            super().step(closure)
+            for p, own in self.state.items():
+                own["slow"] = gs.tensor(p.detach().numpy())
+
+    slow, _ = used(lambda params: Slow(params, 0.1))
+    other = Slow([gs.Parameter([1.0, 2.0])], 0.1)
+    other.load_state_dict(slow.state_dict())
+    assert next(iter(other.state.values()))["slow"].shape == (2,)
+
+
+def test_clipping_has_pytorch_s_place():
+    assert gs.nn.utils.clip_grad_norm_ is gs.optim.clip_grad_norm_
+    assert gs.nn.utils.clip_grad_value_ is gs.optim.clip_grad_value_
+    with pytest.raises(AttributeError, match="no attribute 'weight_norm'"):
+        _ = gs.nn.utils.weight_norm
+
+
 def test_scalars_of_long_formulas_are_pythons():
     """To the bit: what the compiled module computes, written in Python."""
     rng = np.random.default_rng(7)

@@ -54,6 +54,42 @@ def test_lazy_rooms_and_unknown_names():
         _ = gs.nonsense
 
 
+def test_type_checkers_know_the_public_names(tmp_path):
+    pytest.importorskip("mypy")
+    program = tmp_path / "program.py"
+    program.write_text(
+        """import gradsmith as gs
+from gradsmith.train import Trainer
+
+def learn(x: gs.Tensor) -> gs.Tensor:
+    train, test = gs.data.digits()
+    model = gs.nn.Linear(4, 2, activation="relu")
+    optimizer = gs.optim.Adam(model.parameters(), lr=0.1)
+    trainer: Trainer = gs.train.Trainer(model, "mse", optimizer)
+    gs.manual_seed(0)
+    gs.save(gs.models.mlp().state_dict(), "a.safetensors")
+    step = gs.capture(lambda: gs.load("a.safetensors"))
+    with gs.no_grad(), gs.threads(1):
+        y: gs.Tensor = gs.relu(x @ x) + x.size
+    return y
+
+gs.nonsense
+"""
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        str(program),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    errors = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert len(errors) == 1 and '"nonsense"' in errors[0], done.stdout + done.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell environment")
 def test_stubs_are_there():
     here = os.path.dirname(gs.__file__)

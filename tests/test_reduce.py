@@ -205,6 +205,15 @@ def test_var_is_stable(rng):
     )
 
 
+@pytest.mark.parametrize("correction", [0, 1])
+def test_std_of_equal_elements_has_a_gradient_of_zero(correction):
+    x = gs.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    gs.std(x, 1, correction=correction).sum().backward()
+    a = x.detach().numpy().astype("f8")
+    s = a[1].std(ddof=correction) * (3 - correction)
+    np.testing.assert_allclose(x.grad.numpy(), [[0, 0, 0], [-1 / s, 0, 1 / s]], rtol=1e-6)
+
+
 def test_cumsum(rng):
     for shape in ((5,), (3, 4), (2, 300, 3), (4, 3, 700)):
         x = rng.integers(-5, 5, shape).astype(np.float32)

@@ -37,6 +37,9 @@ def test_num_threads_environment_and_setter():
         "import gradsmith as gs; print(gs.get_num_threads())", GRADSMITH_NUM_THREADS="3"
     )
     assert done.stdout.strip() == "3"
+    for bad in ("abc", "0", "-2", "1.5", "257", "99999999999999999999"):
+        done = run_python("import gradsmith", GRADSMITH_NUM_THREADS=bad)
+        assert f"GRADSMITH_NUM_THREADS={bad}: expected a whole number, 1 .. 256" in done.stderr
     before = gs.get_num_threads()
     with gs.threads(2):
         assert gs.get_num_threads() == 2

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import stat
 import struct
 import subprocess
 import sys
@@ -161,6 +162,7 @@ class Odd:
         ({"a": np.array([None])}, "object"),
         ({"a": np.array(["x"])}, "<U1"),
         ({1.5: 2}, "keys must be str or int"),
+        ({True: 2}, r"key True \(bool\)"),
         ({"a": {1, 2}}, "is a set"),
         ({"a": b"x"}, "is a bytes"),
         (np.datetime64("2020-01-01"), "datetime64"),
@@ -200,6 +202,16 @@ def test_bad_places_name_the_path(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         save({}, tmp_path / "file" / "a")
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, os.devnull):
+        with pytest.raises(OSError, match="device or a pipe") as error:
+            save({"a": 1}, path)
+        assert error.value.filename == str(path)
+    assert stat.S_ISFIFO(os.stat(pipe).st_mode) and os.listdir(tmp_path) == ["pipe"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
@@ -354,6 +366,7 @@ GRAD = {"__metadata__": {"gradsmith": json.dumps({"version": 1, "state": {"w": {
         (raw({"__metadata__": {"gradsmith": "{"}}), "JSON"),
         (raw({"__metadata__": {"gradsmith": '{"version":9,"state":1}'}}), "format 9"),
         (raw(GRAD), "not in it"),
+        (raw({"__metadata__": {"gradsmith": '{"version":1,"state":{"$tensor":"w"}}'}, "w": entry("I8", (2,), 0, 2)}, b"\0" * 2), "'w' a Tensor, which int8"),
         (raw({**GRAD, "w": entry(), "v": entry(begin=8, end=16)}, b"\0" * 16), "'v'"),
         (raw({"__metadata__": {"gradsmith": '{"version":1,"state":{"$what":1}}'}}), "unknown"),
         (raw({"__metadata__": {"gradsmith": '{"version":1,"state":{"$array":[1]}}'}}), "not in it"),

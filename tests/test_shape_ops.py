@@ -367,6 +367,69 @@ def test_gather_takes_negative_indices_along_every_axis():
                     gs.gather(gs.tensor(a), dim, gs.tensor(np.full(shape, size)))
 
 
+def test_arguments_that_pytorch_has(rng):
+    """repeats of its own for each slice, an index into the flattened input, scatter's value, dtype, decimals, size()."""
+    torch = pytest.importorskip("torch")
+    a = rng.normal(size=(2, 3, 4))
+    x, t = gs.tensor(a, requires_grad=True), torch.tensor(a, requires_grad=True)
+    counts, flat = [2, 0, 1], np.array([[3, 23], [0, 3]])
+    where = rng.integers(0, 3, (2, 2, 4))
+    pairs = [
+        (gs.repeat_interleave(x, gs.tensor(counts), 1), torch.repeat_interleave(t, torch.tensor(counts), 1)),
+        (gs.repeat_interleave(x, gs.tensor([2]), 0), torch.repeat_interleave(t, torch.tensor([2]), 0)),
+        (gs.take_along_dim(x, gs.tensor(flat)), torch.take_along_dim(t, torch.tensor(flat))),
+        (x.scatter(1, gs.tensor(where), value=2.5), t.scatter(1, torch.tensor(where), value=2.5)),
+        (x.round(decimals=2), t.round(decimals=2)),
+        (gs.round(x * 100, decimals=-1), torch.round(t * 100, decimals=-1)),
+        (x.sum(1, dtype="float32"), t.sum(1, dtype=torch.float32)),
+        (x.cumsum(1, dtype="float32"), t.cumsum(1, dtype=torch.float32)),
+        (x.prod(dtype=np.float32), t.prod(dtype=torch.float32)),
+    ]  # fmt: skip
+    for got, want in pairs:
+        assert got.shape == tuple(want.shape) and str(want.dtype).endswith(str(got.dtype))
+        np.testing.assert_allclose(got.detach().numpy(), want.detach().numpy(), rtol=1e-6)
+        x.grad = t.grad = None
+        (got * got).sum().backward()
+        (want * want).sum().backward()
+        np.testing.assert_allclose(x.grad.numpy(), t.grad.numpy(), rtol=1e-5)
+    ints = gs.tensor([1, 2, 4])
+    assert (
+        abs(ints.mean(dtype="float64").item() - 7 / 3) < 1e-15
+        and ints.sum(dtype="int32").dtype == "int32"
+    )
+    assert (x.size, x.size(), x.size(-1)) == (24, (2, 3, 4), 4)
+    assert x.view(x.size(0), -1).shape == (2, 12)
+    with pytest.raises(IndexError, match=r"size: axis 3 of a tensor of shape \(2, 3, 4\)"):
+        x.size(3)
+    for bad in ([1, 2], [1, -1, 0]):
+        with pytest.raises(ValueError, match="repeat_interleave: repeats must be 3 numbers"):
+            gs.repeat_interleave(x, gs.tensor(bad), 1)
+    with pytest.raises(TypeError, match="scatter: give src .* or value"):
+        x.scatter(1, gs.tensor(where))
+
+
+def test_creation_as_pytorch():
+    for value, dtype in (
+        (2, "int64"),
+        (2.0, "float32"),
+        (True, "bool"),
+        (np.float64(1), "float32"),
+    ):
+        assert gs.full((2,), value).dtype == dtype
+    assert gs.full((2,), 2, dtype="float64").dtype == "float64"
+    assert gs.randint(3, (2, 5)).shape == (2, 5) and gs.randint(3, 4, (2,)).tolist() == [3, 3]
+    x = gs.ones(2, 3, dtype="float64")
+    for made in (
+        gs.zeros_like(x, requires_grad=True), gs.rand_like(x, requires_grad=True), gs.eye(2, requires_grad=True),
+        gs.full_like(x, 1, device="cpu", requires_grad=True), gs.linspace(0, 1, 3, requires_grad=True),
+        gs.arange(3.0, device="cpu", requires_grad=True), gs.randn(2, device="cpu", requires_grad=True),
+    ):  # fmt: skip
+        assert made.requires_grad and made.is_leaf
+    for make in (lambda: gs.arange(3, device="cuda"), lambda: gs.randn(3, device="cuda")):
+        with pytest.raises(ValueError, match="device 'cuda' is not available"):
+            make()
+
+
 @pytest.mark.parametrize(
     "shape, counts",
     [

@@ -76,6 +76,13 @@ PYBIND11_MODULE(_cpu, m) {
   if (const char* want = getenv("GRADSMITH_ISA"))
     if (*want)
       if (const char* error = isa_choose(want)) throw py::import_error(error);
+  if (const char* want = getenv("GRADSMITH_NUM_THREADS")) {
+    char* end;
+    const long n = strtol(want, &end, 10);
+    if (*want && (*end || n < 1 || n > 256))
+      throw py::import_error("GRADSMITH_NUM_THREADS=" + std::string(want) +
+                             ": expected a whole number, 1 .. 256");
+  }
   m.def(
       "isa", [] { return std::string(isa_active()); }, "The instruction set in use.");
   m.def(

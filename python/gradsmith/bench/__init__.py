@@ -327,8 +327,8 @@ def main(argv: list[str] | None = None) -> int:
     for p in asked:
         if p not in PEERS:
             parser.error(f"unknown peer {p!r}; one of {', '.join(PEERS)}")
-    if args.threads is not None and args.threads < 1:
-        parser.error("--threads must be at least 1")
+    if args.threads is not None and not 1 <= args.threads <= 256:
+        parser.error(f"--threads is {args.threads}; expected 1 .. 256")
     if args.rounds is not None and args.rounds < 1:
         parser.error("--rounds must be at least 1")
     check_outputs(parser, args.json, args.plot)
@@ -370,6 +370,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"    {p}: {why}", file=sys.stderr)
             if r.get("wrong"):
                 status = 1
+    if not records:
+        print(f"gradsmith bench: no case's name holds {args.filter!r}", file=sys.stderr)
+        return 2
     if args.json:
         out = {
             "machine": dict(_cpu.machine()),
@@ -398,8 +401,15 @@ def check_outputs(parser: argparse.ArgumentParser, records: str | None, plot: st
             parser.error(f"{option} {path}: the folder {folder} does not exist")
         if not os.access(path if os.path.exists(path) else folder, os.W_OK):
             parser.error(f"{option} {path}: cannot be written")
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+    if plot is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
         parser.error('--plot needs matplotlib: pip install "gradsmith[plot]"')
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if os.path.splitext(plot)[1].lstrip(".").lower() not in known:
+        parser.error(f"--plot {plot}: the suffix must be one of {', '.join(sorted(known))}")
 
 
 def versions(peers: list[str]) -> dict[str, str]:

@@ -96,12 +96,20 @@ def empty(
 def full(
     size: Any,
     fill_value: Any,
-    dtype: Any = np.float32,
+    dtype: Any = None,
     device: str = "cpu",
     requires_grad: bool = False,
 ) -> Tensor:
-    """A Tensor filled with one value."""
+    """A Tensor filled with one value; dtype None: float32, int64 or bool, as the value is.
+
+    >>> import gradsmith as gs
+    >>> gs.full((2,), 0.5).tolist()
+    [0.5, 0.5]
+    """
     size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    if dtype is None:
+        value = fill_value.item() if isinstance(fill_value, (np.generic, Tensor)) else fill_value
+        dtype = {bool: np.bool_, int: np.int64}.get(type(value), np.float32)
     return _filled("full", size, fill_value, dtype, device, requires_grad)
 
 
@@ -140,32 +148,52 @@ def _alike(x: Any, dtype: Any, op: str) -> tuple[tuple[int, ...], Any]:
     return x.shape, x.dtype if dtype is None else dtype
 
 
-def empty_like(x: Tensor, dtype: Any = None) -> Tensor:
-    """A Tensor of the shape (and dtype) of x, content undefined."""
+def empty_like(
+    x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """A Tensor of undefined content in the shape (and dtype) of x."""
     shape, dtype = _alike(x, dtype, "empty_like")
-    return empty(shape, dtype=dtype)
+    return empty(shape, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
-def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+def zeros_like(
+    x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
     """Zeros of the shape (and dtype) of x."""
     shape, dtype = _alike(x, dtype, "zeros_like")
-    return zeros(shape, dtype=dtype)
+    return zeros(shape, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
-def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+def ones_like(
+    x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
     """Ones of the shape (and dtype) of x."""
     shape, dtype = _alike(x, dtype, "ones_like")
-    return ones(shape, dtype=dtype)
+    return ones(shape, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
-def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
+def full_like(
+    x: Tensor,
+    fill_value: Any,
+    dtype: Any = None,
+    device: str = "cpu",
+    requires_grad: bool = False,
+) -> Tensor:
     """One value in the shape (and dtype) of x."""
     shape, dtype = _alike(x, dtype, "full_like")
-    return full(shape, fill_value, dtype=dtype)
+    return full(shape, fill_value, dtype, device, requires_grad)
 
 
-def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None) -> Tensor:
+def arange(
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    dtype: Any = None,
+    device: str = "cpu",
+    requires_grad: bool = False,
+) -> Tensor:
     """start, start + step, ... below end; int64 for integers, float32 otherwise."""
+    check_device(device, "arange")
     if end is None:
         start, end = 0, start
     if dtype is None:
@@ -176,49 +204,75 @@ def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None) -> Ten
         )
     if step == 0:
         raise ValueError("arange: step must not be 0")
-    return wrap(np.arange(start, end, step).astype(resolve_dtype(dtype, "arange")), _cpu)
+    a = np.arange(start, end, step).astype(resolve_dtype(dtype, "arange"))
+    return _finish(a, requires_grad)
 
 
-def linspace(start: float, end: float, steps: int, dtype: Any = np.float32) -> Tensor:
+def linspace(
+    start: float,
+    end: float,
+    steps: int,
+    dtype: Any = np.float32,
+    device: str = "cpu",
+    requires_grad: bool = False,
+) -> Tensor:
     """`steps` numbers from start to end, both included."""
+    check_device(device, "linspace")
     (steps,) = _shape((steps,), "linspace")
-    return wrap(np.linspace(start, end, steps).astype(resolve_dtype(dtype, "linspace")), _cpu)
+    a = np.linspace(start, end, steps).astype(resolve_dtype(dtype, "linspace"))
+    return _finish(a, requires_grad)
 
 
-def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
+def eye(
+    n: int,
+    m: int | None = None,
+    dtype: Any = np.float32,
+    device: str = "cpu",
+    requires_grad: bool = False,
+) -> Tensor:
     """Ones on the diagonal of an (n, m) matrix."""
+    check_device(device, "eye")
     n, m = _shape((n, n if m is None else m), "eye")
-    return wrap(np.eye(n, m, dtype=resolve_dtype(dtype, "eye")), _cpu)
+    return _finish(np.eye(n, m, dtype=resolve_dtype(dtype, "eye")), requires_grad)
 
 
-def rand(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def rand(
+    *shape: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
     """Uniform numbers in [0, 1) from the stream of `manual_seed`."""
-    seed, counter = random.next_counter()
-    name = resolve_dtype(dtype, "rand")
-    return _finish(
-        _cpu.uniform(_shape(shape, "rand"), name, 0.0, 1.0, seed, counter), requires_grad
-    )
+    return _drawn("rand", _cpu.uniform, shape, dtype, device, requires_grad)
 
 
-def randn(*shape: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def randn(
+    *shape: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
     """Standard normal numbers from the stream of `manual_seed`."""
+    return _drawn("randn", _cpu.normal, shape, dtype, device, requires_grad)
+
+
+def _drawn(
+    op: str, kernel: Any, shape: tuple, dtype: Any, device: str, requires_grad: bool
+) -> Tensor:
+    check_device(device, op)
+    name, dims = resolve_dtype(dtype, op), _shape(shape, op)
     seed, counter = random.next_counter()
-    name = resolve_dtype(dtype, "randn")
-    return _finish(
-        _cpu.normal(_shape(shape, "randn"), name, 0.0, 1.0, seed, counter), requires_grad
-    )
+    return _finish(kernel(dims, name, 0.0, 1.0, seed, counter), requires_grad)
 
 
-def rand_like(x: Tensor) -> Tensor:
-    """`rand` in the shape and dtype of x."""
-    shape, dtype = _alike(x, None, "rand_like")
-    return rand(shape, dtype=dtype)
+def rand_like(
+    x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """`rand` in the shape (and dtype) of x."""
+    shape, dtype = _alike(x, dtype, "rand_like")
+    return rand(shape, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
-def randn_like(x: Tensor) -> Tensor:
-    """`randn` in the shape and dtype of x."""
-    shape, dtype = _alike(x, None, "randn_like")
-    return randn(shape, dtype=dtype)
+def randn_like(
+    x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """`randn` in the shape (and dtype) of x."""
+    shape, dtype = _alike(x, dtype, "randn_like")
+    return randn(shape, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 _local = Local()  # the generator of each thread: making one takes 15 us
@@ -249,8 +303,18 @@ _NO_BUFFER = np.zeros(4, np.uint64)
 _HOST_DRAW = ("a draw of random integers", "Draw them outside and pass them in")
 
 
-def randint(low: int, high: int | None = None, size: Any = (), dtype: Any = np.int64) -> Tensor:
-    """Uniform integers in [low, high) (or [0, low)) from the stream of `manual_seed`."""
+def randint(
+    low: Any, high: Any = None, size: Any = (), dtype: Any = np.int64, device: str = "cpu"
+) -> Tensor:
+    """Uniform integers in [low, high) from the stream of `manual_seed`; also randint(high, size).
+
+    >>> import gradsmith as gs
+    >>> gs.randint(10, (2, 3)).shape, gs.randint(5, 10, (4,)).shape
+    ((2, 3), (4,))
+    """
+    check_device(device, "randint")
+    if isinstance(high, (tuple, list)):
+        low, high, size = 0, low, high
     if high is None:
         low, high = 0, low
     if high <= low:

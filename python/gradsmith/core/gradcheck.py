@@ -25,8 +25,8 @@ def gradcheck(
 
     df/dx_i ~ (f(x + eps e_i) - f(x - eps e_i)) / (2 eps), for every element of every float input that
     requires a gradient and every element of every float output. The inputs should be float64.
-    Raises ValueError when no input requires a gradient, RuntimeError on a mismatch (or returns False
-    with raise_exception=False).
+    Raises ValueError when no input requires a gradient or no output is a float Tensor, RuntimeError on a
+    mismatch (or returns False with raise_exception=False).
 
     >>> import gradsmith as gs
     >>> x = gs.tensor([[0.5, -1.0]], dtype="float64", requires_grad=True)
@@ -45,9 +45,12 @@ def gradcheck(
 
     def outputs() -> list[Tensor]:
         out = fn(*args)
-        return [o for o in ((out,) if isinstance(out, Tensor) else out) if o.data.dtype.kind == "f"]
+        found = out if isinstance(out, (tuple, list)) else (out,)
+        return [o for o in found if isinstance(o, Tensor) and o.data.dtype.kind == "f"]
 
     outs = outputs()
+    if not outs:
+        raise ValueError("gradcheck: fn returned no float Tensor, so there is no gradient to check")
     for o_index, o in enumerate(outs):
         n_out = o.data.size
         numeric = [np.zeros((n_out, t.data.size)) for t in checked]

@@ -53,6 +53,20 @@ def check_device(device: Any, op: str = "device") -> str:
     raise ValueError(f"{op}: unknown device {name!r}; use 'cpu' or 'cuda[:n]'")
 
 
+class Size(builtins.int):
+    """The number of elements of a tensor; called with nothing its shape, with an axis that axis's length."""
+
+    shape: tuple[builtins.int, ...]
+
+    def __call__(self, dim: builtins.int | None = None) -> Any:
+        if dim is None:
+            return self.shape
+        try:
+            return self.shape[dim]
+        except IndexError:
+            raise IndexError(f"size: axis {dim} of a tensor of shape {self.shape}") from None
+
+
 class Tensor(_cpu.TensorBase):
     """An array with `.grad`: NumPy in, NumPy out, arithmetic by gradsmith's kernels.
 
@@ -100,8 +114,11 @@ class Tensor(_cpu.TensorBase):
         return self.data.ndim
 
     @property
-    def size(self) -> int:
-        return self.data.size
+    def size(self) -> Size:
+        """How many elements, NumPy's `x.size`; called, it is PyTorch's: `x.size()` the shape, `x.size(0)` an axis."""
+        n = Size(self.data.size)
+        n.shape = self.data.shape
+        return n
 
     def numel(self) -> int:
         return self.data.size

@@ -105,7 +105,7 @@ class _Flattener:
             if plain:
                 return {str(key): self.walk(item, (*path, key)) for key, item in value.items()}
             for key in value:
-                if not isinstance(key, (str, int)) or isinstance(key, np.generic):
+                if not isinstance(key, (str, int)) or isinstance(key, (bool, np.generic)):
                     raise TypeError(
                         f"save: {_where(path)} has the key {key!r} ({type(key).__name__}); "
                         "keys must be str or int"
@@ -138,7 +138,13 @@ def _rebuild(node: Any, tensors: dict[str, np.ndarray], used: set[str]) -> Any:
                 return tensors[value]
             from ..core.tensor import Tensor
 
-            return Tensor(tensors[value])
+            try:
+                return Tensor(tensors[value])
+            except TypeError:
+                dtype = tensors[value].dtype
+                raise ValueError(
+                    f"its metadata calls {value!r} a Tensor, which {dtype} cannot be"
+                ) from None
         if kind == "$tuple" and isinstance(value, list):
             return tuple(_rebuild(item, tensors, used) for item in value)
         if kind == "$numpy" and isinstance(value, list) and len(value) == 2:
@@ -210,6 +216,8 @@ def _write(tensors: dict[str, np.ndarray], target: str, header: dict[str, str], 
     try:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, "is a folder; expected a file name")
+        if os.path.exists(target) and not os.path.isfile(target):  # root could replace /dev/null
+            raise OSError(errno.EINVAL, "is a device or a pipe; expected a file name")
         if not os.path.isdir(folder):
             raise FileNotFoundError(errno.ENOENT, f"the folder {folder} does not exist")
         _remove_stale(folder, name)

@@ -43,6 +43,7 @@ class _Conv(Module):
         bias: bool,
         padding_mode: str,
         dtype: Any,
+        activation: str | None,
     ):
         super().__init__()
         layer, n = type(self).__name__, self._nd
@@ -99,10 +100,19 @@ class _Conv(Module):
         )
         self.weight = Parameter(filled((first, *self.kernel_size, last // self.groups), d))
         self.register_parameter("bias", Parameter(filled(out_channels, d)) if bias else None)
+        self.activation = activation
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """weight and bias to U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default (kaiming_uniform, a = sqrt 5)."""
+        """weight and bias to U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default (kaiming_uniform, a = sqrt 5).
+
+        With `activation`, the weight as fits it (`init.activation_init_`) and no bias.
+        """
+        if self.activation is not None:
+            init.activation_init_(self.weight, self.activation)
+            if self.bias is not None:
+                init.zeros_(self.bias)
+            return
         # fan_in counts the last axis and the kernel, also where the layer is transposed, as PyTorch does
         init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
@@ -138,18 +148,21 @@ class _Plain(_Conv):
         bias: bool = True,
         padding_mode: str = "zeros",
         dtype: Any = None,
+        activation: str | None = None,
     ):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, dtype,
+            padding_mode, dtype, activation,
         )  # fmt: skip
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
         """The input with borders that are not zeros, and the padding that is left to the kernel."""
         layer, n, shape = type(self).__name__, self._nd, input.data.shape
-        if len(shape) != n + 2:
+        first = len(shape) - n - 1  # axis of the sizes: 1 after a batch, 0 without
+        if first not in (0, 1):
             raise ValueError(
-                f"{layer}: input has shape {shape}; expected {n + 2} axes, batch first, channels last"
+                f"{layer}: input has shape {shape}; expected {n + 2} axes, batch first (or {n + 1} without), "
+                "channels last"
             )
         borders = [0, 0]  # of the channels
         for i in reversed(range(n)):
@@ -160,10 +173,11 @@ class _Plain(_Conv):
             elif v == "valid":
                 v = 0
             before, after = v if isinstance(v, tuple) else (v, v)
-            most = {"reflect": shape[i + 1] - 1, "circular": shape[i + 1]}.get(self.padding_mode)
+            size = shape[first + i]
+            most = {"reflect": size - 1, "circular": size}.get(self.padding_mode)
             if most is not None and max(before, after) > most:
                 raise ValueError(
-                    f"{layer}: padding {(before, after)} of axis {i + 1} of an input of shape {shape} is "
+                    f"{layer}: padding {(before, after)} of axis {first + i} of an input of shape {shape} is "
                     f"more than padding_mode={self.padding_mode!r} has to take from, which is {most}"
                 )
             borders += [before, after]
@@ -176,7 +190,7 @@ class Conv1d(_Plain):
     L = (T + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1. weight: (out_channels,
     kernel_size, in_channels/groups), bias: (out_channels,), both U(-b, b) with b = 1 / sqrt(in_channels /
     groups * kernel_size). padding: an int, 'same' or 'valid'. padding_mode: what the borders hold: 'zeros',
-    'reflect', 'replicate' or 'circular'.
+    'reflect', 'replicate' or 'circular'. activation: as in Conv2d.
 
     ValueError: arguments out of range, an input that does not fit.
 
@@ -202,7 +216,8 @@ class Conv2d(_Plain):
     P = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1. weight: (out_channels, kh, kw,
     in_channels/groups), bias: (out_channels,), both U(-b, b) with b = 1 / sqrt(in_channels / groups * kh *
     kw). padding: an int, (h, w), ((top, bottom), (left, right)), 'same' or 'valid'. padding_mode: what the
-    borders hold: 'zeros', 'reflect', 'replicate' or 'circular'.
+    borders hold: 'zeros', 'reflect', 'replicate' or 'circular'. activation: the name of the activation that follows
+    chooses the fitting initialiser (`nn.init.activation_init_`, zero bias).
 
     ValueError: arguments out of range, an input that does not fit.
 
@@ -238,10 +253,11 @@ class _Transposed(_Conv):
         dilation: int | Sequence[int] = 1,
         padding_mode: str = "zeros",
         dtype: Any = None,
+        activation: str | None = None,
     ):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, dtype,
+            padding_mode, dtype, activation,
         )  # fmt: skip
         layer = type(self).__name__
         self.output_padding = _tuple(output_padding, self._nd, layer, "output_padding", 0)
@@ -280,7 +296,7 @@ class ConvTranspose1d(_Transposed):
 
     L = (T - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1. weight:
     (in_channels, kernel_size, out_channels/groups), bias: (out_channels,), initialised as PyTorch does.
-    `layer(x, output_size=L)` picks the output_padding.
+    `layer(x, output_size=L)` picks the output_padding. activation: as in Conv2d.
 
     ValueError: arguments out of range, an input that does not fit.
 
@@ -312,7 +328,7 @@ class ConvTranspose2d(_Transposed):
 
     P = (H - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1. weight:
     (in_channels, kh, kw, out_channels/groups), bias: (out_channels,), initialised as PyTorch does.
-    `layer(x, output_size=(P, Q))` picks the output_padding.
+    `layer(x, output_size=(P, Q))` picks the output_padding. activation: as in Conv2d.
 
     ValueError: arguments out of range, an input that does not fit.
 

@@ -50,10 +50,13 @@ def calculate_fan(tensor: Tensor) -> tuple[int, int]:
     return shape[-1] * area, shape[0] * area
 
 
+_CONVOLUTIONS = [f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)]
+
+
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The factor on the standard deviation that keeps the variance through an activation."""
     name = nonlinearity.lower()
-    if name in ("linear", "identity", "sigmoid", "conv1d", "conv2d", "softmax"):
+    if name in ("linear", "identity", "sigmoid", "softmax") or name in _CONVOLUTIONS:
         return 1.0
     if name == "tanh":
         return 5.0 / 3.0

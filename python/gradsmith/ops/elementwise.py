@@ -7,6 +7,7 @@ back to their shape.
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable
 from typing import Any
@@ -536,12 +537,26 @@ cos = _unary("cos", CosBackward, "x", _doc("The cosine (radians)", "cos", "[0.0]
 tan = _unary("tan", TanBackward, "y", _doc("The tangent (radians)", "tan", "[0.0]", "[0.0]"))
 floor = _unary("floor", ZeroBackward, "", _doc("The integer below", "floor", "[-1.5]", "[-2.0]"))
 ceil = _unary("ceil", ZeroBackward, "", _doc("The integer above", "ceil", "[1.5]", "[2.0]"))
-round = _unary(
-    "round",
-    ZeroBackward,
-    "",
-    _doc("The nearest integer, halves to even,", "round", "[2.5]", "[2.0]"),
-)
+_nearest = _unary("round", ZeroBackward, "", "")
+
+
+def round(input: Any, *, decimals: int = 0) -> Tensor:
+    """The nearest integer, halves to even, of each element, or the nearest multiple of 10^-decimals.
+
+    input: any shape, float32 or float64.
+
+    >>> import gradsmith as gs
+    >>> gs.round(gs.tensor([2.5])).tolist()
+    [2.0]
+    """
+    if decimals == 0:
+        return _nearest(input)
+    scale = 10.0 ** builtins.abs(decimals)
+    if decimals > 0:
+        return div(_nearest(mul(input, scale)), scale)
+    return mul(_nearest(div(input, scale)), scale)
+
+
 trunc = _unary("trunc", ZeroBackward, "", _doc("The integer part", "trunc", "[-1.5]", "[-1.0]"))
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.autograd import Node, apply, is_grad_enabled
-from ..core.tensor import Tensor, as_tensor, wrap
+from ..core.tensor import Tensor, as_tensor, resolve_dtype, wrap
 from . import elementwise as _ew
 
 __all__ = [
@@ -103,15 +103,23 @@ class MeanBackward(_Reduce):
         return (k.expand(g.reshape(kept), self.shape),)
 
 
-def sum(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
+def _in_dtype(op: str, fn: Callable, dtype: Any, input: Any, *args: Any) -> Tensor:
+    """fn(input, *args) of the input in dtype, as dtype (sums of small integers are int64 by themselves)."""
+    d = resolve_dtype(dtype, op)
+    return fn(_input(input, op).to(dtype=d), *args).to(dtype=d)
+
+
+def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Sum over the axes `dim`; integers and bools give int64; 0 for no elements.
 
-    Order is fixed by the shape; error at most eps (4 + log2 n) sum |x|.
+    Order is fixed by the shape; error at most eps (4 + log2 n) sum |x|. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.sum(gs.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=0).tolist()
     [4.0, 6.0]
     """
+    if dtype is not None:
+        return _in_dtype("sum", sum, dtype, input, dim, keepdim)
     x = input if isinstance(input, Tensor) else _input(input, "sum")
     k = x._k
     out = k.sum(x.data, dim, keepdim)
@@ -123,13 +131,15 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     return wrap(out, k)
 
 
-def mean(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
-    """Mean over the axes `dim` of a float tensor; NaN for no elements.
+def mean(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Mean over the axes `dim` of a float tensor; NaN for no elements. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.mean(gs.tensor([1.0, 3.0])).item()
     2.0
     """
+    if dtype is not None:
+        return _in_dtype("mean", mean, dtype, input, dim, keepdim)
     x = input if isinstance(input, Tensor) else _input(input, "mean")
     k = x._k
     out = k.mean(x.data, dim, keepdim)
@@ -161,13 +171,15 @@ class ProdBackward(_Reduce):
         return (result,)
 
 
-def prod(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
-    """Product over the axes `dim`; integers and bools give int64; 1 for no elements.
+def prod(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Product over the axes `dim`; integers and bools give int64; 1 for no elements. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.prod(gs.tensor([2.0, 3.0])).item()
     6.0
     """
+    if dtype is not None:
+        return _in_dtype("prod", prod, dtype, input, dim, keepdim)
     x = _input(input, "prod")
     k = x._k
     shape = x.data.shape
@@ -327,7 +339,8 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
 
 
 class VarBackward(_Reduce):
-    """y = var: dx = dy 2 (x - mean) / (n - correction); the root: dx = dy (x - mean) / (y (n - correction))."""
+    """y = var: dx = dy 2 (x - mean) / (n - correction); the root: dx = dy (x - mean) / (y (n - correction)),
+    0 where y = 0."""
 
     __slots__ = ("correction", "root")
     correction: float
@@ -343,7 +356,8 @@ class VarBackward(_Reduce):
         if grad is not None:
             g = grad.reshape(kept)
             if self.root:
-                g = k.div(g, saved[2].reshape(kept))
+                y = saved[2].reshape(kept)
+                g = k.where(k.eq(y, 0.0), 0.0, k.div(g, y))
             g = k.mul(g, (1.0 if self.root else 2.0) / m if m > 0 else float("nan"))
             dx = k.mul_diff(g, x, mean)
         if grad_mean is not None:
@@ -517,7 +531,7 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
 
 
 class LogSumExpBackward(_Reduce):
-    """dx = dy exp(x - y)."""
+    """dx = dy exp(x - y), 0 where y = -inf."""
 
     __slots__ = ()
 
@@ -525,7 +539,7 @@ class LogSumExpBackward(_Reduce):
         x, y = self.saved
         k, kept = self.k, self.kept
         y = y.reshape(kept)
-        y = k.where(k.isfinite(y), y, 0.0)
+        y = k.where(k.eq(y, float("-inf")), 0.0, y)
         return (k.mul(k.exp(k.sub(x, y)), grad.reshape(kept)),)
 
 
@@ -601,13 +615,15 @@ class CumsumBackward(Node):
         return (self.k.cumsum(grad, self.dim, True),)
 
 
-def cumsum(input: Any, dim: int) -> Tensor:
-    """Running sum along one axis, in order; integers and bools give int64.
+def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
+    """Running sum along one axis, in order; integers and bools give int64. dtype: converted to that first.
 
     >>> import gradsmith as gs
     >>> gs.cumsum(gs.tensor([1.0, 2.0, 3.0]), 0).tolist()
     [1.0, 3.0, 6.0]
     """
+    if dtype is not None:
+        return _in_dtype("cumsum", cumsum, dtype, input, dim)
     x = _input(input, "cumsum")
     return apply(CumsumBackward, x._k, x._k.cumsum(x.data, dim), (x,), dim=dim)
 

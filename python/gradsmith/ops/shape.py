@@ -1015,8 +1015,10 @@ def tile(input: Any, *dims: Any) -> Tensor:
     return apply(RepeatBackward, k, out, (x,), shape=shape, long=tuple(long), axes=tuple(kept))
 
 
-def repeat_interleave(input: Any, repeats: int, dim: int | None = None) -> Tensor:
+def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Tensor:
     """Each slice along one axis repeated `repeats` times in place (of the flattened tensor for dim None).
+
+    repeats: a number, or a Tensor of int64 or int32 with one number for each slice.
 
     >>> import gradsmith as gs
     >>> gs.repeat_interleave(gs.tensor([1.0, 2.0]), 2).tolist()
@@ -1026,6 +1028,19 @@ def repeat_interleave(input: Any, repeats: int, dim: int | None = None) -> Tenso
     if dim is None:
         x, dim = ravel(x), 0
     d = _axis(dim, x.data.ndim, "repeat_interleave")
+    if isinstance(repeats, (Tensor, np.ndarray, list, tuple)):
+        recording.host_read(
+            "repeat_interleave(repeats=Tensor)", "Call it outside, or give a number"
+        )
+        counts, slices = _index_array(repeats, "repeat_interleave"), x.data.shape[d]
+        if counts.size == 1:
+            counts = np.broadcast_to(counts.reshape(-1), (slices,))
+        if counts.shape != (slices,) or (counts < 0).any():
+            raise ValueError(
+                f"repeat_interleave: repeats must be {slices} numbers, none negative, for axis {d} of an input of "
+                f"shape {x.data.shape}; got {counts.tolist()}"
+            )
+        return index_select(x, d, wrap(np.repeat(np.arange(slices), counts), x._k))
     if repeats < 0:
         raise ValueError(f"repeat_interleave: repeats must not be negative, got {repeats}")
     shape = x.data.shape
@@ -1235,8 +1250,8 @@ def gather(input: Any, dim: int, index: Any) -> Tensor:
     return apply(GatherBackward, x._k, out, (x,), (i,), shape=x.data.shape, dim=dim)
 
 
-def take_along_dim(input: Any, indices: Any, dim: int) -> Tensor:
-    """As gather, with the other axes broadcast.
+def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
+    """As gather, with the other axes broadcast; dim None: out of the flattened input.
 
     >>> import gradsmith as gs
     >>> gs.take_along_dim(gs.tensor([[3.0, 1.0]]), gs.tensor([[1]]), 1).tolist()
@@ -1244,6 +1259,8 @@ def take_along_dim(input: Any, indices: Any, dim: int) -> Tensor:
     """
     x = input if isinstance(input, Tensor) else _input(input, "take_along_dim")
     i = _index_array(indices, "take_along_dim")
+    if dim is None:
+        return gather(ravel(x), 0, wrap(i.reshape(-1), x._k))
     data, k = x.data, x._k
     a, b = data.shape, i.shape
     d = _axis(dim, len(a), "take_along_dim")
@@ -1294,14 +1311,19 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     return apply(ScatterAddBackward, k, out, (x, s), (i,), dim=dim, src_shape=data.shape)
 
 
-def scatter(input: Any, dim: int, index: Any, src: Any) -> Tensor:
+def scatter(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = None) -> Tensor:
     """A copy of input with src (a Tensor or a number) written at the indices; of several at one place, one stays.
+
+    value: the number, by PyTorch's other name.
 
     >>> import gradsmith as gs
     >>> gs.scatter(gs.zeros(3), 0, gs.tensor([1]), 5.0).tolist()
     [0.0, 5.0, 0.0]
     """
     x = _input(input, "scatter")
+    if (src is None) == (value is None):
+        raise TypeError("scatter: give src (a Tensor or a number) or value (a number)")
+    src = value if src is None else src
     i = _index_array(index, "scatter")
     k = x._k
     s = src if isinstance(src, Tensor) else None

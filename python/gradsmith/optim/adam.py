@@ -28,6 +28,8 @@ class Adam(Optimizer):
     0.9
     """
 
+    arrays = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
     def __init__(
         self,
         params: Any,
@@ -74,6 +76,8 @@ class AdamW(Adam):
     >>> gs.optim.AdamW([p], lr=0.1, weight_decay=0.5).step(); round(p.item(), 4)
     0.85
     """
+
+    arrays = Adam.arrays
 
     def __init__(
         self,

@@ -78,6 +78,8 @@ class RMSprop(Optimizer):
     0.9
     """
 
+    arrays = ("square_avg", "grad_avg", "momentum_buffer")
+
     def __init__(
         self,
         params: Any,

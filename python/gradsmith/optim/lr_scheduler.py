@@ -117,6 +117,10 @@ class LRScheduler:
         """Rates at ``t`` when another schedule left ``rates``: this one overwrites them."""
         return self._values(t)
 
+    def _onwards(self, t: float, left: Callable[[], list[float]]) -> list[float]:
+        """Rates at its step ``t`` in a sequence whose part before ended with the rates ``left()``."""
+        return self._values(t)
+
     # What users call ---------------------------------------------------------------------------
 
     def lr_at(self, t: float) -> Rate:
@@ -440,6 +444,7 @@ class MultiplicativeLR(LRScheduler):
     def __init__(self, optimizer: Any, lr_lambda: Any, last_epoch: int = -1) -> None:
         self.lr_lambdas = _functions("MultiplicativeLR", optimizer, lr_lambda)
         self._products: list[list[float]] = []
+        self._factors: list[list[float]] = []
         super().__init__(optimizer, last_epoch)
 
     def _values(self, t: float) -> list[float]:
@@ -453,6 +458,14 @@ class MultiplicativeLR(LRScheduler):
 
     def _after(self, t: int, rates: list[float]) -> list[float]:
         return [lr * f(t) for lr, f in zip(rates, self.lr_lambdas)] if t > 0 else list(rates)
+
+    def _onwards(self, t: float, left: Callable[[], list[float]]) -> list[float]:
+        t = _whole("MultiplicativeLR", "step", t, 0)
+        while len(self._factors) <= t:  # in a sequence lr_lambda(0) counts, too, as in PyTorch
+            n = len(self._factors)
+            before = self._factors[-1] if n else [1.0] * len(self.lr_lambdas)
+            self._factors.append([product * f(n) for product, f in zip(before, self.lr_lambdas)])
+        return [lr * factor for lr, factor in zip(left(), self._factors[t])]
 
 
 def _functions(owner: str, optimizer: Any, given: Any) -> list[Callable[[float], float]]:
@@ -757,7 +770,10 @@ class WarmupLR(LRScheduler):
 
 
 class SequentialLR(LRScheduler):
-    """``schedulers[i]`` from ``milestones[i - 1]`` on, each counting from 0 at its start."""
+    """``schedulers[i]`` from ``milestones[i - 1]`` on, each counting from 0 at its start.
+
+    Each begins with its own rate; ``MultiplicativeLR`` goes on from the one before.
+    """
 
     def __init__(
         self,
@@ -783,7 +799,10 @@ class SequentialLR(LRScheduler):
 
     def _values(self, t: float) -> list[float]:
         scheduler, local = self._part(t)
-        return scheduler._values(local)
+        start = t - local
+        if start == 0:
+            return scheduler._values(local)
+        return scheduler._onwards(local, lambda: self._values(start - 1))
 
     def _momenta(self, t: float) -> list[float] | None:
         scheduler, local = self._part(t)

@@ -114,8 +114,8 @@ class Optimizer:
     skip_nonfinite: a step whose gradients hold a NaN or an infinity changes nothing, not even the step
         counts, and is counted in `optimizer.skipped`.
 
-    A rule of your own is a subclass that names a kernel (`rule`), the arrays (`arrays`) and numbers
-    (`numbers`, with their start values) that it keeps for each parameter, and whose `scalars(group,
+    A rule of your own is a subclass that names a kernel (`rule`), the arrays (`arrays`, all that it may keep) and
+    numbers (`numbers`, with their start values) that it keeps for each parameter, and whose `scalars(group,
     numbers)` advances the numbers and returns the kernel's scalars. Or override `step`.
 
     Raises ValueError for an empty list, a parameter that occurs twice, a non-leaf; TypeError for
@@ -530,6 +530,12 @@ class Optimizer:
                 continue
             if value is None:
                 continue
+            # a subclass that does not say what it keeps may keep anything
+            if vars(type(self)).get("arrays") and name not in self.arrays:
+                raise ValueError(
+                    f"{type(self).__name__}: the saved state of {where} has {name!r}, which is another optimizer's; "
+                    f"this one keeps {', '.join([*self.numbers, *self.arrays])}."
+                )
             a = value.data if isinstance(value, Tensor) else np.asarray(value)
             if a.shape != p.shape:
                 raise ValueError(

@@ -31,6 +31,8 @@ class SGD(Optimizer):
     0.71
     """
 
+    arrays = ("momentum_buffer",)
+
     def __init__(
         self,
         params: Any,
