@@ -1449,8 +1449,8 @@ void bind_capture(py::module_& m) {
            })
       .def("guard_list",
            [](PyProgram& q, py::list owner, std::string name) {
-             q.guards.push_back(Guard{Guard::kList, owner, py::tuple(owner), py::none(), 0, -1,
-                                      std::move(name)});
+             q.guards.push_back(
+                 Guard{Guard::kList, owner, py::tuple(owner), py::none(), 0, -1, std::move(name)});
            })
       .def("guard_attribute",
            [](PyProgram& q, py::object owner, py::str key, py::object value, bool there,
@@ -1498,14 +1498,13 @@ void bind_capture(py::module_& m) {
                 Guard{Guard::kContent, owner, content, py::none(), 0, -1, std::move(name)});
           },
           "An array or a buffer keeps its values.")
-      .def(
-          "guard_context",
-          [](PyProgram& q, py::object owner, py::object value, bool there, std::string name) {
-            if (!PyContextVar_CheckExact(owner.ptr()))
-              throw py::type_error("guard_context: not a ContextVar");
-            q.guards.push_back(Guard{Guard::kContext, owner, py::none(),
-                                     there ? value : py::object(), 0, -1, std::move(name)});
-          })
+      .def("guard_context",
+           [](PyProgram& q, py::object owner, py::object value, bool there, std::string name) {
+             if (!PyContextVar_CheckExact(owner.ptr()))
+               throw py::type_error("guard_context: not a ContextVar");
+             q.guards.push_back(Guard{Guard::kContext, owner, py::none(),
+                                      there ? value : py::object(), 0, -1, std::move(name)});
+           })
       .def("guard_tensor",
            [](PyProgram& q, py::object tensor, py::object array, std::string name) {
              if (!is_tensor(tensor.ptr())) throw py::type_error("guard_tensor: not a Tensor");
@@ -1554,8 +1553,7 @@ void bind_capture(py::module_& m) {
             q.changed_inputs = std::move(inputs);
           },
           "The versions of tensors, and the arguments, that a replay changes in place.")
-      .def("count_changes",
-           [](PyProgram& q, py::tuple leaves) { q.count_changes(leaves.ptr()); })
+      .def("count_changes", [](PyProgram& q, py::tuple leaves) { q.count_changes(leaves.ptr()); })
       .def("caller", &caller, "`call`, a builtin: see its documentation.")
       .def("set_direct",
            [](PyProgram& q, bool grad_mode, bool autocast_mode, py::object module,

@@ -60,7 +60,20 @@ _UNPAID = ("bias_activation", "activation_gradient", "prepared_updates")
 _MAX_PROGRAMS = 16
 _MAX_FAILURES = 3
 _verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
-_CONSTANT = (int, float, complex, str, bytes, type(None), np.generic, np.dtype, type, slice, range, enum.Enum)
+_CONSTANT = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    np.generic,
+    np.dtype,
+    type,
+    slice,
+    range,
+    enum.Enum,
+)
 _live: weakref.WeakSet[Captured] = weakref.WeakSet()
 
 
@@ -284,7 +297,7 @@ class Captured(_cpu.CapturedBase):
         rebuilt = unflatten(tree, leaves)
         args, kwargs = rebuilt if kwargs else (rebuilt, {})
         mode = self._mode()
-        key = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
+        key: Any = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
         if copied:
             key = (key, tuple(copied))
             if key in self._in_place:
@@ -705,7 +718,9 @@ class _Plan:
         self.unfinished = False
         self.written: set[int] = set()
         self.strange: str | None = None
-        self.changed = list({id(t._ver): t._ver for t, i, v in versions if i < 0 and t._ver[0] != v}.values())
+        self.changed = list(
+            {id(t._ver): t._ver for t, i, v in versions if i < 0 and t._ver[0] != v}.values()
+        )
         self.changed_inputs = [i for t, i, v in versions if i >= 0 and t._ver[0] != v]
         used: set[int] = set()
         k = _cpu
@@ -854,12 +869,8 @@ class _Plan:
         p.results, p.result_tree = self.results, self.result_tree
         p.checks = native.has_checks()
         p.watch = self.watch
-        counted = {
-            id(v) for a in p.actions if isinstance(a, OptimizerState) for v in a.versions
-        }
-        native.set_changed(
-            [v for v in self.changed if id(v) not in counted], self.changed_inputs
-        )
+        counted = {id(v) for a in p.actions if isinstance(a, OptimizerState) for v in a.versions}
+        native.set_changed([v for v in self.changed if id(v) not in counted], self.changed_inputs)
         steppers = [a.native() if isinstance(a, OptimizerState) else None for a in p.actions]
         if p.draws == 0 and all(s is not None for s in steppers):
             p.single = p.result_tree is None and p.results[0][0] == "array"

@@ -377,7 +377,9 @@ class Watch:
                 self._value(v.ravel().tolist(), name)  # what it holds
             return
         try:
-            content = _content(v) if (v.nbytes if hasattr(v, "nbytes") else len(v)) <= _BYTES else None
+            content = (
+                _content(v) if (v.nbytes if hasattr(v, "nbytes") else len(v)) <= _BYTES else None
+            )
         except (ValueError, TypeError, BufferError):  # dates, for instance
             content = None
         if content is not None:
@@ -415,12 +417,13 @@ class Watch:
             if _ours(c):
                 continue
             for n, raw in list(c.__dict__.items()):
-                if n.startswith("__") and n.endswith("__") and n not in _NOT_CALLED:
-                    if isinstance(raw, types.FunctionType):
-                        computes = computes or n in ("__getattr__", "__getattribute__")
-                        if id(cls) not in self._classes:
-                            self._guard(("type", cls, n, _raw(cls, n), f"{name}.{n}"))
-                            self._descend(raw, f"{name}.{n}")
+                special = n.startswith("__") and n.endswith("__") and n not in _NOT_CALLED
+                if not special or not isinstance(raw, types.FunctionType):
+                    continue
+                computes = computes or n in ("__getattr__", "__getattribute__")
+                if id(cls) not in self._classes:
+                    self._guard(("type", cls, n, _raw(cls, n), f"{name}.{n}"))
+                    self._descend(raw, f"{name}.{n}")
         if not computes and id(cls) not in self._classes and type(cls) is not type:
             self._of_class(type(cls), f"the class of {name}")
         self._classes.add(id(cls))
@@ -669,7 +672,9 @@ class Watch:
             elif kind == "absent":
                 native.guard_absent(owner, key, name)
             elif kind == "type":
-                native.guard_type(owner, key, None if value is _MISSING else value, value is not _MISSING, name)
+                native.guard_type(
+                    owner, key, None if value is _MISSING else value, value is not _MISSING, name
+                )
             elif kind == "function":
                 native.guard_function(owner, value, name)
             elif kind == "order":
@@ -678,7 +683,9 @@ class Watch:
                 if id(owner) not in written:
                     native.guard_content(owner, value, name)
             elif kind == "context":
-                native.guard_context(owner, None if value is _MISSING else value, value is not _MISSING, name)
+                native.guard_context(
+                    owner, None if value is _MISSING else value, value is not _MISSING, name
+                )
             else:
                 native.guard_size(owner, name)
         for name, t in self.tensors.values():
