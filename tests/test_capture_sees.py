@@ -596,6 +596,57 @@ def test_iterators_and_generators_stay_eager(name):
     assert got == expected and "outside" in step.reason
 
 
+LOOKS = {
+    "number": lambda x: x * float(x.data.max() > 0),
+    "branch": lambda x: x * 2 if x.data.sum() > 0 else x * 3,
+    "shape": lambda x: x[: 1 + int(x.data[0, 0] > 0)] * 2,
+    "detached": lambda x: x * 2 if x.detach().data.any() else x,
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_functions_that_take_arrays_of_tensors_stay_eager(name):
+    """Whatever they compute from them, be it the same in both recordings."""
+    f = LOOKS[name]
+    step = gs.capture(f)
+    inputs = [gs.full((4, 3), v) for v in (1.0,) * 6 + (-1.0, 0.0)]
+    with pytest.warns(RuntimeWarning, match=r"\.data .*test_capture_sees\.py:\d+.* Compute with"):
+        assert [copied(step(x)) for x in inputs] == [copied(f(x)) for x in inputs]
+    assert not step.programs
+
+
+def test_step_counts_that_code_looks_at():
+    def world(capture):
+        model = nn.Linear(3, 2)
+        opt = gs.optim.Adam(model.parameters(), lr=0.1)
+
+        def f(x):
+            opt.zero_grad()
+            loss = (model(x) ** 2).sum()
+            if opt.state and opt.state[model.weight]["step"] > 6:
+                loss = loss * 0.5
+            loss.backward()
+            opt.step()
+            return loss
+
+        step = capture(f)
+        return [step(batch(i)) for i in range(12)]
+
+    compare(world, replays=0)
+
+
+def test_an_array_that_is_filled_anew_for_each_call_is_replayed():
+    def world(capture):
+        staged, model = np.zeros((4, 3), np.float32), nn.Linear(3, 2)
+        step, out = capture(gs.no_grad()(lambda: model(gs.tensor(staged)))), []
+        for i in range(12):
+            staged[:] = batch(i).data
+            out.append(step())
+        return out
+
+    compare(world, replays=9)
+
+
 def compare(world, replays=1):
     """world(capture) gives results of a function and of its capture, whose bits have to be the same."""
 

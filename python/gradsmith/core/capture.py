@@ -145,6 +145,9 @@ _READERS = {
 }
 
 
+_ARRAY: Any = next(c.__dict__["data"] for c in Tensor.__mro__ if "data" in c.__dict__)
+
+
 class _Guarded:
     """While it is entered, reading values raises in the recording thread (other threads read on)."""
 
@@ -160,12 +163,24 @@ class _Guarded:
             backward(t, *args, **kwargs)
 
         setattr(Tensor, "backward", noted)  # noqa: B010
+
+        def taken(t: Tensor) -> Any:
+            recording.looks(sys._getframe(1))
+            return _ARRAY.__get__(t)
+
+        def given(t: Tensor, array: Any) -> None:
+            recording.looks(sys._getframe(1))
+            _ARRAY.__set__(t, array)
+
+        setattr(Tensor, "data", property(taken, given))  # noqa: B010
         recording.notes.clear()
+        recording.looked.clear()
         recording.thread = threading.get_ident()
 
     def __exit__(self, *exc: object) -> None:
         recording.thread = None
         setattr(Tensor, "backward", self.backward)  # noqa: B010
+        del Tensor.data
         for name, method in self.before.items():
             if method is None:
                 delattr(Tensor, name)
@@ -237,7 +252,9 @@ class Captured(_cpu.CapturedBase):
         self._programs: list[_Program] = []
         self._last: _Program | None = None
         self._seen: dict[Any, int] = {}
-        self._drafts: dict[Any, tuple[Any, int]] = {}  # a recording to compare the next one with
+        self._drafts: dict[
+            Any, tuple[Any, int, dict]
+        ] = {}  # a recording to compare the next one with
         self._in_place: set[Any] = set()  # keys of arguments that have to be passed as they are
         self._failures = 0
         self._misses = 0
@@ -426,6 +443,7 @@ class Captured(_cpu.CapturedBase):
             with _Guarded():
                 out = self.fn(*args, **kwargs)
                 notes = list(recording.notes)
+                looked = list(recording.looked)
             plan = _Plan(rec, watch, leaves, out, entry, notes, versions, copied)
             for i, x in copied.items():
                 if i in plan.changed_inputs:  # the copy of what is not in C order
@@ -457,6 +475,11 @@ class Captured(_cpu.CapturedBase):
                 )
         rec.stop()
         why = why or rec.error or None
+        if why is None and looked:
+            why = (
+                f"it takes the array of a tensor, .data ({looked[0]}), and a replay would not look at its "
+                "values. Compute with tensors; shape, dtype and detach() are theirs, too"
+            )
         if why is None and (before["seed"] != after["seed"]):
             why = "it sets the random seed"
         if copied and not plan.shares().isdisjoint(copied):
@@ -464,7 +487,7 @@ class Captured(_cpu.CapturedBase):
             return result
         if why is not None:
             self._failures += 1
-            if self._failures >= _MAX_FAILURES or rec.error:
+            if self._failures >= _MAX_FAILURES or rec.error or looked:
                 self._give_up(why)
             return result
         # Recordings in train and in eval mode are not compared with each other, nor those that add to
@@ -472,7 +495,10 @@ class Captured(_cpu.CapturedBase):
         switches = tuple([g[3] for g in watch.guards if len(g) > 3 and type(g[3]) is bool])
         key = (key, switches, tuple([g is None for _, g in entry]))
         draft = self._drafts.pop(key, None)
+        contents = watch.contents()
         if draft is not None:
+            # Arrays that kernels read, and whose values made no other difference between the two
+            plan.written |= {i for i, c in draft[2].items() if contents.get(i, c) != c}
             why = rec.difference(draft[0], before["counter"], draft[1])
             if not why:
                 draft[0].drop()
@@ -483,7 +509,7 @@ class Captured(_cpu.CapturedBase):
                 if self._failures >= _MAX_FAILURES:
                     self._give_up(why)
                     return result
-            self._drafts[key] = (rec, before["counter"])
+            self._drafts[key] = (rec, before["counter"], contents)
             return result
         self._failures = 0
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)

@@ -20,6 +20,7 @@ thread: int | None = None  # the thread that records
 # Switches that decide which kernels run (precisions); whoever changes one writes it here too, and a
 # program is used only while they are as they were.
 modes: dict[str, Any] = {"conv_precision": "default"}
+looked: list[str] = []  # lines of the user's code that took a tensor's array
 notes: list[tuple[str, Any]] = []  # optimizers and schedulers that stepped, in order
 
 
@@ -55,6 +56,12 @@ def host_read(what: str, advice: str = "") -> None:
             f"{what} inside a captured function reads values on the host, and a replay would use the "
             f"old ones ({user_line()}). {advice}."
         )
+
+
+def looks(frame: Any) -> None:
+    """Remembers that the code of a frame takes the array of a tensor, unless it is the library's."""
+    if here() and not frame.f_code.co_filename.startswith(_package):
+        looked.append(user_line())
 
 
 def note(kind: str, what: Any) -> None:

@@ -121,6 +121,7 @@ class Watch:
         self.arrays: list[tuple[np.ndarray, str, bool, bool]] = []
         self._large: list[tuple[str, str]] = []  # attributes with more than can be compared
         self._strings: set[str] = set()
+        self._words: set[str] = set()
         self._classes: set[int] = set()
         self._module_classes: set[int] = set()
         import random
@@ -150,6 +151,23 @@ class Watch:
                 self._attributes(obj, name)
             if size == (len(self._names), len(self._strings), len(self._objects)):
                 break
+        # So are step counts to code that looks for them.
+        if "state" in self._names and any(
+            [self._words & set(o.numbers) for o in self.optimizers.values()]
+        ):
+            for o in self.optimizers.values():
+                for own in o.state.values():
+                    for key in o.numbers:
+                        if key in own:
+                            self._guard(
+                                (
+                                    "item",
+                                    own,
+                                    key,
+                                    own[key],
+                                    f"an optimizer's {key!r}, which it looks at,",
+                                )
+                            )
         if self._names & {"environ", "getenv"}:
             self._value(getattr(os.environ, "_data", None), "os.environ")
         for attribute, name in self._large:
@@ -204,8 +222,9 @@ class Watch:
         names = {n for code in codes for n in code.co_names}
         self._names |= names
         self._guard(("function", fn, None, _parts(fn), f"the function {fn.__name__}"))
+        strings = {n for code in codes for n in _identifiers(code)}
+        self._words |= strings
         if not names.isdisjoint(_LOOKS_UP):
-            strings = {n for code in codes for n in _identifiers(code)}
             self._strings |= strings
             if names & {"globals", "eval", "exec"}:
                 names |= strings
@@ -589,6 +608,10 @@ class Watch:
                 written.add(id(a))
         return None, written
 
+    def contents(self) -> dict[int, Any]:
+        """The values, as they were before the call, of the arrays whose values are compared."""
+        return {id(owner): value for kind, owner, _, value, _ in self.guards if kind == "content"}
+
     def shares_memory(self, arrays: list[np.ndarray]) -> str | None:
         """The name of a tensor that shares memory with one of the arrays."""
         if not arrays:
@@ -654,7 +677,7 @@ class Watch:
         return None
 
     def guard(self, native: Any, written: set[int] = frozenset()) -> None:  # type: ignore[assignment]
-        """Gives the guards to a program; `written`: the arrays that its kernels change."""
+        """Gives the guards to a program; `written`: arrays that may have other values."""
         for kind, owner, key, value, name in self.guards:
             if kind == "item":
                 native.guard_item(owner, key, value, name)
