@@ -647,6 +647,97 @@ def test_an_array_that_is_filled_anew_for_each_call_is_replayed():
     compare(world, replays=9)
 
 
+def test_two_tensors_with_one_memory_part():
+    def world(capture):
+        a, b = (nn.Parameter(gs.tensor(np.ones((3, 3), np.float32))) for _ in range(2))
+        opt = gs.optim.SGD([a, b], lr=0.1)
+
+        def f(x):
+            opt.zero_grad()
+            loss = ((x @ a) @ b).sum()
+            loss.backward()
+            opt.step()
+            return loss
+
+        step, out = capture(f), []
+        for i in range(24):
+            if i % 12 == 5:
+                b.data = a.data
+            if i % 12 == 10:
+                b.data = a.data.copy()
+            out += [step(batch(i)), a.data.copy(), b.data.copy()]
+        return out
+
+    compare(world, replays=6)
+
+
+def test_ten_shapes_in_turn_are_captured():
+    def world(capture):
+        step = capture(lambda x: (x * 2).sum(1))
+        return [step(batch(i, n=1 + i % 10)) for i in range(60)]
+
+    compare(world, replays=30)
+
+
+def test_more_shapes_in_turn_than_programs_are_kept_for():
+    step = gs.capture(lambda x: (x * 2).sum(1))
+    with pytest.warns(RuntimeWarning, match="Pad them to fewer shapes"):
+        for i in range(300):
+            assert copied(step(batch(i, n=1 + i % 25))) == copied(
+                (batch(i, n=1 + i % 25) * 2).sum(1)
+            )
+
+
+def test_packed_sequences_inside():
+    rnn = nn.utils.rnn
+
+    def world(capture):
+        model = nn.LSTM(3, 5, bidirectional=True)
+        opt = gs.optim.Adam(model.parameters(), lr=0.01)
+
+        def f(x, lengths):
+            opt.zero_grad()
+            packed = rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            y, (h, _) = model(packed)
+            y, n = rnn.pad_packed_sequence(y)
+            loss = (y * y).sum() + h.sum()
+            loss.backward()
+            opt.step()
+            return loss, y.detach(), n
+
+        step = capture(f)
+        return [
+            step(batch(i, 15).reshape(5, 3, 3), [[5, 2, 3], [1, 5, 2]][i // 3 % 2])
+            for i in range(20)
+        ]
+
+    compare(world, replays=10)
+
+
+def test_lengths_of_packed_sequences_from_tensors_raise():
+    rnn = nn.utils.rnn
+    model = nn.GRU(3, 5)
+
+    @gs.capture
+    @gs.no_grad()
+    def by_lengths(x, lengths):
+        return model(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))[1]
+
+    @gs.capture
+    @gs.no_grad()
+    def packed(p):
+        return rnn.pad_packed_sequence(model(p)[0])[0]
+
+    x = batch(0, 15).reshape(5, 3, 3)
+    for call in (
+        lambda: by_lengths(x, gs.tensor([5, 2, 3])),
+        lambda: packed(rnn.pack_padded_sequence(x, [5, 3, 2])),
+    ):
+        call()
+        with pytest.raises(gs.CaptureError, match="test_capture_sees.py"):
+            call()
+
+
 def compare(world, replays=1):
     """world(capture) gives results of a function and of its capture, whose bits have to be the same."""
 

@@ -179,6 +179,7 @@ struct Guard {
   int object = -1;  // kTensor, kGradient: memory that follows the tensor's array, or -1
   std::string name;
   int64_t hooks = 0;  // kTensor: the hooks on a leaf's gradient, by hooks_of
+  int shared = -1;    // kTensor: `object`, also where another tensor has the same memory
 };
 
 // Whether a dict still has these keys in this order, which is the order of whoever walks over it.
@@ -1518,6 +1519,17 @@ void bind_capture(py::module_& m) {
                      (int64_t)o.bytes == bytes_of(array.ptr()))
                    g.object = (int)i;
                }
+             // Of two tensors that share their memory none can move alone.
+             if (g.object >= 0)
+               for (Guard& other : q.guards)
+                 if (other.kind == Guard::kTensor && other.shared == g.object) {
+                   other.object = -1;
+                   g.shared = g.object;
+                 }
+             if (g.shared >= 0)
+               g.object = -1;
+             else
+               g.shared = g.object;
              q.guards.push_back(std::move(g));
            })
       .def("guard_grad",

@@ -175,12 +175,14 @@ class _Guarded:
         setattr(Tensor, "data", property(taken, given))  # noqa: B010
         recording.notes.clear()
         recording.looked.clear()
+        recording.constants.clear()
         recording.thread = threading.get_ident()
 
     def __exit__(self, *exc: object) -> None:
         recording.thread = None
         setattr(Tensor, "backward", self.backward)  # noqa: B010
         del Tensor.data
+        recording.constants.clear()
         for name, method in self.before.items():
             if method is None:
                 delattr(Tensor, name)
@@ -195,6 +197,7 @@ class _Program:
         self.native = native
         self.tree = tree  # of the arguments
         self.mode = mode
+        self.key: Any = None  # of the calls that it was recorded for
         self.actions: list[Any] = []
         self.grads: list[tuple[Tensor, int]] = []  # parameter, index of the output
         self.cleared: list[Tensor] = []  # parameters that have no gradient afterwards
@@ -208,6 +211,9 @@ class _Program:
         self.direct = self.single = False
         self.shares: set[int] = set()  # arguments that it changes, or whose memory it returns
         self.call: Any = None  # the whole call in C++, where it can be done there
+
+    def fresh(self) -> bool:
+        return self.native.stats()["replays"] < 3
 
     def ready(self) -> bool:
         return all([a.ready() for a in self.actions])
@@ -258,6 +264,7 @@ class Captured(_cpu.CapturedBase):
         self._in_place: set[Any] = set()  # keys of arguments that have to be passed as they are
         self._failures = 0
         self._misses = 0
+        self._evicted = 0  # programs in a row that went before they had paid
         self.reason: str | None = None  # why it stays eager
         self.parts: Any = None  # for owners: what it was made for
         self.siblings: Iterable[Captured] = ()  # for owners: one warning for all of these
@@ -333,7 +340,8 @@ class Captured(_cpu.CapturedBase):
                 self._programs.append(p)
                 self._remember(p)
                 return self._replay(p, tuple([copied.get(i, x) for i, x in enumerate(flat)]))
-            reasons.append(p.native.reason)
+            if p.key == key:  # other shapes have programs of their own
+                reasons.append(p.native.reason)
         if self.reason is not None:
             return self.fn(*args, **kwargs)
         why = self._cannot(leaves)
@@ -492,6 +500,7 @@ class Captured(_cpu.CapturedBase):
             return result
         # Recordings in train and in eval mode are not compared with each other, nor those that add to
         # gradients and those that make them.
+        kind = key
         switches = tuple([g[3] for g in watch.guards if len(g) > 3 and type(g[3]) is bool])
         key = (key, switches, tuple([g is None for _, g in entry]))
         draft = self._drafts.pop(key, None)
@@ -515,11 +524,17 @@ class Captured(_cpu.CapturedBase):
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
         p.draws = after["counter"] - before["counter"]
         p.shares = plan.shares()
+        p.key = kind
         plan.fill(p)
         p.arguments = _kinds(leaves)
         self._programs.append(p)
         if len(self._programs) > _MAX_PROGRAMS:
-            self._programs.pop(0)
+            self._evicted = self._evicted + 1 if self._programs.pop(0).fresh() else 0
+            if self._evicted > _MAX_PROGRAMS:
+                self._give_up(
+                    f"it is called with more kinds of arguments in turn than the {_MAX_PROGRAMS} that programs "
+                    "are kept for. Pad them to fewer shapes"
+                )
         self._remember(p)
         if _verbose:
             s = p.native.stats()
