@@ -760,6 +760,45 @@ def compare(world, replays=1):
     assert done >= replays if replays else done == 0
 
 
+def library(folder, knows):
+    """A library as pip would install it: one that uses gradsmith or one that does not."""
+    name = f"gs_test_library_{knows:d}"
+    place = folder / "site-packages"
+    place.mkdir(exist_ok=True)
+    (place / f"{name}.py").write_text(
+        ("import gradsmith\n" if knows else "")
+        + "import itertools\nk = 2.0\ncounter = itertools.count()\n"
+        + "def count():\n    return next(counter)\n"
+        + "def times(x):\n    return x * k\n"
+    )
+    return name, place
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_installed_libraries(tmp_path, monkeypatch, knows):
+    """Their numbers are seen; what they do with themselves is theirs, unless they use gradsmith."""
+    name, place = library(tmp_path, knows)
+    monkeypatch.syspath_prepend(place)
+    lib = __import__(name)
+
+    def f(x):
+        if x is None:
+            lib.count()
+        return lib.times(x) * lib.k if knows else x * lib.k
+
+    step = gs.capture(f)
+    for i in range(14):
+        if i == 7:
+            lib.k = 7.0
+        if knows:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert copied(step(batch(i))) == copied(f(batch(i)))
+        else:
+            assert copied(step(batch(i))) == copied(f(batch(i)))
+    assert bool(step.programs) != knows and (step.reason is None or "counter" in step.reason)
+
+
 def test_objects_as_arguments():
     def world(capture):
         model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))

@@ -58,9 +58,25 @@ _NOT_CALLED = {"__init__", "__new__", "__del__", "__repr__", "__init_subclass__"
 
 def _known(name: str | None) -> bool:
     root = (name or "").split(".", 1)[0]
-    return root in ("gradsmith", "numpy", "builtins") or (
-        root in sys.stdlib_module_names and root != "__main__"
+    return (
+        root in ("gradsmith", "numpy", "builtins")
+        or (root in sys.stdlib_module_names and root != "__main__")
+        or (bool(name) and _installed(str(name)))
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _installed(name: str) -> bool:
+    """Whether a module belongs to an installed library that knows nothing of this one."""
+    m = sys.modules.get(name)
+    file = getattr(m, "__file__", None) or ""
+    if "site-packages" not in file and "dist-packages" not in file:
+        return False
+    for v in list(vars(m).values()):
+        of = v.__name__ if isinstance(v, types.ModuleType) else getattr(v, "__module__", None)
+        if isinstance(of, str) and of.split(".", 1)[0] == "gradsmith":
+            return False
+    return True
 
 
 def _ours(obj: Any) -> bool:
@@ -257,7 +273,8 @@ class Watch:
             self._value(fn.__kwdefaults__, "a default argument")
 
     def _module_names(self, module: types.ModuleType, name: str) -> None:
-        if not _known(module.__name__) or module.__name__.split(".", 1)[0] == "gradsmith":
+        root = module.__name__.split(".", 1)[0]
+        if not _known(module.__name__) or root == "gradsmith" or _installed(module.__name__):
             self._once(module, name)
 
     def _too_large(self, name: str) -> None:
@@ -457,7 +474,8 @@ class Watch:
             for n in names & own.keys():
                 value = own[n]
                 self._guard(("item", own, n, value, f"{name}.{n}"))
-                if not _known(obj.__name__):
+                code = isinstance(value, (types.FunctionType, type, types.ModuleType))
+                if not _known(obj.__name__) or (not code and _installed(obj.__name__)):
                     self._value(value, f"{name}.{n}")
             return
         if isinstance(obj, type):
