@@ -74,7 +74,7 @@ def constant(t: Any) -> Any:
 
 def host_array(t: Any) -> Any:
     """The values of a tensor on the host; CaptureError in a recording, unless it is a `constant`."""
-    return t.data if constants and here() and constants.get(id(t)) is t else t.numpy()
+    return t.data if id(t) in constants and here() else t.numpy()
 
 
 def note(kind: str, what: Any) -> None:
