@@ -899,6 +899,18 @@ def test_a_result_and_its_flat_view_alone():
     compare(world, replays=5)
 
 
+def test_one_result_twice_is_one_tensor():
+    def world(capture):
+        step, out = capture(lambda x: ((y := x * 2)[1:], (z := y[0]), z, x * 3)), []
+        for i in range(8):
+            a, b, c, _ = step(batch(i))
+            b.add_(1)
+            out += [a, b, c]
+        return out
+
+    compare(world, replays=5)
+
+
 def test_a_gradient_as_a_result_is_the_gradient():
     model = nn.Linear(3, 2)
 
@@ -929,6 +941,20 @@ def test_changes_of_arguments_in_any_layout_reach_them():
         return out
 
     compare(world)
+
+
+def test_views_of_arguments_in_any_layout_are_views():
+    def world(capture):
+        step, out = capture(lambda x: (x.T, x[1:] * 2)), []
+        whole = gs.tensor(np.zeros((6, 8), np.float32))
+        for i in range(10):
+            part = whole[:, ::2]
+            turned, _ = step(part)
+            turned.add_(float(i))
+            out += [turned, whole.data.copy()]
+        return out
+
+    compare(world, replays=0)
 
 
 def test_read_only_arguments_are_not_written():

@@ -350,7 +350,20 @@ class Captured(_cpu.CapturedBase):
             return self.fn(*args, **kwargs)
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         if seen == 1:
-            return self.fn(*args, **kwargs)
+            before = [(x, x._ver[0]) for x in copied.values()]
+            out = self.fn(*args, **kwargs)
+            if before:
+                found: list[Any] = []
+                flatten(out, found)
+                if any([x._ver[0] != v for x, v in before]) or any(
+                    [
+                        isinstance(r, Tensor) and np.may_share_memory(r.data, x.data)
+                        for r in found
+                        for x, _ in before
+                    ]
+                ):
+                    self._in_place.add(key)  # it has to see the argument itself
+            return out
         if reasons:
             # Something that is not an argument changes from call to call? Now and then is all right.
             if self._last is not None and self._last.native.stats()["replays"] >= 3:
@@ -491,7 +504,7 @@ class Captured(_cpu.CapturedBase):
         if why is None and (before["seed"] != after["seed"]):
             why = "it sets the random seed"
         if copied and not plan.shares().isdisjoint(copied):
-            self._in_place.add(key)  # it has to see the argument itself
+            self._in_place.add(key)  # not seen at the first call
             return result
         if why is not None:
             self._failures += 1
@@ -804,6 +817,7 @@ class _Plan:
             ]
         )
         by_array: dict[int, int] = {}
+        of: dict[int, Tensor] = {}
         for x in found:
             if not isinstance(x, Tensor):
                 if isinstance(x, np.ndarray):
@@ -835,7 +849,7 @@ class _Plan:
                 a, root = x.data, _root(x.data)
                 if id(a) in by_array:
                     self.results.append(("array", by_array[id(a)]))
-                    made.append(x if self.unfinished else _view(x, a))
+                    made.append(x if self.unfinished else of[id(a)] if id(a) in of else _view(x, a))
                     continue
                 if roots[id(root)] > 1 and rec.whole(root) and id(root) not in used:
                     used.add(id(root))
@@ -858,7 +872,8 @@ class _Plan:
                     by_array[id(x.data)] = len(self.outputs)
                     self.results.append(("array", len(self.outputs)))
                     self.outputs.append((a, None, None))
-                    made.append(x if self.unfinished else wrap(a, k))
+                    of[id(x.data)] = wrap(a, k)
+                    made.append(x if self.unfinished else of[id(x.data)])
         self.result = made[0] if self.result_tree is None else unflatten(self.result_tree, made)
 
     def shares(self) -> set[int]:
