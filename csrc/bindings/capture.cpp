@@ -28,6 +28,10 @@ bool c_contiguous(PyObject* a) {
   return proxy_of(a)->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
 }
 
+bool writeable(PyObject* a) {
+  return proxy_of(a)->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+}
+
 // First byte and the byte after the last one that an array covers.
 void extent(PyObject* a, char** low, char** high) {
   const auto* p = proxy_of(a);
@@ -87,7 +91,13 @@ Recording* current = nullptr;
 void Recording::see(PyObject* a) {
   char *low, *high;
   extent(a, &low, &high);
-  if (low == high) return;
+  if (low == high) {  // kernels get the address of what they do not read
+    if (rec.find(low) < 0) {
+      rec.add_external(low, 0, Home::kFixed, -1);
+      held.push_back(py::reinterpret_borrow<py::object>(a));
+    }
+    return;
+  }
   int k = rec.find(low);
   if (k >= 0) {
     const MemoryObject& o = rec.objects[(size_t)k];
@@ -125,12 +135,22 @@ void Recording::see(PyObject* a) {
 
 // ---- what must hold before a replay
 
+// Whether a replay may take one for the other: zeros of two signs it may not, nor 1 and True.
 bool same_value(PyObject* a, PyObject* b) {
   if (a == b) return true;
   if (Py_TYPE(a) != Py_TYPE(b)) return false;
-  if (!(PyFloat_Check(a) || PyLong_Check(a) || PyUnicode_Check(a) || PyBytes_Check(a) ||
-        PyTuple_Check(a)))
-    return false;
+  if (PyFloat_Check(a)) {
+    const double x = PyFloat_AS_DOUBLE(a), y = PyFloat_AS_DOUBLE(b);
+    return memcmp(&x, &y, sizeof x) == 0;
+  }
+  if (PyTuple_Check(a)) {
+    const Py_ssize_t n = PyTuple_GET_SIZE(a);
+    bool same = n == PyTuple_GET_SIZE(b);
+    for (Py_ssize_t i = 0; same && i < n; ++i)
+      same = same_value(PyTuple_GET_ITEM(a, i), PyTuple_GET_ITEM(b, i));
+    return same;
+  }
+  if (!(PyLong_Check(a) || PyUnicode_Check(a) || PyBytes_Check(a))) return false;
   int r = PyObject_RichCompareBool(a, b, Py_EQ);
   if (r < 0) PyErr_Clear();
   return r == 1;
@@ -143,9 +163,13 @@ struct Guard {
     kKeys,
     kPlace,
     kCell,
-    kListItem,
-    kListSize,
+    kList,
     kAttribute,
+    kType,
+    kFunction,
+    kOrder,
+    kContent,
+    kContext,
     kTensor,
     kGrad,
     kGradient
@@ -155,6 +179,7 @@ struct Guard {
   int object = -1;  // kTensor, kGradient: memory that follows the tensor's array, or -1
   std::string name;
   int64_t hooks = 0;  // kTensor: the hooks on a leaf's gradient, by hooks_of
+  int shared = -1;    // kTensor: `object`, also where another tensor has the same memory
 };
 
 // Whether a dict still has these keys in this order, which is the order of whoever walks over it.
@@ -185,6 +210,51 @@ bool same_keys(PyObject* dict, PyObject* keys) {
   return all && n == PyTuple_GET_SIZE(keys);
 }
 
+// Whether walking over an object gives these values, in this order.
+bool same_order(PyObject* owner, PyObject* values) {
+  PyObject* it = PyObject_GetIter(owner);
+  Py_ssize_t n = 0;
+  bool all = it != nullptr;
+  while (all) {
+    PyObject* x = PyIter_Next(it);
+    if (!x) break;
+    all = n < PyTuple_GET_SIZE(values) && same_value(x, PyTuple_GET_ITEM(values, n));
+    ++n;
+    Py_DECREF(x);
+  }
+  Py_XDECREF(it);
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    return false;
+  }
+  return all && n == PyTuple_GET_SIZE(values);
+}
+
+// Whether a buffer still has this format, this shape and these bytes (in C order).
+bool same_content(PyObject* owner, PyObject* content) {
+  Py_buffer b;
+  if (PyObject_GetBuffer(owner, &b, PyBUF_FULL_RO) < 0) {
+    PyErr_Clear();
+    return false;
+  }
+  PyObject *format = PyTuple_GET_ITEM(content, 0), *shape = PyTuple_GET_ITEM(content, 1),
+           *bytes = PyTuple_GET_ITEM(content, 2);
+  bool same = b.len == PyBytes_GET_SIZE(bytes) && b.ndim == PyTuple_GET_SIZE(shape) &&
+              PyUnicode_CompareWithASCIIString(format, b.format ? b.format : "B") == 0;
+  for (int i = 0; same && i < b.ndim; ++i)
+    same = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, i)) == b.shape[i];
+  if (same && PyBuffer_IsContiguous(&b, 'C')) {
+    same = memcmp(b.buf, PyBytes_AS_STRING(bytes), (size_t)b.len) == 0;
+  } else if (same) {
+    std::vector<char> copy((size_t)b.len);
+    same = PyBuffer_ToContiguous(copy.data(), &b, b.len, 'C') == 0 &&
+           memcmp(copy.data(), PyBytes_AS_STRING(bytes), copy.size()) == 0;
+    if (PyErr_Occurred()) PyErr_Clear();
+  }
+  PyBuffer_Release(&b);
+  return same;
+}
+
 // The dict of an object, which need not be the one that it had.
 PyObject* dict_of(PyObject* o) {
 #if PY_VERSION_HEX < 0x030C0000
@@ -199,6 +269,8 @@ PyObject* dict_of(PyObject* o) {
   return d;
 #endif
 }
+
+PyObject* or_none(PyObject* o) { return o ? o : Py_None; }
 
 // A number for the hooks on a leaf's gradient: 0 without any, another one when some come or go.
 int64_t hooks_of(const Tensor* t) {
@@ -220,6 +292,7 @@ struct Input {
   std::vector<int64_t> shape;
   int object = -1;   // memory, or -1 when nothing reads it
   int same_as = -1;  // the leaf that it shares its array with
+  bool written = false;
 };
 
 struct Output {
@@ -445,12 +518,15 @@ struct PyProgram {
   py::object module;              // of the kernels
   std::vector<int> leaf_outputs;  // the outputs that the function returns, in order
   bool single = false;            // one tensor
+  // Of tensors that a replay changes: graphs that have saved them find out.
+  std::vector<py::object> changed;
+  std::vector<int> changed_inputs;
 
   void add_fixed() {
     fixed.clear();
     for (size_t i = 0; i < p.objects.size(); ++i) {
       const MemoryObject& o = p.objects[i];
-      if (o.home == Home::kFixed && o.written && o.bytes && p.bound[i])
+      if (o.home == Home::kFixed && (o.written || writes_inputs) && o.bytes && p.bound[i])
         fixed.emplace_back(p.bound[i], p.bound[i] + o.bytes);
     }
     std::sort(fixed.begin(), fixed.end());
@@ -466,6 +542,7 @@ struct PyProgram {
   void sort_guards();
   bool check(py::handle leaves);
   void run();  // replay without the results
+  void count_changes(PyObject* leaves);
   py::object replay();
   PyObject* call(PyObject* leaves);
   void raise_failed(int op);
@@ -475,7 +552,7 @@ struct PyProgram {
 bool PyProgram::moves_to(int object, PyObject* array) {
   char* to = proxy_of(array)->data;
   const MemoryObject& o = p.objects[(size_t)object];
-  if ((size_t)bytes_of(array) != o.bytes) return false;
+  if ((size_t)bytes_of(array) != o.bytes || (o.written && !writeable(array))) return false;
   for (size_t i = 0; i < p.objects.size(); ++i)
     if ((int)i != object && p.bound[i] && to < p.bound[i] + p.objects[i].bytes &&
         p.bound[i] < to + o.bytes)
@@ -519,17 +596,42 @@ bool PyProgram::guard_holds(Guard& g) {
       PyObject* v = PyCell_GET(g.owner.ptr());
       return v == g.value.ptr() || (v && same_value(v, g.value.ptr()));
     }
-    case Guard::kListItem: {
-      if (g.number >= PyList_GET_SIZE(g.owner.ptr())) return false;
-      PyObject* v = PyList_GET_ITEM(g.owner.ptr(), g.number);
-      return v == g.value.ptr() || same_value(v, g.value.ptr());
+    case Guard::kList: {
+      const Py_ssize_t n = PyTuple_GET_SIZE(g.key.ptr());
+      if (PyList_GET_SIZE(g.owner.ptr()) != n) return false;
+      for (Py_ssize_t i = 0; i < n; ++i)
+        if (!same_value(PyList_GET_ITEM(g.owner.ptr(), i), PyTuple_GET_ITEM(g.key.ptr(), i)))
+          return false;
+      return true;
     }
-    case Guard::kListSize:
-      return PyList_GET_SIZE(g.owner.ptr()) == g.number;
+    case Guard::kType:
+      return _PyType_Lookup((PyTypeObject*)g.owner.ptr(), g.key.ptr()) == g.value.ptr();
+    case Guard::kFunction:
+      return PyFunction_GET_CODE(g.owner.ptr()) == PyTuple_GET_ITEM(g.key.ptr(), 0) &&
+             or_none(PyFunction_GET_DEFAULTS(g.owner.ptr())) == PyTuple_GET_ITEM(g.key.ptr(), 1) &&
+             or_none(PyFunction_GET_KW_DEFAULTS(g.owner.ptr())) == PyTuple_GET_ITEM(g.key.ptr(), 2);
+    case Guard::kOrder:
+      return same_order(g.owner.ptr(), g.key.ptr());
+    case Guard::kContent:
+      return same_content(g.owner.ptr(), g.key.ptr());
+    case Guard::kContext: {
+      PyObject* v = nullptr;
+      if (PyContextVar_Get(g.owner.ptr(), nullptr, &v) < 0) {
+        PyErr_Clear();
+        return false;
+      }
+      const bool same = v == g.value.ptr() || (v && g.value.ptr() && same_value(v, g.value.ptr()));
+      Py_XDECREF(v);
+      return same;
+    }
     case Guard::kAttribute: {
       PyObject* v = PyObject_GetAttr(g.owner.ptr(), g.key.ptr());
       if (!v) {
         PyErr_Clear();
+        return !g.value.ptr();
+      }
+      if (!g.value.ptr()) {
+        Py_DECREF(v);
         return false;
       }
       bool same = v == g.value.ptr() || same_value(v, g.value.ptr());
@@ -620,6 +722,10 @@ bool PyProgram::check(py::handle leaves) {
       continue;
     }
     if (in.object < 0) continue;
+    if (in.written && !writeable(data.ptr())) {
+      reason = "argument " + std::to_string(i) + " is read-only";
+      return false;
+    }
     char* high = a->data + p.objects[(size_t)in.object].bytes;
     if (overlaps_fixed(a->data, high)) {
       reason = "argument " + std::to_string(i) + " shares memory with a parameter or state";
@@ -764,6 +870,7 @@ PyObject* PyProgram::call(PyObject* leaves) {
       }
     throw;
   }
+  count_changes(leaves);
   for (Output& o : outputs) {
     if (!o.parameter.ptr()) continue;
     Tensor* t = (Tensor*)o.parameter.ptr();
@@ -797,6 +904,13 @@ PyObject* PyProgram::call(PyObject* leaves) {
   for (size_t i = 0; i < outputs.size(); ++i)
     PyTuple_SET_ITEM(result, (Py_ssize_t)i, py::object(outputs[i].array).release().ptr());
   return result;
+}
+
+void PyProgram::count_changes(PyObject* leaves) {
+  for (py::object& v : changed) ++((Version*)v.ptr())->value;
+  for (int i : changed_inputs)
+    if (i < PyTuple_GET_SIZE(leaves) && is_tensor(PyTuple_GET_ITEM(leaves, i)))
+      ++((Tensor*)PyTuple_GET_ITEM(leaves, i))->version->value;
 }
 
 py::object PyProgram::replay() {
@@ -870,6 +984,7 @@ void each_reference(PyProgram& q, F f) {
     for (auto& o : s.held) f(o);
   }
   for (auto& o : q.cleared_held) f(o);
+  for (auto& o : q.changed) f(o);
   f(q.module);
 }
 
@@ -905,6 +1020,7 @@ int program_clear(PyObject* self) {
   q->steppers.clear();
   q->cleared.clear();
   q->cleared_held.clear();
+  q->changed.clear();
   q->gone = true;
   return 0;
 }
@@ -1121,7 +1237,8 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
       int k = bytes_of(a.ptr()) ? r.rec.find(x->data) : -1;
       if (k >= 0 && in.same_as < 0 && r.rec.objects[(size_t)k].home == Home::kInput) {
         in.object = k;
-        if (r.rec.objects[(size_t)k].written) q->writes_inputs = true;
+        in.written = r.rec.objects[(size_t)k].written;
+        if (in.written) q->writes_inputs = true;
       }
     }
     q->inputs.push_back(std::move(in));
@@ -1191,6 +1308,13 @@ void bind_capture(py::module_& m) {
   if (PyType_Ready(&captured_type) < 0) throw py::error_already_set();
   m.attr("CapturedBase") = py::reinterpret_borrow<py::object>((PyObject*)&captured_type);
   m.def(
+      "has_dict",
+      [](py::handle o) {
+        PyObject* d = dict_of(o.ptr());
+        return d && PyDict_Check(d);
+      },
+      py::arg("object"), "Whether an object keeps its attributes in a dict of its own.");
+  m.def(
       "_recording_forked", [] { recorder_any.store(recorder); },
       "In a forked child: a recording of a thread that did not come along is over.");
   py::class_<Recording>(m, "Recording", "One run of a function, launch by launch.")
@@ -1248,6 +1372,13 @@ void bind_capture(py::module_& m) {
           [](Recording& r, py::handle a) {
             int k = r.object_of(a);
             return k >= 0 && r.rec.objects[(size_t)k].touched;
+          },
+          py::arg("array"))
+      .def(
+          "written",
+          [](Recording& r, py::handle a) {
+            int k = r.object_of(a);
+            return k >= 0 && r.rec.objects[(size_t)k].written;
           },
           py::arg("array"))
       .def(
@@ -1320,17 +1451,62 @@ void bind_capture(py::module_& m) {
            })
       .def("guard_list",
            [](PyProgram& q, py::list owner, std::string name) {
-             q.guards.push_back(Guard{Guard::kListSize, owner, py::none(), py::none(),
-                                      (int64_t)owner.size(), -1, name});
-             for (size_t i = 0; i < owner.size(); ++i)
-               q.guards.push_back(Guard{Guard::kListItem, owner, py::none(), owner[i], (int64_t)i,
-                                        -1, name + "[" + std::to_string(i) + "]"});
+             q.guards.push_back(
+                 Guard{Guard::kList, owner, py::tuple(owner), py::none(), 0, -1, std::move(name)});
+           })
+      .def("guard_attribute",
+           [](PyProgram& q, py::object owner, py::str key, py::object value, bool there,
+              std::string name) {
+             q.guards.push_back(Guard{Guard::kAttribute, owner, key, there ? value : py::object(),
+                                      0, -1, std::move(name)});
            })
       .def(
-          "guard_attribute",
-          [](PyProgram& q, py::object owner, py::str key, py::object value, std::string name) {
-            q.guards.push_back(Guard{Guard::kAttribute, owner, key, value, 0, -1, std::move(name)});
-          })
+          "guard_absent",
+          [](PyProgram& q, py::dict owner, py::object key, std::string name) {
+            q.guards.push_back(
+                Guard{Guard::kItem, owner, key, py::object(), 0, -1, std::move(name)});
+          },
+          "A dict does not get this key.")
+      .def(
+          "guard_type",
+          [](PyProgram& q, py::type owner, py::str key, py::object value, bool there,
+             std::string name) {
+            q.guards.push_back(Guard{Guard::kType, owner, key, there ? value : py::object(), 0, -1,
+                                     std::move(name)});
+          },
+          "What a class, with those that it inherits from, has under a name.")
+      .def(
+          "guard_function",
+          [](PyProgram& q, py::object owner, py::tuple parts, std::string name) {
+            if (!PyFunction_Check(owner.ptr()) || parts.size() != 3)
+              throw py::type_error("guard_function: not a function");
+            q.guards.push_back(
+                Guard{Guard::kFunction, owner, parts, py::none(), 0, -1, std::move(name)});
+          },
+          "A function keeps its code and its defaults.")
+      .def(
+          "guard_order",
+          [](PyProgram& q, py::object owner, py::tuple values, std::string name) {
+            q.guards.push_back(
+                Guard{Guard::kOrder, owner, values, py::none(), 0, -1, std::move(name)});
+          },
+          "Walking over a set or a deque gives these values.")
+      .def(
+          "guard_content",
+          [](PyProgram& q, py::object owner, py::tuple content, std::string name) {
+            if (content.size() != 3 || !PyBytes_Check(PyTuple_GET_ITEM(content.ptr(), 2)))
+              throw py::type_error("guard_content: not (format, shape, bytes)");
+            q.guards.push_back(
+                Guard{Guard::kContent, owner, content, py::none(), 0, -1, std::move(name)});
+          },
+          "An array or a buffer keeps its values.")
+      .def("guard_context",
+           [](PyProgram& q, py::object owner, py::object value, bool there, std::string name) {
+             if (!PyContextVar_CheckExact(owner.ptr()))
+               throw py::type_error("guard_context: not a ContextVar");
+             q.guards.push_back(Guard{Guard::kContext, owner, py::none(),
+                                      there ? value : py::object(), 0, -1, std::move(name)});
+           })
       .def("guard_tensor",
            [](PyProgram& q, py::object tensor, py::object array, std::string name) {
              if (!is_tensor(tensor.ptr())) throw py::type_error("guard_tensor: not a Tensor");
@@ -1344,6 +1520,17 @@ void bind_capture(py::module_& m) {
                      (int64_t)o.bytes == bytes_of(array.ptr()))
                    g.object = (int)i;
                }
+             // Of two tensors that share their memory none can move alone.
+             if (g.object >= 0)
+               for (Guard& other : q.guards)
+                 if (other.kind == Guard::kTensor && other.shared == g.object) {
+                   other.object = -1;
+                   g.shared = g.object;
+                 }
+             if (g.shared >= 0)
+               g.object = -1;
+             else
+               g.shared = g.object;
              q.guards.push_back(std::move(g));
            })
       .def("guard_grad",
@@ -1369,6 +1556,17 @@ void bind_capture(py::module_& m) {
             return false;
           },
           "A gradient that the program reads may be any array of its kind; False when it may not.")
+      .def(
+          "set_changed",
+          [](PyProgram& q, py::list versions, std::vector<int> inputs) {
+            for (auto v : versions) {
+              if (Py_TYPE(v.ptr()) != &version_type) throw py::type_error("not a version");
+              q.changed.push_back(py::reinterpret_borrow<py::object>(v));
+            }
+            q.changed_inputs = std::move(inputs);
+          },
+          "The versions of tensors, and the arguments, that a replay changes in place.")
+      .def("count_changes", [](PyProgram& q, py::tuple leaves) { q.count_changes(leaves.ptr()); })
       .def("caller", &caller, "`call`, a builtin: see its documentation.")
       .def("set_direct",
            [](PyProgram& q, bool grad_mode, bool autocast_mode, py::object module,

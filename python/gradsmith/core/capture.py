@@ -9,6 +9,7 @@ function; core/watch.py finds what a program depends on.
 from __future__ import annotations
 
 import contextlib
+import enum
 import gc
 import itertools
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +61,20 @@ _UNPAID = ("bias_activation", "activation_gradient", "prepared_updates")
 _MAX_PROGRAMS = 16
 _MAX_FAILURES = 3
 _verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
+_CONSTANT = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    np.generic,
+    np.dtype,
+    type,
+    slice,
+    range,
+    enum.Enum,
+)
 _live: weakref.WeakSet[Captured] = weakref.WeakSet()
 
 
@@ -75,8 +91,8 @@ def flatten(x: Any, leaves: list[Any]) -> Any:
     kind = type(x)
     if kind is tuple or kind is list:
         return (kind.__name__, tuple([flatten(v, leaves) for v in x]))
-    if kind is dict:
-        return ("dict", tuple(x), tuple([flatten(v, leaves) for v in x.values()]))
+    if kind is dict or kind is OrderedDict:
+        return (kind.__name__, tuple(x), tuple([flatten(v, leaves) for v in x.values()]))
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         return (kind, tuple([flatten(v, leaves) for v in x]))
     leaves.append(x)
@@ -95,6 +111,8 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
             return [build(v) for v in t[1]]
         if t[0] == "dict":
             return {k: build(v) for k, v in zip(t[1], t[2])}
+        if t[0] == "OrderedDict":
+            return OrderedDict([(k, build(v)) for k, v in zip(t[1], t[2])])
         return t[0](*[build(v) for v in t[1]])
 
     return build(tree)
@@ -128,6 +146,9 @@ _READERS = {
 }
 
 
+_ARRAY: Any = next(c.__dict__["data"] for c in Tensor.__mro__ if "data" in c.__dict__)
+
+
 class _Guarded:
     """While it is entered, reading values raises in the recording thread (other threads read on)."""
 
@@ -143,12 +164,26 @@ class _Guarded:
             backward(t, *args, **kwargs)
 
         setattr(Tensor, "backward", noted)  # noqa: B010
+
+        def taken(t: Tensor) -> Any:
+            recording.looks(sys._getframe(1))
+            return _ARRAY.__get__(t)
+
+        def given(t: Tensor, array: Any) -> None:
+            recording.looks(sys._getframe(1))
+            _ARRAY.__set__(t, array)
+
+        setattr(Tensor, "data", property(taken, given))  # noqa: B010
         recording.notes.clear()
+        recording.looked.clear()
+        recording.constants.clear()
         recording.thread = threading.get_ident()
 
     def __exit__(self, *exc: object) -> None:
         recording.thread = None
         setattr(Tensor, "backward", self.backward)  # noqa: B010
+        del Tensor.data
+        recording.constants.clear()
         for name, method in self.before.items():
             if method is None:
                 delattr(Tensor, name)
@@ -163,6 +198,7 @@ class _Program:
         self.native = native
         self.tree = tree  # of the arguments
         self.mode = mode
+        self.key: Any = None  # of the calls that it was recorded for
         self.actions: list[Any] = []
         self.grads: list[tuple[Tensor, int]] = []  # parameter, index of the output
         self.cleared: list[Tensor] = []  # parameters that have no gradient afterwards
@@ -174,7 +210,11 @@ class _Program:
         self.watch: Any = None
         self.arguments: list[Any] = []  # (shape, dtype, which earlier one it is) or a constant
         self.direct = self.single = False
+        self.shares: set[int] = set()  # arguments that it changes, or whose memory it returns
         self.call: Any = None  # the whole call in C++, where it can be done there
+
+    def fresh(self) -> bool:
+        return self.native.stats()["replays"] < 3
 
     def ready(self) -> bool:
         return all([a.ready() for a in self.actions])
@@ -219,9 +259,13 @@ class Captured(_cpu.CapturedBase):
         self._programs: list[_Program] = []
         self._last: _Program | None = None
         self._seen: dict[Any, int] = {}
-        self._drafts: dict[Any, tuple[Any, int]] = {}  # a recording to compare the next one with
+        self._drafts: dict[
+            Any, tuple[Any, int, dict]
+        ] = {}  # a recording to compare the next one with
+        self._in_place: set[Any] = set()  # keys of arguments that have to be passed as they are
         self._failures = 0
         self._misses = 0
+        self._evicted = 0  # programs in a row that went before they had paid
         self.reason: str | None = None  # why it stays eager
         self.parts: Any = None  # for owners: what it was made for
         self.siblings: Iterable[Captured] = ()  # for owners: one warning for all of these
@@ -269,35 +313,58 @@ class Captured(_cpu.CapturedBase):
     def _other(self, args: tuple, kwargs: dict) -> Any:
         leaves: list[Any] = []
         tree = flatten((args, kwargs) if kwargs else args, leaves)
+        copied: dict[int, Tensor] = {}  # what is not in C order
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, np.ndarray):
                 leaves[i] = leaf = Tensor(leaf)
             if isinstance(leaf, Tensor) and not leaf.data.flags.c_contiguous and not leaf._rg:
-                leaves[i] = wrap(leaf._k.contiguous(leaf.data), leaf._k)
+                copied[i] = leaf
         rebuilt = unflatten(tree, leaves)
         args, kwargs = rebuilt if kwargs else (rebuilt, {})
         mode = self._mode()
+        key: Any = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
+        if copied:
+            key = (key, tuple(copied))
+            if key in self._in_place:
+                return self.fn(*args, **kwargs)
+            for i, leaf in copied.items():
+                leaves[i] = wrap(leaf._k.contiguous(leaf.data), leaf._k)
         flat = tuple(leaves)
         reasons = []
         for p in reversed(self._programs):
             if p.tree != tree or p.mode != mode:
                 continue
+            if copied and not p.shares.isdisjoint(copied):
+                continue
             if p.native.check(flat) and p.ready():
                 self._programs.remove(p)
                 self._programs.append(p)
                 self._remember(p)
-                return self._replay(p, flat)
-            reasons.append(p.native.reason)
+                return self._replay(p, tuple([copied.get(i, x) for i, x in enumerate(flat)]))
+            if p.key == key:  # other shapes have programs of their own
+                reasons.append(p.native.reason)
         if self.reason is not None:
             return self.fn(*args, **kwargs)
         why = self._cannot(leaves)
         if why is not None:
             _say(f"{self.name}: eager: {why}")
             return self.fn(*args, **kwargs)
-        key = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         if seen == 1:
-            return self.fn(*args, **kwargs)
+            before = [(x, x._ver[0]) for x in copied.values()]
+            out = self.fn(*args, **kwargs)
+            if before:
+                found: list[Any] = []
+                flatten(out, found)
+                if any([x._ver[0] != v for x, v in before]) or any(
+                    [
+                        isinstance(r, Tensor) and np.may_share_memory(r.data, x.data)
+                        for r in found
+                        for x, _ in before
+                    ]
+                ):
+                    self._in_place.add(key)  # it has to see the argument itself
+            return out
         if reasons:
             # Something that is not an argument changes from call to call? Now and then is all right.
             if self._last is not None and self._last.native.stats()["replays"] >= 3:
@@ -307,7 +374,7 @@ class Captured(_cpu.CapturedBase):
                 self._give_up(f"what it depends on changes at every call: {reasons[0]}")
                 return self.fn(*args, **kwargs)
         _say(f"{self.name}: recording" + (f" again: {reasons[0]}" if reasons else ""))
-        return self._record(args, kwargs, leaves, tree, mode, key)
+        return self._record(leaves, bool(kwargs), tree, mode, key, copied)
 
     def _cannot(self, leaves: list[Any]) -> str | None:
         spans = []
@@ -352,6 +419,7 @@ class Captured(_cpu.CapturedBase):
             raise
         for action in p.actions:
             action.done()
+        native.count_changes(leaves)
         for t, i in p.grads:
             g = native.holder(i)
             if g is None:
@@ -365,11 +433,19 @@ class Captured(_cpu.CapturedBase):
 
     # ---- recording
     def _record(
-        self, args: tuple, kwargs: dict, leaves: list[Any], tree: Any, mode: tuple, key: Any
+        self,
+        leaves: list[Any],
+        named: bool,
+        tree: Any,
+        mode: tuple,
+        key: Any,
+        copied: dict[int, Tensor],
     ) -> Any:
         """Runs the function under the recorder. A second recording must agree with the first one in all
         but what a replay renews; then it becomes a program. That finds what Python computed from data."""
-        watch = Watch(self.fn)
+        rebuilt = unflatten(tree, leaves)
+        args, kwargs = rebuilt if named else (rebuilt, {})
+        watch = Watch(self.fn, leaves)
         if watch.reason is not None:
             self._give_up(watch.reason)
             return self.fn(*args, **kwargs)
@@ -384,11 +460,17 @@ class Captured(_cpu.CapturedBase):
         if not rec.start(arrays, watch.only_gradients(entry)):
             return self.fn(*args, **kwargs)  # another thread records now
         before = random.state()
+        versions = _versions(watch, leaves)
         try:
             with _Guarded():
                 out = self.fn(*args, **kwargs)
                 notes = list(recording.notes)
-            plan = _Plan(rec, watch, leaves, out, entry, notes)
+                looked = list(recording.looked)
+            plan = _Plan(rec, watch, leaves, out, entry, notes, versions, copied)
+            for i, x in copied.items():
+                if i in plan.changed_inputs:  # the copy of what is not in C order
+                    np.copyto(x.data, leaves[i].data)
+                    x._ver[0] += 1
         except CaptureError as error:
             rec.stop()
             if saved is None:
@@ -404,6 +486,8 @@ class Captured(_cpu.CapturedBase):
         result = plan.result
         del out
         why = plan.problem()
+        if why is None:
+            why, plan.written = watch.read_by_host(rec)
         if why is None and plan.leaks():
             gc.collect()
             if plan.leaks():
@@ -413,19 +497,31 @@ class Captured(_cpu.CapturedBase):
                 )
         rec.stop()
         why = why or rec.error or None
+        if why is None and looked:
+            why = (
+                f"it takes the array of a tensor, .data ({looked[0]}), and a replay would not look at its "
+                "values. Compute with tensors; shape, dtype and detach() are theirs, too"
+            )
         if why is None and (before["seed"] != after["seed"]):
             why = "it sets the random seed"
+        if copied and not plan.shares().isdisjoint(copied):
+            self._in_place.add(key)  # not seen at the first call
+            return result
         if why is not None:
             self._failures += 1
-            if self._failures >= _MAX_FAILURES or rec.error:
+            if self._failures >= _MAX_FAILURES or rec.error or looked:
                 self._give_up(why)
             return result
         # Recordings in train and in eval mode are not compared with each other, nor those that add to
         # gradients and those that make them.
+        kind = key
         switches = tuple([g[3] for g in watch.guards if len(g) > 3 and type(g[3]) is bool])
         key = (key, switches, tuple([g is None for _, g in entry]))
         draft = self._drafts.pop(key, None)
+        contents = watch.contents()
         if draft is not None:
+            # Arrays that kernels read, and whose values made no other difference between the two
+            plan.written |= {i for i, c in draft[2].items() if contents.get(i, c) != c}
             why = rec.difference(draft[0], before["counter"], draft[1])
             if not why:
                 draft[0].drop()
@@ -436,16 +532,23 @@ class Captured(_cpu.CapturedBase):
                 if self._failures >= _MAX_FAILURES:
                     self._give_up(why)
                     return result
-            self._drafts[key] = (rec, before["counter"])
+            self._drafts[key] = (rec, before["counter"], contents)
             return result
         self._failures = 0
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
         p.draws = after["counter"] - before["counter"]
+        p.shares = plan.shares()
+        p.key = kind
         plan.fill(p)
         p.arguments = _kinds(leaves)
         self._programs.append(p)
         if len(self._programs) > _MAX_PROGRAMS:
-            self._programs.pop(0)
+            self._evicted = self._evicted + 1 if self._programs.pop(0).fresh() else 0
+            if self._evicted > _MAX_PROGRAMS:
+                self._give_up(
+                    f"it is called with more kinds of arguments in turn than the {_MAX_PROGRAMS} that programs "
+                    "are kept for. Pad them to fewer shapes"
+                )
         self._remember(p)
         if _verbose:
             s = p.native.stats()
@@ -527,7 +630,9 @@ class Captured(_cpu.CapturedBase):
         with self._locked():
             if self._last is None:
                 raise CaptureError(f"verify: {self.name} has no program yet; call it twice first")
-            watch = Watch(self.fn)
+            leaves: list[Any] = []
+            flatten((args, kwargs), leaves)
+            watch = Watch(self.fn, leaves)
             saved, state = watch.snapshot(), random.state()
             try:
                 expected = self._state_of(self.fn(*args, **kwargs), watch)
@@ -577,22 +682,87 @@ def _page_faults() -> int | None:
 
 
 def _results(p: _Program, arrays: tuple, leaves: tuple) -> Any:
-    made = []
+    made: list[Any] = []
+    of: dict[int, Tensor] = {}
     for kind, value in p.results:
         if kind == "array":
-            made.append(wrap(arrays[value], _cpu))
+            t = of.get(value)
+            if t is None:
+                t = of[value] = wrap(arrays[value], _cpu)
+            made.append(t)
         elif kind == "input":
             made.append(leaves[value])
+        elif kind == "gradient":
+            made.append(value._grad)
+        elif kind == "view":
+            home, which, dtype, shape, offset, strides = value
+            if home == "array":
+                base = of.get(which)
+                if base is None:
+                    base = of[which] = wrap(arrays[which], _cpu)
+            else:
+                base = leaves[which] if home == "input" else which
+            made.append(_view(base, np.ndarray(shape, dtype, base.data, offset, strides)))
         else:
             made.append(value)
     return made[0] if p.result_tree is None else unflatten(p.result_tree, made)
+
+
+def _view(base: Tensor, a: np.ndarray) -> Tensor:
+    """A view of a tensor's memory, without a gradient."""
+    t = wrap(a, base._k)
+    t._ver = base._ver
+    t._at = base._ver[0]
+    t._view = True
+    return t
+
+
+def _span(a: np.ndarray) -> tuple[int, int]:
+    """The addresses of the first byte that an array covers, and of the one behind the last."""
+    low = high = a.__array_interface__["data"][0]
+    for n, stride in zip(a.shape, a.strides):
+        if stride < 0:
+            low += (n - 1) * stride
+        else:
+            high += (n - 1) * stride
+    return low, high + a.itemsize
+
+
+def _within(a: np.ndarray, base: np.ndarray) -> tuple | None:
+    """How to make `a` as a view of `base`; None when it is none."""
+    if not a.size or not base.size or not base.flags.c_contiguous:
+        return None
+    (low, high), (first, last) = _span(a), _span(base)
+    if low < first or last < high:
+        return None
+    return (a.dtype, a.shape, a.__array_interface__["data"][0] - first, a.strides)
+
+
+def _root(a: np.ndarray) -> np.ndarray:
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a
+
+
+def _versions(watch: Watch, leaves: list[Any]) -> list[tuple[Tensor, int, int]]:
+    """Tensors with the argument that they are (or -1) and their versions."""
+    known = [(t, -1, t._ver[0]) for _, t in watch.named()]
+    return known + [(x, i, x._ver[0]) for i, x in enumerate(leaves) if isinstance(x, Tensor)]
 
 
 class _Plan:
     """What remains to be done while the recording still runs, and the way from it to a program."""
 
     def __init__(
-        self, rec: Any, watch: Watch, leaves: list[Any], out: Any, entry: list, notes: list
+        self,
+        rec: Any,
+        watch: Watch,
+        leaves: list[Any],
+        out: Any,
+        entry: list,
+        notes: list,
+        versions: list[tuple[Tensor, int, int]],
+        copied: dict[int, Tensor],
     ):
         self.rec, self.watch, self.leaves, self.notes = rec, watch, leaves, notes
         self.results: list[tuple[str, Any]] = []
@@ -601,6 +771,12 @@ class _Plan:
         self.cleared: list[Tensor] = []
         self.grad_guards: list[tuple[Tensor, Any]] = []
         self.unfinished = False
+        self.written: set[int] = set()
+        self.strange: str | None = None
+        self.changed = list(
+            {id(t._ver): t._ver for t, i, v in versions if i < 0 and t._ver[0] != v}.values()
+        )
+        self.changed_inputs = [i for t, i, v in versions if i >= 0 and t._ver[0] != v]
         used: set[int] = set()
         k = _cpu
         # Whether it matters that a parameter has no gradient: an inference function does not look.
@@ -627,7 +803,22 @@ class _Plan:
         made: list[Any] = []
         positions = {id(x): i for i, x in enumerate(leaves) if isinstance(x, Tensor)}
         known = {id(t) for _, t in watch.named()}
+        gradients = {id(t._grad): t for t in watch.trainable if t._grad is not None}
+        # Results that share memory go on doing so: with arguments, with what the function sees, with
+        # gradients, and with each other.
+        bases: list[tuple[str, Any, np.ndarray]] = [
+            ("input", i, x.data) for i, x in enumerate(leaves) if isinstance(x, Tensor)
+        ]
+        bases += [("tensor", t, t.data) for _, t in watch.named()]
+        bases += [("array", i, a) for i, (a, _, _) in enumerate(self.outputs)]
+        roots = Counter(
+            [
+                id(_root(a))
+                for a in {id(x.data): x.data for x in found if isinstance(x, Tensor)}.values()
+            ]
+        )
         by_array: dict[int, int] = {}
+        of: dict[int, Tensor] = {}
         for x in found:
             if not isinstance(x, Tensor):
                 if isinstance(x, np.ndarray):
@@ -636,29 +827,60 @@ class _Plan:
                         recording.host_read("returning a NumPy array", "Return the tensor")
                     finally:
                         recording.thread = None
+                elif not isinstance(x, _CONSTANT) and not watch.sees(x):
+                    self.strange = (
+                        f"it returns an object of the class {type(x).__name__}, which would be the same one "
+                        "after every replay. Return tensors, numbers, strings, and tuples, lists and dicts "
+                        "of them"
+                    )
                 self.results.append(("value", x))
                 made.append(x)
             elif id(x) in positions:
                 self.results.append(("input", positions[id(x)]))
-                made.append(x)
+                made.append(copied.get(positions[id(x)], x))
             elif id(x) in known:
                 self.results.append(("value", x))
+                made.append(x)
+            elif id(x) in gradients:
+                self.results.append(("gradient", gradients[id(x)]))
                 made.append(x)
             else:
                 if x._rg and x._node is not None and _unfinished(x._node):
                     self.unfinished = True
-                a = x.data
+                a, root = x.data, _root(x.data)
                 if id(a) in by_array:
                     self.results.append(("array", by_array[id(a)]))
+                    made.append(x if self.unfinished else of[id(a)] if id(a) in of else _view(x, a))
+                    continue
+                if roots[id(root)] > 1 and rec.whole(root) and id(root) not in used:
+                    used.add(id(root))
+                    by_array[id(root)] = len(self.outputs)
+                    bases.append(("array", len(self.outputs), root))
+                    self.outputs.append((root, None, None))
+                    if a is root:
+                        self.results.append(("array", by_array[id(a)]))
+                        made.append(x if self.unfinished else _view(x, a))
+                        continue
+                for home, which, base in bases:
+                    view = _within(a, base)
+                    if view is not None:
+                        self.results.append(("view", (home, which, *view)))
+                        made.append(x if self.unfinished else _view(x, a))
+                        break
                 else:
-                    if not rec.whole(a) or id(a) in used:
+                    if not rec.whole(a):
                         a = k.copy(a)
-                    used.add(id(a))
                     by_array[id(x.data)] = len(self.outputs)
                     self.results.append(("array", len(self.outputs)))
                     self.outputs.append((a, None, None))
-                made.append(x if self.unfinished else wrap(a, k))
+                    of[id(x.data)] = wrap(a, k)
+                    made.append(x if self.unfinished else of[id(x.data)])
         self.result = made[0] if self.result_tree is None else unflatten(self.result_tree, made)
+
+    def shares(self) -> set[int]:
+        """The arguments that it changes, or whose memory it returns."""
+        returned = {v[1] for kind, v in self.results if kind == "view" and v[0] == "input"}
+        return returned | set(self.changed_inputs)
 
     def problem(self) -> str | None:
         if self.unfinished:
@@ -666,7 +888,7 @@ class _Plan:
                 "its result still needs a backward pass, and a replay keeps no graph. Call backward() "
                 "inside the function, or put it under no_grad()"
             )
-        return self.watch.changed(self.notes)
+        return self.strange or self.watch.changed(self.notes)
 
     def leaks(self) -> int:
         known = [a for a, _, _ in self.outputs]
@@ -688,7 +910,7 @@ class _Plan:
 
     def fill(self, p: _Program) -> None:
         native = p.native
-        self.watch.guard(native)
+        self.watch.guard(native, self.written)
         for t, g in self.grad_guards:
             name = "a gradient from before the call"
             if g is None or not native.guard_gradient(t, g.data, name):
@@ -704,6 +926,8 @@ class _Plan:
         p.results, p.result_tree = self.results, self.result_tree
         p.checks = native.has_checks()
         p.watch = self.watch
+        counted = {id(v) for a in p.actions if isinstance(a, OptimizerState) for v in a.versions}
+        native.set_changed([v for v in self.changed if id(v) not in counted], self.changed_inputs)
         steppers = [a.native() if isinstance(a, OptimizerState) else None for a in p.actions]
         if p.draws == 0 and all(s is not None for s in steppers):
             p.single = p.result_tree is None and p.results[0][0] == "array"

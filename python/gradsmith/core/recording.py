@@ -12,7 +12,7 @@ import sys
 from _thread import get_ident  # threading would be read at import for this alone
 from typing import Any
 
-__all__ = ["CaptureError", "here", "host_read", "modes", "note"]
+__all__ = ["CaptureError", "constant", "here", "host_array", "host_read", "modes", "note"]
 
 _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -20,6 +20,8 @@ thread: int | None = None  # the thread that records
 # Switches that decide which kernels run (precisions); whoever changes one writes it here too, and a
 # program is used only while they are as they were.
 modes: dict[str, Any] = {"conv_precision": "default"}
+looked: list[str] = []  # lines of the user's code that took a tensor's array
+constants: dict[int, Any] = {}  # tensors that this recording made of numbers of its key
 notes: list[tuple[str, Any]] = []  # optimizers and schedulers that stepped, in order
 
 
@@ -55,6 +57,24 @@ def host_read(what: str, advice: str = "") -> None:
             f"{what} inside a captured function reads values on the host, and a replay would use the "
             f"old ones ({user_line()}). {advice}."
         )
+
+
+def looks(frame: Any) -> None:
+    """Remembers that the code of a frame takes the array of a tensor, unless it is the library's."""
+    if here() and not frame.f_code.co_filename.startswith(_package):
+        looked.append(user_line())
+
+
+def constant(t: Any) -> Any:
+    """A tensor made of numbers that are no data (lengths from a list): the library may read it again."""
+    if here():
+        constants[id(t)] = t
+    return t
+
+
+def host_array(t: Any) -> Any:
+    """The values of a tensor on the host; CaptureError in a recording, unless it is a `constant`."""
+    return t.data if id(t) in constants and here() else t.numpy()
 
 
 def note(kind: str, what: Any) -> None:

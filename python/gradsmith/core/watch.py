@@ -5,15 +5,26 @@ still hold: the modules' modes and numbers, the globals and closure variables th
 names, the arrays behind parameters, buffers and states. `Watch` walks from the function to all of
 these; each becomes a guard that the program checks (in C++, by identity) before it is replayed.
 Optimizers and schedulers, whose numbers change at every step, are run instead: see OptimizerState.
+
+What is guarded: cells, globals and functions (code, defaults) of the user's code; of plain objects the
+attributes that some code reached names, or all of them where it looks them up by strings; methods that
+operators and `with` call; modules whole; the contents of lists, dicts, sets, deques, small arrays and
+buffers. What cannot be looked into and changes by being used (an iterator) makes the function eager.
 """
 
 from __future__ import annotations
 
+import array
+import contextvars
 import functools
+import io
+import operator
+import os
 import sys
 import types
-from collections import Counter
-from collections.abc import Iterator
+import weakref
+from collections import ChainMap, Counter, UserDict, UserList, UserString, deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,27 +41,108 @@ _READS_OPTIONS = {"param_groups", "get_last_lr", "lr_at", "last_epoch", "grad_no
 # Numbers of our own layers that their arrays' shapes hold already.
 _SIZES = {"in_features", "out_features", "in_channels", "out_channels", "num_features"}
 _LIMIT = 1 << 16  # guards; a dict's are looked at only when it has changed
+_ITEMS = 1 << 14  # of one list or dict: more are not compared at each call
+_BYTES = 1 << 18  # of one array: the same
+_DEPTH = 100
 _MISSING = object()
+# Code that looks attributes up by names that it computes: all attributes of what it sees count.
+_LOOKS_UP = {
+    *("getattr", "hasattr", "vars", "__dict__", "dir", "asdict", "astuple", "fields"),
+    *("globals", "locals", "eval", "exec", "__getattribute__", "attrgetter", "methodcaller"),
+}
+# Classes of the standard library that hold what their user put there.
+_HOLDERS = (types.SimpleNamespace, UserDict, UserList, UserString, ChainMap)
+# Methods with such names that a step does not call.
+_NOT_CALLED = {"__init__", "__new__", "__del__", "__repr__", "__init_subclass__", "__reduce__"}
+
+
+def _known(name: str | None) -> bool:
+    root = (name or "").split(".", 1)[0]
+    return (
+        root in ("gradsmith", "numpy", "builtins")
+        or (root in sys.stdlib_module_names and root != "__main__")
+        or (bool(name) and _installed(str(name)))
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _installed(name: str) -> bool:
+    """Whether a module belongs to an installed library that knows nothing of this one."""
+    m = sys.modules.get(name)
+    file = getattr(m, "__file__", None) or ""
+    if "site-packages" not in file and "dist-packages" not in file:
+        return False
+    for v in list(vars(m).values()):
+        of = v.__name__ if isinstance(v, types.ModuleType) else getattr(v, "__module__", None)
+        if isinstance(of, str) and of.split(".", 1)[0] == "gradsmith":
+            return False
+    return True
 
 
 def _ours(obj: Any) -> bool:
-    name = getattr(obj, "__module__", None) or ""
-    root = name.split(".", 1)[0]
-    return root in ("gradsmith", "numpy", "builtins") or (
-        root in sys.stdlib_module_names and root != "__main__"
-    )
+    """Whether something belongs to this library, NumPy or Python: its own code is not looked into."""
+    if isinstance(obj, types.FunctionType) and not _known(obj.__globals__.get("__name__")):
+        return False  # code that was made by exec()
+    return _known(getattr(obj, "__module__", None))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether a replay may take one value for the other (bindings/capture.cpp: same_value)."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return a.hex() == b.hex()
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all([_same(x, y) for x, y in zip(a, b)])
+    return isinstance(a, _PLAIN) and not isinstance(a, complex) and a == b
+
+
+def _identifiers(code: types.CodeType) -> set[str]:
+    """The strings in code that may name attributes."""
+    found: set[str] = set()
+    for c in code.co_consts:
+        for x in c if isinstance(c, (tuple, frozenset)) else (c,):
+            if isinstance(x, str) and len(x) < 256:
+                found.update([n for n in x.split(".") if n.isidentifier()])
+    return found
+
+
+def _raw(cls: type, name: str) -> Any:
+    """What a class has under a name, as it stands there (a function, a property, ...)."""
+    for c in cls.__mro__:
+        if name in c.__dict__:
+            return c.__dict__[name]
+    return _MISSING
+
+
+def _content(v: Any) -> Any:
+    """A copy of an array's or a buffer's values, to be compared with later."""
+    m = memoryview(v)
+    return m.format, m.shape, m.tobytes()
 
 
 class Watch:
     """Walks from a function to all that it can see; `reason` says why it cannot be captured."""
 
-    def __init__(self, fn: Any):
+    def __init__(self, fn: Any, arguments: Iterable[Any] = ()):
         self.reason: str | None = None
         self.guards: list[tuple] = []
         self.tensors: dict[int, tuple[str, Tensor]] = {}
         self.optimizers: dict[int, Any] = {}
         self.schedulers: dict[int, Any] = {}
-        self.generators: list[tuple[Any, str]] = []
+        self.generators: list[Any] = []
+        # NumPy arrays: name, whether their values are compared, whether the code names them
+        self.arrays: list[tuple[np.ndarray, str, bool, bool]] = []
+        self._large: list[tuple[str, str]] = []  # attributes with more than can be compared
+        self._strings: set[str] = set()
+        self._words: set[str] = set()
+        self._classes: set[int] = set()
+        self._module_classes: set[int] = set()
+        import random
+
+        self._draw_from = (np.random.Generator, np.random.RandomState, random.Random)
         self._done: set[tuple] = set()
         self._seen: dict[int, Any] = {}
         self._functions: set[int] = set()
@@ -65,13 +157,38 @@ class Watch:
         for mode, value in recording.modes.items():
             self._guard(("item", recording.modes, mode, value, f"the {mode}"))
         self._root(fn)
+        for i, x in enumerate(arguments):
+            if not isinstance(x, Tensor):
+                self._value(x, f"argument {i}")
         # Attributes of objects count when some code reached names them; new code may name more.
-        for _ in range(4):
-            size = len(self._names)
+        while self.reason is None:
+            size = (len(self._names), len(self._strings), len(self._objects))
             for obj, name in list(self._objects):
                 self._attributes(obj, name)
-            if len(self._names) == size:
+            if size == (len(self._names), len(self._strings), len(self._objects)):
                 break
+        # So are step counts to code that looks for them.
+        if "state" in self._names and any(
+            [self._words & set(o.numbers) for o in self.optimizers.values()]
+        ):
+            for o in self.optimizers.values():
+                for own in o.state.values():
+                    for key in o.numbers:
+                        if key in own:
+                            self._guard(
+                                (
+                                    "item",
+                                    own,
+                                    key,
+                                    own[key],
+                                    f"an optimizer's {key!r}, which it looks at,",
+                                )
+                            )
+        if self._names & {"environ", "getenv"}:
+            self._value(getattr(os.environ, "_data", None), "os.environ")
+        for attribute, name in self._large:
+            if attribute in self._names:
+                self._too_large(name)
         if self._names & _READS_OPTIONS:  # user code that looks at rates: they are constants to it
             for o in self.optimizers.values():
                 for i, group in enumerate(o.param_groups):
@@ -94,7 +211,7 @@ class Watch:
     def _root(self, fn: Any) -> None:
         if isinstance(fn, functools.partial):
             self._root(fn.func)
-            self._value(list(fn.args), "the arguments of a partial")
+            self._value(fn.args, "the arguments of a partial")
             self._value(fn.keywords, "the arguments of a partial")
         elif isinstance(fn, types.MethodType):
             if isinstance(fn.__func__, types.FunctionType):
@@ -103,9 +220,6 @@ class Watch:
         elif isinstance(fn, types.FunctionType):
             self._function(fn, root=True)
         else:
-            call = type(fn).__call__
-            if isinstance(call, types.FunctionType) and not _ours(call):
-                self._function(call)
             self._value(fn, getattr(type(fn), "__name__", "fn"))
 
     def _function(self, fn: types.FunctionType, root: bool = False) -> None:
@@ -123,10 +237,23 @@ class Watch:
             stack += [c for c in code.co_consts if isinstance(c, types.CodeType)]
         names = {n for code in codes for n in code.co_names}
         self._names |= names
+        self._guard(("function", fn, None, _parts(fn), f"the function {fn.__name__}"))
+        strings = {n for code in codes for n in _identifiers(code)}
+        self._words |= strings
+        if not names.isdisjoint(_LOOKS_UP):
+            self._strings |= strings
+            if names & {"globals", "eval", "exec"}:
+                names |= strings
+        if fn.__dict__:
+            self._objects.append((fn, fn.__name__))
         if root or not _ours(fn):
             scope = fn.__globals__
             for n in sorted(names):
-                if n in scope:
+                if n not in scope:  # perhaps imported inside of the function
+                    for full in (n, f"{scope.get('__package__')}.{n}"):
+                        if isinstance(sys.modules.get(full), types.ModuleType):
+                            self._module_names(sys.modules[full], full)
+                else:
                     value = scope[n]
                     if isinstance(value, types.ModuleType):
                         self._module_names(value, n)
@@ -141,16 +268,20 @@ class Watch:
             self._guard(("cell", cell, None, value, f"the variable {n}"))
             self._value(value, n)
         if fn.__defaults__:
-            self._value(list(fn.__defaults__), "a default argument", guard=False)
+            self._value(fn.__defaults__, "a default argument")
         if fn.__kwdefaults__:
             self._value(fn.__kwdefaults__, "a default argument")
 
     def _module_names(self, module: types.ModuleType, name: str) -> None:
-        if _ours(types.SimpleNamespace(__module__=module.__name__)) or not hasattr(
-            module, "__file__"
-        ):
-            return
-        self._objects.append((module, name))
+        root = module.__name__.split(".", 1)[0]
+        if not _known(module.__name__) or root == "gradsmith" or _installed(module.__name__):
+            self._once(module, name)
+
+    def _too_large(self, name: str) -> None:
+        self.reason = self.reason or (
+            f"it can see {name}, which holds more than can be compared at each call. Pass in what a step "
+            "needs of it"
+        )
 
     def _guard(self, g: tuple) -> None:
         key = (g[0], id(g[1]), g[2])
@@ -169,47 +300,79 @@ class Watch:
         """A dict keeps its keys, and their order: some code walks over it."""
         self._guard(("keys", table, None, tuple(table), name))
 
-    def _value(self, v: Any, name: str, guard: bool = True, depth: int = 0) -> None:
-        if isinstance(v, (*_PLAIN, np.generic, np.dtype, np.ndarray, type)) or depth > 6:
-            if isinstance(v, type) and not _ours(v):
+    def _value(self, v: Any, name: str, depth: int = 0, attribute: str | None = None) -> None:
+        """Walks into a value; `attribute`: its name in a module, whose attributes are all walked."""
+        if isinstance(v, (*_PLAIN, np.generic, np.dtype)) or self.reason is not None:
+            return
+        if isinstance(v, type):
+            if not _ours(v):
                 self._once(v, name)
             return
         if isinstance(v, Tensor):
             self._tensor(v, name)
             return
-        if isinstance(v, np.random.Generator):
-            self.generators.append((v, str(v.bit_generator.state)))
-            return
         if id(v) in self._seen:
             return
+        if depth > _DEPTH:
+            self._too_large(name)
+            return
         module, optimizer, scheduler = self._kinds
-        if isinstance(v, types.FunctionType):
+        if isinstance(v, (np.ndarray, bytearray, array.array, memoryview)):
+            self._seen[id(v)] = v
+            self._array(v, name, attribute)
+        elif isinstance(v, self._draw_from):
+            self._seen[id(v)] = v
+            self.generators.append(v)
+        elif isinstance(v, types.FunctionType):
             if not _ours(v):
                 self._function(v)
         elif isinstance(v, types.MethodType):
             if not _ours(v) and isinstance(v.__func__, types.FunctionType):
                 self._function(v.__func__)
-            self._value(v.__self__, name, depth=depth + 1)
+            self._value(v.__self__, name, depth + 1)
+        elif isinstance(v, types.BuiltinMethodType):
+            if not isinstance(v.__self__, types.ModuleType):
+                self._value(v.__self__, name, depth + 1)
         elif isinstance(v, functools.partial):
             self._root(v)
-        elif isinstance(v, (tuple, list)):
+        elif isinstance(v, (property, classmethod, staticmethod)):
+            self._descend(v, name)
+        elif isinstance(v, (operator.attrgetter, operator.methodcaller)):
             self._seen[id(v)] = v
-            if isinstance(v, list) and guard and len(v) <= 256:
+            self._names.update(*[str(n).split(".") for n in v.__reduce__()[1][:]])
+        elif isinstance(v, (tuple, list, set, frozenset, deque)):
+            self._seen[id(v)] = v
+            if len(v) > _ITEMS:
+                if attribute is None:
+                    self._too_large(name)
+                else:
+                    self._large.append((attribute, name))
+                return
+            if isinstance(v, list):
                 self._guard(("list", v, None, list(v), name))
-            for i, item in enumerate(v[:256]):
-                self._value(item, f"{name}[{i}]", depth=depth + 1)
-        elif isinstance(v, dict):
+            elif isinstance(v, (set, deque)):
+                self._guard(("order", v, None, tuple(v), name))
+            for i, item in enumerate(v):
+                self._value(item, f"{name}[{i}]", depth + 1)
+            if not _ours(type(v)):
+                self._objects.append((v, name))
+        elif isinstance(v, (dict, types.MappingProxyType)):
             self._seen[id(v)] = v
-            if len(v) > 1024:
+            if len(v) > _ITEMS:
+                if attribute is None:
+                    self._too_large(name)
+                else:
+                    self._large.append((attribute, name))
+                return
+            if not isinstance(v, dict):
+                self._value(dict(v), name, depth + 1)
                 return
             self._keys(v, name)
             for key, item in list(v.items()):
-                try:
-                    hash(key)
-                except TypeError:
-                    continue
                 self._guard(("item", v, key, item, f"{name}[{key!r}]"))
-                self._value(item, f"{name}[{key!r}]", depth=depth + 1)
+                self._value(item, f"{name}[{key!r}]", depth + 1)
+            if not _ours(type(v)) or isinstance(v, _HOLDERS):
+                self._objects.append((v, name))
         elif isinstance(v, module):
             self._seen[id(v)] = v
             self._module(v, name)
@@ -219,51 +382,149 @@ class Watch:
         elif isinstance(v, scheduler):
             self._seen[id(v)] = v
             self.schedulers[id(v)] = v
-            self._value(v.optimizer, f"{name}.optimizer", depth=depth + 1)
+            self._value(v.optimizer, f"{name}.optimizer", depth + 1)
         elif isinstance(v, types.ModuleType):
             self._module_names(v, name)
         elif type(v).__name__ == "Captured" and _ours(type(v)):
             self._root(v.fn)
-        elif hasattr(v, "__dict__"):
+        elif isinstance(v, contextvars.ContextVar):
+            self._seen[id(v)] = v
+            now = v.get(_MISSING)
+            self._guard(("context", v, None, now, name))
+            self._value(None if now is _MISSING else now, name, depth + 1)
+        elif isinstance(v, weakref.ref):
+            self._value(v(), name, depth + 1)
+        elif isinstance(getattr(v, "__wrapped__", None), types.FunctionType):  # lru_cache
+            self._value(v.__wrapped__, name, depth + 1)
+        elif isinstance(v, types.GeneratorType) or (
+            hasattr(type(v), "__next__") and _ours(type(v)) and not isinstance(v, io.IOBase)
+        ):
+            self.reason = (
+                f"it can see {name}, an iterator, which a replay would not move on. Take the next "
+                "value outside and pass it in"
+            )
+        elif hasattr(v, "__dict__") or not _ours(type(v)):
             self._once(v, name)
+
+    def _array(self, v: Any, name: str, attribute: str | None) -> None:
+        """Values that Python may read: kept when they are few, see `read_by_host`."""
+        if v.dtype.hasobject or v.nbytes == 0 if isinstance(v, np.ndarray) else not len(v):
+            if isinstance(v, np.ndarray) and v.size <= _ITEMS:
+                self._value(v.ravel().tolist(), name)  # what it holds
+            return
+        try:
+            content = (
+                _content(v) if (v.nbytes if hasattr(v, "nbytes") else len(v)) <= _BYTES else None
+            )
+        except (ValueError, TypeError, BufferError):  # dates, for instance
+            content = None
+        if content is not None:
+            self._guard(("content", v, None, content, name))
+        if isinstance(v, np.ndarray) and v.dtype.kind not in "USVMm":
+            self.arrays.append((v, name, content is not None, attribute is None))
+        elif content is None and attribute is None:
+            self._too_large(name)
 
     def _once(self, v: Any, name: str) -> None:
         if id(v) not in self._seen:
             self._seen[id(v)] = v
             self._objects.append((v, name))
 
+    def _descend(self, raw: Any, name: str) -> None:
+        """Into what a class has under a name."""
+        if isinstance(raw, types.FunctionType):
+            if not _ours(raw):
+                self._function(raw)
+        elif isinstance(raw, property):
+            for part in (raw.fget, raw.fset):
+                if isinstance(part, types.FunctionType) and not _ours(part):
+                    self._function(part)
+        elif isinstance(raw, (classmethod, staticmethod)):
+            self._descend(raw.__func__, name)
+        elif isinstance(raw, (functools.cached_property, functools.partialmethod)):
+            self._descend(raw.func, name)
+        elif not isinstance(raw, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+            self._value(raw, name)
+
+    def _of_class(self, cls: type, name: str) -> bool:
+        """The methods of a user's class that operators call; whether it computes attributes."""
+        computes = False
+        for c in cls.__mro__:
+            if _ours(c):
+                continue
+            for n, raw in list(c.__dict__.items()):
+                special = n.startswith("__") and n.endswith("__") and n not in _NOT_CALLED
+                if not special or not isinstance(raw, types.FunctionType):
+                    continue
+                computes = computes or n in ("__getattr__", "__getattribute__")
+                if id(cls) not in self._classes:
+                    self._guard(("type", cls, n, _raw(cls, n), f"{name}.{n}"))
+                    self._descend(raw, f"{name}.{n}")
+        if not computes and id(cls) not in self._classes and type(cls) is not type:
+            self._of_class(type(cls), f"the class of {name}")
+        self._classes.add(id(cls))
+        return computes
+
     def _attributes(self, obj: Any, name: str) -> None:
         """The attributes of an object that some code reached names."""
-        own = obj.__dict__
-        plain = isinstance(own, dict)
-        if plain and not isinstance(obj, types.ModuleType):
+        own = getattr(obj, "__dict__", {})
+        names = self._names | self._strings
+        cls = type(obj)
+        if isinstance(obj, types.ModuleType):
+            for n in names & own.keys():
+                value = own[n]
+                self._guard(("item", own, n, value, f"{name}.{n}"))
+                code = isinstance(value, (types.FunctionType, type, types.ModuleType))
+                if not _known(obj.__name__) or (not code and _installed(obj.__name__)):
+                    self._value(value, f"{name}.{n}")
+            return
+        if isinstance(obj, type):
+            self._of_class(obj, name)
+            for n in names:
+                raw = _raw(obj, n)
+                if raw is not _MISSING:
+                    self._guard(("type", obj, n, raw, f"{name}.{n}"))
+                    self._descend(raw, f"{name}.{n}")
+                elif cls is not type:
+                    self._guard(("type", cls, n, _raw(cls, n), f"{name}.{n}"))
+                    self._descend(_raw(cls, n), f"{name}.{n}")
+            return
+        computes = self._of_class(cls, name)
+        plain = _cpu.has_dict(obj)
+        every = computes or bool(self._strings) or isinstance(obj, _HOLDERS)
+        if every and _ours(cls) and not isinstance(obj, _HOLDERS):
+            every = False
+        if plain:
             self._place(obj, name)
-        for n in sorted(self._names):
+            if every and len(own) <= _ITEMS:
+                self._keys(own, f"the attributes of {name}")
+        for n in sorted(names | (own.keys() if every else set()), key=str):
             if n in own:
                 value = own[n]
-                if isinstance(value, (types.FunctionType, property, classmethod, staticmethod)):
-                    if isinstance(value, types.FunctionType) and not _ours(value):
-                        self._function(value)
-                    continue
                 if plain:
                     self._guard(("item", own, n, value, f"{name}.{n}"))
                 else:
                     self._guard(("attribute", obj, n, value, f"{name}.{n}"))
                 self._value(value, f"{name}.{n}")
-            elif not isinstance(obj, (type, types.ModuleType)):
-                for cls in type(obj).__mro__:
-                    if n in cls.__dict__ and not _ours(cls):
-                        value = cls.__dict__[n]
-                        if isinstance(value, types.FunctionType):
-                            self._function(value)
-                        elif isinstance(value, property) and isinstance(
-                            value.fget, types.FunctionType
-                        ):
-                            self._function(value.fget)
-                        elif isinstance(value, (*_PLAIN, Tensor)):
-                            self._guard(("attribute", obj, n, value, f"{name}.{n}"))
-                            self._value(value, f"{name}.{n}")
-                        break
+                continue
+            raw = _raw(cls, n)
+            if raw is _MISSING or n == "__dict__":
+                continue
+            if isinstance(raw, types.MemberDescriptorType):  # a slot
+                value = getattr(obj, n, _MISSING)
+                self._guard(("attribute", obj, n, value, f"{name}.{n}"))
+                self._value(None if value is _MISSING else value, f"{name}.{n}")
+            elif not any([n in c.__dict__ for c in cls.__mro__ if not _ours(c)]):
+                continue
+            else:
+                self._guard(("type", cls, n, raw, f"{name}.{n}"))
+                if plain:
+                    self._guard(("absent", own, n, None, f"{name}.{n}"))
+                self._descend(raw, f"{name}.{n}")
+        if every:
+            for c in cls.__mro__:
+                for n in c.__dict__.get("__slots__", ()) if not _ours(c) else ():
+                    self._strings.add(n)
 
     def _module(self, m: Any, name: str) -> None:
         own = m.__dict__
@@ -284,7 +545,7 @@ class Watch:
                 continue
             self._guard(("item", own, key, value, f"{name}.{key}"))
             if not isinstance(value, _PLAIN) and not any([t.get(key) is value for t in tables]):
-                self._value(value, f"{name}.{key}")
+                self._value(value, f"{name}.{key}", attribute=key)
         for table in ("_parameters", "_buffers", "_modules"):
             entries = own.get(table, {})
             if isinstance(entries, dict):
@@ -296,12 +557,21 @@ class Watch:
                 self._guard(("item", entries, key, value, f"{name}.{key}"))
                 if value is not None:
                     self._value(value, f"{name}.{key}")
-        for cls in type(m).__mro__:
-            if cls is self._kinds[0] or _ours(cls):
-                break
-            for value in cls.__dict__.values():
-                if isinstance(value, types.FunctionType) and value.__name__ != "__init__":
-                    self._function(value)
+        kind = type(m)
+        if id(kind) in self._module_classes:
+            return
+        self._module_classes.add(id(kind))
+        for key in ("forward", "__call__"):
+            self._guard(("type", kind, key, _raw(kind, key), f"{name}.{key}"))
+        for cls in kind.__mro__:
+            if _ours(cls):
+                continue
+            for key, value in cls.__dict__.items():
+                if key not in _NOT_CALLED and not isinstance(value, _PLAIN):
+                    self._guard(("type", kind, key, _raw(kind, key), f"{name}.{key}"))
+                    self._descend(value, f"{name}.{key}")
+                elif key[:2] != "__":
+                    self._guard(("type", kind, key, _raw(kind, key), f"{name}.{key}"))
 
     def _tensor(self, t: Tensor, name: str) -> None:
         if id(t) in self.tensors:
@@ -337,6 +607,29 @@ class Watch:
         """Every tensor that the function can reach."""
         yield from self.tensors.values()
 
+    def sees(self, obj: Any) -> bool:
+        """Whether an object was there before, and the function could reach it."""
+        return self._seen.get(id(obj)) is obj or id(obj) in self.optimizers
+
+    def read_by_host(self, rec: Any) -> tuple[str | None, set[int]]:
+        """Why a function that was recorded cannot be replayed: it sees arrays whose values are too many to be
+        compared and that no kernel reads. Else None, and the arrays that its kernels change."""
+        written: set[int] = set()
+        for a, name, compared, named in self.arrays:
+            if not rec.touched(a):
+                if named and not compared:
+                    return (
+                        f"it can see {name}, a NumPy array of {a.nbytes} bytes whose values a replay would not "
+                        "read again. Pass in what a step needs of it as a tensor"
+                    ), written
+            elif rec.written(a):
+                written.add(id(a))
+        return None, written
+
+    def contents(self) -> dict[int, Any]:
+        """The values, as they were before the call, of the arrays whose values are compared."""
+        return {id(owner): value for kind, owner, _, value, _ in self.guards if kind == "content"}
+
     def shares_memory(self, arrays: list[np.ndarray]) -> str | None:
         """The name of a tensor that shares memory with one of the arrays."""
         if not arrays:
@@ -363,7 +656,7 @@ class Watch:
         ]
 
     def _draws(self) -> Any:
-        """The states of Python's and NumPy's own generators."""
+        """The states of Python's and NumPy's own generators, and of those that it can see."""
         import random
 
         legacy = np.random.get_state(legacy=False)  # noqa: NPY002
@@ -371,47 +664,14 @@ class Watch:
         return (
             random.getstate(),
             numpy_state,
-            [str(g.bit_generator.state) for g, _ in self.generators],
+            [_state_of(g) for g in self.generators],
         )
 
     def changed(self, notes: list) -> str | None:
         """What the function itself has changed in Python, which a replay would not do."""
-        for kind, owner, key, value, name in self.guards:
-            if kind == "item":
-                now = owner.get(key, _MISSING)
-            elif kind == "cell":
-                try:
-                    now = owner.cell_contents
-                except ValueError:
-                    now = _MISSING
-            elif kind == "attribute":
-                now = getattr(owner, key, _MISSING)
-            elif kind == "list":
-                if len(owner) != len(value) or any(a is not b for a, b in zip(owner, value)):
-                    return f"it changes {name}, and a replay runs no Python. Change it outside"
-                continue
-            elif kind == "place":
-                if type(owner) is not value[0] or owner.__dict__ is not value[1]:
-                    return f"it changes {name}, and a replay runs no Python. Change it outside"
-                continue
-            elif kind == "keys":
-                if len(owner) != len(value) or any(
-                    [
-                        a is not b and not (isinstance(a, _PLAIN) and a == b)
-                        for a, b in zip(owner, value)
-                    ]
-                ):
-                    return f"it changes {name}, and a replay runs no Python. Change it outside"
-                continue
-            else:
-                if len(owner) != value:
-                    return f"it changes {name}, and a replay runs no Python. Change it outside"
-                continue
-            if now is value or (
-                isinstance(value, _PLAIN) and type(now) is type(value) and now == value
-            ):
-                continue
-            return f"it changes {name}, and a replay runs no Python. Change it outside"
+        for g in self.guards:
+            if not _holds(*g[:4]):
+                return f"it changes {g[4]}, and a replay runs no Python. Change it outside"
         if self._draws() != self._drawn:
             return (
                 "it draws random numbers from Python or NumPy, and a replay would use the old ones. Draw "
@@ -434,21 +694,39 @@ class Watch:
                 )
         return None
 
-    def guard(self, native: Any) -> None:
-        """Gives the guards to a program."""
+    def guard(self, native: Any, written: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        """Gives the guards to a program; `written`: arrays that may have other values."""
         for kind, owner, key, value, name in self.guards:
             if kind == "item":
                 native.guard_item(owner, key, value, name)
             elif kind == "cell":
                 native.guard_cell(owner, value, name)
             elif kind == "attribute":
-                native.guard_attribute(owner, key, value, name)
+                there = value is not _MISSING
+                native.guard_attribute(owner, key, value if there else None, there, name)
             elif kind == "list":
                 native.guard_list(owner, name)
             elif kind == "keys":
                 native.guard_keys(owner, name)
             elif kind == "place":
                 native.guard_place(owner, name)
+            elif kind == "absent":
+                native.guard_absent(owner, key, name)
+            elif kind == "type":
+                native.guard_type(
+                    owner, key, None if value is _MISSING else value, value is not _MISSING, name
+                )
+            elif kind == "function":
+                native.guard_function(owner, value, name)
+            elif kind == "order":
+                native.guard_order(owner, value, name)
+            elif kind == "content":
+                if id(owner) not in written:
+                    native.guard_content(owner, value, name)
+            elif kind == "context":
+                native.guard_context(
+                    owner, None if value is _MISSING else value, value is not _MISSING, name
+                )
             else:
                 native.guard_size(owner, name)
         for name, t in self.tensors.values():
@@ -476,6 +754,47 @@ class Watch:
         for s, before in steps:
             s.__dict__.clear()
             s.__dict__.update(before)
+
+
+def _parts(fn: types.FunctionType) -> tuple:
+    return fn.__code__, fn.__defaults__, fn.__kwdefaults__
+
+
+def _state_of(g: Any) -> Any:
+    """The state of a generator of random numbers."""
+    if isinstance(g, np.random.Generator):
+        return str(g.bit_generator.state)
+    if isinstance(g, np.random.RandomState):
+        return str(g.get_state(legacy=False)), g.get_state(legacy=False)["state"]["key"].tobytes()
+    return g.getstate()
+
+
+def _holds(kind: str, owner: Any, key: Any, value: Any) -> bool:
+    """Whether a guard holds."""
+    if kind == "item":
+        return _same(owner.get(key, _MISSING), value)
+    if kind == "cell":
+        try:
+            return _same(owner.cell_contents, value)
+        except ValueError:
+            return False
+    if kind == "attribute":
+        return _same(getattr(owner, key, _MISSING), value)
+    if kind == "list" or kind == "keys" or kind == "order":
+        return len(owner) == len(value) and all([_same(a, b) for a, b in zip(owner, value)])
+    if kind == "place":
+        return type(owner) is value[0] and owner.__dict__ is value[1]
+    if kind == "absent":
+        return key not in owner
+    if kind == "type":
+        return _raw(owner, key) is value
+    if kind == "function":
+        return all([a is b for a, b in zip(_parts(owner), value)])
+    if kind == "content":
+        return _content(owner) == value
+    if kind == "context":
+        return _same(owner.get(_MISSING), value)
+    return len(owner) == value
 
 
 class OptimizerState:

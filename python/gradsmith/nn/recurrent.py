@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import recording
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops.dropout import dropout as drop
@@ -166,7 +167,7 @@ class _Recurrent(Module):
             x = x.unsqueeze(0 if self.batch_first else 1)
         sizes = None
         if packed is not None:
-            sizes = packed.batch_sizes.numpy()
+            sizes = recording.host_array(packed.batch_sizes)
             batch = int(sizes[0])
         else:
             batch = x.shape[0 if self.batch_first else 1]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...core import recording
 from ...core.creation import full
 from ...core.tensor import Tensor, as_tensor
 from ...ops.shape import cat, index_select, pad, stack
@@ -79,8 +80,10 @@ def pack_padded_sequence(
     rows = b * T + t if batch_first else t * B + b
     data = index_select(input.reshape(B * T, *input.shape[2:]), 0, Tensor(rows))
     if enforce_sorted:
-        return PackedSequence(data, Tensor(sizes))
-    return PackedSequence(data, Tensor(sizes), Tensor(order), Tensor(np.argsort(order)))
+        return PackedSequence(data, recording.constant(Tensor(sizes)))
+    return PackedSequence(
+        data, *[recording.constant(Tensor(x)) for x in (sizes, order, np.argsort(order))]
+    )
 
 
 def pad_packed_sequence(
@@ -93,7 +96,7 @@ def pad_packed_sequence(
 
     total_length: T, at least the longest length (ValueError).
     """
-    sizes = sequence.batch_sizes.numpy()
+    sizes = recording.host_array(sequence.batch_sizes)
     steps, B = len(sizes), int(sizes[0])
     T = steps if total_length is None else int(total_length)
     if steps > T:
@@ -106,7 +109,7 @@ def pad_packed_sequence(
     for t in range(steps):
         rows[t, : sizes[t]] = np.arange(starts[t], starts[t + 1])
     if sequence.unsorted_indices is not None:
-        back = sequence.unsorted_indices.numpy()
+        back = recording.host_array(sequence.unsorted_indices)
         rows, lengths = rows[:, back], lengths[back]
     if batch_first:
         rows = rows.T
