@@ -215,9 +215,10 @@ struct Given {
 };
 
 // Rows of at most kLong classes, of this member's tasks; scratch: row_scratch()
-__attribute__((noinline)) void block_rows(const Loss<float>& f, Kind kind, bool past, const Ctx* ctx,
-                                          int64_t group, const float* x, const Target& target,
-                                          float* d, float* loss, double* losses, float* scratch) {
+__attribute__((noinline)) void block_rows(const Loss<float>& f, Kind kind, bool past,
+                                          const Ctx* ctx, int64_t group, const float* x,
+                                          const Target& target, float* d, float* loss,
+                                          double* losses, float* scratch) {
   const CrossEntropyParams& p = f.p;
   const int64_t C = p.classes;
   const Cut cut(C);

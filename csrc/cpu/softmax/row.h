@@ -29,12 +29,11 @@ GS_INLINE vf exp_below(vf x) {
   // x = n ln 2 / 32 + r: 2^(n/32) from a table and a parabola that levels what the cube leaves:
   // 10 operations
   alignas(64) static const float table[32] = {
-      1.0f, 1.0218972f, 1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,
-      1.13878858f, 1.1637249f, 1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f,
-      1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f, 1.41421354f, 1.44518077f,
-      1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
-      1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f,
-      1.91520655f, 1.95714414f};
+      1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f,
+      1.1637249f,  1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f,
+      1.35425556f, 1.38390994f, 1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f,
+      1.5759809f,  1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f,
+      1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
   const vf magic = set1(393216.0f);  // 1.5 * 2^18: adding it rounds to 32nds
   vf t = fma(x, set1(1.44269504f), magic), n = t - magic;
   vf r = fnma(n, set1(0.693147182f), x);
@@ -215,7 +214,8 @@ struct Scaled {
 // All of n elements.
 template <bool kKeep, class Out>
 __attribute__((noinline)) float sweep(const float* x, float* e, float m, int64_t n,
-                                      const float* next, float* most, float* y, bool past, Out out) {
+                                      const float* next, float* most, float* y, bool past,
+                                      Out out) {
   constexpr int N = simd<float>::N;
   y = Out::kAny ? y : nullptr;
   int64_t k = y && past ? (int64_t)((0 - (uintptr_t)y) % GS_VBYTES / sizeof(float)) : 0;
@@ -284,8 +284,8 @@ __attribute__((noinline)) float sweep(const float* x, float* e, float m, int64_t
   return hsum((s[0] + s[1]) + (s[2] + s[3]));
 }
 
-constexpr int64_t kPart = 2048;           // elements of a block of a long row
-constexpr int64_t kLong = 64 * kPart;     // longest row whose exp stays in the second level
+constexpr int64_t kPart = 2048;        // elements of a block of a long row
+constexpr int64_t kLong = 64 * kPart;  // longest row whose exp stays in the second level
 // A row as it is swept: whole up to kRoom elements, else in blocks, of which the last takes the
 // rest and so is the longest.
 struct Cut {
@@ -355,13 +355,30 @@ GS_INLINE T log_of(T s) {
   return sizeof(T) == 4 ? (T)::logf((float)s) : (T)::log((double)s);
 }
 
+// exp_below of the first n lanes, zero behind them
+GS_INLINE vf exp_first(vf x, int n) { return keep<float>(exp_below(x), n); }
+GS_INLINE vd exp_first(vd x, int n) {
+  vd y = {};
+  for (int i = 0; i < n; ++i) y[i] = ::exp(x[i]);
+  return y;
+}
+
 // The maximum m of a row of any length, and the sum of exp(x - m), which goes to e (or nowhere).
 template <class T>
 __attribute__((noinline)) T row_exp(const T* x, T* e, int64_t n, T* maximum) {
   const T m = *maximum = row_max(x, n);
+  if (sizeof(T) == 8 && n <= kNarrow) {
+    T s = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const T v = (T)::exp((double)(x[i] - m));
+      s += v;
+      if (e) e[i] = v;
+    }
+    return s;
+  }
   return row_sum<T>(
       n, [=](int64_t i, int k) __attribute__((always_inline)) {
-        auto v = keep<T>(exp_below(get(x + i, k) - m), k);
+        auto v = exp_first(get(x + i, k) - m, k);
         if (e) put(e + i, v, k);
         return v;
       });

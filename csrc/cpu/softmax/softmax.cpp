@@ -39,15 +39,14 @@ void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, f
     if constexpr (kLog)
       return Logarithm{from + b * cut.size, m, f};
     else
-      return Scaled{from + b * cut.size,
-                    from ? f * block_factor(cut, base[1 - now], b, m) : 0.0f};
+      return Scaled{from + b * cut.size, from ? f * block_factor(cut, base[1 - now], b, m) : 0.0f};
   };
   member_rows(
       ctx, rows, group, [](int64_t, int64_t) {},
       [&](int64_t r, int64_t after) {
         float top;
-        const float s = row_blocks<!kLog>(cut, x + r * n, rooms[now], base[now], &top, x + after * n,
-                                          &most, to, past, results);
+        const float s = row_blocks<!kLog>(cut, x + r * n, rooms[now], base[now], &top,
+                                          x + after * n, &most, to, past, results);
         f = kLog ? log_of(s) : 1 / s;
         m = top;
         to = y + r * n;
@@ -77,9 +76,7 @@ void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spre
     if (kLog) return (load(last + i) - spread.of(top[1 - now][g], j)) - f;
     return load(room[1 - now] + i) * f;
   };
-  auto put = [&](int64_t i, vf v) __attribute__((always_inline)) {
-    write(past, to + i, v);
-  };
+  auto put = [&](int64_t i, vf v) __attribute__((always_inline)) { write(past, to + i, v); };
   batches(
       count, n,
       [&](int64_t r, int64_t groups) {
@@ -190,6 +187,74 @@ void softmax_row_backward(const T* dy, const T* y, T* dx, int64_t n, bool log, b
         V g = get(dy + i, k), v = get(y + i, k);
         return log ? g - exp_below(v) * s : v * (g - s);
       });
+}
+
+// Rows of at most kPaired elements: while dx of one is written the sum of the next one is taken,
+// and the row after that is fetched.
+constexpr int64_t kPaired = simd<float>::N * 256 < kPart ? simd<float>::N * 256 : kPart;
+template <bool kLog>
+__attribute__((noinline)) void softmax_rows_backward(const Ctx* ctx, int64_t rows, int64_t group,
+                                                     const float* dy, const float* y, float* dx,
+                                                     int64_t n, bool past) {
+  constexpr int N = simd<float>::N;
+  if (ctx->tid * group >= rows) return;
+  const int64_t ahead = next_row<float>(n);
+  auto part = [=](const float* g, const float* v, int k) __attribute__((always_inline)) {
+    const vf a = get(g, k);
+    return kLog ? a : a * get(v, k);
+  };
+  // to (n) from g and v, sum; returns the sum of the row at g2 and v2
+  auto pass = [&](float* to, const float* g, const float* v, float sum, const float* g2,
+                  const float* v2) __attribute__((always_inline)) {
+    auto result = [=](int64_t i, int k) __attribute__((always_inline)) {
+      const vf a = get(g + i, k), b = get(v + i, k);
+      return kLog ? a - exp_below(b) * sum : b * (a - sum);
+    };
+    int64_t k = past ? (int64_t)((0 - (uintptr_t)to) % GS_VBYTES / sizeof(float)) : 0, i = 0;
+    k = k < n ? k : n;
+    if (k) store_n(to, result(0, (int)k), (int)k);
+    vf s[4] = {};
+    for (; i + 4 * N <= n - k; i += 4 * N) {
+      vf r[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at = i + j * N;
+        __builtin_prefetch(g2 + at + ahead);
+        __builtin_prefetch(v2 + at + ahead);
+        r[j] = result(k + at, N);
+        s[j] += part(g2 + at, v2 + at, N);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) write(past, to + k + i + j * N, r[j]);
+    }
+    int64_t done = k + i;
+    for (; done + N <= n; done += N) write(past, to + done, result(done, N));
+    if (done < n) store_n(to + done, result(done, (int)(n - done)), (int)(n - done));
+    // where the sum is in the row must not follow from where the line of dx begins
+    for (; i + 4 * N <= n; i += 4 * N)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) s[j] += part(g2 + i + j * N, v2 + i + j * N, N);
+    for (; i + N <= n; i += N) s[0] += part(g2 + i, v2 + i, N);
+    if (i < n) s[1] += part(g2 + i, v2 + i, (int)(n - i));
+    return hsum((s[0] + s[1]) + (s[2] + s[3]));
+  };
+  const int64_t first = ctx->tid * group * n;
+  float sum = 0;
+  {
+    vf s[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * N <= n; i += 4 * N)
+      for (int j = 0; j < 4; ++j) s[j] += part(dy + first + i + j * N, y + first + i + j * N, N);
+    for (; i + N <= n; i += N) s[0] += part(dy + first + i, y + first + i, N);
+    if (i < n) s[1] += part(dy + first + i, y + first + i, (int)(n - i));
+    sum = hsum((s[0] + s[1]) + (s[2] + s[3]));
+  }
+  member_rows(
+      ctx, rows, group, [](int64_t, int64_t) {},
+      [&](int64_t r, int64_t after) {
+        sum = pass(dx + r * n, dy + r * n, y + r * n, sum, dy + after * n, y + after * n);
+      },
+      [](int64_t) {});
 }
 
 #if !defined(GS_FLAT)
@@ -471,8 +536,8 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
 #endif
     if (p.inner == 1 && !lanes && n <= kLong) {
       float* scratch = (float*)ctx->scratch + ctx->tid * row_scratch(n);
-      (log ? softmax_rows<true> : softmax_rows<false>)(ctx, p.outer, rows_per_task(p.outer, n), x, y,
-                                                       n, past, scratch);
+      (log ? softmax_rows<true> : softmax_rows<false>)(ctx, p.outer, rows_per_task(p.outer, n), x,
+                                                       y, n, past, scratch);
       if (past) write_fence();
       return;
     }
@@ -522,6 +587,14 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
       return;
     }
 #endif
+  if constexpr (sizeof(T) == 4)
+    if (p.inner == 1 && n > kNarrow && n <= kPaired) {
+      (log ? softmax_rows_backward<true> : softmax_rows_backward<false>)(ctx, p.outer,
+                                                                         rows_per_task(p.outer, n),
+                                                                         dy, y, dx, n, stream);
+      if (stream) write_fence();
+      return;
+    }
   softmax_tasks(
       p, ctx,
       [&](int64_t r, int64_t count) {
