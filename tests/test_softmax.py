@@ -333,6 +333,10 @@ def test_same_bits_on_any_number_of_threads(rng):
     for n in (1, 2, 3):
         gs.set_num_threads(n)
         row = [F.softmax(gs.tensor(wide), 1).numpy(), F.log_softmax(gs.tensor(x)).numpy()]
+        for fn in (F.softmax, F.log_softmax):
+            t = gs.tensor(x, requires_grad=True)
+            fn(t).backward(gs.tensor(x[::-1].copy()))
+            row.append(t.grad.numpy())
         for few in (x[:, :10].copy(), x[:, :60].copy(), x.reshape(7, 13_000)):
             t = gs.tensor(few, requires_grad=True)
             at = gs.tensor(np.arange(len(few)) % 7)
@@ -504,3 +508,47 @@ def test_cross_entropy_ignored_rows_without_any_weight(classes, rng):
     grad = x.grad.numpy()
     assert (grad[::3] == 0).all()
     assert np.isnan(grad[1::3]).all() and np.isnan(grad[2::3]).all()
+
+
+@pytest.mark.parametrize("classes", [4096, 4097, 13_001, 131_072, 131_073])
+def test_long_rows_in_blocks(classes, rng):
+    """Blocks far below the row's maximum, of -inf alone, the target in any of them, rows that do not count."""
+    x = (rng.standard_normal((7, classes)) * 3).astype(np.float32)
+    x[0, :3000] -= 60  # the largest element comes late
+    x[1, 3000:] -= 60
+    x[2, :2100] = -np.inf
+    x[3, : classes // 2] -= 300  # exp of these is zero
+    x[4] = -np.inf
+    x[5, -1] = np.nan
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    index = np.array([5, 4000, classes - 1, 17, 3, 2, -100])
+    ref = ref_log_softmax(x.astype(np.float64), 1)
+    p = np.exp(ref)
+    for log in (False, True):
+        t = gs.tensor(x, requires_grad=True)
+        y = (F.log_softmax if log else F.softmax)(t)
+        y.backward(gs.tensor(dy))
+        np.testing.assert_allclose(y.detach().numpy(), ref if log else p, rtol=4e-6, atol=4e-6)
+        s = dy.sum(1, keepdims=True, dtype=np.float64) if log else (dy * p).sum(1, keepdims=True)
+        want = dy - p * s if log else p * (dy - s)
+        np.testing.assert_allclose(t.grad.numpy(), want, rtol=4e-6, atol=1e-3)
+    q = rng.random(x.shape).astype(np.float32)
+    q[np.isneginf(x)] = 0
+    q /= np.maximum(q.sum(1, keepdims=True), 1e-30)
+    weight = rng.random(classes).astype(np.float32)
+    kept = [0, 1, 3, 6]  # the others hold infinities: their smoothed loss is infinite
+    for target, w, smooth in itertools.product((index, q), (None, weight), (0.0, 0.1)):
+        rows = kept if smooth else range(7)
+        t = gs.tensor(x[rows], requires_grad=True)
+        wt = None if w is None else gs.tensor(w)
+        loss = F.cross_entropy(t, gs.tensor(target[rows]), wt, -100, "none", smooth)
+        loss.backward(gs.ones(len(rows)))
+        want, d = ref_cross_entropy(x[rows], target[rows], w, -100, "none", smooth)
+        np.testing.assert_allclose(loss.detach().numpy(), want, rtol=2e-5, atol=4e-6)
+        got = t.grad.numpy()
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(d))
+        np.testing.assert_allclose(got, d, rtol=1e-5, atol=1e-6)
+        without = F.cross_entropy(
+            gs.tensor(x[rows]), gs.tensor(target[rows]), wt, -100, "none", smooth
+        )
+        np.testing.assert_array_equal(without.numpy(), loss.detach().numpy())

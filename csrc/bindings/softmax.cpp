@@ -15,7 +15,7 @@ SoftmaxParams axis_params(const Array& x, int64_t dim, bool log, const char* op)
   if (dim < -nd || dim >= nd)
     throw py::index_error(std::string(op) + ": dim " + std::to_string(dim) +
                           " is out of range for an input of shape " + x.shape_text());
-  SoftmaxParams p{1, 1, 1, log};
+  SoftmaxParams p{1, 1, 1, log, get_num_threads()};
   if (dim < 0) dim += nd;
   for (int i = 0; i < x.ndim; ++i) (i < dim ? p.outer : i > dim ? p.inner : p.n) *= x.shape[i];
   return p;
@@ -101,7 +101,8 @@ py::tuple cross_entropy(py::handle logits_h, py::handle target_h, py::handle wei
                                         : array_new(x.dtype, {}),
         d;
   if (need_grad) d = array_like(x);
-  CrossEntropyParams p{rows, classes, target.dtype, reduction, ignore_index, smoothing};
+  CrossEntropyParams p{rows,         classes,   target.dtype,     reduction,
+                       ignore_index, smoothing, get_num_threads()};
   run(loss_kernel, x.dtype, p, {in(x), in(target), in(weight), out(loss), out(d)});
   py::object grad = py::none();
   if (need_grad) grad = result(d);

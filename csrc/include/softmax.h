@@ -8,7 +8,8 @@ namespace gs {
 // softmax_backward: dy, y -> dx.
 struct SoftmaxParams {
   int64_t outer, n, inner;
-  int32_t log;  // 1: log-softmax
+  int32_t log;      // 1: log-softmax
+  int64_t threads;  // the most members: room for what each has of its own, nothing else
 };
 
 enum Reduction : int32_t { kReduceNone, kReduceMean, kReduceSum };
@@ -23,6 +24,7 @@ struct CrossEntropyParams {
   int32_t reduction;
   int64_t ignore_index;
   double smoothing;
+  int64_t threads;  // as above
 };
 
 // scale_rows: out[r][c] = x[r][c] * g[r], or g[0] for every row when one == 1. buffers x, g, out.

@@ -55,7 +55,7 @@ struct Loss {
   T scale;        // of dlogits: 1, or 1 / denominator of the mean
 
   // Row with class t: returns the loss; d (classes) when wanted
-  GS_MEMBER T by_index(const T* x, int64_t t, T* d, bool stream) const {
+  GS_MEMBER T by_index(const T* x, int64_t t, T* d) const {
     using V = typename simd<T>::V;
     int64_t C = p.classes;
     if (t == p.ignore_index || t < 0 || t >= C) {
@@ -65,7 +65,7 @@ struct Loss {
             false, d, C, [=](int64_t, int) __attribute__((always_inline)) { return v; });
       return v[0];
     }
-    T m, s = long_row(x, C, &m), lse = log_of(s), q = (weight ? weight[t] : (T)1) * keep_target;
+    T m, s = row_exp(x, d, C, &m), lse = log_of(s), q = (weight ? weight[t] : (T)1) * keep_target;
     T loss = q * (lse - (x[t] - m));
     // smoothing adds smooth * weight[c] to every q[c]
     const T* w = smooth == 0 ? nullptr : weight;
@@ -76,16 +76,13 @@ struct Loss {
       u = smooth * scale;
     }
     if (!d) return loss;
-    // the element of the target's class is written last: its line must not be on its way already
-    const T hit = (T)exp_below(set1(x[t] - m))[0] * r - (w ? u * w[t] : u) - q * scale;
+    const T hit = d[t] * r - (w ? u * w[t] : u) - q * scale;
     row_to(
-        stream, d, C, [=](int64_t i, int k) __attribute__((always_inline)) {
-          V v = exp_below(get(x + i, k) - m) * r;
-          v -= w ? u * get(w + i, k) : set1(u);
-          if (t - i < k && t >= i)
-            v = iota<T>() == set1((typename simd<T>::S)(t - i)) ? set1(hit) : v;
-          return v;
+        false, d, C, [=](int64_t i, int k) __attribute__((always_inline)) {
+          V v = get(d + i, k) * r;
+          return v - (w ? u * get(w + i, k) : set1(u));
         });
+    d[t] = hit;
     return loss;
   }
   // Sum of the logits less the maximum, times the weights
@@ -116,17 +113,18 @@ struct Loss {
           return v == 0 ? V{} : v * (get(x + i, k) - m - lse);
         });
   }
-  GS_MEMBER T long_probability(const T* x, const T* q0, T* d, bool stream) const {
-    T m, s = long_row(x, p.classes, &m), mass;
+  GS_MEMBER T row_probability(const T* x, const T* q0, T* d) const {
+    T m, s = row_exp(x, d, p.classes, &m), mass;
     const T loss = by_probability(x, q0, m, s, &mass), r = mass * scale / s, u = scale;
     if (d)
       row_to(
-          stream, d, p.classes, [=](int64_t i, int k) __attribute__((always_inline)) {
-            return exp_below(get(x + i, k) - m) * r - u * given(q0, i, k);
+          false, d, p.classes, [=](int64_t i, int k) __attribute__((always_inline)) {
+            return get(d + i, k) * r - u * given(q0, i, k);
           });
     return loss;
   }
 
+#if !defined(GS_FLAT)
   // Rows 0 .. count - 1 of at most kNarrow classes, first being row `first` of the targets; loss
   // (count)
   GS_MEMBER typename simd<T>::V narrow(const T* x, const Target& target, int64_t first, int count,
@@ -182,6 +180,7 @@ struct Loss {
     store_rows(e, C, count, d);
     return l;
   }
+#endif
 
   // What a row of exp, e, is made into so that e r - u (or u times the weights) is v everywhere.
   GS_MEMBER void fill(T* e, T v, T u, const T* w) const {
@@ -189,80 +188,138 @@ struct Loss {
   }
 };
 
-// d = e r - u, e r - u weight, e r - u q
-enum Kind { kPlain, kWeighted, kGiven };
+// d = e r, e r - u or e r - u weight, e r - u q
+enum Kind { kPlain, kSmoothed, kGiven };
+struct Smoothed {
+  static constexpr bool kAny = true;
+  const float* e;
+  float r, u;
+  const float* w;
+  GS_MEMBER vf operator()(int64_t i, int k) const {
+    const vf v = get(e + i, k) * r;
+    return w ? v - u * get(w + i, k) : v - u;
+  }
+};
+struct Given {
+  static constexpr bool kAny = true;
+  const float* e;
+  float r, u;
+  const float* w;
+  const float* q0;
+  float keep_target, smooth;
+  GS_MEMBER vf operator()(int64_t i, int k) const {
+    vf q = fma(get(q0 + i, k), set1(keep_target), set1(smooth));
+    if (w) q *= get(w + i, k);
+    return get(e + i, k) * r - u * q;
+  }
+};
 
-// Rows of at most kRoom classes, of this member's tasks
-template <class T, Kind kKind, Write kWrite>
-void middle_rows(const Loss<T>& f, const Ctx* ctx, int64_t group, const T* x, const Target& target,
-                 T* d, T* loss, double* losses) {
-  using V = typename simd<T>::V;
+// Rows of at most kLong classes, of this member's tasks; scratch: row_scratch()
+__attribute__((noinline)) void block_rows(const Loss<float>& f, Kind kind, bool past,
+                                          const Ctx* ctx, int64_t group, const float* x,
+                                          const Target& target, float* d, float* loss,
+                                          double* losses, float* scratch) {
   const CrossEntropyParams& p = f.p;
   const int64_t C = p.classes;
-  alignas(64) T room[2][kRoom];
+  const Cut cut(C);
+  alignas(64) float room[2][kRoom];
   if (ctx->tid * group >= p.rows) return;
-  const T *next = x + ctx->tid * group * C, *given = (const T*)target.p;
-  T *from = room[1], *to = room[1], *e = room[0], most = row_max(next, C), r = 0;
-  const T *q0 = given, *w = kKind == kWeighted ? f.weight : nullptr;
-  const T u = kKind == kGiven ? f.scale : f.smooth == 0 ? 0 : f.smooth * f.scale;
-  // there is no row before the first: its results go nowhere
-  if (kWrite != kNothing) memset(from, 0, (size_t)C * sizeof(T));
-  auto results = [&]() __attribute__((always_inline)) {
-    const V rv = set1(r), uv = set1(u);
-    const T *from_ = from, *q0_ = q0;
-    return [ =, &f ](int64_t i, int k) __attribute__((always_inline)) {
-      V v = get(from_ + i, k) * rv;
-      if (kKind == kGiven) return v - uv * f.given(q0_, i, k);
-      return v - (kKind == kWeighted ? uv * get(w + i, k) : uv);
-    };
+  float* rooms[2] = {cut.blocks > 1 ? scratch : room[0],
+                     cut.blocks > 1 ? scratch + row_scratch(C) / 2 : room[1]};
+  float base[kLong / kPart], factor[kLong / kPart];  // of this row's blocks; of the one before
+  float most = row_max(x + ctx->tid * group * C, cut.ahead());
+  const float *from = nullptr, *q0 = nullptr, *w = kind == kPlain ? nullptr : f.weight;
+  const float u = kind == kGiven ? f.scale : kind == kPlain ? 0 : f.smooth * f.scale;
+  float* to = nullptr;
+  int now = 0;
+  auto scaled = [&](int64_t b) __attribute__((always_inline)) {
+    return Scaled{from + b * cut.size, factor[b]};
   };
+  auto smoothed = [&](int64_t b) __attribute__((always_inline)) {
+    const int64_t i = b * cut.size;
+    return Smoothed{from + i, factor[b], u, w ? w + i : w};
+  };
+  auto given = [&](int64_t b) __attribute__((always_inline)) {
+    const int64_t i = b * cut.size;
+    return Given{from + i, factor[b], u, w ? w + i : w, q0 + i, f.keep_target, f.smooth};
+  };
+  auto nothing = [](int64_t) { return Nothing{}; };
+  for (int64_t b = 0; b < cut.blocks; ++b) factor[b] = 0;
   double sum = 0;
   member_rows(
       ctx, p.rows, group, [&](int64_t, int64_t) { sum = 0; },
       [&](int64_t row, int64_t after) {
-        const T* a = x + row * C;
-        const T m = most;
-        T s = sweep<T, kWrite != kNothing, kWrite>(a, e, m, C, x + after * C, &most, to, results());
-        T l;
-        if (kKind == kGiven) {
-          T mass;
-          q0 = given + row * C;
+        const float *a = x + row * C, *next = x + after * C;
+        float *e = rooms[now], m, s, l, r = 1;
+        if (!d)
+          s = row_blocks<false>(cut, a, e, base, &m, next, &most, to, past, nothing);
+        else if (kind == kPlain)
+          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, past, scaled);
+        else if (kind == kSmoothed)
+          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, past, smoothed);
+        else
+          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, past, given);
+        for (int64_t b = 0; b < cut.blocks; ++b) factor[b] = block_factor(cut, base, b, m);
+        // for a row of exp that is written anew
+        auto filled = [&] {
+          for (int64_t b = 0; b < cut.blocks; ++b) factor[b] = 1;
+        };
+        if (kind == kGiven) {
+          float mass;
+          q0 = (const float*)target.p + row * C;
           l = f.by_probability(a, q0, m, s, &mass);
           r = mass * f.scale / s;
         } else {
           const int64_t t = target.at(row);
           if (t == p.ignore_index || t < 0 || t >= C) {
-            l = t == p.ignore_index ? (T)0 : (T)__builtin_nan("");
-            r = 1;
-            if (kWrite != kNothing) f.fill(e, l, u, w);
+            l = t == p.ignore_index ? 0.0f : __builtin_nanf("");
+            if (d) f.fill(e, l, u, w), filled();
           } else {
-            const T q = (f.weight ? f.weight[t] : (T)1) * f.keep_target, lse = log_of(s);
-            T all = q;
+            const float q = (f.weight ? f.weight[t] : 1.0f) * f.keep_target, lse = log_of(s);
+            float all = q;
             l = q * (lse - (a[t] - m));
             if (f.smooth != 0) {
               l += f.smooth * (f.weights * lse - f.weighted_sum(a, m));
               all += f.smooth * f.weights;
             }
             r = all * f.scale / s;
-            if (kWrite == kNothing) {
+            if (!d) {
             } else if (all == 0) {  // of q nothing is left but the target's own
               f.fill(e, 0 * f.scale, 0, nullptr);
+              filled();
               e[t] = -q * f.scale;
               r = 1;
             } else {
+              const int64_t at = t / cut.size, b = at < cut.blocks ? at : cut.blocks - 1;
+              if (factor[b] != 1) {  // what is taken off is relative to the row's maximum
+                float* block = e + b * cut.size;
+                for (int64_t i = 0; i < cut.count(b); ++i) block[i] *= factor[b];
+                factor[b] = 1;
+              }
               e[t] -= f.smooth == 0 ? s : q * s / all;
             }
           }
         }
         if (p.reduction == kReduceNone) loss[row] = l;
         sum += (double)l;
-        if (kWrite == kNothing) return;
+        if (!d) return;
+        for (int64_t b = 0; b < cut.blocks; ++b) factor[b] *= r;
         to = d + row * C;
         from = e;
-        e = e == room[0] ? room[1] : room[0];
+        now = 1 - now;
       },
       [&](int64_t task) { losses[task] = sum; });
-  if (kWrite != kNothing) row_to(kWrite == kPast, to, C, results());
+  if (!d) return;
+  for (int64_t b = 0; b < cut.blocks; ++b) {
+    float* out = to + b * cut.size;
+    const int64_t n = cut.count(b);
+    if (kind == kPlain)
+      row_to(past, out, n, scaled(b));
+    else if (kind == kSmoothed)
+      row_to(past, out, n, smoothed(b));
+    else
+      row_to(past, out, n, given(b));
+  }
 }
 
 #if defined(GS_FLAT)
@@ -284,8 +341,9 @@ GS_INLINE void subtract(float* p, vi i, vf v) {
 }
 
 // Rows first .. first + count - 1, of at most kFlat classes; returns the sum of their losses. x, d,
-// loss begin at row `first`; w: the weights, repeated for N rows, where results need them.
-template <Kind kKind, bool kWrite>
+// loss begin at row `first`; w: the weights (kSmoothed: times u, or u), repeated for N rows, where
+// results need them.
+template <Kind kKind>
 double flat_rows(const Loss<float>& f, const float* x, const Target& target, int64_t first,
                  int64_t count, float* d, bool past, float* loss, const Spread& spread,
                  const float* w) {
@@ -308,7 +366,7 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
       vf q = fma(load(q0 + i), set1(f.keep_target), set1(f.smooth));
       return v - u * (w ? q * load(w + j * kN) : q);
     }
-    return v - (kKind == kWeighted ? u * load(w + j * kN) : set1(u));
+    return kKind == kSmoothed ? v - load(w + j * kN) : v;
   };
   auto put = [&](int64_t i, vf v) __attribute__((always_inline)) {
     if (past)  // the caches
@@ -322,7 +380,7 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
         const float* a = x + row * n;
         float* e = room[now];
         for (int64_t g = 0; g < groups; ++g) top[g] = rows_max(a + g * step, n);
-        exp_batch<kWrite>(a, e, top, groups, before, n, ahead, spread, late, put);
+        exp_batch<true>(a, e, top, groups, before, n, ahead, spread, late, put);
         for (int64_t g = 0; g < groups; ++g) sum[g] = rows_sum(e + g * step, n);
         if (kKind != kGiven) target.classes(first + row, groups * kN, n, p.ignore_index, cls);
         for (int64_t g = 0; g < groups; ++g) {
@@ -361,16 +419,16 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
               all += f.smooth * f.weights;
             }
             by = all * over;
-            if (kWrite) subtract(eg, hit, f.smooth == 0 ? s : q * s / all);
+            if (d) subtract(eg, hit, f.smooth == 0 ? s : q * s / all);
             if (any_lane(~counts | (all == 0)))  // none to count, or nothing but the target's own
               for (int r = 0; r < kN; ++r) {
                 const bool skip = t[r] < 0;
                 if (!skip && all[r] != 0) continue;
                 if (skip) l[r] = t[r] == kIgnored ? 0.0f : __builtin_nanf("");
                 by[r] = 1;
-                if (!kWrite) continue;
+                if (!d) continue;
                 f.fill(eg + r * n, skip ? l[r] : 0 * f.scale, skip ? u : 0,
-                       skip && kKind == kWeighted ? f.weight : nullptr);
+                       skip && kKind == kSmoothed ? f.weight : nullptr);
                 if (!skip) eg[hit[r]] = -q[r] * f.scale;
               }
           }
@@ -380,9 +438,9 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
           if (loss) store(loss + row + g * kN, l);
         }
         now = 1 - now;
-        before = groups;
+        before = d ? groups : 0;
         q0 = given + row * n;
-        to = !kWrite ? d : d + row * n;
+        to = d ? d + row * n : d;
       },
       [&](int64_t row, int64_t rows) {
         alignas(64) float in[kBatch], out[kBatch], probability[kBatch], ls[kN];
@@ -398,26 +456,19 @@ double flat_rows(const Loss<float>& f, const float* x, const Target& target, int
           for (int r = 0; r < kN; ++r)
             index[r] = r < rows ? target.at(first + row + r) : p.ignore_index;
         }
-        flat_rows<kKind, kWrite>(f, in, some, 0, kN, out, false, ls, spread, w);
+        flat_rows<kKind>(f, in, some, 0, kN, d ? out : nullptr, false, ls, spread, w);
         for (int64_t r = 0; r < rows; ++r) tail += (double)ls[r];
         if (loss) memcpy(loss + row, ls, (size_t)rows * sizeof(float));
-        if (kWrite) memcpy(d + row * n, out, (size_t)(rows * n) * sizeof(float));
+        if (d) memcpy(d + row * n, out, (size_t)(rows * n) * sizeof(float));
       });
-  exp_batch<kWrite>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
+  exp_batch<true>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
   return hsum(lanes[0]) + hsum(lanes[1]) + tail;
-}
-template <Kind kKind>
-GS_INLINE auto flat_of(const float* d) {
-  return d ? flat_rows<kKind, true> : flat_rows<kKind, false>;
 }
 #endif
 
-template <class T, Kind kKind>
-GS_INLINE auto middle_of(const T* d, bool stream) {
-  constexpr Write kFar = sizeof(T) == 4 ? kPast : kCached;
-  return !d       ? middle_rows<T, kKind, kNothing>
-         : stream ? middle_rows<T, kKind, kFar>
-                  : middle_rows<T, kKind, kCached>;
+// Counts and losses of the tasks, in front of the rest of the scratch.
+GS_INLINE size_t sums_bytes(int64_t tasks) {
+  return ((size_t)(2 * tasks + 1) * sizeof(double) + 63) & ~(size_t)63;
 }
 
 template <class T>
@@ -471,24 +522,26 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
       if (!any) f.scale = 0;
     }
   }
-  bool stream = past_caches<T>(ctx, p.rows, C, d);
+  bool stream = d && p.rows * C * (int64_t)sizeof(T) >= ctx->stream;
   // without, smoothing is infinite too, and fill() makes no zeros of it for rows that are ignored
   const bool finite = f.scale - f.scale == 0;
-  const Kind kind = !indices ? kGiven : weight && p.smoothing != 0 ? kWeighted : kPlain;
-  bool short_rows = false;
+  const Kind kind = !indices ? kGiven : p.smoothing != 0 ? kSmoothed : kPlain;
+  bool done = false;
 #if defined(GS_FLAT)
   if constexpr (sizeof(T) == 4)
     if (C <= kFlat && finite) {
-      short_rows = true;
+      done = true;
       stream = stream && ((uintptr_t)d & (GS_VBYTES - 1)) == 0;
       const Spread spread(C);
       alignas(64) float repeated[kBatch];
-      if (weight && kind != kPlain)
-        for (int r = 0; r < kN; ++r) memcpy(repeated + r * C, weight, (size_t)C * sizeof(float));
-      const float* w = weight && kind != kPlain ? repeated : nullptr;
-      auto work = kind == kGiven      ? flat_of<kGiven>(d)
-                  : kind == kWeighted ? flat_of<kWeighted>(d)
-                                      : flat_of<kPlain>(d);
+      const bool wanted = kind == kSmoothed || (kind == kGiven && weight);
+      const float u = kind == kGiven ? 1 : f.smooth * f.scale;
+      for (int64_t i = 0; i < kN * C && wanted; ++i)
+        repeated[i] = weight ? u * (float)weight[i % C] : u;
+      const float* w = wanted ? repeated : nullptr;
+      auto work = kind == kGiven      ? flat_rows<kGiven>
+                  : kind == kSmoothed ? flat_rows<kSmoothed>
+                                      : flat_rows<kPlain>;
       for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
         int64_t b = t * group, e = b + group < p.rows ? b + group : p.rows;
         losses[t] = work(f, x + b * C, target, b, e - b, d ? d + b * C : d, stream,
@@ -496,36 +549,41 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
       }
     }
 #endif
-  const bool lanes_of_rows = !short_rows && indices && C <= kNarrow;
-  if (!short_rows && !lanes_of_rows && C <= kRoom && finite) {
-    auto work = kind == kGiven      ? middle_of<T, kGiven>(d, stream)
-                : kind == kWeighted ? middle_of<T, kWeighted>(d, stream)
-                                    : middle_of<T, kPlain>(d, stream);
-    work(f, ctx, group, x, target, d, loss, losses);
-    short_rows = true;
-  }
-  for (int64_t t = ctx->tid; t < tasks && !short_rows; t += ctx->nt) {
+#if defined(GS_FLAT)
+  const bool lanes = false;
+#else
+  const bool lanes = sizeof(T) == 4 && indices && C <= kNarrow;
+#endif
+  if constexpr (sizeof(T) == 4)
+    if (!done && !lanes && C <= kLong && finite) {
+      float* scratch = (float*)(ctx->scratch + sums_bytes(tasks)) + ctx->tid * row_scratch(C);
+      block_rows(f, kind, stream, ctx, group, x, target, d, loss, losses, scratch);
+      done = true;
+    }
+  for (int64_t t = ctx->tid; t < tasks && !done; t += ctx->nt) {
     int64_t b = t * group, e = b + group < p.rows ? b + group : p.rows;
     double sum = 0;
-    if (lanes_of_rows) {
+    if (lanes) {
+#if !defined(GS_FLAT)
       constexpr int N = simd<T>::N;
-      double lanes[N] = {};
+      double each[N] = {};
       narrow_rows(
           e - b, C, d ? d + b * C : d,
           stream, [&](int64_t i, int count, T* out) __attribute__((always_inline)) {
             T l[N];
             store(l, f.narrow(x + (b + i) * C, target, b + i, count, out));
 #pragma GCC unroll 16
-            for (int j = 0; j < N; ++j) lanes[j] += (double)l[j];
+            for (int j = 0; j < N; ++j) each[j] += (double)l[j];
             if (p.reduction == kReduceNone)
               for (int j = 0; j < count; ++j) loss[b + i + j] = l[j];
           });
-      for (int j = 0; j < N; ++j) sum += lanes[j];
+      for (int j = 0; j < N; ++j) sum += each[j];
+#endif
     } else {
       for (int64_t r = b; r < e; ++r) {
         T* dr = d ? d + r * C : nullptr;
-        T l = indices ? f.by_index(x + r * C, target.at(r), dr, stream)
-                      : f.long_probability(x + r * C, (const T*)target.p + r * C, dr, stream);
+        T l = indices ? f.by_index(x + r * C, target.at(r), dr)
+                      : f.row_probability(x + r * C, (const T*)target.p + r * C, dr);
         if (p.reduction == kReduceNone) loss[r] = l;
         sum += (double)l;
       }
@@ -548,7 +606,8 @@ void cross_entropy_plan(const void* params, Plan* plan) {
   int64_t group = rows_per_task(p.rows, p.classes);
   plan->tasks = (p.rows + group - 1) / group;
   plan->work = p.rows * p.classes * (sizeof(T) == 8 ? 8 : 1) / 2 + p.rows * 30;
-  plan->scratch = (size_t)(2 * plan->tasks + 1) * sizeof(double);
+  plan->scratch = sums_bytes(plan->tasks);
+  if (sizeof(T) == 4) plan->scratch += (size_t)(p.threads * row_scratch(p.classes)) * sizeof(T);
 }
 
 template <class T>

@@ -1,13 +1,13 @@
 // What softmax and cross-entropy share: sweeps over a row, and rows as lanes.
 //
-// A row of up to 4096 elements passes in one sweep, which does three things at once: exp and sum of
-// this row, the maximum of the next one, and the results of the one before, whose exp lies in the
-// first level of cache; the row after the next is fetched. So loads, arithmetic (14 to 17
-// operations a vector, 8 cycles) and stores past the caches overlap, where one after the other they
-// cost their sum. A longer row takes two: maximum and sum together, block by block, the sum scaled
-// whenever the maximum grows; then exp once more in place of keeping it, because results go past
-// the caches. Short rows of float32 pass as flat.h says, those of float64 (and of the baseline)
-// through the lanes, a row a lane.
+// A row of float32 passes in one sweep, which does three things at once: exp and sum of this row,
+// the maximum of the next one, and the results of the one before, whose exp lies in the caches; the
+// row after the next is fetched. So loads, arithmetic (12 to 14 operations a vector, 7 cycles) and
+// stores overlap, where one after the other they cost their sum. A row of more than 4096 elements
+// passes block by block, each relative to the largest element so far, and its exp waits for the
+// results in the second level of cache. Short rows pass as flat.h says, in instruction sets without
+// its permutations through the lanes, a row a lane. Float64, where exp takes most of the time, and
+// rows too long for the second level go step by step.
 #pragma once
 #include "simd/transpose.h"
 #include "simd/vmath.h"
@@ -21,22 +21,24 @@ constexpr int64_t kTask = 16384;  // elements of one task
 constexpr int64_t kBlock = 1024;  // elements that one level of a sum takes
 constexpr int64_t kNarrow = 32;   // longest row that is worked on as one lane
 
-// exp(x) for x <= 0 (and NaN), within 1.5 units
+// exp(x) for x <= 0 (and NaN), within 2 units and |x| / 40 more (where x is a difference that was
+// rounded, twenty times that is lost already); without a table 1.5 units.
 GS_INLINE vf exp_below(vf x) {
   x = max(set1(-104.0f), x);
 #if defined(__AVX512F__)
-  // x = n ln 2 / 16 + r: 2^(n/16) from a table, a cubic for the rest; 11 operations, not 14. The
-  // square's factor, 1/2 + 0.83 (ln 2 / 32)^2 / 24, levels what the fourth power leaves: 2e-9
-  alignas(64) static const float table[16] = {1.0f,        1.04427378f, 1.09050773f, 1.13878863f,
-                                              1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
-                                              1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
-                                              1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
-  const vf magic = set1(786432.0f);  // 1.5 * 2^19: adding it rounds to sixteenths
+  // x = n ln 2 / 32 + r: 2^(n/32) from a table and a parabola that levels what the cube leaves:
+  // 10 operations
+  alignas(64) static const float table[32] = {
+      1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f,
+      1.1637249f,  1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f,
+      1.35425556f, 1.38390994f, 1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f,
+      1.5759809f,  1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f,
+      1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
+  const vf magic = set1(393216.0f);  // 1.5 * 2^18: adding it rounds to 32nds
   vf t = fma(x, set1(1.44269504f), magic), n = t - magic;
-  vf r = fnma(n, set1(0.693359375f), x);
-  r = fnma(n, set1(-2.12194440e-4f), r);
-  vf e = (vf)_mm512_permutexvar_ps((__m512i)t, _mm512_load_ps(table));
-  vf p = fma(r * r, fma(set1(0.16666667f), r, set1(0.50001618f)), r);
+  vf r = fnma(n, set1(0.693147182f), x);
+  vf e = (vf)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)t, _mm512_load_ps(table + 16));
+  vf p = r * fma(set1(0.49999997f), r, set1(1.0000147f));
   return (vf)_mm512_scalef_ps((__m512)fma(e, p, e), (__m512)n);  // 2^floor(n)
 #elif defined(__FMA__)
   // 2^(n + 64) is a normal number, as is the result times it: rounded once, by the last product
@@ -162,10 +164,6 @@ GS_INLINE typename simd<T>::V keep(typename simd<T>::V v, int n) {
 }
 
 constexpr int64_t kRoom = 4096;  // elements of a block in the first level of cache
-template <class T>
-GS_INLINE bool past_caches(const Ctx* ctx, int64_t rows, int64_t n, const void* out) {
-  return out && rows * n * (int64_t)sizeof(T) >= ctx->stream;
-}
 
 // y[i ..] = f(i, count) for every vector of a row; past the caches when `stream`
 template <class T, class F>
@@ -190,15 +188,6 @@ GS_INLINE int64_t next_row(int64_t n) {
   return n > ahead ? n : ahead;
 }
 
-// How far y (n) is from a line when it goes past the caches.
-template <bool kStream, class T>
-GS_INLINE int64_t to_line(const T* y, int64_t n) {
-  if (!kStream) return 0;
-  int64_t k = (int64_t)((0 - (uintptr_t)y) % GS_VBYTES / sizeof(T));
-  return k < n ? k : n;
-}
-
-enum Write { kNothing, kCached, kPast };
 template <int kCount>
 struct Count {
   static constexpr int value = kCount;
@@ -208,19 +197,36 @@ struct Flag {
   static constexpr bool value = k;
 };
 
-// e[i] = exp(x[i] - m) where kKeep, returns their sum; *most is the maximum of `next` (n), and the
-// row after that is fetched; y[i] = out(i, count) for the row before. All of n elements.
-template <class T, bool kKeep, Write kWrite, class Out>
-GS_INLINE T sweep(const T* x, T* e, T m, int64_t n, const T* next, T* most, T* y, Out out) {
-  using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N;
-  const int64_t k = to_line<kWrite == kPast>(y, n), ahead = next_row<T>(n);
-  const T low = -(T)__builtin_inf();
-  V s[4] = {}, total[4] = {}, h[4] = {set1(low), set1(low), set1(low), set1(low)};
+// What becomes of exp: nothing; e r.
+struct Nothing {
+  static constexpr bool kAny = false;
+  GS_MEMBER vf operator()(int64_t, int) const { return vf{}; }
+};
+struct Scaled {
+  static constexpr bool kAny = true;
+  const float* e;
+  float r;
+  GS_MEMBER vf operator()(int64_t i, int k) const { return get(e + i, k) * r; }
+};
+
+// e[i] = exp(x[i] - m) where kKeep, returns their sum; *most is the maximum of `next` (n), and what
+// lies n further is fetched; y[i] = out(i, count) for the row before, if y, past the caches or not.
+// All of n elements.
+template <bool kKeep, class Out>
+__attribute__((noinline)) float sweep(const float* x, float* e, float m, int64_t n,
+                                      const float* next, float* most, float* y, bool past,
+                                      Out out) {
+  constexpr int N = simd<float>::N;
+  y = Out::kAny ? y : nullptr;
+  int64_t k = y && past ? (int64_t)((0 - (uintptr_t)y) % GS_VBYTES / sizeof(float)) : 0;
+  k = k < n ? k : n;
+  const int64_t ahead = next_row<float>(n), full = y ? n - k : 0;
+  const float low = -__builtin_inff();
+  vf s[4] = {}, total[4] = {}, h[4] = {set1(low), set1(low), set1(low), set1(low)};
   if (k) store_n(y, out(0, (int)k), (int)k);
   auto four = [&](int64_t i, auto with) __attribute__((always_inline)) {
-    constexpr bool kResults = decltype(with)::value && kWrite != kNothing;
-    V v[4], late[4];  // no load behind a store: the compiler would not move it up
+    constexpr bool kResults = decltype(with)::value && Out::kAny;
+    vf v[4], late[4];  // no load behind a store: the compiler would not move it up
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const int64_t at = i + j * N;
@@ -233,41 +239,103 @@ GS_INLINE T sweep(const T* x, T* e, T m, int64_t n, const T* next, T* most, T* y
     for (int j = 0; j < 4; ++j) v[j] = exp_below(v[j]);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const int64_t at = i + j * N;
       s[j] += v[j];
-      if (kKeep) store(e + at, v[j]);
-      if (kResults) write<kWrite == kPast>(y + k + at, late[j]);
+      if (kKeep) store(e + i + j * N, v[j]);
+    }
+    if (kResults) {
+      float* to = y + k + i;
+      if (past) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) write<true>(to + j * N, late[j]);
+      } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) store(to + j * N, late[j]);
+      }
     }
     // a sum takes 64 addends in a row at most, as 16 lanes in blocks of kBlock do
     if (N < 16 && i / (4 * N) % 64 == 63)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) total[j] += s[j], s[j] = V{};
+      for (int j = 0; j < 4; ++j) total[j] += s[j], s[j] = vf{};
   };
   int64_t i = 0;
-  for (; i + 4 * N <= n - k; i += 4 * N) four(i, Flag<true>());
+  for (; i + 4 * N <= full; i += 4 * N) four(i, Flag<true>());
   int64_t done = k + i;                                       // results
   for (; i + 4 * N <= n; i += 4 * N) four(i, Flag<false>());  // where results end earlier by k
   for (; i + N <= n; i += N) {
-    V v = exp_below(load(x + i) - m);
+    vf v = exp_below(load(x + i) - m);
     if (kKeep) store(e + i, v);
     s[0] += v;
     h[0] = max(h[0], load(next + i));
   }
   if (i < n) {
     const int c = (int)(n - i);
-    V v = keep<T>(exp_below(load_n(x + i, c) - m), c);
+    vf v = keep<float>(exp_below(load_n(x + i, c) - m), c);
     if (kKeep) store_n(e + i, v, c);
     s[1] += v;
     h[1] = max(h[1], load_or(next + i, c, low));
   }
-  if (kWrite != kNothing) {
-    for (; done + N <= n; done += N) write<kWrite == kPast>(y + done, out(done, N));
+  if (y) {
+    for (; done + N <= n; done += N) write(past, y + done, out(done, N));
     if (done < n) store_n(y + done, out(done, (int)(n - done)), (int)(n - done));
   }
   *most = hmax(max(max(h[0], h[1]), max(h[2], h[3])));
 #pragma GCC unroll 4
   for (int j = 0; j < 4 && N < 16; ++j) s[j] += total[j];
   return hsum((s[0] + s[1]) + (s[2] + s[3]));
+}
+
+constexpr int64_t kPart = 2048;        // elements of a block of a long row
+constexpr int64_t kLong = 64 * kPart;  // longest row whose exp stays in the second level
+// A row as it is swept: whole up to kRoom elements, else in blocks, of which the last takes the
+// rest and so is the longest.
+struct Cut {
+  int64_t n, size, blocks;
+  explicit GS_MEMBER Cut(int64_t n_) : n(n_), size(n_), blocks(1) {
+    if (n > kRoom) size = kPart, blocks = n / kPart;
+  }
+  GS_MEMBER int64_t count(int64_t b) const { return b + 1 < blocks ? size : n - b * size; }
+  // Elements of a row whose maximum is known when its first block is swept.
+  GS_MEMBER int64_t ahead() const { return count(blocks - 1); }
+};
+// Floats that a member needs for the exp of two rows.
+GS_INLINE int64_t row_scratch(int64_t n) {
+  return n > kRoom && n <= kLong ? 2 * ((n + 15) & ~(int64_t)15) : 0;
+}
+
+// exp of the row x by blocks: e is relative to base[b] in block b. Returns the sum relative to the
+// maximum *m. *most is the maximum of the first c.ahead() elements, then of those of the row
+// `after`. Meanwhile y is written, by outs(b), block by block.
+template <bool kKeep, class F>
+GS_INLINE float row_blocks(const Cut& c, const float* x, float* e, float* base, float* m,
+                           const float* after, float* most, float* y, bool past, F outs) {
+  if (c.blocks == 1) {
+    *m = base[0] = *most;
+    return sweep<kKeep>(x, e, *m, c.n, after, most, y, past, outs(0));
+  }
+  const float low = -__builtin_inff();
+  float top = low, s = 0;
+  for (int64_t b = 0; b < c.blocks; ++b) {
+    const int64_t n = c.count(b), i = b * c.size;
+    const bool last = b + 1 == c.blocks;
+    const float* next = last ? after : x + i + n;
+    if (*most > top) {
+      s *= exp_below(set1(top - *most))[0];
+      top = *most;
+    }
+    base[b] = top > low ? top : 0;
+    s += sweep<kKeep>(x + i, e + i, base[b], n, next, most, y ? y + i : y, past, outs(b));
+    const int64_t more = last ? 0 : c.count(b + 1) - n;
+    if (more > 0) {
+      const float v = row_max(next + n, more);
+      *most = v > *most ? v : *most;
+    }
+  }
+  *m = top;
+  return s;
+}
+// exp(base - m), by which block b has yet to be multiplied.
+GS_INLINE float block_factor(const Cut& c, const float* base, int64_t b, float m) {
+  return c.blocks == 1 || base[b] == m ? 1.0f : exp_below(set1(base[b] - m))[0];
 }
 
 // The tasks of this member: begin(task, first row), row(row, the next one or the same), end(task).
@@ -287,47 +355,36 @@ GS_INLINE T log_of(T s) {
   return sizeof(T) == 4 ? (T)::logf((float)s) : (T)::log((double)s);
 }
 
-// The maximum m of a long row, and the sum of exp(x - m): one sweep.
-template <class T>
-__attribute__((noinline)) T long_row(const T* x, int64_t n, T* maximum) {
-  using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N, W = Sum16<T>::W;
-  const T low = -(T)__builtin_inf();
-  T m = low;
-  Sum16<T> total;
-  total.clear();
-  for (int64_t b = 0; b < n; b += kBlock) {
-    int64_t e = b + kBlock < n ? b + kBlock : n, i = b;
-    T most = row_max(x + b, e - b);
-    if (most > m) {
-      V f = exp_below(set1(m - most));  // 0 the first time
-      m = most;
-#pragma GCC unroll 8
-      for (int j = 0; j < W; ++j) total.v[j] *= f;
-    }
-    const T c = m > low ? m : (T)0;
-    Sum16<T> s;
-    s.clear();
-    for (; i + 16 <= e; i += 16) {
-#pragma GCC unroll 8
-      for (int j = 0; j < W; ++j) {
-        fetch(x + i + j * N);
-        s.v[j] += exp_below(load(x + i + j * N) - c);
-      }
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < W; ++j) {
-      int64_t left = e - i - j * N;
-      int k = left < N ? (int)left : N;
-      if (left > 0) s.v[j] += keep<T>(exp_below(load_n(x + i + j * N, k) - c), k);
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < W; ++j) total.v[j] += s.v[j];
-  }
-  *maximum = m;
-  return total_of(total);
+// exp_below of the first n lanes, zero behind them
+GS_INLINE vf exp_first(vf x, int n) { return keep<float>(exp_below(x), n); }
+GS_INLINE vd exp_first(vd x, int n) {
+  vd y = {};
+  for (int i = 0; i < n; ++i) y[i] = ::exp(x[i]);
+  return y;
 }
 
+// The maximum m of a row of any length, and the sum of exp(x - m), which goes to e (or nowhere).
+template <class T>
+__attribute__((noinline)) T row_exp(const T* x, T* e, int64_t n, T* maximum) {
+  const T m = *maximum = row_max(x, n);
+  if (sizeof(T) == 8 && n <= kNarrow) {
+    T s = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const T v = (T)::exp((double)(x[i] - m));
+      s += v;
+      if (e) e[i] = v;
+    }
+    return s;
+  }
+  return row_sum<T>(
+      n, [=](int64_t i, int k) __attribute__((always_inline)) {
+        auto v = exp_first(get(x + i, k) - m, k);
+        if (e) put(e + i, v, k);
+        return v;
+      });
+}
+
+#if !defined(__AVX2__)
 // ---- narrow rows: N rows at once, a row a lane
 
 // out[c] = element c of rows 0 .. N - 1 of x (count, n); lanes past count repeat the last row.
@@ -406,6 +463,8 @@ GS_INLINE typename simd<T>::V exp_lanes(typename simd<T>::V* z, typename simd<T>
   }
   return s;
 }
+
+#endif
 
 }  // namespace
 }  // namespace GS_ISA

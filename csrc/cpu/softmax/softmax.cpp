@@ -14,43 +14,55 @@ namespace {
 
 constexpr int kColumns = 64;  // neighbouring columns that are worked on together
 
-// Rows of at most kRoom elements: e of two rows lies in rooms in the first level of cache.
-template <class T, bool kLog, bool kStream>
-void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const T* x, T* y, int64_t n) {
-  using V = typename simd<T>::V;
-  constexpr Write kWrite = kStream ? kPast : kCached;
-  alignas(64) T room[2][kRoom];
+// (x - m) - f
+struct Logarithm {
+  static constexpr bool kAny = true;
+  const float* x;
+  float m, f;
+  GS_MEMBER vf operator()(int64_t i, int k) const { return (get(x + i, k) - m) - f; }
+};
+
+// Rows of at most kLong elements: e of two rows lies in the first level of cache, or in `scratch`.
+template <bool kLog>
+void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, float* y, int64_t n,
+                  bool past, float* scratch) {
+  const Cut cut(n);
+  alignas(64) float room[2][kRoom];
   if (ctx->tid * group >= rows) return;
-  const T *from = kLog ? x : room[1], *next = x + ctx->tid * group * n;  // of the row before
-  T *to = room[1], *e = room[0], most = row_max(next, n), m = 0, f = 0;
-  if (!kLog) memset(room[1], 0, (size_t)n * sizeof(T));  // there is none: these go nowhere
-  auto results = [ =, &from, &m, &f ]() __attribute__((always_inline)) {
-    const V mv = set1(m), fv = set1(f);
-    return [ =, from = from ](int64_t i, int k) __attribute__((always_inline)) {
-      V v = get(from + i, k);
-      return kLog ? (v - mv) - fv : v * fv;
-    };
+  float* rooms[2] = {cut.blocks > 1 ? scratch : room[0],
+                     cut.blocks > 1 ? scratch + row_scratch(n) / 2 : room[1]};
+  float base[2][kLong / kPart], most = row_max(x + ctx->tid * group * n, cut.ahead()), m = 0, f = 0;
+  const float* from = nullptr;  // of the row before
+  float* to = nullptr;
+  int now = 0;
+  auto results = [&](int64_t b) __attribute__((always_inline)) {
+    if constexpr (kLog)
+      return Logarithm{from + b * cut.size, m, f};
+    else
+      return Scaled{from + b * cut.size, from ? f * block_factor(cut, base[1 - now], b, m) : 0.0f};
   };
   member_rows(
       ctx, rows, group, [](int64_t, int64_t) {},
       [&](int64_t r, int64_t after) {
-        const T now = most;
-        const T* row = x + r * n;
-        T s = sweep<T, !kLog, kWrite>(row, e, now, n, x + after * n, &most, to, results());
+        float top;
+        const float s = row_blocks<!kLog>(cut, x + r * n, rooms[now], base[now], &top,
+                                          x + after * n, &most, to, past, results);
         f = kLog ? log_of(s) : 1 / s;
-        m = now;
+        m = top;
         to = y + r * n;
-        from = kLog ? row : e;
-        e = e == room[0] ? room[1] : room[0];
+        from = kLog ? x + r * n : rooms[now];
+        now = 1 - now;
       },
       [](int64_t) {});
-  row_to(kStream, to, n, results());
+  for (int64_t b = 0; b < cut.blocks; ++b)
+    row_to(past, to + b * cut.size, cut.count(b), results(b));
 }
 
 #if defined(GS_FLAT)
-// y past the caches when kStream, which takes whole lines
-template <bool kLog, bool kStream>
-void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spread& spread) {
+// past the caches takes whole lines of y
+template <bool kLog>
+void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spread& spread,
+                  bool past) {
   alignas(64) float room[2][kBatch];
   vf top[2][kGroups], low[2][kGroups];  // maximum; logarithm of the sum, or its reciprocal
   int now = 0;
@@ -64,7 +76,7 @@ void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spre
     if (kLog) return (load(last + i) - spread.of(top[1 - now][g], j)) - f;
     return load(room[1 - now] + i) * f;
   };
-  auto put = [&](int64_t i, vf v) __attribute__((always_inline)) { write<kStream>(to + i, v); };
+  auto put = [&](int64_t i, vf v) __attribute__((always_inline)) { write(past, to + i, v); };
   batches(
       count, n,
       [&](int64_t r, int64_t groups) {
@@ -85,15 +97,15 @@ void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spre
         alignas(64) float in[kBatch], out[kBatch];
         memset(in, 0, (size_t)step * sizeof(float));
         memcpy(in, x + r * n, (size_t)(rows * n) * sizeof(float));
-        softmax_flat<kLog, false>(in, out, kN, n, spread);
+        softmax_flat<kLog>(in, out, kN, n, spread, false);
         memcpy(y + r * n, out, (size_t)(rows * n) * sizeof(float));
       });
   exp_batch<true>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
 }
 
-template <bool kLog, bool kStream>
+template <bool kLog>
 void softmax_flat_backward(const float* dy, const float* y, float* dx, int64_t count, int64_t n,
-                           const Spread& spread) {
+                           const Spread& spread, bool past) {
   vf sum[kGroups];
   const int64_t step = n * kN, ahead = batch_groups(n) * step;
   auto some = [&](auto count_, const float* a, const float* b, float* to, int64_t i, int64_t j,
@@ -109,7 +121,7 @@ void softmax_flat_backward(const float* dy, const float* y, float* dx, int64_t c
       v[k] = kLog ? d - exp_below(p) * t : p * (d - t);
     }
 #pragma GCC unroll 4
-    for (int k = 0; k < kCount; ++k) write<kStream>(to + i + k * kN, v[k]);
+    for (int k = 0; k < kCount; ++k) write(past, to + i + k * kN, v[k]);
   };
   batches(
       count, n,
@@ -136,21 +148,19 @@ void softmax_flat_backward(const float* dy, const float* y, float* dx, int64_t c
         memset(in[1], 0, (size_t)step * sizeof(float));
         memcpy(in[0], dy + r * n, (size_t)(rows * n) * sizeof(float));
         memcpy(in[1], y + r * n, (size_t)(rows * n) * sizeof(float));
-        softmax_flat_backward<kLog, false>(in[0], in[1], out, kN, n, spread);
+        softmax_flat_backward<kLog>(in[0], in[1], out, kN, n, spread, false);
         memcpy(dx + r * n, out, (size_t)(rows * n) * sizeof(float));
       });
 }
 #endif
 
-// Longer than kRoom.
+// Rows of any length, step by step
 template <class T>
-void softmax_long(const T* x, T* y, int64_t n, bool log, bool stream) {
-  using V = typename simd<T>::V;
-  T m, s = long_row(x, n, &m), f = log ? log_of(s) : 1 / s;
+void softmax_row(const T* x, T* y, int64_t n, bool log) {
+  T m, s = row_exp(x, log ? (T*)nullptr : y, n, &m), f = log ? log_of(s) : 1 / s;
   row_to(
-      stream, y, n, [=](int64_t i, int k) __attribute__((always_inline)) {
-        V v = get(x + i, k) - m;
-        return log ? v - f : exp_below(v) * f;
+      false, y, n, [=](int64_t i, int k) __attribute__((always_inline)) {
+        return log ? (get(x + i, k) - m) - f : get(y + i, k) * f;
       });
 }
 
@@ -179,6 +189,75 @@ void softmax_row_backward(const T* dy, const T* y, T* dx, int64_t n, bool log, b
       });
 }
 
+// Rows of at most kPaired elements: while dx of one is written the sum of the next one is taken,
+// and the row after that is fetched.
+constexpr int64_t kPaired = simd<float>::N * 256 < kPart ? simd<float>::N * 256 : kPart;
+template <bool kLog>
+__attribute__((noinline)) void softmax_rows_backward(const Ctx* ctx, int64_t rows, int64_t group,
+                                                     const float* dy, const float* y, float* dx,
+                                                     int64_t n, bool past) {
+  constexpr int N = simd<float>::N;
+  if (ctx->tid * group >= rows) return;
+  const int64_t ahead = next_row<float>(n);
+  auto part = [=](const float* g, const float* v, int k) __attribute__((always_inline)) {
+    const vf a = get(g, k);
+    return kLog ? a : a * get(v, k);
+  };
+  // to (n) from g and v, sum; returns the sum of the row at g2 and v2
+  auto pass = [&](float* to, const float* g, const float* v, float sum, const float* g2,
+                  const float* v2) __attribute__((always_inline)) {
+    auto result = [=](int64_t i, int k) __attribute__((always_inline)) {
+      const vf a = get(g + i, k), b = get(v + i, k);
+      return kLog ? a - exp_below(b) * sum : b * (a - sum);
+    };
+    int64_t k = past ? (int64_t)((0 - (uintptr_t)to) % GS_VBYTES / sizeof(float)) : 0, i = 0;
+    k = k < n ? k : n;
+    if (k) store_n(to, result(0, (int)k), (int)k);
+    vf s[4] = {};
+    for (; i + 4 * N <= n - k; i += 4 * N) {
+      vf r[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at = i + j * N;
+        __builtin_prefetch(g2 + at + ahead);
+        __builtin_prefetch(v2 + at + ahead);
+        r[j] = result(k + at, N);
+        s[j] += part(g2 + at, v2 + at, N);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) write(past, to + k + i + j * N, r[j]);
+    }
+    int64_t done = k + i;
+    for (; done + N <= n; done += N) write(past, to + done, result(done, N));
+    if (done < n) store_n(to + done, result(done, (int)(n - done)), (int)(n - done));
+    // where the sum is in the row must not follow from where the line of dx begins
+    for (; i + 4 * N <= n; i += 4 * N)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) s[j] += part(g2 + i + j * N, v2 + i + j * N, N);
+    for (; i + N <= n; i += N) s[0] += part(g2 + i, v2 + i, N);
+    if (i < n) s[1] += part(g2 + i, v2 + i, (int)(n - i));
+    return hsum((s[0] + s[1]) + (s[2] + s[3]));
+  };
+  const int64_t first = ctx->tid * group * n;
+  float sum = 0;
+  {
+    vf s[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * N <= n; i += 4 * N)
+      for (int j = 0; j < 4; ++j) s[j] += part(dy + first + i + j * N, y + first + i + j * N, N);
+    for (; i + N <= n; i += N) s[0] += part(dy + first + i, y + first + i, N);
+    if (i < n) s[1] += part(dy + first + i, y + first + i, (int)(n - i));
+    sum = hsum((s[0] + s[1]) + (s[2] + s[3]));
+  }
+  member_rows(
+      ctx, rows, group, [](int64_t, int64_t) {},
+      [&](int64_t r, int64_t after) {
+        sum = pass(dx + r * n, dy + r * n, y + r * n, sum, dy + after * n, y + after * n);
+      },
+      [](int64_t) {});
+}
+
+#if !defined(GS_FLAT)
 template <class T>
 void softmax_narrow(const T* x, T* y, int64_t n, int count, bool log) {
   using V = typename simd<T>::V;
@@ -213,6 +292,7 @@ void softmax_narrow_backward(const T* dy, const T* y, T* dx, int64_t n, int coun
   }
   store_rows(g, n, count, dx);
 }
+#endif
 
 // ---- along an axis that is not the last: neighbouring columns together, lane by lane
 
@@ -289,9 +369,11 @@ void softmax_columns(const T* x, T* y, const Columns<T>& c, bool log) {
 // its rows: exp of this block, the maxima of the next and the results of the one before in one
 // sweep.
 constexpr int64_t kDeep = 512;
-template <class T, bool kLog, bool kStream>
-void softmax_deep(const T* x, T* y, int64_t n, int64_t inner, int64_t first, int64_t last) {
-  using V = typename simd<T>::V;
+template <bool kLog>
+void softmax_deep(const float* x, float* y, int64_t n, int64_t inner, int64_t first, int64_t last,
+                  bool past) {
+  using T = float;
+  using V = vf;
   constexpr int N = simd<T>::N;
   alignas(64) T room[2][kDeep * N];
   const int64_t per = (inner + N - 1) / N;
@@ -333,7 +415,7 @@ void softmax_deep(const T* x, T* y, int64_t n, int64_t inner, int64_t first, int
         T* p = to + (i + j) * inner;
         if (!kBefore) continue;
         if (kFull)
-          write<kStream>(p, late[j]);
+          write(past, p, late[j]);
         else
           put(p, late[j], kb);
       }
@@ -362,8 +444,9 @@ void softmax_deep(const T* x, T* y, int64_t n, int64_t inner, int64_t first, int
     put(to + i * inner, kLog ? (get(old + i * inner, k) - m0) - f : load(from + i * N) * f, k);
 }
 
-template <class T, bool kStream>
-void softmax_columns_backward(const T* dy, const T* y, T* dx, const Columns<T>& c, bool log) {
+template <class T>
+void softmax_columns_backward(const T* dy, const T* y, T* dx, const Columns<T>& c, bool log,
+                              bool past) {
   using V = typename simd<T>::V;
   constexpr int W = Columns<T>::W, N = simd<T>::N;
   const int64_t ahead = 8 * c.inner;
@@ -384,7 +467,7 @@ void softmax_columns_backward(const T* dy, const T* y, T* dx, const Columns<T>& 
     }
 #pragma GCC unroll 4
     for (int j = 0; j < W; ++j)
-      if (kStream)
+      if (past)
         write<true>(dx + i * c.inner + j * N, r[j]);
       else
         c.set(dx, i, j, r[j]);
@@ -420,65 +503,61 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
   const T* x = (const T*)buf[0];
   T* y = (T*)buf[1];
   const int64_t n = p.n;
-  const bool log = p.log, stream = p.inner == 1 && past_caches<T>(ctx, p.outer, n, y);
+  const bool log = p.log;
   auto columns = [&](int64_t o, int64_t j, int k) {
     int64_t at = o * p.n * p.inner + j;
     softmax_columns(x + at, y + at, Columns<T>{p.n, p.inner, k}, p.log);
   };
-  if (p.inner >= simd<T>::N && n <= kDeep && n >= 4) {
-    constexpr bool kPossible = sizeof(T) == 4 && GS_VBYTES == 64;  // a block is a line wide
-    const bool past = kPossible && streams(ctx, p.outer * n * p.inner * (int64_t)sizeof(T), y,
-                                           p.inner * (int64_t)sizeof(T));
-    const int64_t blocks = p.outer * ((p.inner + simd<T>::N - 1) / simd<T>::N);
-    const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
-    if (b < e)
-      (log    ? past ? softmax_deep<T, true, kPossible> : softmax_deep<T, true, false>
-          : past ? softmax_deep<T, false, kPossible>
-              : softmax_deep<T, false, false>)(x, y, n, p.inner, b, e);
-    if (past) write_fence();
-    return;
-  }
-#if defined(GS_FLAT)
-  if constexpr (sizeof(T) == 4)
-    if (p.inner == 1 && n <= kFlat) {
-      const Spread spread(n);
-      const bool past = stream && whole_lines(y);
-      auto f = log    ? past ? softmax_flat<true, true> : softmax_flat<true, false>
-                  : past ? softmax_flat<false, true>
-                      : softmax_flat<false, false>;
-      softmax_tasks(
-          p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, spread); }, columns);
+  if constexpr (sizeof(T) == 4) {
+    bool past = p.outer * n * p.inner * (int64_t)sizeof(T) >= ctx->stream;
+    if (p.inner >= simd<T>::N && n <= kDeep && n >= 4) {
+      // a block has to be a line wide
+      past = past && GS_VBYTES == 64 && whole_lines(y) && p.inner % simd<T>::N == 0;
+      const int64_t blocks = p.outer * ((p.inner + simd<T>::N - 1) / simd<T>::N);
+      const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
+      if (b < e) (log ? softmax_deep<true> : softmax_deep<false>)(x, y, n, p.inner, b, e, past);
       if (past) write_fence();
       return;
     }
+#if defined(GS_FLAT)
+    if (p.inner == 1 && n <= kFlat) {
+      const Spread spread(n);
+      past = past && whole_lines(y);
+      auto f = log ? softmax_flat<true> : softmax_flat<false>;
+      softmax_tasks(
+          p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, spread, past); },
+          columns);
+      if (past) write_fence();
+      return;
+    }
+    const bool lanes = false;
+#else
+    const bool lanes = n <= kNarrow;
 #endif
-  if (p.inner == 1 && n > kNarrow && n <= kRoom) {
-    const int64_t group = rows_per_task(p.outer, n);
-    constexpr bool kPossible = sizeof(T) == 4;
-    if (kPossible && stream)
-      log ? softmax_rows<T, true, kPossible>(ctx, p.outer, group, x, y, n)
-          : softmax_rows<T, false, kPossible>(ctx, p.outer, group, x, y, n);
-    else
-      log ? softmax_rows<T, true, false>(ctx, p.outer, group, x, y, n)
-          : softmax_rows<T, false, false>(ctx, p.outer, group, x, y, n);
-  } else {
-    softmax_tasks(
-        p, ctx,
-        [&](int64_t r, int64_t count) {
-          const T* from = x + r * n;
-          T* to = y + r * n;
+    if (p.inner == 1 && !lanes && n <= kLong) {
+      float* scratch = (float*)ctx->scratch + ctx->tid * row_scratch(n);
+      (log ? softmax_rows<true> : softmax_rows<false>)(ctx, p.outer, rows_per_task(p.outer, n), x,
+                                                       y, n, past, scratch);
+      if (past) write_fence();
+      return;
+    }
+  }
+  softmax_tasks(
+      p, ctx,
+      [&](int64_t r, int64_t count) {
+        const T* from = x + r * n;
+        T* to = y + r * n;
+#if !defined(GS_FLAT)
+        if constexpr (sizeof(T) == 4)
           if (n <= kNarrow)
-            narrow_rows(
-                count, n, to, stream, [=](int64_t i, int k, T* out) __attribute__((always_inline)) {
+            return narrow_rows(
+                count, n, to, false, [=](int64_t i, int k, T* out) __attribute__((always_inline)) {
                   softmax_narrow(from + i * n, out, n, k, log);
                 });
-          else
-            for (int64_t i = 0; i < count; ++i)
-              softmax_long(from + i * n, to + i * n, n, log, stream);
-        },
-        columns);
-  }
-  if (stream) write_fence();
+#endif
+        for (int64_t i = 0; i < count; ++i) softmax_row(from + i * n, to + i * n, n, log);
+      },
+      columns);
 }
 
 template <class T>
@@ -486,46 +565,51 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
   const SoftmaxParams& p = *(const SoftmaxParams*)params;
   const T *dy = (const T*)buf[0], *y = (const T*)buf[1];
   T* dx = (T*)buf[2];
-  const int64_t n = p.n;
-  const bool log = p.log, stream = p.inner == 1 && past_caches<T>(ctx, p.outer, n, dx);
-  const bool past_columns =
-      streams(ctx, p.outer * n * p.inner * (int64_t)sizeof(T), dx, p.inner * (int64_t)sizeof(T));
+  const int64_t n = p.n, bytes = p.outer * n * p.inner * (int64_t)sizeof(T);
+  const bool log = p.log, stream = p.inner == 1 && bytes >= ctx->stream;
+  const bool past_columns = streams(ctx, bytes, dx, p.inner * (int64_t)sizeof(T));
   auto columns = [&](int64_t o, int64_t j, int k) {
     int64_t at = o * p.n * p.inner + j;
-    const Columns<T> c{p.n, p.inner, k};
-    if (past_columns && k == kColumns)
-      softmax_columns_backward<T, true>(dy + at, y + at, dx + at, c, p.log);
-    else
-      softmax_columns_backward<T, false>(dy + at, y + at, dx + at, c, p.log);
+    softmax_columns_backward(dy + at, y + at, dx + at, Columns<T>{p.n, p.inner, k}, p.log,
+                             past_columns && k == kColumns);
   };
 #if defined(GS_FLAT)
   if constexpr (sizeof(T) == 4)
     if (p.inner == 1 && n <= kFlat && (log || n < 64 || n % kN)) {
       const Spread spread(n);
       const bool past = stream && whole_lines(dx);
-      auto f = log ? past ? softmax_flat_backward<true, true> : softmax_flat_backward<true, false>
-               : past ? softmax_flat_backward<false, true>
-                      : softmax_flat_backward<false, false>;
+      auto f = log ? softmax_flat_backward<true> : softmax_flat_backward<false>;
       softmax_tasks(
-          p, ctx, [&](int64_t r, int64_t k) { f(dy + r * n, y + r * n, dx + r * n, k, n, spread); },
+          p, ctx,
+          [&](int64_t r, int64_t k) { f(dy + r * n, y + r * n, dx + r * n, k, n, spread, past); },
           columns);
       if (past) write_fence();
       return;
     }
 #endif
+  if constexpr (sizeof(T) == 4)
+    if (p.inner == 1 && n > kNarrow && n <= kPaired) {
+      (log ? softmax_rows_backward<true> : softmax_rows_backward<false>)(ctx, p.outer,
+                                                                         rows_per_task(p.outer, n),
+                                                                         dy, y, dx, n, stream);
+      if (stream) write_fence();
+      return;
+    }
   softmax_tasks(
       p, ctx,
       [&](int64_t r, int64_t count) {
         const T *g = dy + r * n, *v = y + r * n;
         T* to = dx + r * n;
-        if (n <= kNarrow)
-          narrow_rows(
-              count, n, to, stream, [=](int64_t i, int k, T* out) __attribute__((always_inline)) {
-                softmax_narrow_backward(g + i * n, v + i * n, out, n, k, log);
-              });
-        else
-          for (int64_t i = 0; i < count; ++i)
-            softmax_row_backward(g + i * n, v + i * n, to + i * n, n, log, stream);
+#if !defined(GS_FLAT)
+        if constexpr (sizeof(T) == 4)
+          if (n <= kNarrow)
+            return narrow_rows(
+                count, n, to, stream, [=](int64_t i, int k, T* out) __attribute__((always_inline)) {
+                  softmax_narrow_backward(g + i * n, v + i * n, out, n, k, log);
+                });
+#endif
+        for (int64_t i = 0; i < count; ++i)
+          softmax_row_backward(g + i * n, v + i * n, to + i * n, n, log, stream);
       },
       columns);
   if (stream || past_columns) write_fence();
@@ -538,6 +622,8 @@ void softmax_plan(const void* params, Plan* plan) {
   plan->tasks = p.inner == 1 ? (p.outer + group - 1) / group
                              : p.outer * ((p.inner + kColumns - 1) / kColumns);
   plan->work = p.outer * p.n * p.inner * (sizeof(T) == 8 ? 8 : 1) / 2 + p.outer * 20;
+  if (sizeof(T) == 4 && p.inner == 1 && !p.log)
+    plan->scratch = (size_t)(p.threads * row_scratch(p.n)) * sizeof(T);
 }
 
 #define GS_BOTH(name, f, plan) \

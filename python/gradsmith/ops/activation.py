@@ -38,9 +38,10 @@ __all__ = [
 _CODES: dict[str, int] = _cpu.ACTIVATIONS  # the kernels' numbers of the functions
 _NAMES = {code: name for name, code in _CODES.items()}
 _MASKED = frozenset(_CODES[n] for n in ("relu", "leaky_relu", "hardtanh", "threshold"))
-_SAVES_LESS = _MASKED | {_CODES["gelu"]}
+_GELU = _CODES["gelu"]
 _LEAKY, _PRODUCT = _CODES["leaky_relu"], _CODES["product"]
 _LARGE = 65536  # elements from which a second saved array costs less than it saves
+_HUGE = 2 << 20  # elements from which computing GELU's derivative again costs less than saving it
 _RELU = _CODES["relu"]
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
@@ -129,7 +130,7 @@ def _from_input(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -
         return apply_(
             ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,), name=name
         )
-    if op in _SAVES_LESS and _large(x):
+    if (op in _MASKED or (op == _GELU and x.data.size < _HUGE)) and _large(x):
         return _save_less(x, op, args)
     y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
     return apply(ActivationBackward, k, y, (x,), (x,), op=op, args=args)
