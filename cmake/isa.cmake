@@ -15,6 +15,12 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
 endif()
 set(GS_PLAIN bfloat16 embedding loss norm/channel norm/row reduce/axis elementwise/copy elementwise/binary
     elementwise/compare elementwise/index elementwise/random elementwise/ternary elementwise/unary)
+# Passes that do nothing for the speed of these families and take a part of their compile time; each of the others was
+# measured slower without them, or compiles with the precompiled header, whose options must be its own.
+set(GS_LEAN recurrent/recurrent embedding elementwise/copy elementwise/binary elementwise/compare elementwise/index
+    elementwise/random elementwise/ternary)
+set(GS_LEAN_FLAGS -fno-tree-pre -fno-ivopts -fno-gcse -fno-thread-jumps -fno-tree-vrp -fno-code-hoisting
+    -fno-tree-tail-merge -fno-crossjumping)
 set(GS_BASE_FLAGS "")
 set(GS_ISA_DEFINITIONS "")
 
@@ -64,6 +70,10 @@ function(gs_kernel_objects out)
                                 SKIP_PRECOMPILE_HEADERS ON)
     set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/loss.cpp PROPERTIES COMPILE_OPTIONS
                                 "$<${above_base}:-O3;-ftree-vectorize;-fschedule-insns;-fsched-pressure>")
+    foreach(family IN LISTS GS_LEAN)
+      set_property(SOURCE ${PROJECT_SOURCE_DIR}/csrc/cpu/${family}.cpp APPEND PROPERTY COMPILE_OPTIONS
+                   "$<${above_base}:${GS_LEAN_FLAGS}>")
+    endforeach()
   endif()
   set(levels ${GS_LEVELS})
   list(REVERSE levels)
