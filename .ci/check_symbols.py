@@ -27,7 +27,7 @@ def main(build):
         sys.exit(f"check_symbols: no object files under {build}")
     for path in objects:
         parts = "/".join(path.parts)
-        level = re.search(r"gs_(\w+)\.dir", parts)
+        level = re.search(r"gs_([a-z0-9]+)(?:_[a-z]+)?\.dir", parts)
         if level:
             kernels += 1
             tables, weak = [], []

@@ -13,12 +13,13 @@ set(GS_OPTIMIZE -O3)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   set(GS_OPTIMIZE -O2 -fpeel-loops -fno-tree-vectorize)
 endif()
-set(GS_PLAIN bfloat16 embedding loss norm/channel norm/row reduce/axis elementwise/copy elementwise/binary
+set(GS_PLAIN bfloat16 embedding norm/channel norm/row reduce/axis elementwise/copy elementwise/binary
     elementwise/compare elementwise/index elementwise/random elementwise/ternary elementwise/unary)
 # Passes that do nothing for the speed of these families and take a part of their compile time; each of the others was
-# measured slower without them, or compiles with the precompiled header, whose options must be its own.
-set(GS_LEAN recurrent/recurrent embedding elementwise/copy elementwise/binary elementwise/compare elementwise/index
+# measured slower without them. (recurrent/recurrent, too, and loss have options of their own.)
+set(GS_LEAN embedding elementwise/copy elementwise/binary elementwise/compare elementwise/index
     elementwise/random elementwise/ternary)
+set(GS_INTERLEAVED activation softmax/softmax softmax/cross_entropy)
 set(GS_LEAN_FLAGS -fno-tree-pre -fno-ivopts -fno-gcse -fno-thread-jumps -fno-tree-vrp -fno-code-hoisting
     -fno-tree-tail-merge -fno-crossjumping)
 set(GS_BASE_FLAGS "")
@@ -51,50 +52,71 @@ else()
   endif()
 endif()
 
-# gs_kernel_objects(OUT family...): an object library per instruction set; OUT lists their objects.
+# gs_kernel_objects(OUT family...): object libraries per instruction set; OUT lists their objects. Families with the
+# same options are one library, gs_LEVEL_GROUP, so that they share a precompiled header: GCC would mix the options it
+# was made with into those of others.
 function(gs_kernel_objects out)
   set(objects "")
+  set(gnu FALSE)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT GRADSMITH_SANITIZE)
-    set(plain ${GS_PLAIN})
-    list(TRANSFORM plain PREPEND ${PROJECT_SOURCE_DIR}/csrc/cpu/)
-    list(TRANSFORM plain APPEND .cpp)
-    set(above_base $<NOT:$<STREQUAL:$<TARGET_PROPERTY:NAME>,gs_base>>)
-    # Not with the header compiled for the others: GCC would mix its options into theirs.
-    set_source_files_properties(${plain} PROPERTIES COMPILE_OPTIONS "$<${above_base}:-O3;-ftree-vectorize>"
-                                SKIP_PRECOMPILE_HEADERS ON)
-    # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
-    set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/activation.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/recurrent/recurrent.cpp
-                                ${PROJECT_SOURCE_DIR}/csrc/cpu/softmax/softmax.cpp
-                                ${PROJECT_SOURCE_DIR}/csrc/cpu/softmax/cross_entropy.cpp
-                                PROPERTIES COMPILE_OPTIONS "$<${above_base}:-fschedule-insns;-fsched-pressure>"
-                                SKIP_PRECOMPILE_HEADERS ON)
-    set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cpu/loss.cpp PROPERTIES COMPILE_OPTIONS
-                                "$<${above_base}:-O3;-ftree-vectorize;-fschedule-insns;-fsched-pressure>")
-    foreach(family IN LISTS GS_LEAN)
-      set_property(SOURCE ${PROJECT_SOURCE_DIR}/csrc/cpu/${family}.cpp APPEND PROPERTY COMPILE_OPTIONS
-                   "$<${above_base}:${GS_LEAN_FLAGS}>")
-    endforeach()
+    set(gnu TRUE)
   endif()
+  # Blocks of several vectors are interleaved by the scheduler before register allocation, which GCC leaves out on x86.
+  set(interleaved -fschedule-insns -fsched-pressure)
+  set(options_vectors "")
+  set(options_plain -O3 -ftree-vectorize)
+  set(options_lean ${options_plain} ${GS_LEAN_FLAGS})
+  set(options_loss ${options_plain} ${interleaved})
+  set(options_interleaved ${interleaved})
+  set(options_recurrent ${interleaved} ${GS_LEAN_FLAGS})
   set(levels ${GS_LEVELS})
   list(REVERSE levels)
   foreach(level IN LISTS levels)
     if(DEFINED GS_OVERRIDES_${level})
-      set(sources ${GS_OVERRIDES_${level}})
+      set(families ${GS_OVERRIDES_${level}})
     else()
-      set(sources ${ARGN})
+      set(families ${ARGN})
     endif()
-    list(TRANSFORM sources PREPEND ${PROJECT_SOURCE_DIR}/csrc/cpu/)
-    list(TRANSFORM sources APPEND .cpp)
-    add_library(gs_${level} OBJECT ${sources})
-    target_include_directories(gs_${level} PRIVATE csrc/include csrc/cpu)
-    target_compile_definitions(gs_${level} PRIVATE GS_ISA=${level})
-    target_compile_options(gs_${level} PRIVATE ${GS_KERNEL_FLAGS} ${GS_FLAGS_${level}})
-    # The compiler's intrinsics take a third of a second to read: once per instruction set.
-    target_precompile_headers(gs_${level} PRIVATE ${PROJECT_SOURCE_DIR}/csrc/cpu/simd/vec.h)
-    if(GRADSMITH_SANITIZE)
-      target_compile_options(gs_${level} PRIVATE ${GS_SANITIZE_FLAGS})
-    endif()
-    list(APPEND objects $<TARGET_OBJECTS:gs_${level}>)
+    foreach(group IN ITEMS vectors plain lean interleaved loss recurrent)
+      set(sources_${group} "")
+    endforeach()
+    foreach(family IN LISTS families)
+      set(group vectors)
+      if(gnu AND NOT level STREQUAL "base")
+        if(family STREQUAL "loss" OR family STREQUAL "recurrent/recurrent")
+          get_filename_component(group ${family} NAME)
+        elseif(family IN_LIST GS_LEAN)
+          set(group lean)
+        elseif(family IN_LIST GS_PLAIN)
+          set(group plain)
+        elseif(family IN_LIST GS_INTERLEAVED)
+          set(group interleaved)
+        endif()
+      endif()
+      list(APPEND sources_${group} ${PROJECT_SOURCE_DIR}/csrc/cpu/${family}.cpp)
+    endforeach()
+    foreach(group IN ITEMS vectors interleaved recurrent loss plain lean)
+      list(LENGTH sources_${group} count)
+      if(count EQUAL 0)
+        continue()
+      endif()
+      set(target gs_${level})
+      if(NOT group STREQUAL "vectors")
+        set(target gs_${level}_${group})
+      endif()
+      add_library(${target} OBJECT ${sources_${group}})
+      target_include_directories(${target} PRIVATE csrc/include csrc/cpu)
+      target_compile_definitions(${target} PRIVATE GS_ISA=${level})
+      target_compile_options(${target} PRIVATE ${GS_KERNEL_FLAGS} ${GS_FLAGS_${level}} ${options_${group}})
+      # The compiler's intrinsics take a third of a second to read: once per library.
+      if(count GREATER 2)
+        target_precompile_headers(${target} PRIVATE ${PROJECT_SOURCE_DIR}/csrc/cpu/simd/vec.h)
+      endif()
+      if(GRADSMITH_SANITIZE)
+        target_compile_options(${target} PRIVATE ${GS_SANITIZE_FLAGS})
+      endif()
+      list(APPEND objects $<TARGET_OBJECTS:${target}>)
+    endforeach()
   endforeach()
   set(${out} ${objects} PARENT_SCOPE)
 endfunction()
