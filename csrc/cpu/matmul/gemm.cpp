@@ -77,6 +77,19 @@ struct Blocking {
   int64_t b_bytes, a_bytes;    // scratch of one member
 };
 
+// Vectors of the panels between products of a chain; both sides go by the columns alone. 0: they are
+// not whole panels of one width. Two panels rather than one of 4, so that two members have their own.
+template <class T>
+GS_INLINE int chain_vectors(int64_t n) {
+  constexpr int N = simd<T>::N;
+  const int64_t v = n / N;
+  if (n % N) return 0;
+  if (v <= 3 && v <= kTileNV) return (int)v;
+  if (kTileNV == 4 && v > 4 && v % 4 == 0) return 4;
+  if (kTileNV == 4 && v % 3 == 0) return 3;
+  return v % 2 == 0 ? 2 : 0;
+}
+
 template <class T>
 Blocking blocking(const MatmulParams& p) {
   constexpr int N = simd<T>::N;
@@ -108,10 +121,12 @@ Blocking blocking(const MatmulParams& p) {
   // 32 registers: 6 x 4; 8 x 3 where slivers of A are packed (8 floats are half a line); 14 x 2
   // where tiles are transposed when stored, so that a row of C gets most of a line at once
   s.nv = kTileNV;
-  // (with B in panels the width is theirs)
-  if (kTileNV == 4 && (s.turned || slivers) && !(p.chain & kChainIn)) s.nv = s.turned ? 2 : 3;
-  // panels of a chain: two rather than one, so that two members have their own
-  if ((p.chain & (kChainIn | kChainOut)) && s.nv == 4 && p.n == 4 * N) s.nv = 2;
+  const bool chained = p.chain & (kChainIn | kChainOut);
+  const int whole = chained ? chain_vectors<T>(p.n) : 0;
+  if (whole)
+    s.nv = whole;
+  else if (kTileNV == 4 && (s.turned || slivers) && !(chained && p.n < 4 * N))
+    s.nv = s.turned ? 2 : 3;
   s.nv = (int)most(1, least(s.nv, ceil_div(p.n, N)));
   s.height = kTileRows[s.nv];
   int64_t W = s.nv * N, depth = most(s.kc, 64) * size;
@@ -123,16 +138,18 @@ Blocking blocking(const MatmulParams& p) {
   s.mgroup = round_up(ceil_div(p.m, ceil_div(p.m, s.mgroup)), slivers ? s.sliver : s.height);
   s.ncb = round_up(ceil_div(p.n, most(1, (p.n + s.ncb / 4) / s.ncb)), W);
   if (shallow) s.ncb = W;
-  const bool panels = p.n % W == 0;
-  s.panels_in = panels && (p.chain & kChainIn);
-  s.panels_out = panels && (p.chain & kChainOut);
+  s.panels_in = whole && (p.chain & kChainIn);
+  s.panels_out = whole && (p.chain & kChainOut);
   if (s.panels_in)
     s.b_mode = kPackRows;
   else if (!row_b)
     s.b_mode = kPackTransposed;
   else
-    s.b_mode =
-        direct || p.m <= 4 * s.height || p.k * p.n * size <= kDirectBytes ? kDirect : kPackRows;
+    s.b_mode = direct || p.m <= 4 * s.height ||
+                       // (rows of a chain lie without gaps: at odd places, if not whole vectors)
+                       (p.k * p.n * size <= kDirectBytes && !(chained && p.n % N))
+                   ? kDirect
+                   : kPackRows;
   s.tile_packs = s.b_mode == kPackRows && (shallow || s.kc * p.b_rs * size <= p.l2 / 2);
   s.fetch = (p.m * p.k + p.k * p.n) * size > p.l2 / 2;
   s.b_bytes = round_up((least(s.ncb, round_up(p.n, W)) + 2 * W) * s.kc * size + 64, 4096);
