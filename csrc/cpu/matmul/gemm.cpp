@@ -77,8 +77,9 @@ struct Blocking {
   int64_t b_bytes, a_bytes;    // scratch of one member
 };
 
-// Vectors of the panels between products of a chain; both sides go by the columns alone. 0: they are
-// not whole panels of one width. Two panels rather than one of 4, so that two members have their own.
+// Vectors of the panels between products of a chain; both sides go by the columns alone. 0: they
+// are not whole panels of one width. Two panels rather than one of 4, so that two members have
+// their own.
 template <class T>
 GS_INLINE int chain_vectors(int64_t n) {
   constexpr int N = simd<T>::N;
@@ -125,7 +126,7 @@ Blocking blocking(const MatmulParams& p) {
   const int whole = chained ? chain_vectors<T>(p.n) : 0;
   if (whole)
     s.nv = whole;
-  else if (kTileNV == 4 && (s.turned || slivers) && !(chained && p.n < 4 * N))
+  else if (kTileNV == 4 && (s.turned || slivers) && !(chained && p.n < 3 * N))
     s.nv = s.turned ? 2 : 3;
   s.nv = (int)most(1, least(s.nv, ceil_div(p.n, N)));
   s.height = kTileRows[s.nv];
@@ -618,11 +619,11 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
 // Cuts (m, n) into gr x gc = nt cells; the cheapest of the ways to write nt as a product.
 template <class T>
 void grid(const MatmulParams& p, const Blocking& s, int nt, int64_t* gr, int64_t* gc) {
-  constexpr int N = simd<T>::N;
+  const int64_t N = simd<T>::N, unit = s.panels_out ? s.nv * N : N;
   int64_t best = -1;
   for (int64_t r = 1; r <= nt; ++r) {
     int64_t c = nt / r;
-    int64_t rows = round_up(ceil_div(p.m, r), 2), cols = round_up(ceil_div(p.n, c), N);
+    int64_t rows = round_up(ceil_div(p.m, r), 2), cols = round_up(ceil_div(p.n, c), unit);
     // in 1/16 of the time of an FMA on N lanes: arithmetic, packing of A and of B
     int64_t cost = 16 * rows * cols +
                    (s.a_mode == kSlivers  ? 8
@@ -783,6 +784,10 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     else
       break;
   }
+  // (which may be as small as those that are not shared otherwise)
+  while (s.panels_in && h.unit_rows > group &&
+         ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols) < nt)
+    h.unit_rows = round_up(ceil_div(h.unit_rows, 2), group);
   return h;
 }
 
