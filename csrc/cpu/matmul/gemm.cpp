@@ -619,7 +619,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
 // Cuts (m, n) into gr x gc = nt cells; the cheapest of the ways to write nt as a product.
 template <class T>
 void grid(const MatmulParams& p, const Blocking& s, int nt, int64_t* gr, int64_t* gc) {
-  const int64_t N = simd<T>::N, unit = s.panels_out ? s.nv * N : N;
+  const int64_t N = simd<T>::N, unit = s.panels_in || s.panels_out ? s.nv * N : N;
   int64_t best = -1;
   for (int64_t r = 1; r <= nt; ++r) {
     int64_t c = nt / r;
@@ -784,10 +784,6 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     else
       break;
   }
-  // (which may be as small as those that are not shared otherwise)
-  while (s.panels_in && h.unit_rows > group &&
-         ceil_div(rows, h.unit_rows) * ceil_div(cols, h.unit_cols) < nt)
-    h.unit_rows = round_up(ceil_div(h.unit_rows, 2), group);
   return h;
 }
 
@@ -1259,7 +1255,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     gemm_sliced(p, s, x, ctx);
     return;
   }
-  if (s.panels_in) {
+  if (s.panels_in && (s.a_mode != kInPlace || p.m * p.n * p.k >= kSharedWork)) {
     gemm_shared<T>(p, s, x, ctx, nullptr, (const T*)buf[1]);
     return;
   }
@@ -1273,7 +1269,8 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   if (!whole) grid<T>(p, s, ctx->nt, &gr, &gc);
   int64_t cells = gr * gc;
   int64_t rows = ceil_div(p.m, gr),
-          cols = round_up(ceil_div(p.n, gc), (s.panels_out ? s.nv : 1) * simd<T>::N);
+          cols = round_up(ceil_div(p.n, gc), (s.panels_in || s.panels_out ? s.nv : 1) * simd<T>::N);
+  x.shared = s.panels_in;  // (A in place, B in panels of all rows)
   if (rows > 2 * s.height) rows = round_up(rows, 2);
   for (int64_t t = whole ? ctx->tid : 0; t < p.batch; t += whole ? ctx->nt : 1) {
     const T* a = (const T*)buf[0] + batch_offset(p, p.a_bs, t);
@@ -1285,7 +1282,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     x.n = least(cols, p.n - j * cols);
     if (x.m <= 0 || x.n <= 0) continue;
     x.a = a + i * rows * x.ars;
-    x.b = b + j * cols * x.bcs;
+    x.b = b + j * cols * (s.panels_in ? p.k : x.bcs);
     x.bias = buf[2] ? (const T*)buf[2] + (s.bias_rows ? i * rows : j * cols) : nullptr;
     x.c = c;
     x.c = move_to(x, p, i * rows, j * cols);
