@@ -1235,6 +1235,8 @@ def test_gradient_update_leaves_bfloat16_products_alone():
 L2 = 1 << 21  # whether filters are kept whole follows from it
 UPDATES = "with what the next step multiplies by"
 LOOKS = "compared with what was prepared"
+
+
 def dense(widths, activation=nn.ReLU, bias=True):
     layers = []
     for a, b in itertools.pairwise(widths):
@@ -1296,7 +1298,9 @@ def compare_transposed(forward, x, count, weights=()):
 def test_transposed(batch, widths, count, bias):
     rng = np.random.default_rng(batch)
     model = dense(widths, bias=bias)
-    compare_transposed(model, gs.tensor(awkward(rng, (batch, widths[0]))), count, list(model.parameters()))
+    compare_transposed(
+        model, gs.tensor(awkward(rng, (batch, widths[0]))), count, list(model.parameters())
+    )
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Tanh, nn.LeakyReLU, nn.Identity])
