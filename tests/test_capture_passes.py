@@ -1286,6 +1286,10 @@ def compare_transposed(forward, x, count, weights=()):
         (64, (300, 1100, 400, 10), 1),  # too many rows for one block of the next product
         (64, (300, 200, 64), 1),
         (64, (200, 600, 64), 0),  # the last product has too many steps for other layouts
+        (96, (300, 200, 100, 7), 2),  # panels of other widths
+        (72, (300, 200, 100, 7), 2),
+        (144, (500, 256, 300), 1),
+        (24, (160, 256, 600), 1),  # rows at odd places
         (4, (784, 512, 10), 0),
         (300, (100, 200, 50), 0),
     ],

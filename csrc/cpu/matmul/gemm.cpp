@@ -77,6 +77,20 @@ struct Blocking {
   int64_t b_bytes, a_bytes;    // scratch of one member
 };
 
+// Vectors of the panels between products of a chain; both sides go by the columns alone. 0: they
+// are not whole panels of one width. Two panels rather than one of 4, so that two members have
+// their own.
+template <class T>
+GS_INLINE int chain_vectors(int64_t n) {
+  constexpr int N = simd<T>::N;
+  const int64_t v = n / N;
+  if (n % N) return 0;
+  if (v <= 3 && v <= kTileNV) return (int)v;
+  if (kTileNV == 4 && v > 4 && v % 4 == 0) return 4;
+  if (kTileNV == 4 && v % 3 == 0) return 3;
+  return v % 2 == 0 ? 2 : 0;
+}
+
 template <class T>
 Blocking blocking(const MatmulParams& p) {
   constexpr int N = simd<T>::N;
@@ -108,10 +122,12 @@ Blocking blocking(const MatmulParams& p) {
   // 32 registers: 6 x 4; 8 x 3 where slivers of A are packed (8 floats are half a line); 14 x 2
   // where tiles are transposed when stored, so that a row of C gets most of a line at once
   s.nv = kTileNV;
-  // (with B in panels the width is theirs)
-  if (kTileNV == 4 && (s.turned || slivers) && !(p.chain & kChainIn)) s.nv = s.turned ? 2 : 3;
-  // panels of a chain: two rather than one, so that two members have their own
-  if ((p.chain & (kChainIn | kChainOut)) && s.nv == 4 && p.n == 4 * N) s.nv = 2;
+  const bool chained = p.chain & (kChainIn | kChainOut);
+  const int whole = chained ? chain_vectors<T>(p.n) : 0;
+  if (whole)
+    s.nv = whole;
+  else if (kTileNV == 4 && (s.turned || slivers) && !(chained && p.n < 3 * N))
+    s.nv = s.turned ? 2 : 3;
   s.nv = (int)most(1, least(s.nv, ceil_div(p.n, N)));
   s.height = kTileRows[s.nv];
   int64_t W = s.nv * N, depth = most(s.kc, 64) * size;
@@ -123,16 +139,18 @@ Blocking blocking(const MatmulParams& p) {
   s.mgroup = round_up(ceil_div(p.m, ceil_div(p.m, s.mgroup)), slivers ? s.sliver : s.height);
   s.ncb = round_up(ceil_div(p.n, most(1, (p.n + s.ncb / 4) / s.ncb)), W);
   if (shallow) s.ncb = W;
-  const bool panels = p.n % W == 0;
-  s.panels_in = panels && (p.chain & kChainIn);
-  s.panels_out = panels && (p.chain & kChainOut);
+  s.panels_in = whole && (p.chain & kChainIn);
+  s.panels_out = whole && (p.chain & kChainOut);
   if (s.panels_in)
     s.b_mode = kPackRows;
   else if (!row_b)
     s.b_mode = kPackTransposed;
   else
-    s.b_mode =
-        direct || p.m <= 4 * s.height || p.k * p.n * size <= kDirectBytes ? kDirect : kPackRows;
+    s.b_mode = direct || p.m <= 4 * s.height ||
+                       // (rows of a chain lie without gaps: at odd places, if not whole vectors)
+                       (p.k * p.n * size <= kDirectBytes && !(chained && p.n % N))
+                   ? kDirect
+                   : kPackRows;
   s.tile_packs = s.b_mode == kPackRows && (shallow || s.kc * p.b_rs * size <= p.l2 / 2);
   s.fetch = (p.m * p.k + p.k * p.n) * size > p.l2 / 2;
   s.b_bytes = round_up((least(s.ncb, round_up(p.n, W)) + 2 * W) * s.kc * size + 64, 4096);
@@ -601,11 +619,11 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
 // Cuts (m, n) into gr x gc = nt cells; the cheapest of the ways to write nt as a product.
 template <class T>
 void grid(const MatmulParams& p, const Blocking& s, int nt, int64_t* gr, int64_t* gc) {
-  constexpr int N = simd<T>::N;
+  const int64_t N = simd<T>::N, unit = s.panels_in || s.panels_out ? s.nv * N : N;
   int64_t best = -1;
   for (int64_t r = 1; r <= nt; ++r) {
     int64_t c = nt / r;
-    int64_t rows = round_up(ceil_div(p.m, r), 2), cols = round_up(ceil_div(p.n, c), N);
+    int64_t rows = round_up(ceil_div(p.m, r), 2), cols = round_up(ceil_div(p.n, c), unit);
     // in 1/16 of the time of an FMA on N lanes: arithmetic, packing of A and of B
     int64_t cost = 16 * rows * cols +
                    (s.a_mode == kSlivers  ? 8
@@ -1237,7 +1255,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     gemm_sliced(p, s, x, ctx);
     return;
   }
-  if (s.panels_in) {
+  if (s.panels_in && (s.a_mode != kInPlace || p.m * p.n * p.k >= kSharedWork)) {
     gemm_shared<T>(p, s, x, ctx, nullptr, (const T*)buf[1]);
     return;
   }
@@ -1251,7 +1269,8 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   if (!whole) grid<T>(p, s, ctx->nt, &gr, &gc);
   int64_t cells = gr * gc;
   int64_t rows = ceil_div(p.m, gr),
-          cols = round_up(ceil_div(p.n, gc), (s.panels_out ? s.nv : 1) * simd<T>::N);
+          cols = round_up(ceil_div(p.n, gc), (s.panels_in || s.panels_out ? s.nv : 1) * simd<T>::N);
+  x.shared = s.panels_in;  // (A in place, B in panels of all rows)
   if (rows > 2 * s.height) rows = round_up(rows, 2);
   for (int64_t t = whole ? ctx->tid : 0; t < p.batch; t += whole ? ctx->nt : 1) {
     const T* a = (const T*)buf[0] + batch_offset(p, p.a_bs, t);
@@ -1263,7 +1282,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     x.n = least(cols, p.n - j * cols);
     if (x.m <= 0 || x.n <= 0) continue;
     x.a = a + i * rows * x.ars;
-    x.b = b + j * cols * x.bcs;
+    x.b = b + j * cols * (s.panels_in ? p.k : x.bcs);
     x.bias = buf[2] ? (const T*)buf[2] + (s.bias_rows ? i * rows : j * cols) : nullptr;
     x.c = c;
     x.c = move_to(x, p, i * rows, j * cols);
