@@ -33,9 +33,6 @@ else()
   set(GS_LEVELS base avx2 avx512 avx512bf16)
   # The baseline only has to be right: -O1 compiles its 16-lane loops of 4-lane vectors several times faster.
   set(GS_FLAGS_base -O1 -march=x86-64-v2)
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    list(APPEND GS_FLAGS_base -fno-ivopts -fno-tree-dominator-opts -fira-algorithm=priority -fno-tree-ch -fno-tree-loop-im)
-  endif()
   set(GS_FLAGS_avx2 ${GS_OPTIMIZE} -march=x86-64-v2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
   set(GS_FLAGS_avx512 ${GS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
       -mprefer-vector-width=512)
