@@ -182,34 +182,6 @@ struct Guard {
   int shared = -1;    // kTensor: `object`, also where another tensor has the same memory
 };
 
-// Whether a dict still has these keys in this order, which is the order of whoever walks over it.
-bool same_keys(PyObject* dict, PyObject* keys) {
-  if (PyDict_GET_SIZE(dict) != PyTuple_GET_SIZE(keys)) return false;
-  auto same = [](PyObject* a, PyObject* b) { return a == b || same_value(a, b); };
-  Py_ssize_t n = 0;
-  if (PyDict_CheckExact(dict)) {
-    PyObject *key, *value;
-    for (Py_ssize_t i = 0; PyDict_Next(dict, &i, &key, &value); ++n)
-      if (!same(key, PyTuple_GET_ITEM(keys, n))) return false;
-    return true;
-  }
-  PyObject* it = PyObject_GetIter(dict);
-  bool all = it != nullptr;
-  while (all) {
-    PyObject* key = PyIter_Next(it);
-    if (!key) break;
-    all = n < PyTuple_GET_SIZE(keys) && same(key, PyTuple_GET_ITEM(keys, n));
-    ++n;
-    Py_DECREF(key);
-  }
-  Py_XDECREF(it);
-  if (PyErr_Occurred()) {
-    PyErr_Clear();
-    return false;
-  }
-  return all && n == PyTuple_GET_SIZE(keys);
-}
-
 // Whether walking over an object gives these values, in this order.
 bool same_order(PyObject* owner, PyObject* values) {
   PyObject* it = PyObject_GetIter(owner);
@@ -228,6 +200,19 @@ bool same_order(PyObject* owner, PyObject* values) {
     return false;
   }
   return all && n == PyTuple_GET_SIZE(values);
+}
+
+// Whether a dict still has these keys in this order, which is the order of whoever walks over it.
+bool same_keys(PyObject* dict, PyObject* keys) {
+  if (PyDict_GET_SIZE(dict) != PyTuple_GET_SIZE(keys)) return false;
+  Py_ssize_t n = 0;
+  if (PyDict_CheckExact(dict)) {
+    PyObject *key, *value;
+    for (Py_ssize_t i = 0; PyDict_Next(dict, &i, &key, &value); ++n)
+      if (!same_value(key, PyTuple_GET_ITEM(keys, n))) return false;
+    return true;
+  }
+  return same_order(dict, keys);
 }
 
 // Whether a buffer still has this format, this shape and these bytes (in C order).

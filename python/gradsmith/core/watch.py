@@ -283,6 +283,16 @@ class Watch:
             "needs of it"
         )
 
+    def _too_many(self, v: Any, name: str, attribute: Any) -> bool:
+        """Whether v has more items than are compared: then the function stays eager, if it uses them."""
+        if len(v) <= _ITEMS:
+            return False
+        if attribute is None:
+            self._too_large(name)
+        else:
+            self._large.append((attribute, name))
+        return True
+
     def _guard(self, g: tuple) -> None:
         key = (g[0], id(g[1]), g[2])
         if key in self._done:
@@ -342,11 +352,7 @@ class Watch:
             self._names.update(*[str(n).split(".") for n in v.__reduce__()[1][:]])
         elif isinstance(v, (tuple, list, set, frozenset, deque)):
             self._seen[id(v)] = v
-            if len(v) > _ITEMS:
-                if attribute is None:
-                    self._too_large(name)
-                else:
-                    self._large.append((attribute, name))
+            if self._too_many(v, name, attribute):
                 return
             if isinstance(v, list):
                 self._guard(("list", v, None, list(v), name))
@@ -358,11 +364,7 @@ class Watch:
                 self._objects.append((v, name))
         elif isinstance(v, (dict, types.MappingProxyType)):
             self._seen[id(v)] = v
-            if len(v) > _ITEMS:
-                if attribute is None:
-                    self._too_large(name)
-                else:
-                    self._large.append((attribute, name))
+            if self._too_many(v, name, attribute):
                 return
             if not isinstance(v, dict):
                 self._value(dict(v), name, depth + 1)

@@ -239,6 +239,7 @@ class Conv2d(_Plain):
 
 class _Transposed(_Conv):
     _transposed = True
+    _op: Any
 
     def __init__(
         self,
@@ -261,6 +262,15 @@ class _Transposed(_Conv):
         )  # fmt: skip
         layer = type(self).__name__
         self.output_padding = _tuple(output_padding, self._nd, layer, "output_padding", 0)
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        extra = self.output_padding
+        if output_size is not None:
+            extra = self._extra(input, output_size)
+        return self._op(
+            input, self.weight, self.bias, self.stride, self.padding, extra, self.groups,
+            self.dilation,
+        )  # fmt: skip
 
     def _extra(self, input: Tensor, output_size: Any) -> tuple[int, ...]:
         """output_padding that gives output_size (the spatial sizes)."""
@@ -306,21 +316,7 @@ class ConvTranspose1d(_Transposed):
     """
 
     _nd = 1
-
-    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        extra = self.output_padding
-        if output_size is not None:
-            extra = self._extra(input, output_size)
-        return conv_transpose1d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            extra,
-            self.groups,
-            self.dilation,
-        )
+    _op = staticmethod(conv_transpose1d)
 
 
 class ConvTranspose2d(_Transposed):
@@ -338,18 +334,4 @@ class ConvTranspose2d(_Transposed):
     """
 
     _nd = 2
-
-    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        extra = self.output_padding
-        if output_size is not None:
-            extra = self._extra(input, output_size)
-        return conv_transpose2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            extra,
-            self.groups,
-            self.dilation,
-        )
+    _op = staticmethod(conv_transpose2d)
