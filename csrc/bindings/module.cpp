@@ -97,6 +97,8 @@ PYBIND11_MODULE(_cpu, m) {
       "Instruction sets that this build and this machine have, lowest first.");
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
+  m.def("team_moves", &team_moves,
+        "How often a worker left a core that it shared with another member.");
   m.def("cpu_budget", [] {
     CpuBudget b = cpu_budget();
     py::dict d;

@@ -4,6 +4,11 @@
 // Members spin for a short while after a job (the next kernel is usually microseconds away), then
 // sleep on a condition variable. One caller owns the team at a time; nested calls and other callers
 // run alone.
+//
+// The system now and then wakes a worker on the core of its caller and leaves both there for up to
+// a tenth of a second, in which each waits for the other by the time slice (a step of 0.9 ms
+// takes 2.2, or 17). So members note where they run, and a worker that finds another on its core
+// moves away.
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -15,8 +20,6 @@
 
 #include <atomic>
 #include <thread>
-#if defined(__linux__)
-#endif
 
 #include "runtime.h"
 
@@ -27,6 +30,7 @@ namespace {
 constexpr int kMaxThreads = 256;
 constexpr int kMemberBits = 16;
 constexpr long kSpinNanoseconds = 60000;
+constexpr long kMoveNanoseconds = 1000000;  // a worker changes its core at most so often
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -61,21 +65,71 @@ struct Team {
   void* arg;
   Barrier barrier;
   alignas(64) std::atomic<bool> owned;
+  alignas(64) std::atomic<int> core[kMaxThreads];  // where each member was last seen
 };
 
 // Reached through a pointer so that a forked child, which has no workers, can forget it whole.
 Team* team = nullptr;
 std::atomic<int> threads_wanted{0};
+std::atomic<uint64_t> moves{0};
 thread_local bool inside = false;
+thread_local int self = 0;  // the number in the team
 
 Team* new_team() {
   void* p = nullptr;
   if (posix_memalign(&p, 64, sizeof(Team)) != 0) abort();
   memset(p, 0, sizeof(Team));
   Team* t = (Team*)p;
+  for (auto& core : t->core) core.store(-1);
   pthread_mutex_init(&t->mutex, nullptr);
   pthread_cond_init(&t->wake, nullptr);
   return t;
+}
+
+// Notes the core that this member runs on, and moves a worker that shares it with one of the job's
+// other members to a core of its own, if its affinity has one. The affinity itself stays.
+void spread(Team* t, int nt) {
+#if defined(__linux__)
+  int here = sched_getcpu();
+  if (t->core[self].load(std::memory_order_relaxed) != here)
+    t->core[self].store(here, std::memory_order_relaxed);
+  if (self == 0) return;
+  bool shared = false;
+  for (int i = 0; i < nt; ++i)
+    shared |= i != self && t->core[i].load(std::memory_order_relaxed) == here;
+  if (!shared) return;
+  static thread_local long last = 0;
+  long now = now_ns();
+  if (now - last < kMoveNanoseconds) return;
+  last = now;
+  cpu_set_t allowed, vacant;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  vacant = allowed;
+  for (int i = 0; i < nt; ++i) {
+    int core = t->core[i].load(std::memory_order_relaxed);
+    if (i != self && core >= 0 && core < CPU_SETSIZE) CPU_CLR(core, &vacant);
+  }
+  if (CPU_COUNT(&vacant) == 0 || sched_setaffinity(0, sizeof(vacant), &vacant) != 0) return;
+  sched_setaffinity(0, sizeof(allowed), &allowed);
+  t->core[self].store(sched_getcpu(), std::memory_order_relaxed);
+  moves.fetch_add(1, std::memory_order_relaxed);
+#else
+  (void)t, (void)nt;
+#endif
+}
+
+// Waits for other members of the job. Who waits long gives its core away, so a team larger than the
+// machine still moves.
+template <class Done>
+void wait_long(Done done, int nt) {
+  for (int n = 0; !done(); ++n) {
+    if (n < 2000) {
+      pause_cpu();
+    } else {
+      if (n == 2000) spread(team, nt);
+      sched_yield();
+    }
+  }
 }
 
 struct WorkerArg {
@@ -90,6 +144,7 @@ void* worker(void* p) {
   Team* t = a.team;
   uint64_t seen = a.seen;
   inside = true;
+  self = a.tid;
   for (;;) {
     long deadline = 0;
     int n = 0;
@@ -110,6 +165,7 @@ void* worker(void* p) {
     seen = t->job.load(std::memory_order_acquire);
     int nt = (int)(seen & ((1u << kMemberBits) - 1));
     if (a.tid < nt) {
+      spread(t, nt);
       t->fn(t->arg, a.tid, nt, &t->barrier);
       t->pending.fetch_sub(1, std::memory_order_release);
     }
@@ -189,12 +245,13 @@ int get_num_threads() {
   return n;
 }
 
+uint64_t team_moves() { return moves.load(std::memory_order_relaxed); }
+
 void set_num_threads(int n) {
   threads_wanted.store(n < 1 ? 1 : (n > kMaxThreads ? kMaxThreads : n));
 }
 
-// Central barrier: the last to arrive opens the next phase. Members that wait long give their core
-// away, so a team larger than the machine still moves.
+// Central barrier: the last to arrive opens the next phase.
 void team_barrier_wait(void* p, int nt) {
   Barrier* b = (Barrier*)p;
   int phase = b->phase.load(std::memory_order_relaxed);
@@ -203,13 +260,7 @@ void team_barrier_wait(void* p, int nt) {
     b->phase.store(phase + 1, std::memory_order_release);
     return;
   }
-  int n = 0;
-  while (b->phase.load(std::memory_order_acquire) == phase) {
-    if (++n < 2000)
-      pause_cpu();
-    else
-      sched_yield();
-  }
+  wait_long([&] { return b->phase.load(std::memory_order_acquire) != phase; }, nt);
 }
 
 void run_team(int nt, TeamFn fn, void* arg) {
@@ -254,6 +305,7 @@ void run_team(int nt, TeamFn fn, void* arg) {
   if (t->started < nt - 1) nt = t->started + 1;  // the system refused a thread
   t->fn = fn;
   t->arg = arg;
+  spread(t, nt);
   t->barrier.arrived.store(0);
   t->pending.store(nt - 1, std::memory_order_relaxed);
   // Sequentially consistent: a worker going to sleep either sees the job or is seen.
@@ -266,13 +318,7 @@ void run_team(int nt, TeamFn fn, void* arg) {
   inside = true;
   fn(arg, 0, nt, &t->barrier);
   inside = false;
-  int n = 0;
-  while (t->pending.load(std::memory_order_acquire) > 0) {
-    if (++n < 2000)
-      pause_cpu();
-    else
-      sched_yield();
-  }
+  wait_long([&] { return t->pending.load(std::memory_order_acquire) == 0; }, nt);
   t->owned.store(false, std::memory_order_release);
 }
 

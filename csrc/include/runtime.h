@@ -62,6 +62,7 @@ CpuBudget cpu_budget();
 typedef void (*TeamFn)(void* arg, int tid, int nt, void* barrier);
 void run_team(int nt, TeamFn fn, void* arg);
 void team_barrier_wait(void* barrier, int nt);
+uint64_t team_moves();  // how often a worker left a core that it shared with another member
 
 // ---- memory (memory.cpp)
 void* pool_alloc(size_t bytes);  // 64-byte aligned, not zeroed; nullptr when memory is out

@@ -173,6 +173,7 @@ def run_case(
     peaks = _Peaks(threads)
     flop_peak, copy_peak, mix = [], [], []
     for _ in range(rounds):
+        time.sleep(0.08)  # OpenBLAS, OpenMP and XLA threads spin for tens of milliseconds
         if case.flops:
             flop_peak.append(peaks.flops(case.dtype))
         if case.bytes:
@@ -180,7 +181,7 @@ def run_case(
         if case.passes:
             mix.append(sum(peaks.mix(*each) for each in case.passes))
         for name, fn in everyone.items():
-            time.sleep(0.08)  # OpenBLAS, OpenMP and XLA threads spin for tens of milliseconds
+            time.sleep(0.08)
             fn()
             times[name].append(_time(fn, counts[name]))
     record["seconds"] = {name: statistics.median(t) for name, t in times.items()}
