@@ -259,6 +259,28 @@ def test_layer_norm(dtype, rms, shape, dims):
     close(plain.numpy(), xhat, dtype)
 
 
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("c", [1, 10, 64, 100, 300, 700, 1500, 5000])
+def test_rows_do_not_depend_on_their_neighbours(c, dtype, rms):
+    """Several rows take each step together: y and dx of a row have the bits that the row has alone."""
+    rng = np.random.default_rng(c)
+    x = (rng.standard_normal((37, c)) * 3 + rng.standard_normal((37, 1)) * 100).astype(dtype)
+    dy = rng.standard_normal((37, c)).astype(dtype)
+    w = gs.tensor(rng.standard_normal(c).astype(dtype))
+
+    def run(rows):
+        a = gs.tensor(x[rows].copy(), requires_grad=True)
+        y = F.rms_norm(a, (c,), w) if rms else F.layer_norm(a, (c,), w)
+        y.backward(gs.tensor(dy[rows].copy()))
+        return y.detach().numpy(), a.grad.numpy()
+
+    y, dx = run(slice(None))
+    for rows in (slice(0, 1), slice(3, 5), slice(5, 9), slice(16, 33), slice(36, 37)):
+        some = run(rows)
+        assert np.array_equal(some[0], y[rows]) and np.array_equal(some[1], dx[rows])
+
+
 def test_layer_norm_far_from_zero():
     x = (RNG.standard_normal((50, 300)) * 0.5 + 5000).astype(np.float32)
     y = F.layer_norm(gs.tensor(x), 300, eps=0.0).numpy()

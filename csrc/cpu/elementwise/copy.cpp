@@ -22,6 +22,8 @@ template <class From, class To>
 void copy_row(const From* in, int64_t si, To* out, int64_t so, int64_t n) {
   if (si == 1 && so == 1)
     for (int64_t i = 0; i < n; ++i) out[i] = (To)in[i];
+  else if (si == 0 && so == 1)
+    for (To value = (To)*in, *end = out + n; out < end; ++out) *out = value;
   else
     for (int64_t i = 0; i < n; ++i) out[i * so] = (To)in[i * si];
 }

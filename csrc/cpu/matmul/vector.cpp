@@ -9,6 +9,7 @@
 // of kDotSlice products are folded by one tree and added in order; matmul_vec sums in ascending k.
 #include "matmul.h"
 #include "simd/flush.h"
+#include "simd/fold.h"
 #include "simd/vec.h"
 
 namespace gs {
@@ -45,30 +46,9 @@ constexpr int64_t kDotSlice = 16384;  // products folded at a time
 constexpr int64_t kDotRows = 64;      // columns of C (rows of B transposed) in a unit of work
 
 #if defined(__AVX512F__)
-// Many sums of 16 lanes at once: each stage adds halves of two vectors, so that the additions are
-// those of hsum(), lane by lane, at a quarter of its shuffles and none of its waits.
-GS_INLINE __m512 fold_halves(vf a, vf b) {
-  return _mm512_add_ps(_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44),
-                       _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee));
-}
-GS_INLINE __m512 fold_quarters(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-}
-// lanes 0, 1 of each quarter: of a; 2, 3: of b
-GS_INLINE __m512 fold_pairs(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
-}
-GS_INLINE __m512 fold_lanes2(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
-}
-// Four vectors: quarter q holds four partial sums of v[q * step].
-GS_INLINE __m512 fold4(const vf* v, int step) {
-  return fold_quarters(fold_halves(v[0], v[step]), fold_halves(v[2 * step], v[3 * step]));
-}
 // Row i of `sums`: v[4 i ...].
 GS_INLINE void fold16(const vf* v, float* sums, int ld) {
-  __m512 x = fold_lanes2(fold_pairs(fold4(v, 4), fold4(v + 1, 4)),
-                         fold_pairs(fold4(v + 2, 4), fold4(v + 3, 4)));
+  __m512 x = (__m512)hsum16(v);
   _mm_storeu_ps(sums, _mm512_castps512_ps128(x));
   _mm_storeu_ps(sums + ld, _mm512_extractf32x4_ps(x, 1));
   _mm_storeu_ps(sums + 2 * ld, _mm512_extractf32x4_ps(x, 2));

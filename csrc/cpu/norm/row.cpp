@@ -5,9 +5,10 @@
 // rounded mean (so the variance is exact even when mean / std is large), then y, while the next row
 // is fetched: the first two sweeps find it in the first-level cache. Several short rows take each
 // step together, because what is done once a row (fold, division, root) is a chain of some 150
-// cycles. Backward: sums of dy g and dy g xhat in one sweep, which also fetches half of the next
-// rows, then dx, and in the same pass dgamma and dbeta of a chunk of rows, four rows at a time;
-// chunks are added in order at the end.
+// cycles and as many operations as a row of 64: sixteen rows are folded by one tree. Backward: sums
+// of dy g and dy g xhat in one sweep, which also fetches half of the next rows, then dx, and in the
+// same pass dgamma and dbeta of a chunk of rows, four rows at a time; chunks are added in order at
+// the end.
 //
 // Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows.
 // Sums run in 64 logical lanes over blocks of 4096 columns, blocks are added in double: the same
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #include "norm.h"
+#include "simd/fold.h"
 #include "simd/own.h"
 #include "simd/vec.h"
 
@@ -39,39 +41,35 @@ struct Row {
   static constexpr int N = simd<T>::N;
   static constexpr int L = 64 / N;  // vectors of 64 lanes
 
-  // The sum of 64 lanes: halves folded 32, 16, ..., 1.
-  static GS_MEMBER T fold(V (&v)[L]) {
+  // 64 lanes to those of a vector: halves folded 32, 16, ...; hsum() goes on to 1.
+  static GS_MEMBER V fold(V (&v)[L]) {
 #pragma GCC unroll 6
     for (int h = L / 2; h > 0; h /= 2)
 #pragma GCC unroll kUnroll
       for (int i = 0; i < h; ++i) v[i] += v[i + h];
-    return hsum(v[0]);
+    return v[0];
   }
 
-  // Sum over the columns of f(j, n): a vector for columns j .. j + n, lanes past n zero.
+  // Sum over columns b .. e of f(j, n): a vector for columns j .. j + n, lanes past n zero.
   template <class F>
-  static GS_MEMBER double sum(int64_t cols, F f) {
-    double total = 0;
-    for (int64_t b = 0; b < cols; b += kBlock) {
-      int64_t e = b + kBlock < cols ? b + kBlock : cols, j = b;
-      V acc[L];
+  static GS_MEMBER V block(int64_t b, int64_t e, F f) {
+    V acc[L];
 #pragma GCC unroll kUnroll
-      for (int i = 0; i < L; ++i) acc[i] = V{};
-      for (; j + 64 <= e; j += 64)
+    for (int i = 0; i < L; ++i) acc[i] = V{};
+    int64_t j = b;
+    for (; j + 64 <= e; j += 64)
 #pragma GCC unroll kUnroll
-        for (int i = 0; i < L; ++i) acc[i] += f(j + i * N, N);
-      if (j < e)
+      for (int i = 0; i < L; ++i) acc[i] += f(j + i * N, N);
+    if (j < e)
 #pragma GCC unroll kUnroll
-        for (int i = 0; i < L; ++i) {
-          int64_t n = e - j - i * N;
-          if (n >= N)
-            acc[i] += f(j + i * N, N);
-          else if (n > 0)
-            acc[i] += f(j + i * N, (int)n);
-        }
-      total += (double)fold(acc);
-    }
-    return total;
+      for (int i = 0; i < L; ++i) {
+        int64_t n = e - j - i * N;
+        if (n >= N)
+          acc[i] += f(j + i * N, N);
+        else if (n > 0)
+          acc[i] += f(j + i * N, (int)n);
+      }
+    return fold(acc);
   }
   static GS_MEMBER V get(const T* p, int n) { return n == N ? load(p) : load_n(p, n); }
   static GS_MEMBER void put(T* p, V v, int n) {
@@ -91,139 +89,153 @@ struct Row {
     return n == N ? v : (iota<T>() < set1((typename simd<T>::S)n) ? v : V{});
   }
 
-  // Two sums over the columns, in the order of sum(): f(j, n, &a, &b) gives their vectors.
+  // Two sums in the order of block(): f(j, n, &a, &b) gives their vectors.
   template <class F>
-  static GS_MEMBER void sums(int64_t cols, double* first, double* second, F f) {
-    *first = *second = 0;
+  static GS_MEMBER void blocks(int64_t b, int64_t e, V* first, V* second, F f) {
+    V s[L], q[L], u, v;
+#pragma GCC unroll kUnroll
+    for (int i = 0; i < L; ++i) s[i] = q[i] = V{};
+    int64_t j = b;
+    for (; j + 64 <= e; j += 64)
+#pragma GCC unroll kUnroll
+      for (int i = 0; i < L; ++i) {
+        f(j + i * N, N, &u, &v);
+        s[i] += u;
+        q[i] += v;
+      }
+    if (j < e)
+#pragma GCC unroll kUnroll
+      for (int i = 0; i < L; ++i) {
+        int64_t n = e - j - i * N;
+        if (n <= 0) continue;
+        f(j + i * N, n < N ? (int)n : N, &u, &v);
+        s[i] += u;
+        q[i] += v;
+      }
+    *first = fold(s);
+    *second = fold(q);
+  }
+  // Rows that take each step together. total[i] += the sum of the 64 lanes of row i.
+  static constexpr int kRows = 16;
+  static GS_MEMBER void add_rows(const V* v, int count, double* total) {
+    T s[kRows];
+    hsums(v, count, s);
+    for (int i = 0; i < count; ++i) total[i] += (double)s[i];
+  }
+
+  // Means of rows x (count, cols), or with RMS mean squares; fetches the lines of `to`, which will
+  // be written.
+  template <bool RMS>
+  static __attribute__((noinline)) void means(const T* x, int64_t cols, int count, T* to,
+                                              double* mean) {
+    V part[kRows];
+    for (int i = 0; i < count; ++i) mean[i] = 0;
     for (int64_t b = 0; b < cols; b += kBlock) {
-      int64_t e = b + kBlock < cols ? b + kBlock : cols, j = b;
-      V s[L], q[L], u, v;
-#pragma GCC unroll kUnroll
-      for (int i = 0; i < L; ++i) s[i] = q[i] = V{};
-      for (; j + 64 <= e; j += 64)
-#pragma GCC unroll kUnroll
-        for (int i = 0; i < L; ++i) {
-          f(j + i * N, N, &u, &v);
-          s[i] += u;
-          q[i] += v;
-        }
-      if (j < e)
-#pragma GCC unroll kUnroll
-        for (int i = 0; i < L; ++i) {
-          int64_t n = e - j - i * N;
-          if (n <= 0) continue;
-          f(j + i * N, n < N ? (int)n : N, &u, &v);
-          s[i] += u;
-          q[i] += v;
-        }
-      *first += (double)fold(s);
-      *second += (double)fold(q);
+      for (int i = 0; i < count; ++i) {
+        const T* row = x + i * cols;
+        T* line = RMS && to ? to + i * cols : nullptr;
+        part[i] = block(b, b + kBlock < cols ? b + kBlock : cols, [=](int64_t j, int n) {
+          if (RMS && line) own(line + j, 0);
+          V v = get(row + j, n);
+          return RMS ? v * v : v;
+        });
+      }
+      add_rows(part, count, mean);
+    }
+    for (int i = 0; i < count; ++i) mean[i] /= (double)cols;
+  }
+  // Variances, and the means to more than one float; fetches the same.
+  static __attribute__((noinline)) void variances(const T* x, int64_t cols, int count, T* to,
+                                                  double* mean, double* var) {
+    V part[kRows], square[kRows];
+    double d[kRows];
+    for (int i = 0; i < count; ++i) d[i] = var[i] = 0;
+    for (int64_t b = 0; b < cols; b += kBlock) {
+      for (int i = 0; i < count; ++i) {
+        const T* row = x + i * cols;
+        T* line = to ? to + i * cols : nullptr;
+        const V c = set1((T)mean[i]);
+        blocks(b, b + kBlock < cols ? b + kBlock : cols, part + i, square + i,
+               [=](int64_t j, int n, V* a, V* q) {
+                 if (line) own(line + j, 0);
+                 V v = keep(get(row + j, n) - c, n);
+                 *a = v;
+                 *q = v * v;
+               });
+      }
+      add_rows(part, count, d);
+      add_rows(square, count, var);
+    }
+    for (int i = 0; i < count; ++i) {
+      d[i] /= (double)cols;
+      mean[i] = (double)(T)mean[i] + d[i];
+      var[i] = var[i] / (double)cols - d[i] * d[i];
     }
   }
 
-  struct Stat {
-    T c, rs, off;  // xhat = (x - c) * rs + off
+  // xhat = (x - c) * rs + off
+  struct Stats {
+    T c[kRows], rs[kRows], off[kRows];
+    GS_MEMBER void set(int i, double mean, double rstd) {
+      c[i] = (T)mean;
+      rs[i] = (T)rstd;
+      off[i] = (T)(-(mean - (double)c[i]) * rstd);
+    }
   };
-  static GS_MEMBER Stat make(double mean, double rstd) {
-    Stat s;
-    s.c = (T)mean;
-    s.rs = (T)rstd;
-    s.off = (T)(-(mean - (double)s.c) * rstd);
-    return s;
-  }
-
-  // The mean, or with RMS the mean square; fetches the lines of `to`, to be written.
-  template <bool RMS>
-  static __attribute__((noinline)) double row_mean(const T* x, int64_t cols, T* to) {
-    return sum(cols,
-               [=](int64_t j, int n) {
-                 if (RMS && to) own(to + j, 0);
-                 V v = get(x + j, n);
-                 return RMS ? v * v : v;
-               }) /
-           (double)cols;
-  }
-  // The variance, and the mean to more than one float; fetches the same.
-  static __attribute__((noinline)) double row_var(const T* x, int64_t cols, T* to, double* mean) {
-    V c = set1((T)*mean);
-    double d, var;
-    sums(cols, &d, &var, [=](int64_t j, int n, V* a, V* b) {
-      if (to) own(to + j, 0);
-      V v = keep(get(x + j, n) - c, n);
-      *a = v;
-      *b = v * v;
-    });
-    d /= (double)cols;
-    *mean = (double)(T)*mean + d;
-    return var / (double)cols - d * d;
-  }
 
   // How far ahead of sweeps over n elements the next ones are fetched.
   static GS_MEMBER int64_t next_rows(int64_t n) {
     const int64_t ahead = kAhead / (int64_t)sizeof(T);
     return n > ahead ? n : ahead;
   }
-  // Rows that take each step together: they stay in the first-level cache.
-  // One at a time where y goes past the caches: its stores overlap with the next row's sums.
-  static GS_MEMBER int64_t together(int64_t cols, bool stream) {
+  // Rows that take each step together forward: they stay in the first-level cache. Where y goes
+  // past the caches one at a time, its stores overlapping with the next row's sums, unless the core
+  // does not mind.
+  static GS_MEMBER int together(int64_t cols, const Ctx* ctx, bool stream) {
     if (cols <= 64) return 16;
-    return stream || cols > 512 ? 1 : cols <= 128 ? 16 : 4;
+    if (stream && !ctx->follows) return 1;
+    return cols <= 128 ? 16 : cols <= 512 ? 4 : cols <= 1024 ? 2 : 1;
   }
   template <bool RMS, bool G, bool B>
-  static void forward_rows(const RowNormParams& p, bool stream, int64_t r0, int64_t r1, const T* x,
-                           const T* gamma, const T* beta, T* y, double* stats) {
-    const int64_t most = together(p.cols, stream), ahead = next_rows(most * p.cols);
-    auto root = [&](double var) { return 1.0 / __builtin_sqrt((var < 0 ? 0 : var) + p.eps); };
-    auto write_row = [&](int64_t r, double mean, double rstd) {
-      const T* in = x + r * p.cols;
-      T* out = y + r * p.cols;
-      stats[2 * r] = mean;
-      stats[2 * r + 1] = rstd;
-      const Stat s = make(mean, rstd);
-      V c = set1(s.c), rs = set1(s.rs), off = set1(s.off);
-      auto step = [=](int64_t j, int n) {
-        __builtin_prefetch(in + j + ahead);
-        V v = RMS ? get(in + j, n) * rs : fma(get(in + j, n) - c, rs, off);
-        if (G && B)
-          v = fma(v, get(gamma + j, n), get(beta + j, n));
-        else if (G)
-          v *= get(gamma + j, n);
-        else if (B)
-          v += get(beta + j, n);
-        put(stream, out + j, v, n);
-      };
-      int64_t j = 0;
-      for (; j + N <= p.cols; j += N) step(j, N);
-      if (j < p.cols) step(j, (int)(p.cols - j));
-    };
-    if (most == 1) {
-      for (int64_t r = r0; r < r1; ++r) {
-        const T* in = x + r * p.cols;
-        T* to = stream ? nullptr : y + r * p.cols;
-        double mean = row_mean<RMS>(in, p.cols, to), var = mean;
-        if (RMS)
-          mean = 0;
-        else
-          var = row_var(in, p.cols, to, &mean);
-        write_row(r, mean, root(var));
-      }
-      return;
-    }
-    double mean[16], rstd[16];
+  static void forward_rows(const RowNormParams& p, bool stream, int most, int64_t r0, int64_t r1,
+                           const T* x, const T* gamma, const T* beta, T* y, double* stats) {
+    const int64_t cols = p.cols, ahead = next_rows(most * cols);
+    double mean[kRows], rstd[kRows];
+    Stats s;
     for (int64_t r = r0; r < r1; r += most) {
-      const int64_t count = r1 - r < most ? r1 - r : most;
-      const T* rows = x + r * p.cols;
-      T* to = y + r * p.cols;
-      for (int64_t i = 0; i < count; ++i)
-        mean[i] = row_mean<RMS>(rows + i * p.cols, p.cols, stream ? nullptr : to + i * p.cols);
-      for (int64_t i = 0; i < count; ++i)
-        if (RMS)
-          rstd[i] = mean[i], mean[i] = 0;
-        else
-          rstd[i] =
-              row_var(rows + i * p.cols, p.cols, stream ? nullptr : to + i * p.cols, mean + i);
-      for (int64_t i = 0; i < count; ++i) rstd[i] = root(rstd[i]);
-      for (int64_t i = 0; i < count; ++i) write_row(r + i, mean[i], rstd[i]);
+      const int count = r1 - r < most ? (int)(r1 - r) : most;
+      T* to = stream ? nullptr : y + r * cols;
+      means<RMS>(x + r * cols, cols, count, to, mean);
+      if (RMS)
+        for (int i = 0; i < count; ++i) rstd[i] = mean[i], mean[i] = 0;
+      else
+        variances(x + r * cols, cols, count, to, mean, rstd);
+      for (int i = 0; i < count; ++i)
+        rstd[i] = 1.0 / __builtin_sqrt((rstd[i] < 0 ? 0 : rstd[i]) + p.eps);
+      for (int i = 0; i < count; ++i) s.set(i, mean[i], rstd[i]);
+      for (int i = 0; i < count; ++i) {
+        stats[2 * (r + i)] = mean[i];
+        stats[2 * (r + i) + 1] = rstd[i];
+      }
+      for (int i = 0; i < count; ++i) {
+        const T* in = x + (r + i) * cols;
+        T* out = y + (r + i) * cols;
+        const V c = set1(s.c[i]), rs = set1(s.rs[i]), off = set1(s.off[i]);
+        auto step = [=](int64_t j, int n) {
+          __builtin_prefetch(in + j + ahead);
+          V v = RMS ? get(in + j, n) * rs : fma(get(in + j, n) - c, rs, off);
+          if (G && B)
+            v = fma(v, get(gamma + j, n), get(beta + j, n));
+          else if (G)
+            v *= get(gamma + j, n);
+          else if (B)
+            v += get(beta + j, n);
+          put(stream, out + j, v, n);
+        };
+        int64_t j = 0;
+        for (; j + N <= cols; j += N) step(j, N);
+        if (j < cols) step(j, (int)(cols - j));
+      }
     }
   }
   template <bool RMS>
@@ -232,17 +244,18 @@ struct Row {
     T* y = (T*)buf[3];
     double* stats = (double*)buf[4];
     const bool stream = past_caches(p, ctx, y);
+    const int most = together(p.cols, ctx, stream);
     int64_t per = p.cols < 512 ? 16384 / p.cols : 16;
     if (per * 4 > p.rows) per = p.rows / 4 ? p.rows / 4 : 1;
     int64_t tasks = (p.rows + per - 1) / per;
     for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
       int64_t a = t * per, b = a + per < p.rows ? a + per : p.rows;
       if (gamma)
-        beta ? forward_rows<RMS, true, true>(p, stream, a, b, x, gamma, beta, y, stats)
-             : forward_rows<RMS, true, false>(p, stream, a, b, x, gamma, beta, y, stats);
+        beta ? forward_rows<RMS, true, true>(p, stream, most, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, true, false>(p, stream, most, a, b, x, gamma, beta, y, stats);
       else
-        beta ? forward_rows<RMS, false, true>(p, stream, a, b, x, gamma, beta, y, stats)
-             : forward_rows<RMS, false, false>(p, stream, a, b, x, gamma, beta, y, stats);
+        beta ? forward_rows<RMS, false, true>(p, stream, most, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, false, false>(p, stream, most, a, b, x, gamma, beta, y, stats);
     }
     if (stream) write_fence();
   }
@@ -256,54 +269,65 @@ struct Row {
   }
 
   // ---- backward
-  struct Grad {
-    V c, rs, off, m1, m2;  // dx = rs * (dy g - m1 - xhat m2)
+  // dx = rs * (dy g - m1 - xhat m2)
+  struct Grads : Stats {
+    T m1[kRows], m2[kRows];
   };
-  template <bool RMS>
-  static GS_MEMBER V xhat(V x, const Grad& s) {
-    return RMS ? x * s.rs : fma(x - s.c, s.rs, s.off);
-  }
-  // The two means over a row that its dx needs. A function of its own: rows share the code.
-  // Fetches dy + ahead, and the lines of `to`, which will be written.
+  // The two means over each of `count` rows that their dx needs. Fetches dy + ahead, and the lines
+  // of `to`, which will be written.
   template <bool RMS, bool G>
-  static __attribute__((noinline)) void row_means(int64_t cols, const T* dy, const T* x,
-                                                  const T* gamma, int64_t ahead, T* to, Grad* s) {
-    const Grad q = *s;
-    auto dyg = [=](int64_t j, int n) {
-      __builtin_prefetch(dy + j + ahead);
-      if (to) own(to + j, 0);
-      return G ? get(dy + j, n) * get(gamma + j, n) : get(dy + j, n);
-    };
-    double first = 0, second;
-    if (RMS)
-      second = sum(cols, [=](int64_t j, int n) { return dyg(j, n) * xhat<RMS>(get(x + j, n), q); });
-    else
-      sums(cols, &first, &second, [=](int64_t j, int n, V* a, V* b) {
-        V g = dyg(j, n);
-        *a = g;
-        *b = g * xhat<RMS>(get(x + j, n), q);
-      });
-    s->m1 = set1((T)(first / (double)cols));
-    s->m2 = set1((T)(second / (double)cols));
+  static __attribute__((noinline)) void grad_means(int64_t cols, int count, const T* dy, const T* x,
+                                                   const T* gamma, int64_t ahead, T* to, Grads* s) {
+    V part[kRows], with[kRows];
+    double first[kRows], second[kRows];
+    for (int i = 0; i < count; ++i) first[i] = second[i] = 0;
+    for (int64_t b = 0; b < cols; b += kBlock) {
+      const int64_t e = b + kBlock < cols ? b + kBlock : cols;
+      for (int i = 0; i < count; ++i) {
+        const T *g = dy + i * cols, *row = x + i * cols;
+        T* line = to ? to + i * cols : nullptr;
+        const V c = set1(s->c[i]), rs = set1(s->rs[i]), off = set1(s->off[i]);
+        auto dyg = [=](int64_t j, int n) {
+          __builtin_prefetch(g + j + ahead);
+          if (line) own(line + j, 0);
+          return G ? get(g + j, n) * get(gamma + j, n) : get(g + j, n);
+        };
+        if (RMS)
+          with[i] =
+              block(b, e, [=](int64_t j, int n) { return dyg(j, n) * (get(row + j, n) * rs); });
+        else
+          blocks(b, e, part + i, with + i, [=](int64_t j, int n, V* a, V* q) {
+            V v = dyg(j, n);
+            *a = v;
+            *q = v * fma(get(row + j, n) - c, rs, off);
+          });
+      }
+      if (!RMS) add_rows(part, count, first);
+      add_rows(with, count, second);
+    }
+    for (int i = 0; i < count; ++i) {
+      s->m1[i] = (T)(first[i] / (double)cols);
+      s->m2[i] = (T)(second[i] / (double)cols);
+    }
   }
-  // R rows from x, dy (ld = cols): dx and sums of dgamma, dbeta
+  // Rows i .. i + R from x, dy (ld = cols): dx and sums of dgamma, dbeta
   template <bool RMS, bool G, int R>
-  static GS_MEMBER void backward_rows(bool stream, int64_t cols, const T* dy, const T* x,
-                                      const double* stats, const T* gamma, const T* more, T* dx,
-                                      T* pg, T* pb) {
-    const int64_t ahead = next_rows(R * cols);
-    Grad s[R];
+  static GS_MEMBER void backward_rows(bool stream, int64_t cols, int64_t ahead, const T* dy,
+                                      const T* x, const Grads& s, int i, const T* gamma,
+                                      const T* more, T* dx, T* pg, T* pb) {
+    V c[R], rs[R], off[R], m1[R], m2[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      Stat st = make(stats[2 * r], stats[2 * r + 1]);
-      s[r].c = set1(st.c);
-      s[r].rs = set1(st.rs);
-      s[r].off = set1(st.off);
-      s[r].m1 = s[r].m2 = V{};
-      if (dx)
-        row_means<RMS, G>(cols, dy + r * cols, x + r * cols, gamma, ahead,
-                          stream ? nullptr : dx + r * cols, &s[r]);
+      c[r] = set1(s.c[i + r]);
+      rs[r] = set1(s.rs[i + r]);
+      off[r] = set1(s.off[i + r]);
+      m1[r] = set1(s.m1[i + r]);
+      m2[r] = set1(s.m2[i + r]);
     }
+    dy += i * cols;
+    x += i * cols;
+    if (more) more += i * cols;
+    if (dx) dx += i * cols;
     auto step = [&](int64_t j, int n) {
       V g = G ? get(gamma + j, n) : V{}, a[R], b[R];
 #pragma GCC unroll 4
@@ -311,12 +335,12 @@ struct Row {
         if (!dx) __builtin_prefetch(dy + r * cols + j + ahead);
         __builtin_prefetch(x + r * cols + j + ahead);
         b[r] = get(dy + r * cols + j, n);
-        V h = xhat<RMS>(get(x + r * cols + j, n), s[r]);
+        V v = get(x + r * cols + j, n), h = RMS ? v * rs[r] : fma(v - c[r], rs[r], off[r]);
         a[r] = b[r] * h;
         if (dx) {
-          V v = G ? b[r] * g : b[r];
-          v = RMS ? v : v - s[r].m1;
-          v = fnma(h, s[r].m2, v) * s[r].rs;
+          v = G ? b[r] * g : b[r];
+          v = RMS ? v : v - m1[r];
+          v = fnma(h, m2[r], v) * rs[r];
           if (more) v += get(more + r * cols + j, n);
           put(stream, dx + r * cols + j, v, n);
         }
@@ -341,18 +365,30 @@ struct Row {
     T* part = (T*)ctx->scratch;  // (chunks, 2, cols)
     int64_t cols = p.cols, per = chunk_rows(cols), chunks = chunks_of(p);
     const bool stream = dx && past_caches(p, ctx, dx);
+    const int most = cols <= 128 ? 16 : 4;
+    const int64_t ahead = next_rows(most * cols);
     for (int64_t t = ctx->tid; t < chunks; t += ctx->nt) {
       int64_t r = t * per, e = r + per < p.rows ? r + per : p.rows;
       T *pg = dgamma ? part + t * 2 * cols : nullptr,
         *pb = dbeta ? part + t * 2 * cols + cols : nullptr;
       if (pg) memset(pg, 0, (size_t)cols * sizeof(T));
       if (pb) memset(pb, 0, (size_t)cols * sizeof(T));
-      for (; r + 4 <= e; r += 4)
-        backward_rows<RMS, G, 4>(stream, cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
-                                 more ? more + r * cols : more, dx ? dx + r * cols : dx, pg, pb);
-      for (; r < e; ++r)
-        backward_rows<RMS, G, 1>(stream, cols, dy + r * cols, x + r * cols, stats + 2 * r, gamma,
-                                 more ? more + r * cols : more, dx ? dx + r * cols : dx, pg, pb);
+      Grads s;
+      for (; r < e; r += most) {
+        const int count = e - r < most ? (int)(e - r) : most;
+        const T *g = dy + r * cols, *in = x + r * cols, *sum = more ? more + r * cols : more;
+        T* out = dx ? dx + r * cols : dx;
+        for (int i = 0; i < count; ++i) {
+          s.set(i, stats[2 * (r + i)], stats[2 * (r + i) + 1]);
+          s.m1[i] = s.m2[i] = 0;
+        }
+        if (dx) grad_means<RMS, G>(cols, count, g, in, gamma, ahead, stream ? nullptr : out, &s);
+        int i = 0;
+        for (; i + 4 <= count; i += 4)
+          backward_rows<RMS, G, 4>(stream, cols, ahead, g, in, s, i, gamma, sum, out, pg, pb);
+        for (; i < count; ++i)
+          backward_rows<RMS, G, 1>(stream, cols, ahead, g, in, s, i, gamma, sum, out, pg, pb);
+      }
     }
     if (stream) write_fence();
     if (!dgamma && !dbeta) return;
