@@ -80,10 +80,12 @@ Machine read_machine() {
   if (m.l1d <= 0) m.l1d = 32 << 10;
   if (m.l2 <= 0) m.l2 = 512 << 10;
   if (m.l3 <= 0) m.l3 = 8 << 20;
-  // A third level of up to 64 MB belongs to few cores and is fast: what fits in half of it is worth
-  // keeping. A larger one is shared by a whole server, and for one core hardly faster than memory.
+  // A third level of up to 64 MB belongs to few cores and is fast: there an output is kept up to a
+  // fifth of it, because an op and its gradient walk four arrays of that size (x, y, dy, dx); once
+  // they do not fit, every line that is kept costs one that is thrown out. A larger third level is
+  // shared by a whole server, and for one core hardly faster than memory.
   m.stream = 2 * m.l2;
-  if (m.l3 <= (int64_t)64 << 20 && m.l3 / 2 > m.stream) m.stream = m.l3 / 2;
+  if (m.l3 <= (int64_t)64 << 20 && m.l3 / 5 > m.stream) m.stream = m.l3 / 5;
   const char* asked = getenv("GRADSMITH_STREAM_BYTES");
   if (asked && *asked) m.stream = strtoll(asked, nullptr, 10);
   return m;
