@@ -100,9 +100,9 @@ struct Bce {
   static constexpr double kForward = 1.0, kBackward = 0.5;
   GS_MEMBER explicit Bce(const LossParams&) {}
   static GS_MEMBER V least(V x) { return max(set1((T)-100), x); }
-  GS_MEMBER V value(V x, V t, V) const { return (t - 1) * least(log1p(-x)) - t * least(log(x)); }
+  GS_MEMBER V value(V x, V t, V) const { return (t - 1) * least(log_less(x)) - t * least(log(x)); }
   GS_MEMBER V dx(V x, V t, V) const { return (x - t) / max((1 - x) * x, set1((T)1e-12)); }
-  GS_MEMBER V dt(V x, V, V) const { return least(log1p(-x)) - least(log(x)); }
+  GS_MEMBER V dt(V x, V, V) const { return least(log_less(x)) - least(log(x)); }
 };
 
 // -(q t log s(x) + (1 - t) log(1 - s(x))) for s the logistic function and q the weight of positives
