@@ -303,6 +303,25 @@ struct Lanes {
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (; r < rows && r < end; ++r) f(r);
   }
+  // The same, at most kDeep rows of one image of `h` a call: f(first, count).
+  static constexpr int64_t kDeep = 16;
+  template <class F>
+  static GS_MEMBER void each_block(int64_t rows, int64_t h, int64_t bytes, const Ctx* ctx, F f) {
+    int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per, n;
+    int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
+    for (end = end < rows ? end : rows; r < end; r += n) {
+      n = h - r % h < end - r ? h - r % h : end - r;
+      n = n < kDeep ? n : kDeep;
+      f(r, n);
+    }
+  }
+  // Vectors side by side that walk down the rows of a block with what they know of two rows in
+  // registers, and whether windows are such that this is done.
+  static constexpr int kStrip = GS_VBYTES == 64 ? 2 : 1;
+  static GS_MEMBER bool walks(const PoolParams& p, int64_t begin, int64_t end) {
+    return !p.adaptive && p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 &&
+           p.dw == 1 && p.oh >= kDeep / 2 && (end - begin) * p.c >= kStrip * N;
+  }
   static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
     return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);
   }
