@@ -25,6 +25,7 @@ struct Forward : Lanes<T> {
   using Lanes<T>::N;
   using Lanes<T>::kFew;
   using typename Lanes<T>::Block;
+  using typename Lanes<T>::Cut;
   using Lanes<T>::pick;
   using Lanes<T>::over;
   using Lanes<T>::divisor;
@@ -515,10 +516,39 @@ struct Forward : Lanes<T> {
       }
     }
   }
+  // The maxima of a block at an end of row i; x: its image, limit: the end of all
+  template <class IX>
+  static __attribute__((noinline)) void few_cut(const Geometry& g, const Cut& cut, int n,
+                                                const T* x, const T* limit, int64_t i, T* y,
+                                                IX* index) {
+    const PoolParams& p = g.p;
+    const int64_t line = p.w * p.c;
+    const int a0 = g.y.first[i], a1 = g.y.last[i];
+    V best = set1(-(T)__builtin_inf());
+    I tap = cut.first + set1((S)(a0 * p.kw));
+    for (int a = a0; a < a1; ++a) {
+      const T* r = x + (g.y.start[i] + a * p.dh) * line + cut.from * p.c;
+      const int64_t room = limit - r;
+      const V left = load_n(r, room < N ? (int)room : N);
+      const V right = load_n(r + N, room <= N ? 0 : room < 2 * N ? (int)(room - N) : N);
+      for (int b = 0; b < p.kw; ++b) {
+        const I here = set1((S)b), in = (here >= cut.first) & (here < cut.last);
+        V v = pick(left, right, (cut.at + set1((S)(b * p.dw * p.c))) & set1((S)(2 * N - 1)));
+        if (p.relu) v = max(V{}, v);
+        const I m = ((v > best) | (v != v)) & in;
+        best = m ? v : best;
+        tap = m ? set1((S)(a * p.kw + b)) : tap;
+      }
+    }
+    if (p.relu) tap = best <= V{} ? set1((S)(p.kh * p.kw)) : tap;
+    store_n(y + cut.j * p.c, best, n);
+    if (index) put_index<T, false>(index + cut.j * p.c, tap, n);
+  }
   // One row of y; limit: the end of x.
   template <bool MAX, class IX>
-  static __attribute__((noinline)) void few_row(const Geometry& g, const Block& block, const T* x,
-                                                const T* limit, int64_t i, T* y, IX* index) {
+  static __attribute__((noinline)) void few_row(const Geometry& g, const Block& block,
+                                                const Cut* cuts, const T* x, const T* limit,
+                                                int64_t i, T* y, IX* index) {
     const PoolParams& p = g.p;
     const int64_t line = p.w * p.c, c = p.c, step = p.dw * c;
     const int a0 = g.y.first[i], a1 = g.y.last[i], kw = (int)p.kw, n = block.lanes;
@@ -530,7 +560,10 @@ struct Forward : Lanes<T> {
                         ? (T)p.divisor
                         : (T)(p.include_pad ? g.x.size[block.begin] : (int32_t)kw) * high;
       const T inv = 1 / div;
-      if (j) few_gather<MAX>(g, x, i, y, index, 0, j);
+      if (MAX && j && cuts[0].is)
+        few_cut(g, cuts[0], n, x, limit, i, y, index);
+      else if (j)
+        few_gather<MAX>(g, x, i, y, index, 0, j);
       // two vectors that may end behind x
       auto two = [=](const T* r, V* l, V* m) __attribute__((always_inline)) {
         const int64_t n = limit - r;
@@ -543,8 +576,12 @@ struct Forward : Lanes<T> {
         const int64_t rest = limit - (q + (a1 - a0 - 1) * p.dh * line);
         V best = {};
         I tap = {};
-        auto all = [&](int rows, int cols, bool careful) __attribute__((always_inline)) {
-          V left = {}, right = {};
+        // number: wrong where a tap is NaN, and then `test` is
+        V test = {};
+        auto all = [&](int rows, int cols, bool careful, bool number)
+            __attribute__((always_inline)) {
+          V left = {}, right = {}, before = {};
+          best = V{};
 #pragma GCC unroll 3
           for (int a = 0; a < rows; ++a) {
             const T* r = q + a * p.dh * line;
@@ -568,11 +605,18 @@ struct Forward : Lanes<T> {
             for (int b = 0; b < cols; ++b) {
               V v = pick(left, right, block.at + set1((S)(b * step)));
               I here = set1((S)((a0 + a) * cols + b));
-              if (a || b) {
-                take<T>(v, here, best, tap);
-              } else {
-                best = v;
+              // products of two
+              const int t = a * cols + b;
+              if (number && t && (t % 2 == 0 || t == rows * cols - 1))
+                test = fma(t % 2 ? v : before, v, test);
+              before = v;
+              if (!a && !b) {
+                best = test = v;
                 tap = here;
+              } else if (number) {
+                take_number<T>(v, here, best, tap);
+              } else {
+                take<T>(v, here, best, tap);
               }
             }
           }
@@ -582,13 +626,14 @@ struct Forward : Lanes<T> {
               best += pick(left, right, block.at + set1((S)(b * step)));
         };
         if (rest < 2 * N)
-          all(a1 - a0, kw, true);
+          all(a1 - a0, kw, true, false);
         else if (a1 - a0 == 2 && kw == 2)
-          all(2, 2, false);
+          all(2, 2, false, MAX);
         else if (a1 - a0 == 3 && kw == 3)
-          all(3, 3, false);
+          all(3, 3, false, MAX);
         else
-          all(a1 - a0, kw, false);
+          all(a1 - a0, kw, false, false);
+        if (MAX && __builtin_expect(any_nan(test), 0)) all(a1 - a0, kw, false, false);
         if (!MAX) {
           best = over(best, div, inv);
         } else if (p.relu) {
@@ -609,7 +654,10 @@ struct Forward : Lanes<T> {
       }
       if (!done) done = block.begin;
     }
-    if (done < p.ow) few_gather<MAX>(g, x, i, y, index, done, p.ow);
+    if (MAX && done && done < p.ow && cuts[1].is && a0 < a1)
+      few_cut(g, cuts[1], n, x, limit, i, y, index);
+    else if (done < p.ow)
+      few_gather<MAX>(g, x, i, y, index, done, p.ow);
   }
 
   // How windows are computed: vectors over the channels of one or, at stride 1, of all of columns
@@ -637,7 +685,11 @@ struct Forward : Lanes<T> {
     const Way way =
         way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
     Block block;
-    if (kind == kBlocks) block.init(g);
+    Cut cuts[2];
+    if (kind == kBlocks) {
+      block.init(g);
+      for (int k = 0; k < 2; ++k) cuts[k].init(g, block, k == 1);
+    }
     if constexpr (sizeof(IX) == 1)
       if (kind == kChannels && walks(p, begin, end) && !p.relu) {
         each_block(p.n * p.oh, p.oh, bytes_in(p), ctx, [&](int64_t r, int64_t count) {
@@ -663,7 +715,7 @@ struct Forward : Lanes<T> {
       if (kind == kWide)
         few_wide<true>(g, from, i, y + r * row, ix);
       else if (kind == kBlocks)
-        few_row<true>(g, block, from, x + p.n * image, i, y + r * row, ix);
+        few_row<true>(g, block, cuts, from, x + p.n * image, i, y + r * row, ix);
       else if (dense && p.kh == 2 && p.kw == 2)
         max_row<2>(g, way, begin, end, from, i, y + r * row, ix);
       else if (dense && p.kh == 3 && p.kw == 3)
@@ -703,7 +755,7 @@ struct Forward : Lanes<T> {
       if (kind == kWide)
         few_wide<false, uint8_t>(g, from, i, to, nullptr);
       else if (kind == kBlocks)
-        few_row<false, uint8_t>(g, block, from, x + p.n * image, i, to, nullptr);
+        few_row<false, uint8_t>(g, block, nullptr, from, x + p.n * image, i, to, nullptr);
       else if (slides(p) && p.c >= N)
         avg_slide_row(g, way, same, from, i, to);
       else if (p.kh == 2 && p.kw == 2)

@@ -296,6 +296,35 @@ struct Lanes {
       memcpy(&at, a, sizeof at);
     }
   };
+  // A block at an end of the row, some of whose windows are cut off: its first pixel and that of x
+  // that its vectors begin with, the lanes of its first taps, and each lane's taps inside.
+  struct Cut {
+    bool is;
+    int64_t j, from;
+    I at, first, last;
+
+    GS_MEMBER void init(const Geometry& g, const Block& block, bool right) {
+      const PoolParams& p = g.p;
+      const int c = (int)p.c;
+      const int64_t whole = right ? p.ow - block.end : block.begin;
+      is = block.pixels > 0 && block.begin < block.end && whole > 0 && whole <= block.pixels &&
+           p.ow >= block.pixels;
+      if (!is) return;
+      j = right ? p.ow - block.pixels : 0;
+      from = g.x.start[j] > 0 ? g.x.start[j] : 0;
+      S a[N], f[N], e[N];
+      for (int l = 0; l < N; ++l) {
+        const int64_t o = j + (l < block.lanes ? l / c : 0);
+        a[l] = (S)((g.x.start[o] - from) * c + l % c);
+        f[l] = g.x.first[o];
+        e[l] = g.x.last[o];
+        is = is && f[l] < e[l];
+      }
+      memcpy(&at, a, sizeof a);
+      memcpy(&first, f, sizeof f);
+      memcpy(&last, e, sizeof e);
+    }
+  };
   // Runs of neighbouring rows, so that lines asked for ahead are mostly one's own.
   template <class F>
   static GS_MEMBER void each_row(int64_t rows, int64_t bytes, const Ctx* ctx, F f) {
