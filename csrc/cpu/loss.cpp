@@ -114,8 +114,10 @@ struct BceLogits {
   GS_MEMBER explicit BceLogits(const LossParams&) {}
   // log(1 + exp(-x))
   static GS_MEMBER V minus(V x) { return log1p01(exp(-abs(x))) + max(-x, V{}); }
-  static GS_MEMBER V value_of(V x, V t, V q, V m) { return (1 - t) * x + (1 + (q - 1) * t) * m; }
-  static GS_MEMBER V dx_of(V t, V q, V s) { return (1 - t) - (1 + (q - 1) * t) * s; }
+  static GS_MEMBER V value_of(V x, V t, V q, V m) {
+    return fma(fma(q - 1, t, set1((T)1)), m, (1 - t) * x);
+  }
+  static GS_MEMBER V dx_of(V t, V q, V s) { return fnma(fma(q - 1, t, set1((T)1)), s, 1 - t); }
   GS_MEMBER V value(V x, V t, V q) const { return value_of(x, t, q, minus(x)); }
   GS_MEMBER V dx(V x, V t, V q) const { return dx_of(t, q, sigmoid(-x)); }
   GS_MEMBER V dt(V x, V, V q) const { return (q - 1) * minus(x) - x; }
