@@ -34,7 +34,8 @@ struct TeamCall {
 
 void member(void* arg, int tid, int nt, void* barrier) {
   const TeamCall& c = *(const TeamCall*)arg;
-  Ctx ctx{tid, nt, c.scratch, slots, barrier, team_barrier_wait, machine().stream};
+  Ctx ctx{
+      tid, nt, c.scratch, slots, barrier, team_barrier_wait, machine().stream, machine().follows};
   c.entry->run(c.params, c.pointers, &ctx);
 }
 

@@ -26,7 +26,8 @@ void Program::member(int tid, int nt, void* kernel_barrier) {
     for (size_t k = 0; k < steps.size(); ++k) {
       const Step& s = steps[k];
       double start = profile ? now() : 0;
-      Ctx ctx{0, 1, s.scratch, slots, nullptr, team_barrier_wait, machine().stream};
+      Ctx ctx{
+          0, 1, s.scratch, slots, nullptr, team_barrier_wait, machine().stream, machine().follows};
       s.run(s.params, s.buffers, &ctx);
       if (profile) times[k] += now() - start;
       if (failed.load(std::memory_order_relaxed) >= 0) return;
@@ -45,11 +46,25 @@ void Program::member(int tid, int nt, void* kernel_barrier) {
     double start = profile && tid == 0 ? now() : 0;
     if (s.nt == 1) {
       if (tid == s.owner) {
-        Ctx ctx{0, 1, s.scratch, slots, nullptr, team_barrier_wait, machine().stream};
+        Ctx ctx{0,
+                1,
+                s.scratch,
+                slots,
+                nullptr,
+                team_barrier_wait,
+                machine().stream,
+                machine().follows};
         s.run(s.params, s.buffers, &ctx);
       }
     } else if (tid < s.nt) {
-      Ctx ctx{tid, s.nt, s.scratch, slots, kernel_barrier, team_barrier_wait, machine().stream};
+      Ctx ctx{tid,
+              s.nt,
+              s.scratch,
+              slots,
+              kernel_barrier,
+              team_barrier_wait,
+              machine().stream,
+              machine().follows};
       s.run(s.params, s.buffers, &ctx);
     }
     if (profile) {
@@ -62,7 +77,14 @@ void Program::member(int tid, int nt, void* kernel_barrier) {
 std::vector<double> Program::kernel_seconds(int rounds, int repeat) {
   std::vector<double> out;
   for (const Step& s : steps) {
-    Ctx ctx{0, 1, s.scratch, slot_table(), nullptr, team_barrier_wait, machine().stream};
+    Ctx ctx{0,
+            1,
+            s.scratch,
+            slot_table(),
+            nullptr,
+            team_barrier_wait,
+            machine().stream,
+            machine().follows};
     double best = 0;
     for (int r = 0; r < rounds; ++r) {
       double start = now();

@@ -51,6 +51,7 @@ struct Ctx {
   void* barrier;           // opaque
   void (*barrier_wait)(void*, int nt);
   int64_t stream;  // outputs of so many bytes and more are written past the caches
+  bool follows;    // loops over several arrays need not fetch ahead, see Machine
 
   // Waits until every member has come here. All members must make the same calls.
   GS_MEMBER void sync() const {

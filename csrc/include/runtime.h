@@ -85,6 +85,7 @@ struct Machine {
   char name[96];
   int64_t l1d, l2, l3;  // bytes; sensible guesses where the system does not tell
   int64_t stream;       // outputs of so many bytes and more are written past the caches
+  bool follows;         // the core's own prefetchers follow many streams and go on across pages
 };
 const Machine& machine();
 

@@ -80,7 +80,7 @@ GS_INLINE void stream_out(char* dst, const char* src, int64_t n) {
 }
 
 // The result of a block stays in L1 and is copied from there past the caches; meanwhile the next
-// block of each input is fetched.
+// block of each input is fetched, by the loop where the core does not do so.
 GS_INLINE void walk_stream(Walk& w, int64_t n) {
   const int o = w.inputs;
   const int64_t tasks = (n + kRun - 1) / kRun;
@@ -95,6 +95,7 @@ GS_INLINE void walk_stream(Walk& w, int64_t n) {
         if (!w.linear[k]) continue;
         in[k] = w.base[k] + b * w.item[k];
         const char* next = (const char*)in[k] + kBlock * w.item[k];
+        if (w.ctx->follows) continue;
         for (int64_t i = 0; i < kBlock * w.item[k]; i += 64) __builtin_prefetch(next + i);
       }
       if (m < kBlock) {

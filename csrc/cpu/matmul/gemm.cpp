@@ -279,7 +279,8 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     };
     Tickets tickets{counters + q % 3 * set + nt * kCounterBytes, {nu * mu, 0}, nt, ctx->tid, 0};
     const bool updates = update && !late && k + step.k >= p.k;
-    const Ctx alone{0, 1, nullptr, ctx->slots, nullptr, ctx->barrier_wait, ctx->stream};
+    const Ctx alone{0,           1,           nullptr, ctx->slots, nullptr, ctx->barrier_wait,
+                    ctx->stream, ctx->follows};
     Soon soon;
     for (int64_t t; tickets.take(&t) >= 0;) {
       Cell<T> x = unit(t), then;
