@@ -150,7 +150,14 @@ def main():
         8,
     )
     log_table()
-    fit("log, around a point", lambda r: (mp.log1p(r) - r) / r**2, lambda r: r**2 / mp.log1p(r), -1 / 31, 1 / 16, 3)
+    fit(
+        "log, around a point",
+        lambda r: (mp.log1p(r) - r) / r**2,
+        lambda r: r**2 / mp.log1p(r),
+        -1 / 31,
+        1 / 16,
+        3,
+    )
     fit("log1p01", lambda e: (mp.log1p(e) - e) / e**2, lambda e: e**2 / mp.log1p(e), 1e-9, 1, 9)
     fit(
         "erf_small",
