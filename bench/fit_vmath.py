@@ -119,6 +119,24 @@ def normal_table(degree=5):
     print_table("normal: density", [[v] for v in peak])
 
 
+def log_table():
+    """16 points of [3/4, 3/2): 1 / c, and log(c), a multiple of 2^-16 that is almost exact. Both outermost
+    intervals at 1 take c = 1."""
+    rows = []
+    for i in range(16):
+        lo, hi = (1 + i / 16, 1 + (i + 1) / 16) if i < 8 else ((16 + i) / 32, (17 + i) / 32)
+        # the one below 1 begins at its end: there the result is smallest
+        middle = round(float(mp.log(hi if i == 14 else (lo + hi) / 2)) * 65536)
+
+        def off(k):
+            r = np.float32(float(mp.exp(-mp.mpf(k) / 65536)))
+            return abs(float(mp.log(mp.mpf(float(r))) + mp.mpf(k) / 65536))
+
+        k = 0 if i in (0, 15) else min(range(middle - 100, middle + 101), key=off)
+        rows.append([float(mp.exp(-mp.mpf(k) / 65536)), k / 65536])
+    print_table("log: 1 / c, log c", rows)
+
+
 def main():
     half = float(mp.log(2) / 2) + 1e-3
     fit("exp", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half, half, 4)
@@ -130,6 +148,15 @@ def main():
         lo,
         hi,
         8,
+    )
+    log_table()
+    fit(
+        "log, around a point",
+        lambda r: (mp.log1p(r) - r) / r**2,
+        lambda r: r**2 / mp.log1p(r),
+        -1 / 31,
+        1 / 16,
+        3,
     )
     fit("log1p01", lambda e: (mp.log1p(e) - e) / e**2, lambda e: e**2 / mp.log1p(e), 1e-9, 1, 9)
     fit(

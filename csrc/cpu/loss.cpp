@@ -100,9 +100,9 @@ struct Bce {
   static constexpr double kForward = 1.0, kBackward = 0.5;
   GS_MEMBER explicit Bce(const LossParams&) {}
   static GS_MEMBER V least(V x) { return max(set1((T)-100), x); }
-  GS_MEMBER V value(V x, V t, V) const { return (t - 1) * least(log1p(-x)) - t * least(log(x)); }
+  GS_MEMBER V value(V x, V t, V) const { return (t - 1) * least(log_less(x)) - t * least(log(x)); }
   GS_MEMBER V dx(V x, V t, V) const { return (x - t) / max((1 - x) * x, set1((T)1e-12)); }
-  GS_MEMBER V dt(V x, V, V) const { return least(log1p(-x)) - least(log(x)); }
+  GS_MEMBER V dt(V x, V, V) const { return least(log_less(x)) - least(log(x)); }
 };
 
 // -(q t log s(x) + (1 - t) log(1 - s(x))) for s the logistic function and q the weight of positives
@@ -114,8 +114,10 @@ struct BceLogits {
   GS_MEMBER explicit BceLogits(const LossParams&) {}
   // log(1 + exp(-x))
   static GS_MEMBER V minus(V x) { return log1p01(exp(-abs(x))) + max(-x, V{}); }
-  static GS_MEMBER V value_of(V x, V t, V q, V m) { return (1 - t) * x + (1 + (q - 1) * t) * m; }
-  static GS_MEMBER V dx_of(V t, V q, V s) { return (1 - t) - (1 + (q - 1) * t) * s; }
+  static GS_MEMBER V value_of(V x, V t, V q, V m) {
+    return fma(fma(q - 1, t, set1((T)1)), m, (1 - t) * x);
+  }
+  static GS_MEMBER V dx_of(V t, V q, V s) { return fnma(fma(q - 1, t, set1((T)1)), s, 1 - t); }
   GS_MEMBER V value(V x, V t, V q) const { return value_of(x, t, q, minus(x)); }
   GS_MEMBER V dx(V x, V t, V q) const { return dx_of(t, q, sigmoid(-x)); }
   GS_MEMBER V dt(V x, V, V q) const { return (q - 1) * minus(x) - x; }

@@ -3,7 +3,9 @@
 // dy (n, oh, ow, c) and, for max, its index to dx (n, h, w, c); the floor is memory, each once.
 // Windows that do not overlap write each element of dx once, row by row; otherwise each element of
 // dx looks at the windows that hold it, in order: nothing is scattered, so there are no atomics and
-// no zero fill. Averages over 3 columns at stride 1 are the forward sum over dy.
+// no zero fill. Averages over 3 columns at stride 1 are the forward sum over dy. Gradients of 3 x 3
+// maxima at stride 1 walk down the rows of windows with the sums of three rows of dx in registers:
+// 6 loads a vector in place of 18.
 //
 // With few channels blocks of pixels are spread by permutations, as forward.cpp collects them;
 // overlapping windows of few channels scatter within a sample, one task a sample.
@@ -27,6 +29,9 @@ struct Backward : Lanes<T> {
   using Lanes<T>::slide_row;
   using Lanes<T>::slides;
   using Lanes<T>::each_row;
+  using Lanes<T>::each_block;
+  using Lanes<T>::kStrip;
+  using Lanes<T>::walks;
   using Lanes<T>::bytes_in;
 
   // ---- backward, windows side by side: each writes its own elements of dx
@@ -363,9 +368,81 @@ struct Backward : Lanes<T> {
     *begin = b;
     *end = e;
   }
+  // acc += d where index is tap
+  static GS_MEMBER V add_equal(V acc, V d, I index, I tap) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_mask_add_ps((__m512)acc,
+                                   _mm512_cmpeq_epi32_mask((__m512i)index, (__m512i)tap),
+                                   (__m512)acc, (__m512)d);
+#endif
+    return acc + (index == tap ? d : V{});
+  }
+  // Windows of 3 x 3 at stride 1: kStrip vectors of rows h .. h + count - 1 of dx, at dx, which lie
+  // in columns b0 .. b1 of windows; dy and index: their image where windows have their last column
+  // there. Sums in the order of windows.
+  static GS_MEMBER void collect_strip(const PoolParams& p, Way way, const T* dy,
+                                      const uint8_t* index, int64_t h, int64_t count, int b0,
+                                      int b1, const I* tap, T* dx) {
+    const int64_t c = p.c, row = p.ow * c, line = p.w * c, rows = p.oh;
+    V sum[3][kStrip] = {};
+    int64_t i = h + p.ph - 2;  // a row of windows; it holds rows h + k .. h + k + 2
+    const T* from = dy + i * row;
+    const uint8_t* ix = index + i * row;
+    for (int64_t k = -2; k < count; ++k, ++i, from += row, ix += row) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kStrip; ++v) {
+        sum[0][v] = sum[1][v];
+        sum[1][v] = sum[2][v];
+        sum[2][v] = V{};
+      }
+      if (i >= 0 && i < rows)
+#pragma GCC unroll 2
+        for (int v = 0; v < kStrip; ++v) {
+          __builtin_prefetch(from + v * N + 2 * c + 2 * kStrip * N);
+#pragma GCC unroll 3
+          for (int b = 2; b >= 0; --b) {
+            if (b < b0 || b >= b1) continue;
+            V d = load(from + v * N + (2 - b) * c);
+#if defined(__AVX512F__)
+            asm("" : "+v"(d));  // GCC would load it three times
+#endif
+            const I at = get_index<T, true>(ix + v * N + (2 - b) * c, N);
+#pragma GCC unroll 3
+            for (int a = 0; a < 3; ++a) sum[a][v] = add_equal(sum[a][v], d, at, tap[3 * a + b]);
+          }
+        }
+      if (k < 0) continue;
+#pragma GCC unroll 2
+      for (int v = 0; v < kStrip; ++v) put<true>(way, dx + v * N, sum[0][v], N);
+      dx += line;
+    }
+  }
+  static __attribute__((noinline)) void collect_block(const Geometry& g, Way way, int64_t begin,
+                                                      int64_t end, const T* dy,
+                                                      const uint8_t* index, int64_t h,
+                                                      int64_t count, T* dx) {
+    const PoolParams& p = g.p;
+    const int64_t n = (end - begin) * p.c, from = (begin + p.pw - 2) * p.c;
+    const int b0 = (int)(begin + p.pw - g.x.hi[begin] + 1),
+              b1 = (int)(begin + p.pw - g.x.lo[begin] + 1);
+    I tap[9];
+#pragma GCC unroll 9
+    for (int t = 0; t < 9; ++t) {
+      tap[t] = set1((S)t);
+#if defined(__AVX512F__)
+      asm("" : "+v"(tap[t]));  // GCC would make them anew in the loop
+#endif
+    }
+    for (int64_t k = 0; k < n; k += kStrip * N) {
+      if (k + kStrip * N > n) k = n - kStrip * N;
+      collect_strip(p, way, dy + from + k, index + from + k, h, count, b0, b1, tap,
+                    dx + begin * p.c + k);
+    }
+  }
   template <class IX>
   static void collect_row(const Geometry& g, Way way, int64_t run_begin, int64_t run_end,
-                          const T* dy, const IX* index, int64_t h, T* dx) {
+                          const T* dy, const IX* index, int64_t h, T* dx, bool skip = false) {
     const PoolParams& p = g.p;
     const int64_t c = p.c, row = p.ow * c;
     const Holders y(g.y, h);
@@ -402,6 +479,7 @@ struct Backward : Lanes<T> {
       if (w == run_begin && run_begin < run_end) {
         many *= run_end - run_begin;
         w = run_end - 1;
+        if (skip) continue;
       }
       collect_pixel(y, x, (int)p.kw, row, c, many, way, dy + from, index + from, dx + at * c);
     }
@@ -709,6 +787,20 @@ struct Backward : Lanes<T> {
         tile_row<MAX>(g, &block, blocks ? &spread : nullptr, way, same, dy + r * row,
                       (const uint8_t*)index + (MAX ? r * row : 0), dx + r / p.oh * image, r % p.oh);
       });
+    } else if (MAX && sizeof(IX) == 1 && !patterns && walks(p, begin, end)) {
+      each_block(
+          p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), ctx, [&](int64_t r, int64_t count) {
+            const int64_t from = r / p.h * p.oh * row, h = r % p.h;
+            T* to = dx + r * p.w * p.c;
+            const uint8_t* ix = (const uint8_t*)index + from;
+            const bool wide = p.c >= kStrip * N;  // then columns at the edges pass likewise
+            for (int64_t w = wide ? 0 : begin, e; w < (wide ? p.w : end); w = e) {
+              e = w == begin ? end : w + 1;
+              collect_block(g, way, w, e, dy + from, ix, h, count, to);
+            }
+            for (int64_t k = 0; k < count && !wide; ++k)
+              collect_row(g, way, begin, end, dy + from, ix, h + k, to + k * p.w * p.c, true);
+          });
     } else {
       T* sums = (T*)g.room + ctx->tid * sums_of(p);
       int64_t before = -1;  // whose sums these are

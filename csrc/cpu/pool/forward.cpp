@@ -4,7 +4,9 @@
 // byte an element of y (PyTorch: 8 bytes). Vectors run over channels; a task is a run of rows, so
 // neighbouring windows share the cache. The floor is memory: x once, y and the index once. Averages
 // over 3 columns at stride 1 keep the sums of the last two columns in registers, 3 loads a vector
-// in place of 9.
+// in place of 9. Maxima of 3 x 3 windows at stride 1 walk down the rows of x with those of three
+// columns of the last two rows in registers: 3 loads and 4 comparisons a vector in place of 9
+// and 8.
 //
 // With few channels (less than half a vector) a vector holds a block of whole neighbouring pixels
 // of y; the pixels of a tap come from two vectors of x by one permutation, which is the same for
@@ -23,6 +25,7 @@ struct Forward : Lanes<T> {
   using Lanes<T>::N;
   using Lanes<T>::kFew;
   using typename Lanes<T>::Block;
+  using typename Lanes<T>::Cut;
   using Lanes<T>::pick;
   using Lanes<T>::over;
   using Lanes<T>::divisor;
@@ -30,6 +33,9 @@ struct Forward : Lanes<T> {
   using Lanes<T>::slide_row;
   using Lanes<T>::slides;
   using Lanes<T>::each_row;
+  using Lanes<T>::each_block;
+  using Lanes<T>::kStrip;
+  using Lanes<T>::walks;
   using Lanes<T>::bytes_in;
   using Lanes<T>::inside;
 
@@ -130,10 +136,84 @@ struct Forward : Lanes<T> {
       }
     }
   }
-  // one row of y; begin .. end: columns whose windows lie inside the rows of x
+  // Windows of 3 x 3 at stride 1: kStrip vectors of rows i .. i + count - 1 of y, at y; x: the
+  // image at the first column of the first window. Whether a NaN was met, which this does not
+  // handle: the first maximum of a row's three columns, then that of three rows is the first of
+  // all.
+  static GS_MEMBER bool max_strip(const Geometry& g, const T* x, int64_t i, int64_t count, int b0,
+                                  int b1, Way way, T* y, uint8_t* index) {
+    const PoolParams& p = g.p;
+    const int64_t line = p.w * p.c, row = p.ow * p.c, c = p.c, high = p.h;
+    V best[3][kStrip], test[kStrip] = {}, more[kStrip] = {};
+    I at[3][kStrip];
+    int64_t t = g.y.start[i];
+    const T* q = x + t * line;
+    for (int64_t k = -2; k < count; ++k, ++t, q += line) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kStrip; ++v) {
+#pragma GCC unroll 2
+        for (int a = 0; a < 2; ++a) best[a][v] = best[a + 1][v], at[a][v] = at[a + 1][v];
+        // a row outside: its tap is that of the first inside, should all of those be -inf
+        best[2][v] = set1(-(T)__builtin_inf());
+        at[2][v] = set1((S)3);
+      }
+      if (t >= 0 && t < high)
+#pragma GCC unroll 2
+        for (int v = 0; v < kStrip; ++v) {
+          const T* r = q + v * N;
+          __builtin_prefetch(r + 2 * c + 2 * kStrip * N);
+          const V e1 = load(r + c), e0 = b0 ? e1 : load(r);
+          test[v] = fma(e0, e1, test[v]);
+          best[2][v] = e0;
+          at[2][v] = b0 ? set1((S)1) : I{};
+          take_number<T>(e1, set1((S)1), best[2][v], at[2][v]);
+          if (b1 == 3) {
+            const V e2 = load(r + 2 * c);
+            more[v] += e2;
+            take_number<T>(e2, set1((S)2), best[2][v], at[2][v]);
+          }
+        }
+      if (k < 0) continue;
+#pragma GCC unroll 2
+      for (int v = 0; v < kStrip; ++v) {
+        V b = best[0][v];
+        I tap = at[0][v];
+        take_number<T>(best[1][v], at[1][v] + set1((S)3), b, tap);
+        take_number<T>(best[2][v], at[2][v] + set1((S)6), b, tap);
+        put<true>(way, y + v * N, b, N);
+        if (index) put_index<T, true>(index + v * N, tap, N);
+      }
+      y += row;
+      index += index ? row : 0;
+    }
+    V all = test[0] + more[0];
+    if (kStrip > 1) all += test[kStrip - 1] + more[kStrip - 1];
+    return any_nan(all);
+  }
+  // Columns begin .. end of those rows, whose windows have the same columns inside
+  static __attribute__((noinline)) void max_block(const Geometry& g, int64_t begin, int64_t end,
+                                                  const T* x, int64_t i, int64_t count, Way way,
+                                                  T* y, uint8_t* index) {
+    const PoolParams& p = g.p;
+    const int64_t n = (end - begin) * p.c, line = p.w * p.c, row = p.ow * p.c;
+    const int b0 = g.x.first[begin], b1 = g.x.last[begin];
+    y += begin * p.c;
+    index += index ? begin * p.c : 0;
+    for (int64_t k = 0; k < n; k += kStrip * N) {
+      if (k + kStrip * N > n) k = n - kStrip * N;
+      const T* q = x + g.x.start[begin] * p.c + k;
+      uint8_t* ix = index ? index + k : index;
+      if (__builtin_expect(max_strip(g, q, i, count, b0, b1, way, y + k, ix), 0))
+        for (int64_t r = 0; r < count; ++r)
+          max_window(q + g.y.start[i + r] * line, kStrip * N, line, p.c, g.y.first[i + r],
+                     g.y.last[i + r], b0, b1, 3, -(T)__builtin_inf(), 0, way, y + r * row + k,
+                     ix ? ix + r * row : ix);
+    }
+  }
+  // one row of y; begin .. end: columns whose windows lie inside the rows of x; skip: not those
   template <int K, class IX>
   static void max_row(const Geometry& g, Way way, int64_t begin, int64_t end, const T* x, int64_t i,
-                      T* y, IX* index) {
+                      T* y, IX* index, bool skip = false) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c, ls = p.dh * line, ps = p.dw * p.c;
     int a0 = g.y.first[i], a1 = g.y.last[i];
@@ -149,6 +229,7 @@ struct Forward : Lanes<T> {
       if (j == begin && begin < end && (whole || p.sw == 1)) {
         (p.sw == 1 ? c : windows) *= end - begin;
         j = end - 1;
+        if (skip) continue;
       }
       if (a0 == a1 || b0 == b1) {
         // every tap of a dilated window fell into the padding: no maximum, a tap that is none
@@ -435,10 +516,39 @@ struct Forward : Lanes<T> {
       }
     }
   }
+  // The maxima of a block at an end of row i; x: its image, limit: the end of all
+  template <class IX>
+  static __attribute__((noinline)) void few_cut(const Geometry& g, const Cut& cut, int n,
+                                                const T* x, const T* limit, int64_t i, T* y,
+                                                IX* index) {
+    const PoolParams& p = g.p;
+    const int64_t line = p.w * p.c;
+    const int a0 = g.y.first[i], a1 = g.y.last[i];
+    V best = set1(-(T)__builtin_inf());
+    I tap = cut.first + set1((S)(a0 * p.kw));
+    for (int a = a0; a < a1; ++a) {
+      const T* r = x + (g.y.start[i] + a * p.dh) * line + cut.from * p.c;
+      const int64_t room = limit - r;
+      const V left = load_n(r, room < N ? (int)room : N);
+      const V right = load_n(r + N, room <= N ? 0 : room < 2 * N ? (int)(room - N) : N);
+      for (int b = 0; b < p.kw; ++b) {
+        const I here = set1((S)b), in = (here >= cut.first) & (here < cut.last);
+        V v = pick(left, right, (cut.at + set1((S)(b * p.dw * p.c))) & set1((S)(2 * N - 1)));
+        if (p.relu) v = max(V{}, v);
+        const I m = ((v > best) | (v != v)) & in;
+        best = m ? v : best;
+        tap = m ? set1((S)(a * p.kw + b)) : tap;
+      }
+    }
+    if (p.relu) tap = best <= V{} ? set1((S)(p.kh * p.kw)) : tap;
+    store_n(y + cut.j * p.c, best, n);
+    if (index) put_index<T, false>(index + cut.j * p.c, tap, n);
+  }
   // One row of y; limit: the end of x.
   template <bool MAX, class IX>
-  static __attribute__((noinline)) void few_row(const Geometry& g, const Block& block, const T* x,
-                                                const T* limit, int64_t i, T* y, IX* index) {
+  static __attribute__((noinline)) void few_row(const Geometry& g, const Block& block,
+                                                const Cut* cuts, const T* x, const T* limit,
+                                                int64_t i, T* y, IX* index) {
     const PoolParams& p = g.p;
     const int64_t line = p.w * p.c, c = p.c, step = p.dw * c;
     const int a0 = g.y.first[i], a1 = g.y.last[i], kw = (int)p.kw, n = block.lanes;
@@ -450,7 +560,10 @@ struct Forward : Lanes<T> {
                         ? (T)p.divisor
                         : (T)(p.include_pad ? g.x.size[block.begin] : (int32_t)kw) * high;
       const T inv = 1 / div;
-      if (j) few_gather<MAX>(g, x, i, y, index, 0, j);
+      if (MAX && j && cuts[0].is)
+        few_cut(g, cuts[0], n, x, limit, i, y, index);
+      else if (j)
+        few_gather<MAX>(g, x, i, y, index, 0, j);
       // two vectors that may end behind x
       auto two = [=](const T* r, V* l, V* m) __attribute__((always_inline)) {
         const int64_t n = limit - r;
@@ -463,8 +576,12 @@ struct Forward : Lanes<T> {
         const int64_t rest = limit - (q + (a1 - a0 - 1) * p.dh * line);
         V best = {};
         I tap = {};
-        auto all = [&](int rows, int cols, bool careful) __attribute__((always_inline)) {
-          V left = {}, right = {};
+        // number: wrong where a tap is NaN, and then `test` is
+        V test = {};
+        auto all = [&](int rows, int cols, bool careful, bool number)
+            __attribute__((always_inline)) {
+          V left = {}, right = {}, before = {};
+          best = V{};
 #pragma GCC unroll 3
           for (int a = 0; a < rows; ++a) {
             const T* r = q + a * p.dh * line;
@@ -488,11 +605,18 @@ struct Forward : Lanes<T> {
             for (int b = 0; b < cols; ++b) {
               V v = pick(left, right, block.at + set1((S)(b * step)));
               I here = set1((S)((a0 + a) * cols + b));
-              if (a || b) {
-                take<T>(v, here, best, tap);
-              } else {
-                best = v;
+              // products of two
+              const int t = a * cols + b;
+              if (number && t && (t % 2 == 0 || t == rows * cols - 1))
+                test = fma(t % 2 ? v : before, v, test);
+              before = v;
+              if (!a && !b) {
+                best = test = v;
                 tap = here;
+              } else if (number) {
+                take_number<T>(v, here, best, tap);
+              } else {
+                take<T>(v, here, best, tap);
               }
             }
           }
@@ -502,13 +626,14 @@ struct Forward : Lanes<T> {
               best += pick(left, right, block.at + set1((S)(b * step)));
         };
         if (rest < 2 * N)
-          all(a1 - a0, kw, true);
+          all(a1 - a0, kw, true, false);
         else if (a1 - a0 == 2 && kw == 2)
-          all(2, 2, false);
+          all(2, 2, false, MAX);
         else if (a1 - a0 == 3 && kw == 3)
-          all(3, 3, false);
+          all(3, 3, false, MAX);
         else
-          all(a1 - a0, kw, false);
+          all(a1 - a0, kw, false, false);
+        if (MAX && __builtin_expect(any_nan(test), 0)) all(a1 - a0, kw, false, false);
         if (!MAX) {
           best = over(best, div, inv);
         } else if (p.relu) {
@@ -529,7 +654,10 @@ struct Forward : Lanes<T> {
       }
       if (!done) done = block.begin;
     }
-    if (done < p.ow) few_gather<MAX>(g, x, i, y, index, done, p.ow);
+    if (MAX && done && done < p.ow && cuts[1].is && a0 < a1)
+      few_cut(g, cuts[1], n, x, limit, i, y, index);
+    else if (done < p.ow)
+      few_gather<MAX>(g, x, i, y, index, done, p.ow);
   }
 
   // How windows are computed: vectors over the channels of one or, at stride 1, of all of columns
@@ -557,7 +685,29 @@ struct Forward : Lanes<T> {
     const Way way =
         way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
     Block block;
-    if (kind == kBlocks) block.init(g);
+    Cut cuts[2];
+    if (kind == kBlocks) {
+      block.init(g);
+      for (int k = 0; k < 2; ++k) cuts[k].init(g, block, k == 1);
+    }
+    if constexpr (sizeof(IX) == 1)
+      if (kind == kChannels && walks(p, begin, end) && !p.relu) {
+        each_block(p.n * p.oh, p.oh, bytes_in(p), ctx, [&](int64_t r, int64_t count) {
+          const T* from = x + r / p.oh * image;
+          uint8_t* ix = index ? index + r * row : index;
+          const bool wide =
+              p.c >= kStrip * N && p.w > 1;  // then columns at the edges pass likewise
+          for (int64_t j = wide ? 0 : begin, e; j < (wide ? p.ow : end); j = e) {
+            e = j == begin ? end : j + 1;
+            max_block(g, j, e, from, r % p.oh, count, way, y + r * row, ix);
+          }
+          for (int64_t k = 0; k < count && !wide; ++k)
+            max_row<0>(g, way, begin, end, from, r % p.oh + k, y + (r + k) * row,
+                       ix ? ix + k * row : ix, true);
+        });
+        if (way == kPast) write_fence();
+        return;
+      }
     each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
       const T* from = x + r / p.oh * image;
       const int64_t i = r % p.oh;
@@ -565,7 +715,7 @@ struct Forward : Lanes<T> {
       if (kind == kWide)
         few_wide<true>(g, from, i, y + r * row, ix);
       else if (kind == kBlocks)
-        few_row<true>(g, block, from, x + p.n * image, i, y + r * row, ix);
+        few_row<true>(g, block, cuts, from, x + p.n * image, i, y + r * row, ix);
       else if (dense && p.kh == 2 && p.kw == 2)
         max_row<2>(g, way, begin, end, from, i, y + r * row, ix);
       else if (dense && p.kh == 3 && p.kw == 3)
@@ -605,7 +755,7 @@ struct Forward : Lanes<T> {
       if (kind == kWide)
         few_wide<false, uint8_t>(g, from, i, to, nullptr);
       else if (kind == kBlocks)
-        few_row<false, uint8_t>(g, block, from, x + p.n * image, i, to, nullptr);
+        few_row<false, uint8_t>(g, block, nullptr, from, x + p.n * image, i, to, nullptr);
       else if (slides(p) && p.c >= N)
         avg_slide_row(g, way, same, from, i, to);
       else if (p.kh == 2 && p.kw == 2)

@@ -296,12 +296,60 @@ struct Lanes {
       memcpy(&at, a, sizeof at);
     }
   };
+  // A block at an end of the row, some of whose windows are cut off: its first pixel and that of x
+  // that its vectors begin with, the lanes of its first taps, and each lane's taps inside.
+  struct Cut {
+    bool is;
+    int64_t j, from;
+    I at, first, last;
+
+    GS_MEMBER void init(const Geometry& g, const Block& block, bool right) {
+      const PoolParams& p = g.p;
+      const int c = (int)p.c;
+      const int64_t whole = right ? p.ow - block.end : block.begin;
+      is = block.pixels > 0 && block.begin < block.end && whole > 0 && whole <= block.pixels &&
+           p.ow >= block.pixels;
+      if (!is) return;
+      j = right ? p.ow - block.pixels : 0;
+      from = g.x.start[j] > 0 ? g.x.start[j] : 0;
+      S a[N], f[N], e[N];
+      for (int l = 0; l < N; ++l) {
+        const int64_t o = j + (l < block.lanes ? l / c : 0);
+        a[l] = (S)((g.x.start[o] - from) * c + l % c);
+        f[l] = g.x.first[o];
+        e[l] = g.x.last[o];
+        is = is && f[l] < e[l];
+      }
+      memcpy(&at, a, sizeof a);
+      memcpy(&first, f, sizeof f);
+      memcpy(&last, e, sizeof e);
+    }
+  };
   // Runs of neighbouring rows, so that lines asked for ahead are mostly one's own.
   template <class F>
   static GS_MEMBER void each_row(int64_t rows, int64_t bytes, const Ctx* ctx, F f) {
     int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per;
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (; r < rows && r < end; ++r) f(r);
+  }
+  // The same, at most kDeep rows of one image of `h` a call: f(first, count).
+  static constexpr int64_t kDeep = 16;
+  template <class F>
+  static GS_MEMBER void each_block(int64_t rows, int64_t h, int64_t bytes, const Ctx* ctx, F f) {
+    int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per, n;
+    int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
+    for (end = end < rows ? end : rows; r < end; r += n) {
+      n = h - r % h < end - r ? h - r % h : end - r;
+      n = n < kDeep ? n : kDeep;
+      f(r, n);
+    }
+  }
+  // Vectors side by side that walk down the rows of a block with what they know of two rows in
+  // registers, and whether windows are such that this is done.
+  static constexpr int kStrip = GS_VBYTES == 64 ? 2 : 1;
+  static GS_MEMBER bool walks(const PoolParams& p, int64_t begin, int64_t end) {
+    return !p.adaptive && p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 &&
+           p.dw == 1 && p.oh >= kDeep / 2 && (end - begin) * p.c >= kStrip * N;
   }
   static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
     return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);

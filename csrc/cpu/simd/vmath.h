@@ -3,9 +3,9 @@
 // vf (float32): own polynomials (bench/fit_vmath.py derives them). Largest errors, in units in the
 // last place of the exact result, with fused multiply-add (without it, the x86 baseline, in
 // brackets):
-//   exp 1 (1), expm1 1.5 (2), log 1 (1), log1p 1.5 (1.5), tanh 2 (2.5), sigmoid 2.5 (2.5), softplus
-//   2 (2), erf 1.5 (1.5), sin and cos 2 (2); measured by tests/test_vmath.py. Right at +-0, +-inf
-//   and NaN; denormal arguments and results are exact to the same bounds.
+//   exp 1 (1), expm1 1.5 (2), log 1.1 (1), log1p 1.5 (1.5), tanh 2 (2.5), sigmoid 2.5 (2.5),
+//   softplus 2 (2), erf 1.5 (1.5), sin and cos 2 (2); measured by tests/test_vmath.py. Right at
+//   +-0, +-inf and NaN; denormal arguments and results are exact to the same bounds.
 // vd (float64): libm, lane by lane: complete, not tuned.
 #pragma once
 #include <math.h>
@@ -159,6 +159,33 @@ GS_INLINE vf log_reduced(vf f, vf e) {
   return fma(e, set1(0.693359375f), fma(set1(-0.5f), f2, y) + f);
 }
 
+#if defined(__AVX512F__)
+// log(x), x = 2^e m with m in [3/4, 3/2), c close to m, one of 16 points whose logarithm is a
+// multiple of 2^-16 to nine digits, as is the first part of ln 2: so e ln 2 + log c is exact and
+// what is left is m / c - 1 and its polynomial. 14 operations, zeros, infinities, NaN and denormals
+// without a case of their own. part: a small addend to the result.
+GS_INLINE vf log_looked_up(vf x, vf part) {
+  alignas(64) static const float inverse[16] = {1.0f,        0.9154279f,  0.8640292f,  0.8212983f,
+                                                0.77943087f, 0.74445343f, 0.71087205f, 0.6818055f,
+                                                1.3049625f,  1.2542236f,  1.2069851f,  1.1621286f,
+                                                1.121931f,   1.0849267f,  1.0323576f,  1.0f};
+  alignas(64) static const float logs[16] = {0.0f,         0.08836365f,  0.14614868f,   0.1968689f,
+                                             0.24919128f,  0.29510498f,  0.34126282f,   0.38301086f,
+                                             -0.26617432f, -0.22651672f, -0.18812561f,  -0.1502533f,
+                                             -0.11505127f, -0.08151245f, -0.031845093f, 0.0f};
+  const __m512 m = _mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+  const __m512 one = _mm512_set1_ps(1.0f), whole = _mm512_getexp_ps((__m512)x);
+  const vf e = (vf)_mm512_mask_add_ps(whole, _mm512_cmp_ps_mask(m, one, _CMP_LT_OQ), whole, one);
+  const __m512i at = _mm512_srli_epi32((__m512i)m, 19);  // its low four bits
+  const vf r = fma((vf)m, (vf)_mm512_permutexvar_ps(at, _mm512_load_ps(inverse)), set1(-1.0f));
+  const vf high =
+      fma(e, set1(45426.0f / 65536), (vf)_mm512_permutexvar_ps(at, _mm512_load_ps(logs)));
+  const vf rr = r * r, p = fma(fma(set1(0.18885878f), r, set1(-0.2500925f)), rr,
+                               fma(set1(0.33334476f), r, set1(-0.5f)));
+  return high + fma(p, rr, fma(e, set1(1.4286068e-6f), r) + part);
+}
+GS_INLINE vf log(vf x) { return log_looked_up(x, vf{}); }
+#else
 GS_INLINE vf log(vf x) {
   vi small = x < 1.17549435e-38f;
   vf s = small ? x * 8388608.0f : x;
@@ -168,6 +195,7 @@ GS_INLINE vf log(vf x) {
   y = x > 0.0f ? y : (x == 0.0f ? set1(-__builtin_inff()) : set1(__builtin_nanf("")));
   return x < __builtin_inff() ? y : x;
 }
+#endif
 
 GS_INLINE vf log1p(vf x) {
   vf u = 1.0f + x;
@@ -177,6 +205,16 @@ GS_INLINE vf log1p(vf x) {
   vf y = copysign(log_reduced(fma(c, w, m - 1.0f), __builtin_convertvector(e, vf)), x);
   y = x > -1.0f ? y : (x == -1.0f ? set1(-__builtin_inff()) : set1(__builtin_nanf("")));
   return x < __builtin_inff() ? y : x;
+}
+
+// log(1 - x) for 0 <= x <= 1, within 1.6 units
+GS_INLINE vf log_less(vf x) {
+#if defined(__AVX512F__)
+  const vf u = 1.0f - x;
+  return log_looked_up(u, (1.0f - u) - x);  // what the subtraction lost, over u > 1/2
+#else
+  return log1p(-x);
+#endif
 }
 
 // log1p for 0 <= x <= 1 (and NaN): no reduction
@@ -438,6 +476,7 @@ GS_LANEWISE(sin)
 GS_LANEWISE(cos)
 #undef GS_LANEWISE
 GS_INLINE vd log1p01(vd x) { return log1p(x); }
+GS_INLINE vd log_less(vd x) { return log1p(-x); }
 GS_INLINE vd clamp(vd x, double lo, double hi) { return max(set1(lo), min(set1(hi), x)); }
 GS_INLINE vd sigmoid(vd x) {
   vd e = exp((vd)((vl)x | (int64_t)0x8000000000000000LL));

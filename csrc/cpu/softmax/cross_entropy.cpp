@@ -500,13 +500,20 @@ void cross_entropy(const void* params, void* const* buf, const Ctx* ctx) {
             if (c != p.ignore_index) n += c >= 0 && c < C ? (double)weight[c] : 1.0;
           }
         } else {
-          int64_t rows = 0;
-          if (target.dtype == kI64)
-            for (int64_t r = t * group; r < e; ++r)
-              rows += ((const int64_t*)target.p)[r] != p.ignore_index;
-          else
-            for (int64_t r = t * group; r < e; ++r)
-              rows += ((const int32_t*)target.p)[r] != p.ignore_index;
+          int64_t rows = 0, r = t * group;
+          if (target.dtype == kI64) {
+            const int64_t* c = (const int64_t*)target.p;
+            constexpr int N = simd<double>::N;
+            vl counted = {}, v;
+            for (; r + N <= e; r += N) {
+              __builtin_memcpy(&v, c + r, sizeof v);
+              counted -= v != set1((int64_t)p.ignore_index);
+            }
+            for (int i = 0; i < N; ++i) rows += counted[i];
+            for (; r < e; ++r) rows += c[r] != p.ignore_index;
+          } else {
+            for (; r < e; ++r) rows += ((const int32_t*)target.p)[r] != p.ignore_index;
+          }
           n = (double)rows;
         }
         counts[t] = n;

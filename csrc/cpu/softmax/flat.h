@@ -46,9 +46,13 @@ struct Spread {
 
 // log(s), s >= 1 and finite, or NaN
 GS_INLINE vf log_of_sum(vf s) {
+#if defined(__AVX512F__)
+  return log(s);
+#else
   vi e = (vi)((vu)s - 0x3f3504f3u) >> 23;
   vf m = (vf)((vu)s - ((vu)e << 23));
   return fma(s, vf{}, log_reduced(m - 1.0f, __builtin_convertvector(e, vf)));
+#endif
 }
 
 struct Plus {

@@ -511,8 +511,10 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
   if constexpr (sizeof(T) == 4) {
     bool past = p.outer * n * p.inner * (int64_t)sizeof(T) >= ctx->stream;
     if (p.inner >= simd<T>::N && n <= kDeep && n >= 4) {
-      // a block has to be a line wide
-      past = past && GS_VBYTES == 64 && whole_lines(y) && p.inner % simd<T>::N == 0;
+      // a block has to be a line wide; single lines so far apart are 1.7 times slower past AMD's
+      // caches than kept
+      past =
+          past && !ctx->follows && GS_VBYTES == 64 && whole_lines(y) && p.inner % simd<T>::N == 0;
       const int64_t blocks = p.outer * ((p.inner + simd<T>::N - 1) / simd<T>::N);
       const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
       if (b < e) (log ? softmax_deep<true> : softmax_deep<false>)(x, y, n, p.inner, b, e, past);
