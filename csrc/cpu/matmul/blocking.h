@@ -80,7 +80,10 @@ Blocking blocking(const MatmulParams& p) {
   s.slices = 1;
   if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
     s.slices = least(16, p.k / (8 * kDepth));
-  bool near = s.kc <= kNearDepth && p.a_cs * size % 4096 != 0;
+  // columns of A in place: steps are a page apart only where they would crowd each other out, and
+  // few rows for a wide B are read so often that each group of them stays in the second cache
+  const bool crowded = p.a_cs * size % 4096 == 0;
+  bool near = !crowded && (s.kc <= kNearDepth || (s.turned && row_b && p.m <= kFewRows));
   bool slivers =
       !near && p.a_cs != 1 && p.a_rs == 1 && !few && p.m * p.k * size > 128 * 1024 && p.n > 4 * N;
   // rows a multiple of a page apart meet in a few sets of the second cache
