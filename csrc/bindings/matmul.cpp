@@ -111,7 +111,7 @@ void run_matmul(MatmulParams& p, DType dtype, bool rounded, const Array& a, cons
       // B^T must lie well, too; with many rows and columns the reuse of what is packed hides it,
       // and storing C transposed costs more. (A long weight gradient of up to 256 inputs needs no
       // slivers at all: its first tiles pack the larger operand as they read it.)
-      bool tall = a_rows && b_rows && p.n <= 256 && p.m >= 2 * p.n && p.k >= 1024;
+      bool tall = a_rows && b_rows && p.n <= 256 && p.m >= 2 * p.n && p.k >= 2048;
       bool many = p.m >= 256 && p.n >= 256 && !tall;
       swap = turned < plain && !many && (a_rows || rows_along_k);
     }

@@ -52,7 +52,7 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
   const bool narrow =
       panels < 4 * nt && (s.b_mode == kDirect ? p.k <= s.kc : panels % nt != 0 && p.m > W);
   h.private_b = !p.prepared && !s.panels_in && s.a_mode == kInPlace && !narrow &&
-                (updates ? s.turned && p.m <= kFewRows
+                (updates ? s.turned && long_gradient(p)
                          : p.m <= kFewRows || (s.tile_packs && p.k <= s.kc &&
                                                p.m * p.k * size <= p.l2 / 4 && panels >= 4 * nt));
   h.rows = p.m;
