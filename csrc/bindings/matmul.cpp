@@ -109,8 +109,10 @@ void run_matmul(MatmulParams& p, DType dtype, bool rounded, const Array& a, cons
       int64_t plain = (b_rows ? 0 : p.n * p.k) + (a_rows ? p.m * p.k : 0);
       int64_t turned = (a_rows ? 0 : p.m * p.k) + (b_rows ? p.n * p.k : 0) + p.m * p.n * blocks;
       // B^T must lie well, too; with many rows and columns the reuse of what is packed hides it,
-      // and storing C transposed costs more
-      bool many = p.m >= 256 && p.n >= 256;
+      // and storing C transposed costs more. (A long weight gradient of up to 256 inputs needs no
+      // slivers at all: its first tiles pack the larger operand as they read it.)
+      bool tall = a_rows && b_rows && p.n <= 256 && p.m >= 2 * p.n && p.k >= 2048;
+      bool many = p.m >= 256 && p.n >= 256 && !tall;
       swap = turned < plain && !many && (a_rows || rows_along_k);
     }
   }

@@ -641,7 +641,7 @@ void prepared_update(const void* params, void* const* buf, const Ctx* ctx) {
   int64_t each = kChunk / (kPreparedRows * row);
   if (each < 1) each = 1;
   const int64_t end = units * (ctx->tid + 1) / ctx->nt;
-  const Ctx alone{0, 1, nullptr, ctx->slots, nullptr, ctx->barrier_wait, ctx->stream, ctx->follows};
+  const Ctx alone = ctx->alone();
   for (int64_t t = units * ctx->tid / ctx->nt; t < end; t += each) {
     const int64_t next = t + each < end ? t + each : end, offset = t * kPreparedRows * row;
     struct {

@@ -53,6 +53,10 @@ struct Ctx {
   int64_t stream;  // outputs of so many bytes and more are written past the caches
   bool follows;    // loops over several arrays need not fetch ahead, see Machine
 
+  // The view of a kernel that this member runs by itself.
+  GS_MEMBER Ctx alone() const {
+    return {0, 1, nullptr, slots, nullptr, barrier_wait, stream, follows};
+  }
   // Waits until every member has come here. All members must make the same calls.
   GS_MEMBER void sync() const {
     if (nt > 1) barrier_wait(barrier, nt);

@@ -59,6 +59,12 @@ GS_INLINE int chain_vectors(int64_t n) {
   return v % 2 == 0 ? 2 : 0;
 }
 
+// A product of few rows over so many steps that reading A in place pays (of half as many GPT's
+// step was 3-5 % slower).
+GS_INLINE bool long_gradient(const MatmulParams& p) {
+  return p.m <= kFewRows && p.k >= 2 * kTurnedDepth;
+}
+
 template <class T>
 Blocking blocking(const MatmulParams& p) {
   constexpr int N = simd<T>::N;
@@ -80,7 +86,10 @@ Blocking blocking(const MatmulParams& p) {
   s.slices = 1;
   if (p.batch == 1 && p.m * p.n <= 64 * 64 && p.k >= 16 * kDepth)
     s.slices = least(16, p.k / (8 * kDepth));
-  bool near = s.kc <= kNearDepth && p.a_cs * size % 4096 != 0;
+  // columns of A in place: steps are a page apart only where they would crowd each other out, and
+  // few rows for a wide B are read so often that each group of them stays in the second cache
+  const bool crowded = p.a_cs * size % 4096 == 0;
+  bool near = !crowded && (s.kc <= kNearDepth || (s.turned && row_b && long_gradient(p)));
   bool slivers =
       !near && p.a_cs != 1 && p.a_rs == 1 && !few && p.m * p.k * size > 128 * 1024 && p.n > 4 * N;
   // rows a multiple of a page apart meet in a few sets of the second cache

@@ -145,6 +145,10 @@ struct Update {
       at[1 + (i < 2 ? 1 - i : i)] = (char*)buf[3 + i] + offset * (int64_t)sizeof(float);
     u.update(&one, (void* const*)at, ctx);
   }
+  GS_MEMBER void finish(int64_t offset, int64_t n, const Ctx& alone) const {
+    run(offset, n, &alone);
+    prepare(offset, n);
+  }
   GS_MEMBER void announce(int64_t offset, int64_t n, Soon* soon) const {
     soon->count = u.updated;
     soon->bytes = n * (int64_t)sizeof(float);
@@ -172,12 +176,14 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
   char* mine = ctx->scratch + round_up(3 * set, 4096);
   char* memory = mine + nt * h.member_bytes;
   mine += ctx->tid * h.member_bytes;
+  const Ctx alone = ctx->alone();
   if (ctx->tid == 0)
     for (int64_t i = 0; i < 6 * nt; ++i) *(int64_t*)(counters + i * kCounterBytes) = 0;
   if (h.private_b) {
     ctx->sync();
     const int64_t mu = ceil_div(p.m, h.unit_rows);
     Tickets tickets{counters, {mu * ceil_div(p.n, h.unit_cols), 0}, nt, ctx->tid, 0};
+    Soon soon;
     for (int64_t t; tickets.take(&t) >= 0;) {
       Cell<T> x = whole;
       int64_t i = t % mu * h.unit_rows, j = t / mu * h.unit_cols;
@@ -187,7 +193,13 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       x.b += j * x.bcs;
       if (x.bias) x.bias += s.bias_rows ? i : j;
       x.c = move_to(x, p, i, j);
+      const int64_t offset = x.c - whole.c, n = x.m * x.n;
+      if (update) {
+        update->announce(offset, n, &soon);
+        x.soon = &soon;
+      }
       run_cell(x, s, mine);
+      if (update) update->finish(offset, n, alone);
     }
     return;
   }
@@ -279,8 +291,6 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     };
     Tickets tickets{counters + q % 3 * set + nt * kCounterBytes, {nu * mu, 0}, nt, ctx->tid, 0};
     const bool updates = update && !late && k + step.k >= p.k;
-    const Ctx alone{0,           1,           nullptr, ctx->slots, nullptr, ctx->barrier_wait,
-                    ctx->stream, ctx->follows};
     Soon soon;
     for (int64_t t; tickets.take(&t) >= 0;) {
       Cell<T> x = unit(t), then;
@@ -294,9 +304,7 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
         x.soon = &soon;
       }
       run_cell(x, s, mine);
-      if (!updates) continue;
-      update->run(offset, n, &alone);
-      update->prepare(offset, n);
+      if (updates) update->finish(offset, n, alone);
     }
     if (q + 1 < h.steps) pack(q + 1);
   }

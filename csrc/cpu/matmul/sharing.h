@@ -29,7 +29,9 @@ struct Sharing {
   int64_t unit_rows, unit_cols;  // of a piece of C
   int64_t a_bytes, b_bytes;      // packed operands of a step
   int64_t steps, member_bytes;   // of memory that a member has for itself
-  bool private_b;  // few rows: a unit has all of them and all of k, and packs its columns of B
+  // few rows (whose updates are by columns): a unit has all of them and all of k, and packs its
+  // columns of B
+  bool private_b;
 };
 
 // updates: a piece of C is whole rows, or columns of a transposed problem, a multiple of `unit` of
@@ -49,9 +51,10 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
   const int64_t panels = ceil_div(p.n, W);
   const bool narrow =
       panels < 4 * nt && (s.b_mode == kDirect ? p.k <= s.kc : panels % nt != 0 && p.m > W);
-  h.private_b = !updates && !p.prepared && !s.panels_in && s.a_mode == kInPlace && !narrow &&
-                (p.m <= kFewRows || (s.tile_packs && p.k <= s.kc && p.m * p.k * size <= p.l2 / 4 &&
-                                     ceil_div(p.n, W) >= 4 * nt));
+  h.private_b = !p.prepared && !s.panels_in && s.a_mode == kInPlace && !narrow &&
+                (updates ? s.turned && long_gradient(p)
+                         : p.m <= kFewRows || (s.tile_packs && p.k <= s.kc &&
+                                               p.m * p.k * size <= p.l2 / 4 && panels >= 4 * nt));
   h.rows = p.m;
   h.cols = p.n;
   if (!h.private_b) {
@@ -84,6 +87,11 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     };
     h.unit_cols = s.turned ? part(cols, rows, W) : round_up(cols, W);
     h.unit_rows = s.turned ? round_up(rows, group) : part(rows, cols, group);
+    // A is read once a unit: as wide as packed B may be, but four of a member
+    if (h.private_b) {
+      h.unit_cols = most(h.unit_cols, least(s.ncb / W * W, round_up(ceil_div(cols, 4 * nt), W)));
+      h.unit_rows = p.m;
+    }
     return h;
   }
   // columns of a chain of products stay with one member, and so in its caches

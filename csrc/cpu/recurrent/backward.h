@@ -14,8 +14,69 @@ struct BackwardBuffers {
   const T* packed;
 };
 
-// The gradients of the gates of rows b0 .. of step t, of units u ..; part: (m, ld) gradients of the
-// state that come through the gates of the next step.
+// What an LSTM reads and writes of one row, null where there is nothing.
+template <class T>
+struct BackRow {
+  const T *gates, *before, *dout, *dh, *dc;
+  T *dgates, *left;
+};
+
+// A vector of units of one row of an LSTM, v units on; n: the units that are there.
+template <class T, bool FULL>
+GS_INLINE void lstm_back(const BackRow<T>& r, int64_t H, int64_t v, int64_t n) {
+  using V = typename simd<T>::V;
+  const V one = set1((T)1);
+  Lanes<T, FULL> ln{(int)n};
+  const T* g = r.gates + v;
+  T* d = r.dgates + v;
+  V dh = r.dout ? ln.get(r.dout + v) : V{};
+  if (r.dh) dh += ln.get(r.dh + v);
+  V in = ln.get(g), forget = ln.get(g + H), cand = ln.get(g + 2 * H), o = ln.get(g + 3 * H),
+    before = ln.get(r.before + v);
+  V tc = gate_tanh(fma(forget, before, in * cand));
+  V dc = r.dc ? ln.get(r.dc + v) : V{};
+  dc = fma(dh * o, fnma(tc, tc, one), dc);
+  ln.put(d, dc * cand * fnma(in, in, in));
+  ln.put(d + H, dc * before * fnma(forget, forget, forget));
+  ln.put(d + 2 * H, dc * in * fnma(cand, cand, one));
+  ln.put(d + 3 * H, dh * tc * fnma(o, o, o));
+  if (r.left) ln.put(r.left + v, dc * forget);
+}
+
+// The gradients of the gates of rows b0 .. of step t of an LSTM, of n units from u on, row by row:
+// the vectors of a row lie side by side, and what they share is found once. part: (m, ld)
+// gradients of the state that come through the gates of the next step.
+template <class T>
+__attribute__((noinline)) void update_back_lstm(const RecurrentParams& p, const Rows& rows,
+                                                const BackwardBuffers<T>& f, int64_t t, int64_t b0,
+                                                int64_t m, int64_t u, int64_t n, const T* part,
+                                                int64_t ld) {
+  constexpr int N = simd<T>::N;
+  const int64_t H = p.hidden, next_count = rows.count(rows.after(t)),
+                prev_count = rows.count(rows.before(t));
+  for (int64_t i = 0; i < m; ++i, part += ld) {
+    const int64_t b = b0 + i, row = rows.at(t, b), at = row * H + u, bu = b * H + u;
+    const bool more = b < next_count, start = b >= prev_count;
+    const BackRow<T> r = {f.gates + row * 4 * H + u,
+                          f.aux + at,
+                          f.dout ? f.dout + row * p.out_row + u : nullptr,
+                          more    ? part
+                          : f.dhn ? f.dhn + bu
+                                  : nullptr,
+                          more    ? f.carry_c + bu
+                          : f.dcn ? f.dcn + bu
+                                  : nullptr,
+                          f.dgates + row * 4 * H + u,
+                          !start  ? f.carry_c + bu
+                          : f.dc0 ? f.dc0 + bu
+                                  : nullptr};
+    int64_t v = 0;
+    for (; v + N <= n; v += N) lstm_back<T, true>(r, H, v, N);
+    if (v < n) lstm_back<T, false>(r, H, v, n - v);
+  }
+}
+
+// The same of one vector of units of a GRU or an RNN.
 template <class T, bool FULL>
 __attribute__((noinline)) void update_back(const RecurrentParams& p, const Rows& rows,
                                            const BackwardBuffers<T>& f, int64_t t, int64_t b0,
@@ -35,22 +96,7 @@ __attribute__((noinline)) void update_back(const RecurrentParams& p, const Rows&
       dh += load(part);
     else if (f.dhn)
       dh += ln.get(f.dhn + bu);
-    if (p.mode == kLstm) {
-      V in = ln.get(g), forget = ln.get(g + H), cand = ln.get(g + 2 * H), o = ln.get(g + 3 * H),
-        before = ln.get(f.aux + row * H + u);
-      V tc = gate_tanh(fma(forget, before, in * cand));
-      V dc = more ? ln.get(f.carry_c + bu) : f.dcn ? ln.get(f.dcn + bu) : V{};
-      dc = fma(dh * o, fnma(tc, tc, one), dc);
-      ln.put(d, dc * cand * fnma(in, in, in));
-      ln.put(d + H, dc * before * fnma(forget, forget, forget));
-      ln.put(d + 2 * H, dc * in * fnma(cand, cand, one));
-      ln.put(d + 3 * H, dh * tc * fnma(o, o, o));
-      V left = dc * forget;
-      if (!start)
-        ln.put(f.carry_c + bu, left);
-      else if (f.dc0)
-        ln.put(f.dc0 + bu, left);
-    } else if (p.mode == kGru) {
+    if (p.mode == kGru) {
       if (more) dh += ln.get(f.carry_h + bu);
       V r = ln.get(g), z = ln.get(g + H), n = ln.get(g + 2 * H);
       V dn = dh * (one - z) * fnma(n, n, one);
@@ -112,6 +158,11 @@ __attribute__((noinline)) void backward_rows(const RecurrentParams& p, const Lay
     if (some) {
       s.ask(p, x, &ask);
       s.product(in, some, f.packed + x * s.depth * s.width, (int64_t)0, part, &ask);
+    }
+    if (p.mode == kLstm) {
+      const int64_t u = x * s.units;
+      update_back_lstm<T>(p, rows, f, t, b0, m, u, least(s.units, p.hidden - u), part, s.width);
+      continue;
     }
     for (int64_t v = 0; v < s.units && x * s.units + v < p.hidden; v += N) {
       int64_t u = x * s.units + v;

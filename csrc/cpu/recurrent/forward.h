@@ -22,9 +22,12 @@ struct ForwardRows {
   const T* add[kMostRows];  // to the products: input parts, or the bias
   T *gates[kMostRows], *out[kMostRows], *h_next[kMostRows], *c_next[kMostRows];
   T* aux[kMostRows];  // LSTM: the cell, GRU: where the hidden part goes
+  Ask ask;
+  int64_t skip;  // of the depth: states that are zero
 
-  GS_MEMBER ForwardRows(const RecurrentParams& p, const Rows& rows, const ForwardBuffers<T>& f,
-                        int64_t t, int64_t first, int64_t count) {
+  // fresh: the states are zero
+  GS_MEMBER void set(const RecurrentParams& p, const Rows& rows, const ForwardBuffers<T>& f,
+                     int64_t t, int64_t first, int64_t count, bool fresh) {
     const int64_t H = p.hidden, GH = gate_count(p.mode) * H, tn = rows.after(t);
     const int64_t next_count = rows.count(tn);
     m = count;
@@ -46,22 +49,25 @@ struct ForwardRows {
         aux[i] = p.mode == kGru && !p.pair ? f.aux + row * H : nullptr;
       }
     }
+    skip = fresh ? H : 0;
+    if (fresh) in[0].k = 0;
+    list(p);
   }
-  GS_MEMBER void list(const RecurrentParams& p, Ask* ask) const {
+  GS_MEMBER void list(const RecurrentParams& p) {
     const int64_t G = gate_count(p.mode);
     int n = 0;
     if (!p.pair || !p.input)
       for (int64_t i = 0; i < m; ++i)
-        for (int64_t k = 0; k < G; ++k) ask->lines[n++] = (const char*)(gates[i] + k * p.hidden);
-    ask->reads = p.pair ? n : 0;
+        for (int64_t k = 0; k < G; ++k) ask.lines[n++] = (const char*)(gates[i] + k * p.hidden);
+    ask.reads = p.pair ? n : 0;
     for (int64_t i = 0; i < m; ++i) {
-      ask->lines[n++] = (const char*)out[i];
+      ask.lines[n++] = (const char*)out[i];
       if (p.pair) continue;
-      ask->lines[n++] = (const char*)h_next[i];
-      if (p.mode == kLstm) ask->lines[n++] = (const char*)c_next[i];
-      if (p.mode == kGru) ask->lines[n++] = (const char*)aux[i];
+      ask.lines[n++] = (const char*)h_next[i];
+      if (p.mode == kLstm) ask.lines[n++] = (const char*)c_next[i];
+      if (p.mode == kGru) ask.lines[n++] = (const char*)aux[i];
     }
-    ask->count = n;
+    ask.count = n;
   }
 };
 
@@ -168,22 +174,17 @@ GS_INLINE void update(const RecurrentParams& p, const ForwardRows<T>& r, const T
     update_rnn<T, FULL>(p, r, b_hh, u, part, ld);
 }
 
-// Panels [x0, x1) of some rows of step t. fresh: their states are zero.
+// Panels [x0, x1) of some rows of a step.
 template <class T>
 __attribute__((noinline)) void forward_rows(const RecurrentParams& p, const Layout<T>& s,
-                                            const Rows& rows, const ForwardBuffers<T>& f, int64_t t,
-                                            int64_t b0, int64_t m, int64_t x0, int64_t x1,
-                                            bool fresh) {
+                                            const ForwardBuffers<T>& f, ForwardRows<T>& r,
+                                            int64_t x0, int64_t x1) {
   constexpr int N = simd<T>::N;
   alignas(64) T part[kMostRows * 4 * N];
-  ForwardRows<T> r(p, rows, f, t, b0, m);
-  if (fresh) r.in[0].k = 0;
   const T* b_hh = p.input ? nullptr : f.b_hh;
-  Ask ask;
-  r.list(p, &ask);
   for (int64_t x = x0; x < x1; ++x) {
-    s.ask(p, x, &ask);
-    s.product(r.in, m, f.packed + x * s.depth * s.width, fresh ? p.hidden : (int64_t)0, part, &ask);
+    s.ask(p, x, &r.ask);
+    s.product(r.in, r.m, f.packed + x * s.depth * s.width, r.skip, part, &r.ask);
     for (int64_t v = 0; v < s.units && x * s.units + v < p.hidden; v += N) {
       int64_t u = x * s.units + v;
       if (u + N <= p.hidden)
@@ -243,12 +244,16 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       if (p.mode == kLstm) set_row(f.aux + at, f.c0 ? f.c0 + b * H : nullptr, H);
     }
   ctx->sync();
+  constexpr int kKept = 8;  // tiles of a step that are looked up once, not for each panel
+  ForwardRows<T> kept[kKept];
   if (by_strips(p, s, ctx)) {
     while (strips.take(ctx)) {
       int64_t b0 = strips.row(strips.strip), b1 = strips.row(strips.strip + 1);
       for (int64_t step = strips.step; step < strips.until(); ++step) {
         int64_t t = p.reverse ? p.steps - 1 - step : step, m = least(b1, rows.count(t)) - b0;
-        if (m > 0) forward_rows(p, s, rows, f, t, b0, m, (int64_t)0, s.panels, step == 0 && !f.h0);
+        if (m <= 0) continue;
+        kept[0].set(p, rows, f, t, b0, m, step == 0 && !f.h0);
+        forward_rows(p, s, f, kept[0], 0, s.panels);
       }
       strips.give();
     }
@@ -258,9 +263,11 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     int64_t t = p.reverse ? p.steps - 1 - step : step;
     Share mine(ctx, rows.count(t), s.panels, s.height);
     for (int64_t item = mine.begin; item < mine.end; item += mine.run(item)) {
-      int64_t x = mine.panel(item), i = item % mine.tiles, b0 = mine.row(i),
-              m = mine.row(i + 1) - b0;
-      forward_rows(p, s, rows, f, t, b0, m, x, x + mine.run(item), step == 0 && !f.h0);
+      int64_t x = mine.panel(item), i = item % mine.tiles, b0 = mine.row(i);
+      ForwardRows<T>& r = kept[i % kKept];
+      if (mine.tiles > kKept || item - mine.begin < mine.tiles)
+        r.set(p, rows, f, t, b0, mine.row(i + 1) - b0, step == 0 && !f.h0);
+      forward_rows(p, s, f, r, x, x + mine.run(item));
     }
     ctx->sync();
   }
