@@ -20,6 +20,7 @@
 // operations, plus some 400 vector operations a tile and vector of channels.
 #include "conv/winograd.h"
 #include "prepare_unit.h"
+#include "runtime.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -107,7 +108,10 @@ Job make_job(const ConvParams& p) {
     // tiles of a task are not those of a transform: no order of theirs
     j.g.short_row = j.g.short_col = false;
     int64_t per = j.g.rows * j.g.cols;
-    j.images = max64(1, min64(p.n, 4 * p.l2 / (E * (C + K) * B * per)));
+    // rounds that stay in the third-level cache; of a fast one (runtime.h) more, since each round
+    // transforms the filters again, adds to dw and lets members wait for each other
+    const int64_t caches = machine().stream > 2 * machine().l2 ? 8 : 4;
+    j.images = max64(1, min64(p.n, caches * p.l2 / (E * (C + K) * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
     j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
