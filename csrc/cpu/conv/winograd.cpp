@@ -71,7 +71,9 @@ Job<T> make_job(const ConvParams& p) {
   int64_t room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
   double by_filters = (double)inputs * (double)(j.out.count + 1) +
                       (double)filters * 2 * (double)(ceil_div(tiles, room) - 1);
-  j.by_filters = by_filters < by_tiles;
+  // one panel of all tiles would be one task
+  const bool one = j.out.count * ceil_div(tiles, room) == 1 && j.blocks > 1;
+  j.by_filters = by_filters < by_tiles && !one;
   int64_t members = max64(1, p.threads);
   j.zeros = align64((size_t)(j.channels * B));
   if (!j.by_filters) {

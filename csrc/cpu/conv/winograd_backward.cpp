@@ -20,6 +20,7 @@
 // operations, plus some 400 vector operations a tile and vector of channels.
 #include "conv/winograd.h"
 #include "prepare_unit.h"
+#include "runtime.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -107,7 +108,10 @@ Job make_job(const ConvParams& p) {
     // tiles of a task are not those of a transform: no order of theirs
     j.g.short_row = j.g.short_col = false;
     int64_t per = j.g.rows * j.g.cols;
-    j.images = max64(1, min64(p.n, 4 * p.l2 / (E * (C + K) * B * per)));
+    // rounds that stay in the third-level cache; of a fast one (runtime.h) more, since each round
+    // transforms the filters again, adds to dw and lets members wait for each other
+    const int64_t caches = machine().stream > 2 * machine().l2 ? 8 : 4;
+    j.images = max64(1, min64(p.n, caches * p.l2 / (E * (C + K) * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
     j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
@@ -287,17 +291,23 @@ struct Backward {
   }
 
   // dx of panel i for images [n0, n1) of the round that starts at tile `first`
-  void data_task(int64_t first, int64_t i, int64_t n0, int64_t n1) const {
+  void data_task(int64_t first, int64_t i, int64_t n0, int64_t n1, Ahead& next) const {
     int nv = j.in.nv(i);
     int64_t c0 = j.in.first(i) * N, r1 = n1 * j.g.rows, K = p.filters;
     const T* dm = at(j.dm_at);
     T *u = mine, *dv = u + E * j.u.step;
     int64_t kept = -1;  // the first filter of the slice in u
+    const int64_t all = product_steps(nv, (n1 - n0) * j.g.rows * j.g.cols, min64(j.slice, K)) *
+                        ceil_div(K, j.slice) * E;
+    next.spread(all / 3);
+    next.then->spread(all / 3);
     for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
       int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
       Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
                                p.pad_h, first + t0, first + t1);
-      out.spread(product_steps(nv, t1 - t0, min64(j.slice, K)) * ceil_div(K, j.slice) * E);
+      const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, K)) * E;
+      out.spread(steps * ceil_div(K, j.slice) / (next.rows ? 3 : 1));
+      out.then = &next;
       for (int64_t k = 0; k < K; k += j.slice) {
         int64_t count = min64(j.slice, K - k);
         if (kept != k) filter_tiles_backward<T, M>(p, w, c0, nv, k, k + count, u, j.u);
@@ -315,15 +325,17 @@ struct Backward {
   }
 
   // dw of panel i and filters [k0, k1), summed over the tiles of the round
-  void weight_task(int64_t i, int64_t k0, int64_t k1, int64_t tiles, bool add) const {
+  void weight_task(int64_t i, int64_t k0, int64_t k1, int64_t tiles, bool add, Ahead& next) const {
     int64_t c0 = j.in.first(i) * N;
     const T *dm = at(j.dm_at), *v = at(j.v_at);
     T* du = mine;
-    Ahead nothing{};
+    const int64_t steps = product_steps(j.in.nv(i), k1 - k0, tiles) * E;
+    next.spread(steps / 2);
+    next.then->spread(steps / 2);
     for (int e = 0; e < E; ++e)
       product<T, true>(j.in.nv(i), dm + k0 / kGroup * j.dm.group + e * j.dm.step, j.dm.ld, k1 - k0,
                        v + c0 / kGroup * j.v.group + e * j.v.step + c0 % kGroup, j.v.ld, tiles,
-                       du + e * j.du.step, j.du.ld, false, &nothing);
+                       du + e * j.du.step, j.du.ld, false, &next);
     filter_gradient_tiles<T, M>(p, du, j.du, 1, 0, k0, k1, dw + c0, lanes(i), add);
   }
 
@@ -343,17 +355,31 @@ struct Backward {
           input_tiles<T, M>(p, j.g, x, zeros, first + t, t1, order, at(j.v_at) + t * j.v.ld, j.v);
       }
       ctx->sync();
-      int64_t data = j.data ? j.in.count * j.ranges : 0;
-      int64_t tasks = data + (j.weight ? j.in.count * j.filter_blocks : 0);
+      // weights first: they may be the longer tasks
+      const int64_t weights = j.weight ? j.in.count * j.filter_blocks : 0;
+      const int64_t tasks = weights + (j.data ? j.in.count * j.ranges : 0);
+      // each task asks for its part of what the next round transforms
+      const int64_t n1 = n + count, left = min64(j.images, p.n - n1), P = p.pool ? 2 : 1;
+      auto part = [&](int64_t t, const T* at, int64_t image) {
+        const int64_t i0 = t * left * image / tasks, i1 = (t + 1) * left * image / tasks;
+        return ahead(at + n1 * image + i0, i1 - i0, true);
+      };
       const Queue queue = queue_at(queues, n / j.images);
       for (int64_t t = queue.take(); t < tasks; t = queue.take()) {
-        if (t < data) {
-          int64_t r = t / j.in.count;
-          data_task(first, t % j.in.count, r * count / j.ranges, (r + 1) * count / j.ranges);
+        Ahead next{}, xs{};
+        if (left > 0 && fetch_near()) {
+          next = part(t, dy, p.out_h / P * (p.out_w / P) * p.filters);
+          if (j.weight) xs = part(t, x, p.in_h * p.in_w * p.channels);
+        }
+        next.then = &xs;
+        if (t < weights) {
+          const int64_t f = t / j.in.count;
+          weight_task(t % j.in.count, f * kGroup, min64(f * kGroup + kGroup, p.filters), tiles,
+                      n > 0, next);
         } else {
-          int64_t f = (t - data) / j.in.count;
-          weight_task((t - data) % j.in.count, f * kGroup, min64(f * kGroup + kGroup, p.filters),
-                      tiles, n > 0);
+          const int64_t r = (t - weights) / j.in.count;
+          data_task(first, (t - weights) % j.in.count, r * count / j.ranges,
+                    (r + 1) * count / j.ranges, next);
         }
       }
     }
