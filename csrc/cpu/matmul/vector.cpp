@@ -287,6 +287,11 @@ void matmul_dot_plan(const void* params, Plan* plan) {
 // The wider it is, the longer are the stretches of B that are read in one go (narrow ones cost a
 // fifth of the speed of memory where rows of B are pages apart).
 constexpr int64_t kVecSums = 8192;
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kVecPair = 2;  // rows of A that meet a row of B together: 8 values each in registers
+#else
+constexpr int kVecPair = 1;
+#endif
 constexpr int64_t kVecUnit = 512;     // columns that are worth a member
 constexpr int64_t kVecDepth = 1024;   // rows of B in a slice, when slices are needed
 constexpr int64_t kVecSliced = 1024;  // columns up to which they are
@@ -339,8 +344,8 @@ __attribute__((noinline)) void vec_block(int64_t m, int64_t n, int64_t k, const 
   for (int64_t i = 0; i < m * cols; ++i) acc[i] = 0;
   for (; k >= 8; k -= 8, a += 8 * acs, b += 8 * brs) {
     int64_t i = 0;
-    for (; i + 2 <= m; i += 2)
-      vec_step<T, 8, 2>(n, a + i * ars, ars, acs, b, brs, acc + i * cols, cols);
+    for (; i + kVecPair <= m; i += kVecPair)
+      vec_step<T, 8, kVecPair>(n, a + i * ars, ars, acs, b, brs, acc + i * cols, cols);
     if (i < m) vec_step<T, 8, 1>(n, a + i * ars, ars, acs, b, brs, acc + i * cols, cols);
   }
   for (; k > 0; --k, a += acs, b += brs)
