@@ -162,6 +162,7 @@ GS_INLINE T* move_to(const Cell<T>& x, const MatmulParams& p, int64_t i, int64_t
 // A member's cell of C in pieces, the small ones at the end. A piece packs what it reads, which is
 // why there are few.
 constexpr int64_t kPieces = 4;
+constexpr int64_t kClaims = 16;  // blocks of columns of a cell, where they are taken one by one
 struct Pieces {
   bool by_columns;
   int64_t count, extent, step;
@@ -257,7 +258,7 @@ void gemm_dealt(const MatmulParams& p, const Blocking& blocking, const Cell<T>& 
   };
   ctx->sync();
   Cell<T> x, then;
-  const int64_t narrow = round_up(ceil_div(cols, kPieces), W);
+  const int64_t narrow = round_up(ceil_div(cols, kClaims), W);
   if ((s.a_mode == kInPlace || kept) && cols > W && rows * W * p.k >= kUnitWork) {
     if (narrow < s.ncb) s.ncb = narrow;
     if (kept) {
