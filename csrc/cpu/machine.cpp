@@ -86,7 +86,8 @@ Machine read_machine() {
   // is kept costs one that is thrown out, hence a fifth. A larger third level is shared by a whole
   // server, and for one core hardly faster than memory.
   m.stream = m.stream_program = 2 * m.l2;
-  if (m.l3 <= (int64_t)64 << 20) {
+  m.near = m.l3 <= (int64_t)64 << 20 && m.l3 > 4 * m.l2;
+  if (m.near) {
     if (m.l3 / 5 > m.stream) m.stream = m.l3 / 5;
     if (m.l3 / 2 > m.stream_program) m.stream_program = m.l3 / 2;
   }

@@ -88,6 +88,7 @@ struct Machine {
   int64_t stream;          // outputs of so many bytes and more are written past the caches,
   int64_t stream_program;  // and those of recorded programs
   bool follows;            // the core's own prefetchers follow many streams and go on across pages
+  bool near;               // the third level belongs to few cores, and is fast
 };
 const Machine& machine();
 

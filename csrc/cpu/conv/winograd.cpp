@@ -207,14 +207,15 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       int64_t n0 = j.start(next);
       Ahead in{};
       if (next < j.blocks)
-        in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0, j.start(next + 1));
+        in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0, j.start(next + 1),
+                          ctx->follows);
       in.spread(j.out.count * product_steps(j.out.nv(0), t1 - t0, C) * (E / 2));
       for (int64_t i = 0; i < j.out.count; ++i) {
         int nv = j.out.nv(i);
         int64_t k0 = j.out.first(i) * N, channels = min64(nv * N, p.filters - k0);
         Planes s = planes(C, nv * N);
         Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
-                                 M / P, 0, t0, t1);
+                                 M / P, 0, t0, t1, ctx->follows);
         out.spread(product_steps(nv, t1 - t0, C) * (E / 2));
         for (int e = 0; e < E; ++e) {
           const int64_t o = order.first(e, M + 2);
@@ -248,7 +249,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       int nv = j.out.nv(i);
       int64_t channels = min64(nv * N, p.filters - k0);
       Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
-                               M / P, 0, first + t0, first + t1);
+                               M / P, 0, first + t0, first + t1, ctx->follows);
       out.spread(product_steps(nv, t1 - t0, min64(j.slice, C)) * ceil_div(C, j.slice) * E);
       for (int64_t c = 0; c < C; c += j.slice) {
         int64_t count = min64(j.slice, C - c);

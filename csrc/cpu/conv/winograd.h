@@ -789,18 +789,6 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
 
 // ---- products of planes
 
-// Whether all memory is asked for ahead, and into the first level. Measured on Zen 5: the hardware
-// does not follow the rows of tiles, so that a transform that finds its pixels in memory takes
-// 400-650 cycles a vector, 110-140 when they were asked for before; and of prefetches into the
-// second level a third is dropped. Intel's second level foresees long rows.
-GS_INLINE bool fetch_near() {
-#if defined(__x86_64__)
-  return __builtin_cpu_is("amd");
-#else
-  return false;
-#endif
-}
-
 // Memory that the next transform reads or writes, brought into the caches line by line while
 // products, which leave the way to memory idle, go on: `rows` runs of `bytes`, `pitch` apart, and
 // `then` what else is wanted. A few lines at a time: of a long burst most are dropped.
@@ -845,12 +833,14 @@ GS_INLINE Ahead ahead(const T* at, int64_t count, bool near) {
 }
 // `channels` channels from `at` on of the pixels that tiles [t0, t1) see: each A or M rows of
 // image rows of w pixels with C channels. Nothing when the tiles are a small part of a row, or
-// where rows are so long that the hardware sees what is coming.
+// where rows are so long that the hardware sees what is coming. near (Ctx::follows): such a core
+// follows long streams but not the rows of tiles, and drops a third of the fetches into the second
+// level: there all is asked for into the first (a transform takes 110-140 cycles a vector then, and
+// 400-650 when it finds its pixels in memory).
 template <class T>
 GS_INLINE Ahead pixels_ahead(const Grid& g, const T* at, int64_t h, int64_t w, int64_t C,
                              int64_t channels, int64_t step, int64_t reach, int64_t pad, int64_t t0,
-                             int64_t t1) {
-  const bool near = fetch_near();
+                             int64_t t1, bool near) {
   if (2 * (t1 - t0) < g.cols || (!near && w * C * (int64_t)sizeof(T) >= 8192)) return Ahead{};
   int64_t per = g.rows * g.cols, n0 = t0 / per, n1 = (t1 - 1) / per;
   int64_t r0 = t0 / g.cols % g.rows * step - pad, r1 = (t1 - 1) / g.cols % g.rows * step - pad;

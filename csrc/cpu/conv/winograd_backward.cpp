@@ -20,7 +20,6 @@
 // operations, plus some 400 vector operations a tile and vector of channels.
 #include "conv/winograd.h"
 #include "prepare_unit.h"
-#include "runtime.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -108,9 +107,9 @@ Job make_job(const ConvParams& p) {
     // tiles of a task are not those of a transform: no order of theirs
     j.g.short_row = j.g.short_col = false;
     int64_t per = j.g.rows * j.g.cols;
-    // rounds that stay in the third-level cache; of a fast one (runtime.h) more, since each round
+    // rounds that stay in the third-level cache; of a fast one more, since each round
     // transforms the filters again, adds to dw and lets members wait for each other
-    const int64_t caches = machine().stream > 2 * machine().l2 ? 8 : 4;
+    const int64_t caches = p.near_l3 ? 8 : 4;
     j.images = max64(1, min64(p.n, caches * p.l2 / (E * (C + K) * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
@@ -172,7 +171,8 @@ struct Backward {
   int64_t lanes(int64_t i) const { return min64(j.in.nv(i) * N, p.channels - j.in.first(i) * N); }
 
   Ahead x_ahead(int64_t t0, int64_t t1) const {
-    return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1);
+    return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1,
+                        ctx->follows);
   }
 
   void transform_dy(int64_t t0, int64_t t1, const Order& order, T* dm, Planes s, T* sum) const {
@@ -218,7 +218,8 @@ struct Backward {
         int64_t steps = j.in.count * product_steps(j.in.nv(0), t1 - t0, K) * (E / 2);
         Ahead next{}, in{};
         if (b + 1 < blocks)
-          next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2);
+          next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2,
+                              ctx->follows);
         // one panel: its two products by a plane of dm follow each other
         const bool both = j.weight && j.data && j.in.count == 1;
         if (j.weight && j.data && !both)
@@ -240,7 +241,7 @@ struct Backward {
             int64_t c0 = j.in.first(i) * N;
             Planes q = planes(K, nv * N);
             Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
-                                     p.pad_h, t0, t1);
+                                     p.pad_h, t0, t1, ctx->follows);
             out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
             for (int e = 0; e < E; ++e) {
               const int64_t o = order.first(e, M + 2);
@@ -304,7 +305,7 @@ struct Backward {
     for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
       int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
       Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
-                               p.pad_h, first + t0, first + t1);
+                               p.pad_h, first + t0, first + t1, ctx->follows);
       const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, K)) * E;
       out.spread(steps * ceil_div(K, j.slice) / (next.rows ? 3 : 1));
       out.then = &next;
@@ -367,7 +368,7 @@ struct Backward {
       const Queue queue = queue_at(queues, n / j.images);
       for (int64_t t = queue.take(); t < tasks; t = queue.take()) {
         Ahead next{}, xs{};
-        if (left > 0 && fetch_near()) {
+        if (left > 0 && ctx->follows) {
           next = part(t, dy, p.out_h / P * (p.out_w / P) * p.filters);
           if (j.weight) xs = part(t, x, p.in_h * p.in_w * p.channels);
         }

@@ -36,6 +36,7 @@ struct Blocking {
   BMode b_mode;
   AMode a_mode;
   bool a_whole;                // A of a block of k is packed once, for all columns
+  int64_t a_kept;              // all of A is: elements of a block of k, or 0 (gemm_dealt)
   int64_t a_row;               // elements of packed A a row
   bool turned;                 // C has unit row stride: tiles are transposed on their way out
   bool bias_rows;              // bias is one a row of C, not one a column
@@ -92,9 +93,10 @@ Blocking blocking(const MatmulParams& p) {
   bool near = !crowded && (s.kc <= kNearDepth || (s.turned && row_b && long_gradient(p)));
   bool slivers =
       !near && p.a_cs != 1 && p.a_rs == 1 && !few && p.m * p.k * size > 128 * 1024 && p.n > 4 * N;
-  // rows a multiple of a page apart meet in a few sets of the second cache
+  // rows a multiple of four pages apart meet in a few sets of the second cache: a group would take
+  // all of its ways there (one page: a quarter)
   bool copied =
-      p.a_cs == 1 && p.a_rs * size % 4096 == 0 && p.m * p.k * size > p.l2 && p.n > kCopyCols;
+      p.a_cs == 1 && p.a_rs * size % 16384 == 0 && p.m * p.k * size > p.l2 && p.n > kCopyCols;
   s.a_mode = slivers ? kSlivers : copied ? kCopied : kInPlace;
   // 32 registers: 6 x 4; 8 x 3 where slivers of A are packed (8 floats are half a line); 14 x 2
   // where tiles are transposed when stored, so that a row of C gets most of a line at once
@@ -135,6 +137,7 @@ Blocking blocking(const MatmulParams& p) {
   s.a_row = slivers ? s.kc : round_up(s.kc, N) + N;
   int64_t a_rows = round_up(p.m, most(s.sliver, 1));
   s.a_whole = s.a_mode != kInPlace && p.n > s.ncb && a_rows * s.a_row * size <= kWholeBytes;
+  s.a_kept = 0;
   if (!s.a_whole) a_rows = round_up(s.mgroup, s.sliver);
   s.a_bytes = s.a_mode != kInPlace ? round_up(a_rows * s.a_row * size + 64, 4096) : 0;
   return s;

@@ -37,7 +37,13 @@ struct Cell {
   const Cell* then;           // what comes afterwards, of the same steps of k, or null
   const Soon* soon;           // what is read when all of it is done, or null
   int64_t panel;              // rows of the panels that C goes into, 0: it has none
+  int64_t* claims;            // blocks of columns (ncb) that were taken, or null: all are taken
 
+  // Whether there is a block of columns left to take. Who owns the cell takes from the left,
+  // helpers from the right.
+  GS_MEMBER bool claim(int64_t ncb) const {
+    return !claims || __atomic_fetch_add(claims, 1, __ATOMIC_RELAXED) < ceil_div(n, ncb);
+  }
   // Element (i, j) of C, j being the first of a panel.
   GS_MEMBER T* place(int64_t i, int64_t j) const { return c + i * ldc + j * (panel ? panel : 1); }
 };
@@ -269,7 +275,7 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
       npc = last_block ? 0 : pc + kc;
       njc = npc ? jc : jc + nc;
     }
-    const bool more = kc > 0 && njc < x.n && npc < x.k;
+    const bool more = kc > 0 && njc < x.n && npc < x.k && (npc > 0 || x.claim(s.ncb));
     const Cell<T>* then = more ? nullptr : x.then;
     for (int64_t mg = 0; mg < x.m; mg += s.mgroup) {
       const int64_t rows = least(s.mgroup, x.m - mg), tiles = ceil_div(rows, height);
@@ -279,8 +285,8 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
       T* slivers = nullptr;
       if (slivered) slivers = (T*)x.a + mg * kc;
       if (packs_a) {
-        T* to = a_pack + (s.a_whole ? mg * s.a_row : 0);
-        if (!s.a_whole || jc == 0) {
+        T* to = a_pack + (s.a_whole || s.a_kept ? mg * s.a_row : 0) + pc / s.kc * s.a_kept;
+        if (!(s.a_whole || s.a_kept) || jc == 0) {
           if (s.a_mode == kSlivers)
             pack_slivers(a, x.acs, rows, kc, s.sliver, kc, to);
           else
@@ -301,13 +307,13 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
         int64_t nk = least(s.kc, x.k - np);
         int64_t nrows = last_group && !more ? 0 : least(s.mgroup, x.m - nmg);
         const T* na = x.a + nmg * x.ars + np * x.acs;
-        if (nrows == 0 && then && then->a != x.a) {
+        if (nrows == 0 && then && (then->a != x.a || x.m > s.mgroup || x.k > s.kc)) {
           na = then->a;
-          nk = x.k;
-          nrows = then->m;
+          nk = least(s.kc, then->k);
+          nrows = least(s.mgroup, then->m);
         }
-        if (packs_a && s.a_whole && (last_group ? njc : jc) > 0)
-          next_a.set(a_pack + nmg * s.a_row, 1, 0, nrows * s.a_row * size);
+        if (packs_a && (s.a_whole || s.a_kept) && (last_group ? njc : jc) > 0)
+          next_a.set(a_pack + nmg * s.a_row + np / s.kc * s.a_kept, 1, 0, nrows * s.a_row * size);
         else if (slivered)
           next_a.set(na, 1, 0, nrows * nk * size);
         else if (x.acs == 1)

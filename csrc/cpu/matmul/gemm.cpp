@@ -3,8 +3,9 @@
 // Floor: 2 m n k operations at two FMAs a cycle; bytes only matter when m or n is small (see
 // vector.cpp).
 //
-// Small products and batches: a member of the team owns one rectangle of C (a cell), so nothing is
-// shared and no barrier is needed. Larger ones of a team are packed together and dealt out in cells
+// A member of the team owns one rectangle of C (a cell) and packs what it needs there, so that
+// nothing is shared and no barrier is needed; who is done with a larger one helps the others
+// (gemm_dealt). Products with an update or with panels are packed together and dealt out in cells
 // of one block of k (gemm_shared). Inside a cell, outermost first:
 //   columns by `ncb`, k by `kc`: this block of B is packed into panels that stay in half of the
 //   second cache; where columns of B are contiguous, 16 x 16 blocks are transposed into the panel.
@@ -42,6 +43,14 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
+// What it takes to pack or first read an element of A or B, in 1/16 of the time of an FMA.
+GS_INLINE int64_t cost_a(const Blocking& s) {
+  return s.a_mode == kSlivers ? 8 : s.a_mode == kCopied ? 4 : 2;
+}
+GS_INLINE int64_t cost_b(const Blocking& s) {
+  return s.b_mode == kPackTransposed ? 8 : s.b_mode == kPackRows ? 3 : 1;
+}
+
 // Cuts (m, n) into gr x gc = nt cells; the cheapest of the ways to write nt as a product.
 template <class T>
 void grid(const MatmulParams& p, const Blocking& s, int nt, int64_t* gr, int64_t* gc) {
@@ -50,16 +59,7 @@ void grid(const MatmulParams& p, const Blocking& s, int nt, int64_t* gr, int64_t
   for (int64_t r = 1; r <= nt; ++r) {
     int64_t c = nt / r;
     int64_t rows = round_up(ceil_div(p.m, r), 2), cols = round_up(ceil_div(p.n, c), unit);
-    // in 1/16 of the time of an FMA on N lanes: arithmetic, packing of A and of B
-    int64_t cost = 16 * rows * cols +
-                   (s.a_mode == kSlivers  ? 8
-                    : s.a_mode == kCopied ? 4
-                                          : 2) *
-                       rows * N +
-                   (s.b_mode == kPackTransposed ? 8
-                    : s.b_mode == kPackRows     ? 3
-                                                : 1) *
-                       cols * N;
+    int64_t cost = 16 * rows * cols + cost_a(s) * rows * N + cost_b(s) * cols * N;
     if (r * c > 0 && (best < 0 || cost < best)) {
       best = cost;
       *gr = r;
@@ -163,6 +163,149 @@ GS_INLINE T* move_to(const Cell<T>& x, const MatmulParams& p, int64_t i, int64_t
   return x.panel ? x.place(i, j) : x.c + i * p.c_rs + j * p.c_cs;
 }
 
+// A member's cell of C in pieces, the small ones at the end. A piece packs what it reads, which is
+// why there are few.
+constexpr int64_t kPieces = 4;
+constexpr int64_t kClaims = 16;  // blocks of columns of a cell, where they are taken one by one
+struct Pieces {
+  bool by_columns;
+  int64_t count, extent, step;
+
+  template <class T>
+  GS_MEMBER void cut(const Blocking& s, int64_t rows, int64_t cols, int64_t k) {
+    const int64_t N = simd<T>::N, W = s.nv * N;
+    // what one more of them costs
+    const int64_t columns = cost_a(s) * rows * N + cost_b(s) * W * N, more = cost_b(s) * cols * N;
+    by_columns = cols > W && (s.panels_out || columns <= more);
+    extent = by_columns ? cols : rows;
+    step = by_columns ? W : most(s.sliver, s.height);
+    for (count = kPieces; count > 1; --count) {
+      const int64_t last = extent - begin(count - 1);
+      if (last >= step && last * (by_columns ? rows : cols) * k >= kUnitWork &&
+          (count - 1) * (by_columns ? columns : more) * 128 <= 16 * rows * cols)
+        break;
+    }
+  }
+  // A half, a quarter and so on; of two pieces the first is three quarters.
+  GS_MEMBER int64_t begin(int64_t i) const {
+    return i == 0 ? 0 : round_up(extent - (extent >> (i + (count == 2))), step);
+  }
+};
+
+// How many members can have a part of a product.
+template <class T>
+int64_t gemm_tasks(const MatmulParams& p) {
+  return p.batch * ceil_div(p.m, 4) * ceil_div(p.n, simd<T>::N);
+}
+
+// How a product is dealt out.
+struct Dealing {
+  int64_t gr, gc, rows, cols;  // cells
+  int64_t kept;                // elements of A of a block of k that a member keeps packed
+  int64_t member_bytes;        // of memory of a member
+
+  template <class T>
+  GS_MEMBER void set(const MatmulParams& p, const Blocking& s, int nt) {
+    gr = 1;
+    gc = nt;
+    if (!s.panels_out) grid<T>(p, s, nt, &gr, &gc);
+    rows = round_up(ceil_div(p.m, gr), 2);
+    cols = round_up(ceil_div(p.n, gc), (s.panels_out ? s.nv : 1) * simd<T>::N);
+    kept = s.a_mode == kInPlace ? 0 : round_up(rows, most(s.sliver, 1)) * s.a_row;
+    const int64_t bytes = kept * ceil_div(p.k, s.kc) * (int64_t)sizeof(T);
+    if (bytes > 2 * p.l2) kept = 0;  // it would come from too far away
+    member_bytes = s.b_bytes + (kept ? round_up(bytes + 64, 4096) : s.a_bytes);
+  }
+};
+template <class T>
+int64_t dealt_scratch(const MatmulParams& p, const Blocking& s, int64_t tasks) {
+  Dealing d;
+  d.set<T>(p, s, (int)tasks);
+  return round_up(tasks * kCounterBytes, 4096) +
+         tasks * most(d.member_bytes, s.b_bytes + s.a_bytes);
+}
+
+// Larger products of a team: everyone has a cell, and packs for itself what it needs there, so that
+// no memory passes from one core to another but the operands. Cores of one machine are not equally
+// fast: who is done helps the others. A cell is done by blocks of columns, its owner's from the
+// left without a break, helpers' from the right; where it has too few, or too much of A to be
+// packed and kept, it has pieces.
+template <class T>
+void gemm_dealt(const MatmulParams& p, const Blocking& blocking, const Cell<T>& whole,
+                const Ctx* ctx, int64_t memory) {
+  Blocking s = blocking;
+  const int nt = ctx->nt;
+  const int64_t W = s.nv * simd<T>::N;
+  char* counters = ctx->scratch;
+  Dealing d;
+  d.set<T>(p, s, nt);
+  const int64_t gr = d.gr, gc = d.gc, rows = d.rows, cols = d.cols;
+  const bool kept = d.kept && round_up(nt * kCounterBytes, 4096) + nt * d.member_bytes <= memory;
+  char* mine = counters + round_up(nt * kCounterBytes, 4096) +
+               ctx->tid * (kept ? d.member_bytes : s.b_bytes + s.a_bytes);
+  auto counter = [&](int r, int i) __attribute__((always_inline)) {
+    return (int64_t*)(counters + r * kCounterBytes) + i;
+  };
+  if (ctx->tid == 0)
+    for (int r = 0; r < nt; ++r) *counter(r, 0) = *counter(r, 1) = 0;
+  // the rectangle of C from (i, j) to (end_i, end_j)
+  auto part = [&](int64_t i, int64_t j, int64_t end_i, int64_t end_j, Cell<T>* x) {
+    *x = whole;
+    x->m = least(end_i, p.m) - i;
+    x->n = least(end_j, p.n) - j;
+    if (x->m <= 0 || x->n <= 0) return false;
+    x->a += i * x->ars;
+    x->b += j * x->bcs;
+    if (x->bias) x->bias += s.bias_rows ? i : j;
+    x->c = move_to(*x, p, i, j);
+    return true;
+  };
+  ctx->sync();
+  Cell<T> x, then;
+  const int64_t narrow = round_up(ceil_div(cols, kClaims), W);
+  if ((s.a_mode == kInPlace || kept) && cols > W && rows * W * p.k >= kUnitWork) {
+    if (narrow < s.ncb) s.ncb = narrow;
+    if (kept) {
+      s.a_kept = d.kept;
+      s.a_whole = false;
+    }
+    for (int64_t q = 0; q < nt; ++q) {
+      const int64_t r = (ctx->tid + q) % nt, i = r / gc * rows, j = r % gc * cols;
+      if (r >= gr * gc || !part(i, j, i + rows, j + cols, &x)) continue;
+      x.claims = counter((int)r, 0);
+      if (q == 0) {
+        if (x.claim(s.ncb)) run_cell(x, s, mine);
+        continue;
+      }
+      const Cell<T> cell = x;
+      const int64_t blocks = ceil_div(cell.n, s.ncb);
+      while (cell.claim(s.ncb)) {
+        const int64_t b = blocks - 1 - __atomic_fetch_add(counter((int)r, 1), 1, __ATOMIC_RELAXED);
+        part(i, j + b * s.ncb, i + rows, j + least(cols, (b + 1) * s.ncb), &x);
+        run_cell(x, s, mine);
+      }
+    }
+    return;
+  }
+  Pieces pieces;
+  pieces.cut<T>(s, rows, cols, p.k);
+  auto piece = [&](int64_t t, Cell<T>* x) {
+    const int64_t r = t / pieces.count, q = t % pieces.count;
+    const int64_t from = pieces.begin(q),
+                  to = q + 1 < pieces.count ? pieces.begin(q + 1) : pieces.extent;
+    const int64_t i = r / gc * rows, j = r % gc * cols;
+    if (r >= gr * gc) return false;
+    return pieces.by_columns ? part(i, j + from, i + rows, j + to, x)
+                             : part(i + from, j, i + to, j + cols, x);
+  };
+  Tickets tickets{counters, {nt * pieces.count, 0}, nt, ctx->tid, 0};
+  for (int64_t t; tickets.take(&t) >= 0;) {
+    if (!piece(t, &x)) continue;
+    if ((t + 1) % pieces.count && piece(t + 1, &then)) x.then = &then;  // most likely
+    run_cell(x, s, mine);
+  }
+}
+
 // update: what is done to whole rows that are ready, or nothing. kept: all of B, packed, where
 // p.prepared.
 template <class T>
@@ -194,12 +337,10 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
       if (x.bias) x.bias += s.bias_rows ? i : j;
       x.c = move_to(x, p, i, j);
       const int64_t offset = x.c - whole.c, n = x.m * x.n;
-      if (update) {
-        update->announce(offset, n, &soon);
-        x.soon = &soon;
-      }
+      update->announce(offset, n, &soon);
+      x.soon = &soon;
       run_cell(x, s, mine);
-      if (update) update->finish(offset, n, alone);
+      update->finish(offset, n, alone);
     }
     return;
   }
@@ -416,6 +557,7 @@ Cell<T> whole_cell(const MatmulParams& p, const Blocking& s, void* const* buf) {
   x.shared = false;
   x.then = nullptr;
   x.soon = nullptr;
+  x.claims = nullptr;
   return x;
 }
 
@@ -455,8 +597,9 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     gemm_shared<T>(p, s, x, ctx, nullptr, (const T*)buf[1]);
     return;
   }
-  if (is_shared<T>(p, s, ctx->nt)) {
-    gemm_shared<T>(p, s, x, ctx, nullptr, nullptr);
+  if (is_dealt<T>(p, s, ctx->nt)) {
+    const int64_t tasks = most(1, least(gemm_tasks<T>(p), p.members));
+    gemm_dealt<T>(p, s, x, ctx, dealt_scratch<T>(p, s, tasks));
     return;
   }
   char* mine = ctx->scratch + ctx->tid * (s.b_bytes + s.a_bytes);
@@ -523,17 +666,16 @@ void gemm_plan(const void* params, Plan* plan) {
     return;
   }
   Blocking s = blocking<T>(p);
-  int64_t tiles = s.slices > 1 ? s.slices : p.batch * ceil_div(p.m, 4) * ceil_div(p.n, simd<T>::N);
-  plan->tasks = most(1, least(tiles, p.members));
+  plan->tasks = most(1, least(s.slices > 1 ? s.slices : gemm_tasks<T>(p), p.members));
   plan->work = p.batch * 2 * p.m * p.n * most(p.k, 1) / rate;
   plan->scratch = (size_t)(plan->tasks * (s.b_bytes + s.a_bytes));
   if (s.slices > 1)
     plan->scratch += (size_t)round_up(s.slices * p.m * p.n * (int64_t)sizeof(T), 4096);
-  if (s.panels_in || is_shared<T>(p, s, plan->tasks)) {
-    Sharing h = sharing<T>(p, s, plan->tasks, false);
-    int64_t bytes = plan->tasks * h.member_bytes + (h.steps > 1 ? 2 : 1) * (h.a_bytes + h.b_bytes);
-    plan->scratch = most((int64_t)plan->scratch, bytes);
-    plan->scratch += round_up(6 * plan->tasks * kCounterBytes, 4096);
+  if (s.panels_in) {
+    plan->scratch =
+        (size_t)most((int64_t)plan->scratch, (int64_t)shared_scratch<T>(p, plan->tasks, false, 1));
+  } else if (is_dealt<T>(p, s, plan->tasks)) {
+    plan->scratch = (size_t)dealt_scratch<T>(p, s, plan->tasks);
   }
 }
 

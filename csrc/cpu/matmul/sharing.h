@@ -8,12 +8,12 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-// A product whose pieces go to whoever is free: cores of one machine are not equally fast, and a
-// product ends with the slower. C is cut along k into steps of one block (and where the operands
-// are large, along rows and columns, too). For each, A and B are packed by all into memory that
-// they share, then units of C are taken, everyone from a range of its own first, so that its
-// part of the operands stays in its caches, then from what the others have left. The next step is
-// packed by who finds no unit any more; one barrier a step.
+// A product with an update, or of panels: its pieces go to whoever is free, and what they read is
+// packed by all into memory that they share. C is cut along k into steps of one block (and where
+// the operands are large, along rows and columns, too). For each, A and B are packed by all into
+// memory that they share, then units of C are taken, everyone from a range of its own first, so
+// that its part of the operands stays in its caches, then from what the others have left. The next
+// step is packed by who finds no unit any more; one barrier a step.
 constexpr int64_t kSharedBytes = 8 << 20;          // packed B of a step, and packed A
 constexpr int64_t kSharedWork = 1 << 24;           // products of numbers from which it pays
 constexpr int64_t kSharedMost = (int64_t)1 << 35;  // and up to which: larger ones wait for memory
@@ -29,8 +29,7 @@ struct Sharing {
   int64_t unit_rows, unit_cols;  // of a piece of C
   int64_t a_bytes, b_bytes;      // packed operands of a step
   int64_t steps, member_bytes;   // of memory that a member has for itself
-  // few rows (whose updates are by columns): a unit has all of them and all of k, and packs its
-  // columns of B
+  // a long gradient, updated by columns: a unit has all rows and all of k, and packs its columns
   bool private_b;
 };
 
@@ -47,25 +46,17 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     while (s.turned && W % unit) W += s.nv * simd<T>::N;
   }
   Sharing h;
-  // few panels: rows are dealt out as well where packing them does not cost more than that brings
-  const int64_t panels = ceil_div(p.n, W);
-  const bool narrow =
-      panels < 4 * nt && (s.b_mode == kDirect ? p.k <= s.kc : panels % nt != 0 && p.m > W);
-  h.private_b = !p.prepared && !s.panels_in && s.a_mode == kInPlace && !narrow &&
-                (updates ? s.turned && long_gradient(p)
-                         : p.m <= kFewRows || (s.tile_packs && p.k <= s.kc &&
-                                               p.m * p.k * size <= p.l2 / 4 && panels >= 4 * nt));
+  h.private_b = updates && s.turned && long_gradient(p) && s.a_mode == kInPlace && !p.prepared &&
+                !s.panels_in && ceil_div(p.n, W) >= 4 * nt;
   h.rows = p.m;
   h.cols = p.n;
-  if (!h.private_b) {
-    if (s.b_mode != kDirect) {
-      int64_t most_cols = most(s.ncb, kSharedBytes / (s.kc * size) / W * W);
-      h.cols = round_up(ceil_div(p.n, ceil_div(p.n, most_cols)), W);
-    }
-    if (s.a_mode != kInPlace) {
-      int64_t most_rows = most(s.mgroup, kSharedBytes / (s.a_row * size) / group * group);
-      h.rows = round_up(ceil_div(p.m, ceil_div(p.m, most_rows)), group);
-    }
+  if (s.b_mode != kDirect && !h.private_b) {
+    int64_t most_cols = most(s.ncb, kSharedBytes / (s.kc * size) / W * W);
+    h.cols = round_up(ceil_div(p.n, ceil_div(p.n, most_cols)), W);
+  }
+  if (s.a_mode != kInPlace) {
+    int64_t most_rows = most(s.mgroup, kSharedBytes / (s.a_row * size) / group * group);
+    h.rows = round_up(ceil_div(p.m, ceil_div(p.m, most_rows)), group);
   }
   h.steps = h.private_b
                 ? 1
@@ -73,13 +64,12 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
   h.b_bytes = s.b_mode == kDirect || h.private_b || p.prepared || s.panels_in
                   ? 0
                   : round_up(round_up(h.cols, W) * s.kc * size + 64, 4096);
-  h.a_bytes = s.a_mode == kInPlace || h.private_b
-                  ? 0
-                  : round_up(round_up(h.rows, group) * s.a_row * size + 64, 4096);
+  h.a_bytes =
+      s.a_mode == kInPlace ? 0 : round_up(round_up(h.rows, group) * s.a_row * size + 64, 4096);
   h.member_bytes = h.private_b ? s.b_bytes + s.a_bytes : s.b_mode == kDirect ? s.b_bytes : 0;
   int64_t rows = h.rows, cols = h.cols, k = h.private_b ? p.k : least(p.k, s.kc);
-  h.unit_rows = h.private_b ? p.m : least(s.mgroup, round_up(rows, group));
-  h.unit_cols = h.private_b ? round_up(cols, W) : least(s.ncb, round_up(cols, W));
+  h.unit_rows = least(s.mgroup, round_up(rows, group));
+  h.unit_cols = least(s.ncb, round_up(cols, W));
   if (updates) {
     // rows of C as they lie in memory
     auto part = [&](int64_t count, int64_t other, int64_t step) __attribute__((always_inline)) {
@@ -104,9 +94,9 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
     if (count >= kUnits * nt ||
         h.unit_rows * h.unit_cols * k < (coarse ? kUnitWork / 2 : 2 * kUnitWork))
       break;
-    if (h.unit_cols > 2 * W || (h.private_b && h.unit_cols > W))
+    if (h.unit_cols > 2 * W)
       h.unit_cols = round_up(h.unit_cols / 2, W);
-    else if ((!h.private_b || s.b_mode == kDirect) && h.unit_rows > (coarse ? 4 : 8) * group)
+    else if (h.unit_rows > (coarse ? 4 : 8) * group)
       h.unit_rows = round_up(h.unit_rows / 2, group);
     else
       break;
@@ -115,7 +105,7 @@ Sharing sharing(const MatmulParams& p, const Blocking& s, int64_t nt, bool updat
 }
 
 template <class T>
-bool is_shared(const MatmulParams& p, const Blocking& s, int64_t nt) {
+bool is_dealt(const MatmulParams& p, const Blocking& s, int64_t nt) {
   return nt > 1 && p.batch == 1 && s.slices == 1 && p.k > 0 && p.m * p.n * p.k >= kSharedWork &&
          p.m * p.n * p.k < kSharedMost;
 }

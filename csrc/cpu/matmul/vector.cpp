@@ -263,69 +263,98 @@ void matmul_dot_plan(const void* params, Plan* plan) {
 
 // ---- matmul_vec
 
-constexpr int64_t kVecCols = 512;    // columns in a unit of work: its sums stay in the first cache
-constexpr int64_t kVecDepth = 1024;  // rows of B in a slice, when slices are needed
+// A unit of work is some columns, whose sums stay in the first two caches: kVecSums in all rows.
+// The wider it is, the longer are the stretches of B that are read in one go (narrow ones cost a
+// fifth of the speed of memory where rows of B are pages apart).
+constexpr int64_t kVecSums = 8192;
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kVecPair = 2;  // rows of A that meet a row of B together: 8 values each in registers
+#else
+constexpr int kVecPair = 1;
+#endif
+constexpr int64_t kVecUnit = 512;     // columns that are worth a member
+constexpr int64_t kVecDepth = 1024;   // rows of B in a slice, when slices are needed
+constexpr int64_t kVecSliced = 1024;  // columns up to which they are
 
 GS_INLINE int64_t vec_slices(const MatmulParams& p) {
-  return p.batch == 1 && p.n <= 2 * kVecCols && p.k >= 4 * kVecDepth ? least(32, p.k / kVecDepth)
-                                                                     : 1;
+  return p.batch == 1 && p.n <= kVecSliced && p.k >= 4 * kVecDepth ? least(32, p.k / kVecDepth) : 1;
 }
 
-// acc[i][j] += sum over K8 rows of B; acc rows are kVecCols apart
-template <class T, int KU>
-GS_INLINE void vec_step(int64_t m, int64_t n, const T* a, int64_t ars, int64_t acs, const T* b,
-                        int64_t brs, T* acc) {
+// acc[i][j] += sum over KU rows of B for i < MI; acc rows are `cols` apart.
+template <class T, int KU, int MI>
+GS_INLINE void vec_step(int64_t n, const T* a, int64_t ars, int64_t acs, const T* b, int64_t brs,
+                        T* acc, int64_t cols) {
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
-  for (int64_t i = 0; i < m; ++i, acc += kVecCols) {
-    V x[KU];
+  V x[MI][KU];
+#pragma GCC unroll 2
+  for (int i = 0; i < MI; ++i)
 #pragma GCC unroll 8
-    for (int q = 0; q < KU; ++q) x[q] = set1(a[i * ars + q * acs]);
-    int64_t j = 0;
-    for (; j + N <= n; j += N) {
-      V v = load(acc + j);
+    for (int q = 0; q < KU; ++q) x[i][q] = set1(a[i * ars + q * acs]);
+  int64_t j = 0;
+  for (; j + N <= n; j += N) {
+    V v[MI];
+#pragma GCC unroll 2
+    for (int i = 0; i < MI; ++i) v[i] = load(acc + i * cols + j);
 #pragma GCC unroll 8
-      for (int q = 0; q < KU; ++q) v = fma(x[q], load(b + q * brs + j), v);
-      store(acc + j, v);
+    for (int q = 0; q < KU; ++q) {
+      const V y = load(b + q * brs + j);
+#pragma GCC unroll 2
+      for (int i = 0; i < MI; ++i) v[i] = fma(x[i][q], y, v[i]);
     }
-    if (j < n) {
-      V v = load(acc + j);
+#pragma GCC unroll 2
+    for (int i = 0; i < MI; ++i) store(acc + i * cols + j, v[i]);
+  }
+  if (j < n) {
+    const int rest = (int)(n - j);
+    for (int i = 0; i < MI; ++i) {
+      V v = load(acc + i * cols + j);
 #pragma GCC unroll 8
-      for (int q = 0; q < KU; ++q) v = fma(x[q], load_n(b + q * brs + j, (int)(n - j)), v);
-      store(acc + j, v);
+      for (int q = 0; q < KU; ++q) v = fma(x[i][q], load_n(b + q * brs + j, rest), v);
+      store(acc + i * cols + j, v);
     }
   }
 }
 
-// acc (m rows of kVecCols) = A (m, k) times n <= kVecCols columns of B
+// acc (m rows of `cols`) = A (m, k) times n <= cols columns of B
 template <class T>
 __attribute__((noinline)) void vec_block(int64_t m, int64_t n, int64_t k, const T* a, int64_t ars,
-                                         int64_t acs, const T* b, int64_t brs, T* acc) {
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < kVecCols; ++j) acc[i * kVecCols + j] = 0;
-  for (; k >= 8; k -= 8, a += 8 * acs, b += 8 * brs) vec_step<T, 8>(m, n, a, ars, acs, b, brs, acc);
-  for (; k > 0; --k, a += acs, b += brs) vec_step<T, 1>(m, n, a, ars, acs, b, brs, acc);
+                                         int64_t acs, const T* b, int64_t brs, T* acc,
+                                         int64_t cols) {
+  for (int64_t i = 0; i < m * cols; ++i) acc[i] = 0;
+  for (; k >= 8; k -= 8, a += 8 * acs, b += 8 * brs) {
+    int64_t i = 0;
+    for (; i + kVecPair <= m; i += kVecPair)
+      vec_step<T, 8, kVecPair>(n, a + i * ars, ars, acs, b, brs, acc + i * cols, cols);
+    if (i < m) vec_step<T, 8, 1>(n, a + i * ars, ars, acs, b, brs, acc + i * cols, cols);
+  }
+  for (; k > 0; --k, a += acs, b += brs)
+    for (int64_t i = 0; i < m; ++i)
+      vec_step<T, 1, 1>(n, a + i * ars, ars, acs, b, brs, acc + i * cols, cols);
 }
 
 template <class T>
 void matmul_vec(const void* params, void* const* buf, const Ctx* ctx) {
   const MatmulParams& p = *(const MatmulParams*)params;
   const FlushSubnormals flush(sizeof(T) == 4);
-  alignas(64) T acc[kVecRows * kVecCols];
+  alignas(64) T acc[kVecSums];
   const T* bias = (const T*)buf[2];
   T* c = (T*)buf[3];
-  int64_t chunks = ceil_div(p.n, kVecCols), slices = vec_slices(p);
+  const int64_t slices = vec_slices(p), N = simd<T>::N;
+  // as wide as they may be, and as many for everyone
+  int64_t chunks = ceil_div(p.n, kVecSums / p.m / N * N);
+  if (slices == 1 && p.batch < ctx->nt) chunks = ceil_div(chunks, ctx->nt) * ctx->nt;
+  const int64_t width = ceil_div(ceil_div(p.n, chunks), N) * N;
   if (slices > 1) {
     T* partial = (T*)ctx->scratch;
     int64_t depth = ceil_div(p.k, slices), mn = p.m * p.n;
     for (int64_t t = slices * ctx->tid / ctx->nt; t < slices * (ctx->tid + 1) / ctx->nt; ++t)
-      for (int64_t j = 0; j < p.n; j += kVecCols) {
-        int64_t cols = least(kVecCols, p.n - j), k = most(0, least(depth, p.k - t * depth));
+      for (int64_t j = 0; j < p.n; j += width) {
+        int64_t cols = least(width, p.n - j), k = most(0, least(depth, p.k - t * depth));
         vec_block(p.m, cols, k, (const T*)buf[0] + t * depth * p.a_cs, p.a_rs, p.a_cs,
-                  (const T*)buf[1] + t * depth * p.b_rs + j, p.b_rs, acc);
+                  (const T*)buf[1] + t * depth * p.b_rs + j, p.b_rs, acc, width);
         for (int64_t i = 0; i < p.m; ++i)
-          for (int64_t q = 0; q < cols; ++q)
-            partial[t * mn + i * p.n + j + q] = acc[i * kVecCols + q];
+          for (int64_t q = 0; q < cols; ++q) partial[t * mn + i * p.n + j + q] = acc[i * width + q];
       }
     ctx->sync();
     for (int64_t e = mn * ctx->tid / ctx->nt; e < mn * (ctx->tid + 1) / ctx->nt; ++e) {
@@ -337,13 +366,14 @@ void matmul_vec(const void* params, void* const* buf, const Ctx* ctx) {
   }
   int64_t units = p.batch * chunks;
   for (int64_t u = units * ctx->tid / ctx->nt; u < units * (ctx->tid + 1) / ctx->nt; ++u) {
-    int64_t t = u / chunks, j = u % chunks * kVecCols, cols = least(kVecCols, p.n - j);
+    int64_t t = u / chunks, j = u % chunks * width, cols = least(width, p.n - j);
+    if (cols <= 0) continue;
     const T* a = (const T*)buf[0] + batch_offset(p, p.a_bs, t);
     const T* b = (const T*)buf[1] + batch_offset(p, p.b_bs, t);
     T* to = c + batch_offset(p, p.c_bs, t);
-    vec_block(p.m, cols, p.k, a, p.a_rs, p.a_cs, b + j, p.b_rs, acc);
+    vec_block(p.m, cols, p.k, a, p.a_rs, p.a_cs, b + j, p.b_rs, acc, width);
     for (int64_t i = 0; i < p.m; ++i)
-      for (int64_t q = 0; q < cols; ++q) finish(p, acc[i * kVecCols + q], bias, to, i, j + q);
+      for (int64_t q = 0; q < cols; ++q) finish(p, acc[i * width + q], bias, to, i, j + q);
   }
 }
 
@@ -352,7 +382,7 @@ void matmul_vec_plan(const void* params, Plan* plan) {
   const MatmulParams& p = *(const MatmulParams*)params;
   int64_t slices = vec_slices(p);
   plan->work = p.batch * stream_ns(p.n * p.k * (int64_t)sizeof(T)) * most(1, p.m / 2);
-  plan->tasks = slices > 1 ? slices : most(1, p.batch * ceil_div(p.n, kVecCols));
+  plan->tasks = slices > 1 ? slices : most(1, p.batch * ceil_div(p.n, kVecUnit));
   plan->scratch = slices > 1 ? (size_t)(slices * p.m * p.n) * sizeof(T) : 0;
 }
 
