@@ -307,7 +307,9 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
         int64_t nk = least(s.kc, x.k - np);
         int64_t nrows = last_group && !more ? 0 : least(s.mgroup, x.m - nmg);
         const T* na = x.a + nmg * x.ars + np * x.acs;
-        if (nrows == 0 && then && (then->a != x.a || x.m > s.mgroup || x.k > s.kc)) {
+        // an update's own lines come first
+        const bool anew = then && (then->a != x.a || (!x.soon && (x.m > s.mgroup || x.k > s.kc)));
+        if (nrows == 0 && anew) {
           na = then->a;
           nk = least(s.kc, then->k);
           nrows = least(s.mgroup, then->m);
