@@ -611,7 +611,8 @@ struct Forward : Lanes<T> {
                 test = fma(t % 2 ? v : before, v, test);
               before = v;
               if (!a && !b) {
-                best = test = v;
+                best = v;
+                if (number) test = v;
                 tap = here;
               } else if (number) {
                 take_number<T>(v, here, best, tap);
