@@ -3,6 +3,8 @@
 import copy
 import itertools
 import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -1076,6 +1078,34 @@ def test_gradient_update_of_any_shape(batch, inputs, outputs, count):
 )
 def test_gradient_update_waits_for_a_global_norm(optimizer):
     compare(wide, (9, 16), "gradient_update", {MERGED: 0}, optimizer=optimizer)
+
+
+CHOICE = f"""
+import gradsmith as gs, numpy as np
+from gradsmith import nn
+model = nn.Sequential(nn.Linear(16, {WIDE}), nn.ReLU(), nn.Linear({WIDE}, {WIDE}), nn.ReLU(), nn.Linear({WIDE}, 4))
+opt = gs.optim.AdamW(model.parameters())
+def step(x):
+    opt.zero_grad()
+    model(x).square().mean().backward()
+    opt.step()
+for passes in (None, {{"pieces": True}}, {{"gradient_update": True}}, {{"gradient_update": None}}):
+    f = gs.capture(step, passes=passes)
+    for _ in range(4):
+        f(gs.tensor(np.ones((9, 16), np.float32)))
+    print(f.report(1).count("{MERGED}"))
+"""
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 40])
+def test_gradient_update_where_it_pays(kept):
+    """A fast third cache that holds all that the update touches: off, unless it is asked for."""
+    env = {**os.environ, "GRADSMITH_STREAM_BYTES": str(kept)}
+    out = subprocess.run(
+        [sys.executable, "-c", CHOICE], env=env, capture_output=True, text=True, check=True
+    )
+    left_alone = kept and gs._cpu.machine()["near"]
+    assert out.stdout.split() == (["0", "0", "1", "0"] if left_alone else ["1"] * 4)
 
 
 def updated(body, x, *, count, steps=7, threads=2, optimizer=None):

@@ -100,7 +100,9 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.norm_sum = flag("norm_sum", true);
   q->p.options.pieces = flag("pieces", true);
   q->p.options.optimizer = flag("optimizer", true);
-  q->p.options.gradient_update = flag("gradient_update", true);
+  const bool chosen = options.contains("gradient_update") && !options["gradient_update"].is_none();
+  q->p.options.gradient_update = !chosen || flag("gradient_update", true);
+  q->p.options.gradient_update_anyway = chosen;
   q->p.options.transposed = flag("transposed", true);
   q->p.options.prepared_weights = flag("prepared_weights", true);
   q->p.options.prepared_updates = flag("prepared_updates", true);

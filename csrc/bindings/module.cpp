@@ -116,6 +116,7 @@ PYBIND11_MODULE(_cpu, m) {
     d["l1d"] = x.l1d;
     d["l2"] = x.l2;
     d["l3"] = x.l3;
+    d["near"] = x.near;
     return d;
   });
   m.def("memory_stats", [] {

@@ -31,7 +31,9 @@ struct Fuser {
   std::vector<char> dead;                        // by op
   std::vector<std::vector<RecordedOp>> follows;  // by op: new ones behind it
 
-  explicit Fuser(Program& p) : ops(p.ops), objects(p.objects) {
+  const Options& options;
+
+  explicit Fuser(Program& p) : ops(p.ops), objects(p.objects), options(p.options) {
     dead.assign(ops.size(), 0);
     follows.resize(ops.size());
     index();

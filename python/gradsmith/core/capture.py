@@ -50,7 +50,8 @@ PASSES = {
     "norm_sum": "the gradient of a layer norm and the gradient that is added to it in one kernel",
     "pieces": "parts of a sum are written into it, not into zeros that are added",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
-    "gradient_update": "the product that makes a gradient updates the parameter, piece by piece",
+    "gradient_update": "the product that makes a gradient updates the parameter, piece by piece "
+    "(None: not where a fast third cache holds all that the update touches)",
     "transposed": "a result that only products read is stored as the next one reads it",
     "prepared_weights": "weights that the program leaves alone stay transformed or packed between replays",
     "prepared_updates": "an update writes the transformed or packed weights for the next replay, too",
@@ -894,7 +895,9 @@ class _Plan:
         known = [a for a, _, _ in self.outputs]
         return self.rec.alive(known)[0]
 
-    def finish(self, threads: int, passes: dict[str, bool], before: dict, after: dict) -> Any:
+    def finish(
+        self, threads: int, passes: dict[str, bool | None], before: dict, after: dict
+    ) -> Any:
         leaves: list[tuple] = []
         first: dict[tuple, int] = {}
         for i, x in enumerate(self.leaves):
@@ -965,10 +968,11 @@ def _sign(x: Any) -> Any:
     return (type(x), x)
 
 
-def _options(passes: Any) -> dict[str, bool]:
+def _options(passes: Any) -> dict[str, bool | None]:
     if passes is True:
         return dict.fromkeys(PASSES, True)
-    chosen = {name: name not in _UNPAID for name in PASSES}
+    chosen: dict[str, bool | None] = {name: name not in _UNPAID for name in PASSES}
+    chosen["gradient_update"] = None
     if passes is None:
         return chosen
     if passes is False:
@@ -980,7 +984,7 @@ def _options(passes: Any) -> dict[str, bool]:
     for name, on in given.items():
         if name not in PASSES:
             raise ValueError(f"capture: unknown pass {name!r}; there are {', '.join(PASSES)}")
-        chosen[name] = bool(on)
+        chosen[name] = None if on is None and name == "gradient_update" else bool(on)
     return chosen
 
 
