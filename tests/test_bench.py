@@ -143,6 +143,8 @@ def test_where_the_time_goes(tmp_path, capsys):
         assert math.isclose(sum(g["share"] for g in r["ops"]), 1.0)
         floor = Floor(NETS[r["net"]], 8)
         large = sum(math.prod(s) for s in floor.p.values() if len(s) == 2 and math.prod(s) >= 32768)
+        if gs._cpu.machine()["near"]:  # a fast third cache holds all that the update touches
+            large = 0
         assert bool(large) == any(g["name"] == "matmul_update" for g in r["ops"])
         adam = next(g for g in r["ops"] if g["name"] == "adam")
         # reads gradient, parameter and two moments, writes three of them; large weights are updated

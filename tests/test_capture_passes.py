@@ -1235,7 +1235,7 @@ def test_gradient_update_follows_the_learning_rate():
             sched.step()
             return loss
 
-        f = gs.capture(step) if captured else step
+        f = gs.capture(step, passes={"gradient_update": True}) if captured else step
         out = []
         for i in range(9):
             if i == 6:
