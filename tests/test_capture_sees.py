@@ -21,6 +21,7 @@ import pytest
 import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
+from gradsmith.core import capture as module
 
 
 def batch(i, n=4, d=3, dtype=np.float32):
@@ -1023,3 +1024,34 @@ def test_empty_and_full_batches_in_turn():
         )[1],
         replays=15,
     )
+
+
+def test_kinds_of_arguments_that_do_not_come_again_are_forgotten():
+    """A counter as an argument makes a new kind at every call, and shapes that come only twice leave a
+    recording that waits for a third call."""
+    many = module._MAX_SEEN + 100
+    with gs.no_grad():
+        step = gs.capture(lambda x, i: x * i)
+        x = gs.ones(3)
+        for i in range(many):
+            step(x, i)
+        assert len(step._seen) <= module._MAX_SEEN
+        twice = gs.capture(lambda x: x * 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for n in range(1, 60):
+                for _ in range(2):
+                    np.testing.assert_array_equal(twice(gs.ones(n)).numpy(), np.full(n, 2))
+        assert len(twice._drafts) <= module._MAX_PROGRAMS
+
+
+def test_signed_zeros_and_nan_as_arguments():
+    """0 and -0 are equal, but not the same; NaN is not equal, but the same."""
+    with gs.no_grad():
+        step = gs.capture(lambda x, k: x * k)
+        x = gs.ones(3)
+        for i in range(24):
+            k = (0.0, -0.0, float("nan"))[i % 3]
+            assert step(x, k).numpy().tobytes() == (x * k).numpy().tobytes()
+        assert step.reason is None
+        assert [p["replays"] for p in step.programs] == [5, 5, 5]

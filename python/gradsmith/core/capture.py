@@ -60,6 +60,7 @@ PASSES = {
 _UNPAID = ("bias_activation", "activation_gradient", "prepared_updates")
 _MAX_PROGRAMS = 16
 _MAX_FAILURES = 3
+_MAX_SEEN = 4096  # kinds of arguments that are remembered: a counter as an argument makes new ones
 _verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
 _CONSTANT = (
     int,
@@ -265,7 +266,7 @@ class Captured(_cpu.CapturedBase):
         self._in_place: set[Any] = set()  # keys of arguments that have to be passed as they are
         self._failures = 0
         self._misses = 0
-        self._evicted = 0  # programs in a row that went before they had paid
+        self._evicted = 0  # recordings in a row that went before they had paid
         self.reason: str | None = None  # why it stays eager
         self.parts: Any = None  # for owners: what it was made for
         self.siblings: Iterable[Captured] = ()  # for owners: one warning for all of these
@@ -349,7 +350,8 @@ class Captured(_cpu.CapturedBase):
         if why is not None:
             _say(f"{self.name}: eager: {why}")
             return self.fn(*args, **kwargs)
-        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        seen = self._seen[key] = self._seen.pop(key, 0) + 1
+        _forget(self._seen, _MAX_SEEN)
         if seen == 1:
             before = [(x, x._ver[0]) for x in copied.values()]
             out = self.fn(*args, **kwargs)
@@ -401,6 +403,15 @@ class Captured(_cpu.CapturedBase):
             RuntimeWarning,
             stacklevel=4,
         )
+
+    def _went(self, fresh: bool) -> None:
+        """A recording had to go for another one; fresh: before it had paid."""
+        self._evicted = self._evicted + 1 if fresh else 0
+        if self._evicted > _MAX_PROGRAMS:
+            self._give_up(
+                f"it is called with more kinds of arguments in turn than the {_MAX_PROGRAMS} that programs "
+                "are kept for. Pad them to fewer shapes"
+            )
 
     # ---- replay
     def _replay(self, p: _Program, leaves: tuple) -> Any:
@@ -533,6 +544,8 @@ class Captured(_cpu.CapturedBase):
                     self._give_up(why)
                     return result
             self._drafts[key] = (rec, before["counter"], contents)
+            if _forget(self._drafts, _MAX_PROGRAMS):  # each holds arrays of its call
+                self._went(True)
             return result
         self._failures = 0
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
@@ -543,12 +556,7 @@ class Captured(_cpu.CapturedBase):
         p.arguments = _kinds(leaves)
         self._programs.append(p)
         if len(self._programs) > _MAX_PROGRAMS:
-            self._evicted = self._evicted + 1 if self._programs.pop(0).fresh() else 0
-            if self._evicted > _MAX_PROGRAMS:
-                self._give_up(
-                    f"it is called with more kinds of arguments in turn than the {_MAX_PROGRAMS} that programs "
-                    "are kept for. Pad them to fewer shapes"
-                )
+            self._went(self._programs.pop(0).fresh())
         self._remember(p)
         if _verbose:
             s = p.native.stats()
@@ -954,10 +962,20 @@ def _unfinished(node: Any) -> bool:
     return False
 
 
+def _forget(table: dict, most: int) -> bool:
+    """Drops the entry that was written the longest ago, beyond `most`; whether there was one."""
+    if len(table) <= most:
+        return False
+    del table[next(iter(table))]
+    return True
+
+
 def _sign(x: Any) -> Any:
     """What two arguments have in common that the same program may serve."""
     if isinstance(x, Tensor):
         return (type(x), x.data.shape, x.data.dtype.str)
+    if type(x) is float:  # 0 and -0 are two programs, and NaN is like NaN
+        return (float, x.hex())
     try:
         hash(x)
     except TypeError:
