@@ -1424,6 +1424,17 @@ def test_report_and_verify():
     assert bits(state_of(model, opt)) == before
 
 
+def test_verify_puts_changed_arguments_back():
+    add = gs.capture(lambda total, x: total.add_(x))
+    total, x = gs.zeros(3), np.ones(3, np.float32)
+    with gs.no_grad():
+        for _ in range(5):
+            add(total, x)
+        assert add.verify(total, x) == 3
+        np.testing.assert_array_equal(total.numpy(), np.full(3, 5))
+        np.testing.assert_array_equal(add(total, x).numpy(), np.full(3, 6))
+
+
 def test_wrong_arguments():
     with pytest.raises(TypeError, match="function"):
         gs.capture(3)

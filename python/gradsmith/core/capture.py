@@ -632,8 +632,8 @@ class Captured(_cpu.CapturedBase):
 
     def verify(self, *args: Any, **kwargs: Any) -> int:
         """Runs the function and its replay from the same state and compares the bits of results,
-        parameters, states and gradients; the state is put back. Returns how many arrays were
-        compared. AssertionError names the first one that differs.
+        arguments, parameters, states and gradients; the state is put back, arguments too. Returns how
+        many arrays were compared. AssertionError names the first one that differs.
         """
         with self._locked():
             if self._last is None:
@@ -642,17 +642,26 @@ class Captured(_cpu.CapturedBase):
             flatten((args, kwargs), leaves)
             watch = Watch(self.fn, leaves)
             saved, state = watch.snapshot(), random.state()
-            try:
-                expected = self._state_of(self.fn(*args, **kwargs), watch)
+            arrays = [x.data if isinstance(x, Tensor) else x for x in leaves]
+            given = [a for a in arrays if isinstance(a, np.ndarray)]
+            before = [a.copy() for a in given]
+
+            def restore() -> None:
                 watch.restore(saved)
                 random.set_state(state)
+                for a, old in zip(given, before):
+                    if a.flags.writeable:
+                        a[...] = old
+
+            try:
+                expected = self._state_of(self.fn(*args, **kwargs), watch, given)
+                restore()
                 replays = sum(p.native.stats()["replays"] for p in self._programs)
-                got = self._state_of(self(*args, **kwargs), watch)
+                got = self._state_of(self(*args, **kwargs), watch, given)
                 if sum(p.native.stats()["replays"] for p in self._programs) == replays:
                     raise CaptureError("verify: no program fits these arguments yet")
             finally:
-                watch.restore(saved)
-                random.set_state(state)
+                restore()
             for (name, a), (_, b) in zip(expected, got):
                 if (a is None) != (b is None):
                     raise AssertionError(f"verify: {name} is there in one of the two runs only")
@@ -662,12 +671,15 @@ class Captured(_cpu.CapturedBase):
                     raise AssertionError(f"verify: {name} differs between function and replay")
             return len(expected)
 
-    def _state_of(self, out: Any, watch: Watch) -> list[tuple[str, Any]]:
+    def _state_of(
+        self, out: Any, watch: Watch, given: list[np.ndarray]
+    ) -> list[tuple[str, Any]]:
         leaves: list[Any] = []
         flatten(out, leaves)
         items: list[tuple[str, Any]] = [
             (f"result {i}", x.data.copy()) for i, x in enumerate(leaves) if isinstance(x, Tensor)
         ]
+        items += [(f"argument {i}", a.copy()) for i, a in enumerate(given)]
         for name, t in watch.named():
             items.append((name, t.data.copy()))
         for t in watch.trainable:
