@@ -1055,3 +1055,64 @@ def test_signed_zeros_and_nan_as_arguments():
             assert step(x, k).numpy().tobytes() == (x * k).numpy().tobytes()
         assert step.reason is None
         assert [p["replays"] for p in step.programs] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_containers_that_the_function_changes(arrays):
+    """What it puts into a list or dict of its caller's arrives there, at every call."""
+
+    def fn(log, batch, x):
+        y = x * 2
+        log.append(y)
+        batch["sum"] = batch["x"] + y
+        batch["more"][0].pop()
+        return y
+
+    with gs.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step, log = gs.capture(fn), []
+        for i in range(8):
+            value = np.full(3, i, np.float32)
+            x = value if arrays else gs.tensor(value)
+            inner = [x, 3]
+            given = {"x": x, "more": (inner,)}
+            step(log, given, x)
+            np.testing.assert_array_equal(log[i].numpy(), value * 2)
+            np.testing.assert_array_equal(given["sum"].numpy(), value * 3)
+            assert given["x"] is x and inner == [x] and given["more"][0] is inner
+            log[:] = [gs.ones(3)] * (i + 1)
+
+
+def test_a_dict_that_gets_a_number_is_told():
+    def fn(x, out):
+        out["n"] = 3
+        return x * 2
+
+    step = gs.capture(fn)
+    with gs.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(8):
+            out = {"n": 0}
+            step(gs.ones(3), out)
+            assert out == {"n": 3}
+    assert "list or dict" in step.reason
+
+
+def test_the_same_container_comes_back():
+    with gs.no_grad():
+        x = gs.ones(3)
+        given = [x, (x.T,)]
+        step = gs.capture(lambda a: a)
+        assert step(given) is given
+
+
+def test_one_transposed_tensor_twice():
+    def fn(pair, c):
+        return pair[0] + pair[1] * c
+
+    step = gs.capture(fn)
+    x = gs.tensor(np.arange(6, dtype=np.float32).reshape(2, 3)).T
+    with gs.no_grad():
+        for _ in range(6):
+            np.testing.assert_array_equal(step((x, x), x).numpy(), fn((x, x), x).numpy())
+    assert step.reason is None and step.programs[0]["replays"] == 3

@@ -119,6 +119,51 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
     return build(tree)
 
 
+def _replaced(x: Any, new: dict[int, Any], of: dict[int, Any]) -> Any:
+    """`x` with other leaves (by the old one's id): containers without one stay the same objects.
+    `of`: gets what stands for what, by the id of what stands there now."""
+    if not new:
+        return x
+    if id(x) in new:
+        y = new[id(x)]
+    elif not isinstance(x, (tuple, list, dict)):
+        return x
+    else:
+        leaves: list[Any] = []
+        tree = flatten(x, leaves)
+        if tree is None or not any([id(v) in new for v in leaves]):
+            return x
+        if isinstance(x, dict):
+            y = type(x)([(k, _replaced(v, new, of)) for k, v in x.items()])
+        else:
+            items = [_replaced(v, new, of) for v in x]
+            y = type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+    of[id(y)] = (y, x)
+    return y
+
+
+def _changed(args: Any, tree: Any, leaves: list[Any]) -> bool:
+    """Whether containers hold something else than when they were flattened."""
+    now: list[Any] = []
+    if flatten(args, now) != tree or len(now) != len(leaves):
+        return True
+    return any([a is not b for a, b in zip(now, leaves)])
+
+
+def _give_back(of: dict[int, Any]) -> None:
+    """What a function did to the containers that stood for its caller's is done to those."""
+
+    def old(v: Any) -> Any:
+        return of[id(v)][1] if id(v) in of else v
+
+    for y, x in list(of.values()):
+        if isinstance(y, dict):
+            x.clear()
+            x.update([(k, old(v)) for k, v in y.items()])
+        elif type(y) is list:
+            x[:] = [old(v) for v in y]
+
+
 # ---- what raises while a recording runs
 
 
@@ -315,21 +360,42 @@ class Captured(_cpu.CapturedBase):
         leaves: list[Any] = []
         tree = flatten((args, kwargs) if kwargs else args, leaves)
         copied: dict[int, Tensor] = {}  # what is not in C order
+        new: dict[int, Any] = {}  # tensors for arrays
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, np.ndarray):
-                leaves[i] = leaf = Tensor(leaf)
+                if id(leaf) not in new:
+                    new[id(leaf)] = Tensor(leaf)
+                leaves[i] = leaf = new[id(leaf)]
             if isinstance(leaf, Tensor) and not leaf.data.flags.c_contiguous and not leaf._rg:
                 copied[i] = leaf
-        rebuilt = unflatten(tree, leaves)
-        args, kwargs = rebuilt if kwargs else (rebuilt, {})
+        if not kwargs and not any(tree[1]):  # no containers
+            return self._tensors(tuple(leaves), kwargs, tree, leaves, copied)
+        of: dict[int, Any] = {}
+        args, kwargs = _replaced((args, kwargs), new, of)
+        if not of:
+            return self._tensors(args, kwargs, tree, leaves, copied)
+        seen = leaves.copy()
+        try:
+            return self._tensors(args, kwargs, tree, leaves, copied)
+        finally:
+            if _changed((args, kwargs) if kwargs else args, tree, seen):
+                _give_back(of)
+
+    def _tensors(
+        self, args: tuple, kwargs: dict, tree: Any, leaves: list[Any], copied: dict[int, Tensor]
+    ) -> Any:
+        """A call that no program was waiting for, its arrays as tensors."""
         mode = self._mode()
         key: Any = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
         if copied:
             key = (key, tuple(copied))
             if key in self._in_place:
                 return self.fn(*args, **kwargs)
+            dense: dict[int, Tensor] = {}
             for i, leaf in copied.items():
-                leaves[i] = wrap(leaf._k.contiguous(leaf.data), leaf._k)
+                if id(leaf) not in dense:
+                    dense[id(leaf)] = wrap(leaf._k.contiguous(leaf.data), leaf._k)
+                leaves[i] = dense[id(leaf)]
         flat = tuple(leaves)
         reasons = []
         for p in reversed(self._programs):
@@ -376,7 +442,7 @@ class Captured(_cpu.CapturedBase):
                 self._give_up(f"what it depends on changes at every call: {reasons[0]}")
                 return self.fn(*args, **kwargs)
         _say(f"{self.name}: recording" + (f" again: {reasons[0]}" if reasons else ""))
-        return self._record(leaves, bool(kwargs), tree, mode, key, copied)
+        return self._record(args, kwargs, leaves, tree, mode, key, copied)
 
     def _cannot(self, leaves: list[Any]) -> str | None:
         spans = []
@@ -445,8 +511,9 @@ class Captured(_cpu.CapturedBase):
     # ---- recording
     def _record(
         self,
+        args: tuple,
+        kwargs: dict,
         leaves: list[Any],
-        named: bool,
         tree: Any,
         mode: tuple,
         key: Any,
@@ -454,8 +521,9 @@ class Captured(_cpu.CapturedBase):
     ) -> Any:
         """Runs the function under the recorder. A second recording must agree with the first one in all
         but what a replay renews; then it becomes a program. That finds what Python computed from data."""
-        rebuilt = unflatten(tree, leaves)
-        args, kwargs = rebuilt if named else (rebuilt, {})
+        of: dict[int, Any] = {}
+        dense = {id(x): leaves[i] for i, x in copied.items()}
+        args, kwargs = _replaced((args, kwargs), dense, of)
         watch = Watch(self.fn, leaves)
         if watch.reason is not None:
             self._give_up(watch.reason)
@@ -493,10 +561,19 @@ class Captured(_cpu.CapturedBase):
         except BaseException:
             rec.stop()
             raise
+        finally:
+            changed = _changed((args, kwargs) if kwargs else args, tree, leaves)
+            if changed and of:
+                _give_back(of)
         after = random.state()
         result = plan.result
         del out
         why = plan.problem()
+        if changed:
+            why = (
+                "it changes a list or dict that it is given, and a replay runs no Python. Return what it "
+                "puts there"
+            )
         if why is None:
             why, plan.written = watch.read_by_host(rec)
         if why is None and plan.leaks():
@@ -671,9 +748,7 @@ class Captured(_cpu.CapturedBase):
                     raise AssertionError(f"verify: {name} differs between function and replay")
             return len(expected)
 
-    def _state_of(
-        self, out: Any, watch: Watch, given: list[np.ndarray]
-    ) -> list[tuple[str, Any]]:
+    def _state_of(self, out: Any, watch: Watch, given: list[np.ndarray]) -> list[tuple[str, Any]]:
         leaves: list[Any] = []
         flatten(out, leaves)
         items: list[tuple[str, Any]] = [
