@@ -29,7 +29,7 @@ from . import random, recording
 from .autograd import is_grad_enabled
 from .recording import CaptureError
 from .tensor import Tensor, wrap
-from .watch import OptimizerState, SchedulerState, Watch
+from .watch import AverageState, OptimizerState, SchedulerState, Watch
 
 __all__ = ["PASSES", "CaptureError", "Captured", "capture"]
 
@@ -1017,6 +1017,8 @@ class _Plan:
                 p.actions.append(OptimizerState(what, native))
             elif kind == "scheduler":
                 p.actions.append(SchedulerState(what))
+            elif kind == "average":
+                p.actions.append(AverageState(what))
         p.grads, p.cleared = self.grads, self.cleared
         p.results, p.result_tree = self.results, self.result_tree
         p.checks = native.has_checks()

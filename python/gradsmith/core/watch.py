@@ -33,7 +33,7 @@ from .. import _cpu
 from . import recording
 from .tensor import Parameter, Tensor
 
-__all__ = ["OptimizerState", "SchedulerState", "Watch"]
+__all__ = ["AverageState", "OptimizerState", "SchedulerState", "Watch"]
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _TABLES = ("_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_hooks")
@@ -683,6 +683,11 @@ class Watch:
         count = [x for kind, x in notes if kind == "optimizer"]
         if len(count) != len(stepped):
             return "it steps one optimizer twice; a program has one set of its numbers. Split it in two"
+        averages = [x for kind, x in notes if kind == "average"]
+        if len({id(x) for x in averages}) != len(averages):
+            return "it updates one average twice; a program has one set of its numbers. Split it in two"
+        if not all([self.sees(x) for x in averages]):
+            return "it updates an average that cannot be found from the function's variables"
         if any(x not in self.optimizers for x in stepped):
             return "it steps an optimizer that cannot be found from the function's variables"
         scheduled = {id(x.optimizer) for kind, x in notes if kind == "scheduler"}
@@ -880,6 +885,25 @@ class OptimizerState:
         if self.skip and self.o._control[2] == 0:
             self.undo()
             self.o.skipped += 1
+
+
+class AverageState:
+    """Counts an update of an average (optim/averaging.py) and writes its share into the slots."""
+
+    def __init__(self, average: Any):
+        self.average = average
+
+    def ready(self) -> bool:
+        return True
+
+    def advance(self) -> None:
+        _cpu.slots_write(self.average._slots.ids, self.average.advance())
+
+    def undo(self) -> None:
+        self.average.advance(-1)
+
+    def done(self) -> None:
+        pass
 
 
 class SchedulerState:
