@@ -123,7 +123,6 @@ def test_set_grad_enabled_from_the_call_on(rng):
         gs.set_grad_enabled(True)
 
 
-
 def test_grad_mode_is_a_thread_s_own():
     seen = []
     with gs.no_grad():
