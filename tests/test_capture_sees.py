@@ -2,11 +2,14 @@
 
 import array
 import contextvars
+import copy
 import dataclasses
 import functools
+import gc
 import itertools
 import operator
 import os
+import pickle
 import random
 import sys
 import threading
@@ -1116,3 +1119,58 @@ def test_one_transposed_tensor_twice():
         for _ in range(6):
             np.testing.assert_array_equal(step((x, x), x).numpy(), fn((x, x), x).numpy())
     assert step.reason is None and step.programs[0]["replays"] == 3
+
+
+@gs.capture
+def doubled(x):
+    """Twice x."""
+    return x * 2
+
+
+class Scaler:
+    def __init__(self, k):
+        self.k = k
+
+    @gs.capture
+    def scale(self, x):
+        return x * self.k
+
+
+class Shifter(Scaler):
+    @gs.capture
+    def scale(self, x):
+        return super().scale(x) + 1
+
+
+def test_decorated_methods():
+    """Every object has programs of its own, copies and subclasses too."""
+    with gs.no_grad():
+        a, b, c = Scaler(2.0), Scaler(3.0), Shifter(4.0)
+        for i in range(8):
+            x = batch(i)
+            for obj, k, shift in ((a, 2.0, 0), (b, 3.0, 0), (c, 4.0, 1)):
+                assert copied(obj.scale(x)) == copied(x * k + shift if shift else x * k)
+        for obj in (a, b, c):
+            assert obj.scale.programs[0]["replays"] == 5
+        assert isinstance(Scaler.scale, module.Captured) and not Scaler.scale.programs
+        for other in (copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
+            other.k = 5.0
+            for _ in range(5):
+                assert copied(other.scale(x)) == copied(x * 5.0)
+                assert copied(a.scale(x)) == copied(x * 2.0)
+        gone = weakref.ref(b)
+        del b, obj
+        gc.collect()
+        assert gone() is None
+
+        class Slotted:
+            __slots__ = ()
+            scale = Scaler.__dict__["scale"]
+
+        with pytest.raises(TypeError, match="__dict__"):
+            Slotted().scale(x)
+
+
+def test_a_decorated_function_keeps_its_name():
+    assert doubled.__name__ == "doubled" and doubled.__doc__ == "Twice x."
+    assert pickle.loads(pickle.dumps(doubled)) is doubled and copy.deepcopy(doubled) is doubled

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import gc
 import itertools
 import os
 import sys
 import threading
+import types
 import warnings
 import weakref
 from collections import Counter, OrderedDict
@@ -288,6 +290,16 @@ def _kinds(leaves: list[Any]) -> list[Any]:
     return kinds
 
 
+def _named(module: str, path: str) -> Any:
+    """What a module has under a name; None: nothing."""
+    import importlib
+
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
 class Captured(_cpu.CapturedBase):
     """What `gs.capture` returns: call it like the function.
 
@@ -316,10 +328,38 @@ class Captured(_cpu.CapturedBase):
         self.parts: Any = None  # for owners: what it was made for
         self.siblings: Iterable[Captured] = ()  # for owners: one warning for all of these
         self.__wrapped__ = fn
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.__qualname__ = self.name
+        self.__doc__ = getattr(fn, "__doc__", None)
+        self._attribute: str | None = None  # as a method: its name in the class
         _live.add(self)
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = name
+
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        """A decorated method: every object has programs of its own, in its `__dict__`."""
+        if obj is None or not isinstance(self.fn, types.FunctionType):
+            return self
+        if self._attribute is None or not _cpu.has_dict(obj):
+            raise TypeError(
+                f"capture: {type(obj).__name__} objects have no __dict__ to keep programs in. Capture the "
+                "method of an object, gs.capture(obj.method), and keep that"
+            )
+        key = self._attribute  # found there without coming here again
+        if getattr(type(obj), key, None) is not self:
+            key = self.__qualname__  # asked for by super()
+        bound = obj.__dict__.get(key)
+        if bound is None:
+            bound = Captured(types.MethodType(self.fn, obj), self.passes, self._fallback)
+        return obj.__dict__.setdefault(key, bound)
+
     def __reduce__(self) -> Any:
-        """A copy captures anew: programs belong to the arrays they were recorded on."""
+        """A copy captures anew: programs belong to the arrays they were recorded on. A decorated function
+        is found under its name, as functions are."""
+        module, path = getattr(self.fn, "__module__", ""), getattr(self.fn, "__qualname__", "")
+        if isinstance(self.fn, types.FunctionType) and _named(module, path) is self:
+            return (_named, (module, path))
         return (Captured, (self.fn, self.passes, self._fallback))
 
     # ---- the call: where a program can do all of it, CapturedBase has done so before it comes here
