@@ -1,15 +1,20 @@
 """Captured functions follow what they see: Python values wherever they lie, and memory that is shared."""
 
 import array
+import configparser
 import contextvars
 import copy
+import ctypes
 import dataclasses
 import functools
 import gc
+import importlib
 import itertools
+import multiprocessing
 import operator
 import os
 import pickle
+import queue
 import random
 import sys
 import threading
@@ -510,6 +515,91 @@ def global_of_a_mixin():
     return gs.no_grad()(lambda x: m(x)), lambda: set_global(7.0)
 
 
+PATCH = pytest.MonkeyPatch()
+KEPT = [Config(), Config(7.0)]
+
+
+class Grandchild(Parent):
+    def __init__(self):
+        self.factor = 2.0
+
+    def scaled(self, x):
+        return x * self.factor
+
+
+class Overriding(Grandchild):
+    def scaled(self, x):
+        return super().scaled(x) + 1
+
+    @property
+    def k(self):
+        return super().k + 1
+
+
+@by_mutation
+def attribute_read_behind_super():
+    obj = Overriding()
+    return obj.scaled, lambda: setattr(obj, "factor", 7.0)
+
+
+@by_mutation
+def method_behind_super():
+    obj = Overriding()
+    return obj.scaled, lambda: PATCH.setattr(Grandchild, "scaled", lambda s, x: x * 7)
+
+
+@by_mutation
+def attribute_of_a_class_behind_super():
+    obj = Overriding()
+    return lambda x: x * obj.k, lambda: PATCH.setattr(Parent, "k", 7.0)
+
+
+@by_mutation
+def flag_of_an_event():
+    event = threading.Event()
+    return lambda x: x * (7 if event.is_set() else 2), event.set
+
+
+@by_mutation
+def value_of_a_config_parser():
+    config = configparser.ConfigParser()
+    config["train"] = {"scale": "2"}
+    return (
+        lambda x: x * config["train"].getfloat("scale"),
+        lambda: config.set("train", "scale", "7"),
+    )
+
+
+@by_mutation
+def number_of_ctypes():
+    number = ctypes.c_double(2)
+    return lambda x: x * number.value, lambda: setattr(number, "value", 7)
+
+
+@by_mutation
+def number_of_multiprocessing():
+    number = multiprocessing.Value("d", 2)
+    return lambda x: x * number.value, lambda: setattr(number, "value", 7)
+
+
+@by_mutation
+def entry_of_a_weak_dict():
+    table = weakref.WeakValueDictionary()
+    table["a"], other = KEPT
+    return lambda x: x * table["a"].k, lambda: table.update(a=other)
+
+
+@by_mutation
+def module_imported_by_its_name():
+    module = types.ModuleType("gs_test_by_name")
+    module.k = 2.0
+    PATCH.setitem(sys.modules, module.__name__, module)
+    return (
+        lambda x: x * importlib.import_module("gs_test_by_name").k,
+        lambda: setattr(module, "k", 7.0),
+    )
+
+
 def on_parent(name, use, change):
     def make():
         return use, lambda: change(PATCH)
@@ -518,7 +608,6 @@ def on_parent(name, use, change):
     by_mutation(make)
 
 
-PATCH = pytest.MonkeyPatch()
 on_parent("inherited", lambda x: x * Child.k, lambda p: p.setattr(Parent, "k", 7.0))
 on_parent(
     "list of a class",
@@ -1107,6 +1196,19 @@ def test_the_same_container_comes_back():
         given = [x, (x.T,)]
         step = gs.capture(lambda a: a)
         assert step(given) is given
+
+
+def test_what_other_libraries_objects_do_is_not_lost():
+    """An item put into a queue is one that a replay would not put there."""
+    items = queue.Queue()
+
+    def fn(x):
+        items.put(1)
+        return x * 2
+
+    step = gs.capture(fn)
+    quietly(lambda: [step(batch(i)) for i in range(8)])
+    assert items.qsize() == 8 and "items." in step.reason
 
 
 def test_one_transposed_tensor_twice():
