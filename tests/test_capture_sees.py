@@ -1276,3 +1276,50 @@ def test_decorated_methods():
 def test_a_decorated_function_keeps_its_name():
     assert doubled.__name__ == "doubled" and doubled.__doc__ == "Twice x."
     assert pickle.loads(pickle.dumps(doubled)) is doubled and copy.deepcopy(doubled) is doubled
+
+
+def layouts(i, n=4, d=6):
+    """The same values with their axes in either order, backwards, with gaps, and repeated rows."""
+    x = np.random.default_rng(i).standard_normal((n, d)).astype(np.float32)
+    kinds = [x, np.asfortranarray(x), x[::-1], np.hstack([x, x])[:, :d]]
+    return gs.Tensor([*kinds, np.broadcast_to(x[:1], (n, d))][i % 5])
+
+
+def test_products_of_arguments_in_any_layout_are_those_of_the_function():
+    """A product of a transposed array differs in its last bits from one of a copy."""
+    w = gs.randn(33, 70)
+
+    def fn(x, y):
+        return F.linear(x, w), y * 2
+
+    step = gs.capture(fn)
+    with gs.no_grad():
+        for i in range(40):
+            x, y = layouts(i, 17, 70), gs.ones(2)
+            assert copied(step(x, y)) == copied(fn(x, y)), i
+    assert step.reason is None and sum(p["replays"] for p in step.programs) > 30
+
+
+def test_a_transposed_argument_is_not_taken_for_its_base():
+    """Their memory is of one kind, but the function is not called with the same."""
+    step = gs.capture(lambda x: (x * 2, x.sum(0)))
+    with gs.no_grad():
+        for i in range(32):
+            a = np.random.default_rng(i).standard_normal((4, 6)).astype(np.float32)
+            x = gs.Tensor([a, a.T, np.ascontiguousarray(a.T), np.asfortranarray(a)][i % 4])
+            assert copied(step(x)) == copied((x * 2, x.sum(0)))
+    assert [p["replays"] for p in step.programs] == [5] * 4
+
+
+def test_a_transposed_argument_is_not_copied():
+    """Pictures of (N, C, H, W) whose axes were put in our order are read where they lie."""
+    seen = []
+    step = gs.capture(lambda x: x.reshape(2, -1) if seen else x.add_(1))
+    x = np.zeros((2, 3, 4, 5), np.float32)
+    with gs.no_grad():
+        for _ in range(6):
+            step(gs.Tensor(x.transpose(0, 2, 3, 1)))
+        np.testing.assert_array_equal(x, np.full(x.shape, 6))
+        assert step.programs[0]["replays"] == 3
+        assert step.verify(gs.Tensor(x.transpose(0, 2, 3, 1))) == 2
+    assert "operations" in step.report()

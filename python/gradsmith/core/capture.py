@@ -259,6 +259,9 @@ class _Program:
         self.arguments: list[Any] = []  # (shape, dtype, which earlier one it is) or a constant
         self.direct = self.single = False
         self.shares: set[int] = set()  # arguments that it changes, or whose memory it returns
+        self.turned: dict[
+            int, Any
+        ] = {}  # arguments that are bound with their axes in another order
         self.call: Any = None  # the whole call in C++, where it can be done there
 
     def fresh(self) -> bool:
@@ -369,7 +372,7 @@ class Captured(_cpu.CapturedBase):
         self._acquire()
         try:
             p = self._last
-            if p is not None and not kwargs:
+            if p is not None and not kwargs and not p.turned:
                 if p.direct:
                     r = p.call(args)
                     if r is not NotImplemented:
@@ -391,7 +394,7 @@ class Captured(_cpu.CapturedBase):
     def _remember(self, p: _Program) -> None:
         """The program that the next call tries first."""
         self._last = p
-        self._use(p.call if p.direct else None)
+        self._use(p.call if p.direct and not p.turned else None)
 
     def _mode(self) -> tuple:
         return (is_grad_enabled(), _cpu.get_num_threads(), _cpu.autocast())
@@ -399,7 +402,8 @@ class Captured(_cpu.CapturedBase):
     def _other(self, args: tuple, kwargs: dict) -> Any:
         leaves: list[Any] = []
         tree = flatten((args, kwargs) if kwargs else args, leaves)
-        copied: dict[int, Tensor] = {}  # what is not in C order
+        copied: dict[int, Tensor] = {}  # what has gaps in its memory, or goes backwards
+        turned: dict[int, Tensor] = {}  # what has none, but its axes in another order
         new: dict[int, Any] = {}  # tensors for arrays
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, np.ndarray):
@@ -407,26 +411,38 @@ class Captured(_cpu.CapturedBase):
                     new[id(leaf)] = Tensor(leaf)
                 leaves[i] = leaf = new[id(leaf)]
             if isinstance(leaf, Tensor) and not leaf.data.flags.c_contiguous and not leaf._rg:
-                copied[i] = leaf
+                (copied if _axes(leaf.data) is None else turned)[i] = leaf
         if not kwargs and not any(tree[1]):  # no containers
-            return self._tensors(tuple(leaves), kwargs, tree, leaves, copied)
+            return self._tensors(tuple(leaves), kwargs, tree, leaves, copied, turned)
         of: dict[int, Any] = {}
         args, kwargs = _replaced((args, kwargs), new, of)
         if not of:
-            return self._tensors(args, kwargs, tree, leaves, copied)
+            return self._tensors(args, kwargs, tree, leaves, copied, turned)
         seen = leaves.copy()
         try:
-            return self._tensors(args, kwargs, tree, leaves, copied)
+            return self._tensors(args, kwargs, tree, leaves, copied, turned)
         finally:
             if _changed((args, kwargs) if kwargs else args, tree, seen):
                 _give_back(of)
 
     def _tensors(
-        self, args: tuple, kwargs: dict, tree: Any, leaves: list[Any], copied: dict[int, Tensor]
+        self,
+        args: tuple,
+        kwargs: dict,
+        tree: Any,
+        leaves: list[Any],
+        copied: dict[int, Tensor],
+        turned: dict[int, Tensor],
     ) -> Any:
         """A call that no program was waiting for, its arrays as tensors."""
         mode = self._mode()
         key: Any = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
+        # The function sees the tensor itself, the program its memory.
+        order = {i: _axes(x.data) for i, x in turned.items()}
+        for i, leaf in turned.items():
+            leaves[i] = _view(leaf, leaf.data.transpose(order[i]))
+        if turned:
+            key = (key, tuple(order.items()))
         if copied:
             key = (key, tuple(copied))
             if key in self._in_place:
@@ -439,7 +455,7 @@ class Captured(_cpu.CapturedBase):
         flat = tuple(leaves)
         reasons = []
         for p in reversed(self._programs):
-            if p.tree != tree or p.mode != mode:
+            if p.tree != tree or p.mode != mode or p.turned != order:
                 continue
             if copied and not p.shares.isdisjoint(copied):
                 continue
@@ -447,7 +463,8 @@ class Captured(_cpu.CapturedBase):
                 self._programs.remove(p)
                 self._programs.append(p)
                 self._remember(p)
-                return self._replay(p, tuple([copied.get(i, x) for i, x in enumerate(flat)]))
+                given = {**copied, **turned}
+                return self._replay(p, tuple([given.get(i, x) for i, x in enumerate(flat)]))
             if p.key == key:  # other shapes have programs of their own
                 reasons.append(p.native.reason)
         if self.reason is not None:
@@ -482,7 +499,7 @@ class Captured(_cpu.CapturedBase):
                 self._give_up(f"what it depends on changes at every call: {reasons[0]}")
                 return self.fn(*args, **kwargs)
         _say(f"{self.name}: recording" + (f" again: {reasons[0]}" if reasons else ""))
-        return self._record(args, kwargs, leaves, tree, mode, key, copied)
+        return self._record(args, kwargs, leaves, tree, mode, key, copied, turned, order)
 
     def _cannot(self, leaves: list[Any]) -> str | None:
         spans = []
@@ -558,6 +575,8 @@ class Captured(_cpu.CapturedBase):
         mode: tuple,
         key: Any,
         copied: dict[int, Tensor],
+        turned: dict[int, Tensor],
+        order: dict[int, Any],
     ) -> Any:
         """Runs the function under the recorder. A second recording must agree with the first one in all
         but what a replay renews; then it becomes a program. That finds what Python computed from data."""
@@ -585,7 +604,7 @@ class Captured(_cpu.CapturedBase):
                 out = self.fn(*args, **kwargs)
                 notes = list(recording.notes)
                 looked = list(recording.looked)
-            plan = _Plan(rec, watch, leaves, out, entry, notes, versions, copied)
+            plan = _Plan(rec, watch, leaves, out, entry, notes, versions, copied, turned)
             for i, x in copied.items():
                 if i in plan.changed_inputs:  # the copy of what is not in C order
                     np.copyto(x.data, leaves[i].data)
@@ -602,7 +621,8 @@ class Captured(_cpu.CapturedBase):
             rec.stop()
             raise
         finally:
-            changed = _changed((args, kwargs) if kwargs else args, tree, leaves)
+            seen = [turned.get(i, x) for i, x in enumerate(leaves)]
+            changed = _changed((args, kwargs) if kwargs else args, tree, seen)
             if changed and of:
                 _give_back(of)
         after = random.state()
@@ -668,6 +688,7 @@ class Captured(_cpu.CapturedBase):
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
         p.draws = after["counter"] - before["counter"]
         p.shares = plan.shares()
+        p.turned = order
         p.key = kind
         plan.fill(p)
         p.arguments = _kinds(leaves)
@@ -837,7 +858,9 @@ def _results(p: _Program, arrays: tuple, leaves: tuple) -> Any:
                     base = of[which] = wrap(arrays[which], _cpu)
             else:
                 base = leaves[which] if home == "input" else which
-            made.append(_view(base, np.ndarray(shape, dtype, base.data, offset, strides)))
+            a = base.data  # an argument may have its axes in another order
+            flat = a if a.flags.c_contiguous else a.ravel(order="K")
+            made.append(_view(base, np.ndarray(shape, dtype, flat, offset, strides)))
         else:
             made.append(value)
     return made[0] if p.result_tree is None else unflatten(p.result_tree, made)
@@ -873,6 +896,12 @@ def _within(a: np.ndarray, base: np.ndarray) -> tuple | None:
     return (a.dtype, a.shape, a.__array_interface__["data"][0] - first, a.strides)
 
 
+def _axes(a: np.ndarray) -> tuple[int, ...] | None:
+    """The order of axes in which an array is contiguous; None when there is none."""
+    axes = tuple(sorted(range(a.ndim), key=lambda k: -a.strides[k]))
+    return axes if a.transpose(axes).flags.c_contiguous else None
+
+
 def _root(a: np.ndarray) -> np.ndarray:
     while isinstance(a.base, np.ndarray):
         a = a.base
@@ -898,6 +927,7 @@ class _Plan:
         notes: list,
         versions: list[tuple[Tensor, int, int]],
         copied: dict[int, Tensor],
+        turned: dict[int, Tensor],
     ):
         self.rec, self.watch, self.leaves, self.notes = rec, watch, leaves, notes
         self.results: list[tuple[str, Any]] = []
@@ -937,6 +967,7 @@ class _Plan:
         self.result_tree = flatten(out, found)
         made: list[Any] = []
         positions = {id(x): i for i, x in enumerate(leaves) if isinstance(x, Tensor)}
+        positions.update({id(x): i for i, x in turned.items()})
         known = {id(t) for _, t in watch.named()}
         gradients = {id(t._grad): t for t in watch.trainable if t._grad is not None}
         # Results that share memory go on doing so: with arguments, with what the function sees, with
