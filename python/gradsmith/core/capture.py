@@ -9,6 +9,7 @@ function; core/watch.py finds what a program depends on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import functools
 import gc
@@ -21,7 +22,6 @@ import warnings
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,35 @@ def _say(text: str) -> None:
 # ---- trees of arguments and results
 
 
+def _fields(x: Any) -> tuple[str, ...] | None:
+    """The fields of an object of a dataclass that is no more than them, and holds tensors; else None. One
+    without tensors or with parameters (a configuration, a trainer's state) is an argument like other objects."""
+    kind = type(x)
+    if not hasattr(kind, "__dataclass_fields__") or isinstance(x, (Tensor, type)):
+        return None
+    names = tuple([f.name for f in dataclasses.fields(kind)])
+    if set(getattr(x, "__dict__", names)) != set(names):
+        return None
+    if not all([hasattr(x, n) for n in names]):  # slots without a value
+        return None
+    inner: list[Any] = []
+    for n in names:
+        flatten(getattr(x, n), inner)
+    tensors = [v for v in inner if isinstance(v, (Tensor, np.ndarray))]
+    learns = any([isinstance(v, Tensor) and v._rg and v._node is None for v in tensors])
+    return names if tensors and not learns else None
+
+
+def _made(kind: type, values: Iterable[tuple[str, Any]]) -> Any:
+    """An object of a dataclass with these fields."""
+    x: Any = object.__new__(kind)
+    for n, v in values:
+        object.__setattr__(x, n, v)
+    return x
+
+
 def flatten(x: Any, leaves: list[Any]) -> Any:
-    """Appends the leaves of tuples, lists and dicts to `leaves`; returns the structure."""
+    """Appends the leaves of tuples, lists, dicts and dataclasses to `leaves`; returns the structure."""
     kind = type(x)
     if kind is tuple or kind is list:
         return (kind.__name__, tuple([flatten(v, leaves) for v in x]))
@@ -98,6 +125,9 @@ def flatten(x: Any, leaves: list[Any]) -> Any:
         return (kind.__name__, tuple(x), tuple([flatten(v, leaves) for v in x.values()]))
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         return (kind, tuple([flatten(v, leaves) for v in x]))
+    names = _fields(x)
+    if names is not None:
+        return ("dataclass", names, tuple([flatten(getattr(x, n), leaves) for n in names]), kind)
     leaves.append(x)
     return None
 
@@ -116,9 +146,19 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
             return {k: build(v) for k, v in zip(t[1], t[2])}
         if t[0] == "OrderedDict":
             return OrderedDict([(k, build(v)) for k, v in zip(t[1], t[2])])
+        if t[0] == "dataclass":
+            return _made(t[3], [(k, build(v)) for k, v in zip(t[1], t[2])])
         return t[0](*[build(v) for v in t[1]])
 
     return build(tree)
+
+
+def _classes(tree: Any) -> list[type]:
+    """The dataclasses in a structure."""
+    if tree is None:
+        return []
+    found = [tree[3]] if tree[0] == "dataclass" else []
+    return found + [c for t in tree[-1 if len(tree) < 4 else 2] for c in _classes(t)]
 
 
 def _replaced(x: Any, new: dict[int, Any], of: dict[int, Any]) -> Any:
@@ -128,8 +168,6 @@ def _replaced(x: Any, new: dict[int, Any], of: dict[int, Any]) -> Any:
         return x
     if id(x) in new:
         y = new[id(x)]
-    elif not isinstance(x, (tuple, list, dict)):
-        return x
     else:
         leaves: list[Any] = []
         tree = flatten(x, leaves)
@@ -137,9 +175,12 @@ def _replaced(x: Any, new: dict[int, Any], of: dict[int, Any]) -> Any:
             return x
         if isinstance(x, dict):
             y = type(x)([(k, _replaced(v, new, of)) for k, v in x.items()])
+        elif tree[0] == "dataclass":
+            y = _made(type(x), [(n, _replaced(getattr(x, n), new, of)) for n in tree[1]])
         else:
             items = [_replaced(v, new, of) for v in x]
             y = type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+        new[id(x)] = y
     of[id(y)] = (y, x)
     return y
 
@@ -164,6 +205,10 @@ def _give_back(of: dict[int, Any]) -> None:
             x.update([(k, old(v)) for k, v in y.items()])
         elif type(y) is list:
             x[:] = [old(v) for v in y]
+        elif not isinstance(y, (tuple, Tensor)):  # of a dataclass
+            for n in [f.name for f in dataclasses.fields(y)]:
+                if hasattr(y, n):
+                    object.__setattr__(x, n, old(getattr(y, n)))
 
 
 # ---- what raises while a recording runs
@@ -271,7 +316,7 @@ class _Program:
         return all([a.ready() for a in self.actions])
 
 
-@dataclass
+@dataclasses.dataclass
 class _Kind:
     """An array argument: its shape and dtype, or which earlier argument it is."""
 
@@ -583,7 +628,7 @@ class Captured(_cpu.CapturedBase):
         of: dict[int, Any] = {}
         dense = {id(x): leaves[i] for i, x in copied.items()}
         args, kwargs = _replaced((args, kwargs), dense, of)
-        watch = Watch(self.fn, leaves)
+        watch = Watch(self.fn, [*leaves, *_classes(tree)])
         if watch.reason is not None:
             self._give_up(watch.reason)
             return self.fn(*args, **kwargs)
@@ -631,8 +676,8 @@ class Captured(_cpu.CapturedBase):
         why = plan.problem()
         if changed:
             why = (
-                "it changes a list or dict that it is given, and a replay runs no Python. Return what it "
-                "puts there"
+                "it changes a list, dict or object that it is given, and a replay runs no Python. Return what "
+                "it puts there"
             )
         if why is None:
             why, plan.written = watch.read_by_host(rec)
@@ -996,8 +1041,8 @@ class _Plan:
                 elif not isinstance(x, _CONSTANT) and not watch.sees(x):
                     self.strange = (
                         f"it returns an object of the class {type(x).__name__}, which would be the same one "
-                        "after every replay. Return tensors, numbers, strings, and tuples, lists and dicts "
-                        "of them"
+                        "after every replay. Return tensors, numbers, strings, and tuples, lists, dicts and "
+                        "dataclasses of them"
                     )
                 self.results.append(("value", x))
                 made.append(x)
@@ -1165,8 +1210,8 @@ def _options(passes: Any) -> dict[str, bool]:
 def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = False) -> Any:
     """A function that records what `fn` does and replays it without Python.
 
-    fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists and dicts
-    of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
+    fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists, dicts and
+    dataclasses of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
     the modules, grad mode, threads, autocast) runs `fn`, two record it, later ones replay, to the same bits.
     passes: names of the optimisations to use (`gs.core.capture.PASSES`), a dict of switches, True for
     all, None for those that paid where they were measured. fallback: run eagerly, with one warning, instead of raising when `fn` cannot be captured.
