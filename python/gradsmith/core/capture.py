@@ -457,29 +457,7 @@ class Captured(_cpu.CapturedBase):
                 leaves[i] = leaf = new[id(leaf)]
             if isinstance(leaf, Tensor) and not leaf.data.flags.c_contiguous and not leaf._rg:
                 (copied if _axes(leaf.data) is None else turned)[i] = leaf
-        if not kwargs and not any(tree[1]):  # no containers
-            return self._tensors(tuple(leaves), kwargs, tree, leaves, copied, turned)
-        of: dict[int, Any] = {}
-        args, kwargs = _replaced((args, kwargs), new, of)
-        if not of:
-            return self._tensors(args, kwargs, tree, leaves, copied, turned)
-        seen = leaves.copy()
-        try:
-            return self._tensors(args, kwargs, tree, leaves, copied, turned)
-        finally:
-            if _changed((args, kwargs) if kwargs else args, tree, seen):
-                _give_back(of)
-
-    def _tensors(
-        self,
-        args: tuple,
-        kwargs: dict,
-        tree: Any,
-        leaves: list[Any],
-        copied: dict[int, Tensor],
-        turned: dict[int, Tensor],
-    ) -> Any:
-        """A call that no program was waiting for, its arrays as tensors."""
+        seen = leaves.copy()  # what the function gets
         mode = self._mode()
         key: Any = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
         # The function sees the tensor itself, the program its memory.
@@ -490,8 +468,6 @@ class Captured(_cpu.CapturedBase):
             key = (key, tuple(order.items()))
         if copied:
             key = (key, tuple(copied))
-            if key in self._in_place:
-                return self.fn(*args, **kwargs)
             dense: dict[int, Tensor] = {}
             for i, leaf in copied.items():
                 if id(leaf) not in dense:
@@ -508,11 +484,32 @@ class Captured(_cpu.CapturedBase):
                 self._programs.remove(p)
                 self._programs.append(p)
                 self._remember(p)
-                given = {**copied, **turned}
-                return self._replay(p, tuple([given.get(i, x) for i, x in enumerate(flat)]))
+                return self._replay(p, tuple(seen) if copied or turned else flat)
             if p.key == key:  # other shapes have programs of their own
                 reasons.append(p.native.reason)
-        if self.reason is not None:
+        of: dict[int, Any] = {}
+        args, kwargs = _replaced((args, kwargs), new, of)
+        try:
+            return self._run(args, kwargs, leaves, tree, mode, key, copied, turned, order, reasons)
+        finally:
+            if of and _changed((args, kwargs) if kwargs else args, tree, seen):
+                _give_back(of)
+
+    def _run(
+        self,
+        args: tuple,
+        kwargs: dict,
+        leaves: list[Any],
+        tree: Any,
+        mode: tuple,
+        key: Any,
+        copied: dict[int, Tensor],
+        turned: dict[int, Tensor],
+        order: dict[int, Any],
+        reasons: list[str],
+    ) -> Any:
+        """A call without a program: eager or recorded. reasons: why programs of its kind do not fit."""
+        if self.reason is not None or key in self._in_place:
             return self.fn(*args, **kwargs)
         why = self._cannot(leaves)
         if why is not None:
