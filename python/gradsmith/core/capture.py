@@ -1094,7 +1094,7 @@ class _Plan:
         if self.unfinished:
             return (
                 "its result still needs a backward pass, and a replay keeps no graph. Call backward() "
-                "inside the function, or put it under no_grad()"
+                "inside the function, put it under no_grad(), or return the detach() of a result"
             )
         return self.strange or self.watch.changed(self.notes)
 
