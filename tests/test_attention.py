@@ -492,7 +492,6 @@ def test_gpt_generate_leaves_modes_and_refuses_what_are_no_tokens():
         model.generate([1, 2], 1)
 
 
-
 def test_gpt_learns():
     """A sequence with a rule (each token is the sum of the two before) is learned."""
     gs.manual_seed(0)

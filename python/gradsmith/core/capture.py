@@ -211,6 +211,38 @@ def _give_back(of: dict[int, Any]) -> None:
                     object.__setattr__(x, n, old(getattr(y, n)))
 
 
+def _held(x: Any) -> list[tuple[Any, Any]]:
+    """The arrays and containers of arguments, each with a copy of what it holds."""
+    if isinstance(x, Tensor):
+        x = x.data
+    if isinstance(x, np.ndarray):
+        return [(x, x.copy())] if x.flags.writeable else []
+    inner: list[Any] = []
+    tree = flatten(x, inner)
+    if tree is None:
+        return []
+    if tree[0] == "dataclass":
+        own: Any = {n: getattr(x, n) for n in tree[1]}
+    else:
+        own = dict(x) if isinstance(x, dict) else list(x)
+    parts = own.values() if isinstance(own, dict) else own
+    return [(x, own), *[h for v in parts for h in _held(v)]]
+
+
+def _put_back(held: list[tuple[Any, Any]]) -> None:
+    for x, own in held:
+        if isinstance(x, np.ndarray):
+            x[...] = own
+        elif isinstance(x, dict):
+            x.clear()
+            x.update(own)
+        elif type(x) is list:
+            x[:] = own
+        elif isinstance(own, dict):
+            for n, v in own.items():
+                object.__setattr__(x, n, v)
+
+
 # ---- what raises while a recording runs
 
 
@@ -622,9 +654,6 @@ class Captured(_cpu.CapturedBase):
     ) -> Any:
         """Runs the function under the recorder. A second recording must agree with the first one in all
         but what a replay renews; then it becomes a program. That finds what Python computed from data."""
-        of: dict[int, Any] = {}
-        dense = {id(x): leaves[i] for i, x in copied.items()}
-        args, kwargs = _replaced((args, kwargs), dense, of)
         watch = Watch(self.fn, [*leaves, *_classes(tree)])
         if watch.reason is not None:
             self._give_up(watch.reason)
@@ -635,10 +664,15 @@ class Captured(_cpu.CapturedBase):
             _say(f"{self.name}: eager: an argument shares memory with {shared}")
             return self.fn(*args, **kwargs)
         saved = watch.snapshot() if self._fallback else None
+        given = _held((args, kwargs)) if self._fallback else []
         entry = [(t, t._grad) for t in watch.trainable]
         rec = _cpu.Recording()
         if not rec.start(arrays, watch.only_gradients(entry)):
             return self.fn(*args, **kwargs)  # another thread records now
+        of: dict[int, Any] = {}
+        dense = {id(x): leaves[i] for i, x in copied.items()}
+        original = args, kwargs
+        args, kwargs = _replaced(original, dense, of)
         before = random.state()
         versions = _versions(watch, leaves)
         try:
@@ -657,7 +691,10 @@ class Captured(_cpu.CapturedBase):
                 raise
             watch.restore(saved)
             random.set_state(before)
+            _put_back(given)
+            of.clear()
             self._give_up(str(error))
+            args, kwargs = original
             return self.fn(*args, **kwargs)
         except BaseException:
             rec.stop()
