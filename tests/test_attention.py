@@ -479,6 +479,19 @@ def test_gpt_generates_what_it_computes(rng):
         gs.models.gpt(width=10, heads=4)
 
 
+def test_gpt_generate_leaves_modes_and_refuses_what_are_no_tokens():
+    model = gs.models.gpt(vocab_size=11, context=8, width=16, layers=2, heads=2)
+    model.blocks[0].eval()
+    model.generate([[1, 2]], 3)
+    assert model.training and model.blocks[1].dropout.training and not model.blocks[0].training
+    with pytest.raises(TypeError, match="generate: tokens must be integers, got float"):
+        model.generate([[1.5, 2.0]], 1)
+    with pytest.raises(ValueError, match="at least one"):
+        model.generate([[]], 1)
+    with pytest.raises(ValueError, match=r"expected \(batch, length\)$"):
+        model.generate([1, 2], 1)
+
+
 def test_gpt_learns():
     """A sequence with a rule (each token is the sum of the two before) is learned."""
     gs.manual_seed(0)

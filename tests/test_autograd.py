@@ -97,6 +97,32 @@ def test_no_grad_and_enable_grad(rng):
     assert gs.is_grad_enabled()
 
 
+def test_set_grad_enabled_from_the_call_on(rng):
+    """As a statement, as a context manager (also twice, also nested), as a decorator."""
+    try:
+        gs.set_grad_enabled(False)
+        assert not gs.is_grad_enabled() and not (leaf(rng, 2) * 2).requires_grad
+        gs.set_grad_enabled(True)
+        assert gs.is_grad_enabled()
+        with gs.set_grad_enabled(False):
+            assert not gs.is_grad_enabled()
+        assert gs.is_grad_enabled()
+        off = gs.set_grad_enabled(False)
+        with off:
+            with gs.set_grad_enabled(True), off:
+                assert not gs.is_grad_enabled()
+            assert not gs.is_grad_enabled()
+        assert gs.is_grad_enabled()
+
+        @gs.set_grad_enabled(False)
+        def enabled():
+            return gs.is_grad_enabled()
+
+        assert gs.is_grad_enabled() and not enabled() and gs.is_grad_enabled()
+    finally:
+        gs.set_grad_enabled(True)
+
+
 def test_grad_mode_is_a_thread_s_own():
     seen = []
     with gs.no_grad():

@@ -1,5 +1,7 @@
 """EMA and SWA against NumPy, and the statistics of batch norm after averaging."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,63 @@ def test_bad_input():
         ema.update_parameters(nn.Linear(2, 2, bias=False))
     with pytest.raises(ValueError, match=r"\(3, 2\)"):
         ema.update_parameters(nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["swa", "ema", "warmup"])
+def test_an_average_inside_of_a_captured_step(kind):
+    """Its count and its share are renewed at each replay, also when somebody changes them."""
+
+    def run(captured):
+        gs.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        opt = optim.Adam(net.parameters(), lr=0.1)
+        average = (
+            optim.AveragedModel(net)
+            if kind == "swa"
+            else optim.EMA(net, 0.9, warmup=kind == "warmup")
+        )
+
+        def step(x):
+            opt.zero_grad()
+            loss = (net(x) ** 2).mean()
+            loss.backward()
+            opt.step()
+            average.update_parameters(net)
+            return loss
+
+        call = gs.capture(step) if captured else step
+        rows = []
+        for i in range(14):
+            if i == 8:
+                average.load_state_dict(average.state_dict() | {"n_averaged": gs.tensor(2)})
+            loss = call(gs.tensor(np.random.default_rng(i).standard_normal((4, 5)), "float32"))
+            state = [average.n_averaged, *average.parameters(), *average.buffers()]
+            rows.append([loss.detach().numpy().tobytes(), *[t.data.tobytes() for t in state]])
+        if captured:
+            assert call.reason is None and call.programs[-1]["replays"] >= 5
+            assert call.verify(gs.ones(4, 5)) > 10
+            assert average.n_averaged.item() == 8
+        return rows
+
+    assert run(True) == run(False)
+
+
+def test_an_average_that_is_updated_twice_stays_eager():
+    net = nn.Linear(2, 2)
+    ema = optim.EMA(net, 0.5)
+
+    @gs.capture
+    def step(x):
+        ema.update_parameters(net)
+        ema.update_parameters(net)
+        return x * 2
+
+    with pytest.warns(RuntimeWarning, match="updates one average twice"):
+        for _ in range(8):
+            step(gs.ones(2))
+    assert ema.n_averaged.item() == 16
+
+
+def test_a_copy_of_an_average_has_slots_of_its_own():
+    ema = optim.EMA(nn.Linear(2, 2))
+    assert not set(copy.deepcopy(ema)._slots.ids) & set(ema._slots.ids)

@@ -524,6 +524,26 @@ def test_fallback_warns_once_and_goes_on():
     assert bits([b.data for b in model.buffers()]) == bits([b.data for b in twin.buffers()])
 
 
+def test_fallback_puts_changed_arguments_back():
+    """What the recording did to them before it was refused is not done twice."""
+
+    def fn(total, parts, x):
+        total.add_(x)
+        parts[0] = parts[0] + 1
+        parts[1]["n"] += 1
+        total.sum().item()
+        return total * 1
+
+    for order in "C", "F":
+        step = gs.capture(fn, fallback=True)
+        total = gs.Tensor(np.zeros((2, 3), np.float32, order=order))
+        with gs.no_grad(), pytest.warns(RuntimeWarning, match="item"):
+            for i in range(1, 6):
+                parts = [gs.ones(1), {"n": 0}]
+                assert step(total, parts, np.float32(1)).numpy().tolist() == [[i] * 3] * 2
+                assert parts[0].item() == 2 and parts[1] == {"n": 1}
+
+
 def test_host_writes_stay_eager():
     def f(x):
         y = x * 2
@@ -1422,6 +1442,17 @@ def test_report_and_verify():
     assert bits(state_of(model, opt)) == before
     assert step.verify(gs.tensor(x[0]), gs.tensor(y[0])) > 10
     assert bits(state_of(model, opt)) == before
+
+
+def test_verify_puts_changed_arguments_back():
+    add = gs.capture(lambda total, x: total.add_(x))
+    total, x = gs.zeros(3), np.ones(3, np.float32)
+    with gs.no_grad():
+        for _ in range(5):
+            add(total, x)
+        assert add.verify(total, x) == 3
+        np.testing.assert_array_equal(total.numpy(), np.full(3, 5))
+        np.testing.assert_array_equal(add(total, x).numpy(), np.full(3, 6))
 
 
 def test_wrong_arguments():

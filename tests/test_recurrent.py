@@ -181,6 +181,8 @@ def test_packing_helpers(rng):
             pack_padded_sequence(padded, bad)
     with pytest.raises(ValueError, match="total_length"):
         pad_packed_sequence(packed, total_length=2)
+    with pytest.raises(TypeError, match="pad_packed_sequence: .* PackedSequence, got Tensor"):
+        pad_packed_sequence(out)
     torch = pytest.importorskip("torch")
     theirs = torch.nn.utils.rnn.pack_sequence(
         [torch.tensor(x.numpy()) for x in a], enforce_sorted=False

@@ -54,16 +54,8 @@ _keep: Callable[[Any, Tensor], None] = _cpu._keep
 _run: Callable[..., None] = _cpu._run
 
 
-class set_grad_enabled:
-    """Context manager that switches the recording of the graph on or off in this thread.
-
-    >>> import gradsmith as gs
-    >>> x = gs.ones(3, requires_grad=True)
-    >>> with gs.set_grad_enabled(False):
-    ...     y = x.detach()
-    >>> y.requires_grad
-    False
-    """
+class _Switch:
+    """Context manager and decorator: the recording of the graph in this thread."""
 
     def __init__(self, mode: bool):
         self.mode = bool(mode)
@@ -82,20 +74,48 @@ class set_grad_enabled:
 
         @functools.wraps(fn)
         def inner(*args: Any, **kwargs: Any) -> Any:
-            with set_grad_enabled(mode):
+            with _Switch(mode):
                 return fn(*args, **kwargs)
 
         return inner
 
 
-class no_grad(set_grad_enabled):
+class set_grad_enabled(_Switch):
+    """Switches the recording of the graph on or off in this thread: from the call on, or for a `with`.
+
+    >>> import gradsmith as gs
+    >>> x = gs.ones(3, requires_grad=True)
+    >>> with gs.set_grad_enabled(False):
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    """
+
+    def __init__(self, mode: bool):
+        super().__init__(mode)
+        self._first: bool | None = _set(self.mode)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self._first is not None:  # the call has switched already
+            self._before[-1] = self._first
+            self._first = None
+
+    def __call__(self, fn: Callable) -> Callable:
+        if self._first is not None:  # a decorator leaves the rest as it was
+            _set(self._first)
+            self._first = None
+        return super().__call__(fn)
+
+
+class no_grad(_Switch):
     """Context manager and decorator under which nothing is recorded."""
 
     def __init__(self) -> None:
         super().__init__(False)
 
 
-class enable_grad(set_grad_enabled):
+class enable_grad(_Switch):
     """Context manager and decorator that records again inside `no_grad`."""
 
     def __init__(self) -> None:

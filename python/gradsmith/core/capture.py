@@ -9,17 +9,19 @@ function; core/watch.py finds what a program depends on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
+import functools
 import gc
 import itertools
 import os
 import sys
 import threading
+import types
 import warnings
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from . import random, recording
 from .autograd import is_grad_enabled
 from .recording import CaptureError
 from .tensor import Tensor, wrap
-from .watch import OptimizerState, SchedulerState, Watch
+from .watch import AverageState, OptimizerState, SchedulerState, Watch
 
 __all__ = ["PASSES", "CaptureError", "Captured", "capture"]
 
@@ -61,6 +63,7 @@ PASSES = {
 _UNPAID = ("bias_activation", "activation_gradient", "prepared_updates")
 _MAX_PROGRAMS = 16
 _MAX_FAILURES = 3
+_MAX_SEEN = 4096  # kinds of arguments that are remembered: a counter as an argument makes new ones
 _verbose = os.environ.get("GRADSMITH_VERBOSE", "0") not in ("", "0")
 _CONSTANT = (
     int,
@@ -87,8 +90,35 @@ def _say(text: str) -> None:
 # ---- trees of arguments and results
 
 
+def _fields(x: Any) -> tuple[str, ...] | None:
+    """The fields of an object of a dataclass that is no more than them, and holds tensors; else None. One
+    without tensors or with parameters (a configuration, a trainer's state) is an argument like other objects."""
+    kind = type(x)
+    if not hasattr(kind, "__dataclass_fields__") or isinstance(x, (Tensor, type)):
+        return None
+    names = tuple([f.name for f in dataclasses.fields(kind)])
+    if set(getattr(x, "__dict__", names)) != set(names):
+        return None
+    if not all([hasattr(x, n) for n in names]):  # slots without a value
+        return None
+    inner: list[Any] = []
+    for n in names:
+        flatten(getattr(x, n), inner)
+    tensors = [v for v in inner if isinstance(v, (Tensor, np.ndarray))]
+    learns = any([isinstance(v, Tensor) and v._rg and v._node is None for v in tensors])
+    return names if tensors and not learns else None
+
+
+def _made(kind: type, values: Iterable[tuple[str, Any]]) -> Any:
+    """An object of a dataclass with these fields."""
+    x: Any = object.__new__(kind)
+    for n, v in values:
+        object.__setattr__(x, n, v)
+    return x
+
+
 def flatten(x: Any, leaves: list[Any]) -> Any:
-    """Appends the leaves of tuples, lists and dicts to `leaves`; returns the structure."""
+    """Appends the leaves of tuples, lists, dicts and dataclasses to `leaves`; returns the structure."""
     kind = type(x)
     if kind is tuple or kind is list:
         return (kind.__name__, tuple([flatten(v, leaves) for v in x]))
@@ -96,6 +126,9 @@ def flatten(x: Any, leaves: list[Any]) -> Any:
         return (kind.__name__, tuple(x), tuple([flatten(v, leaves) for v in x.values()]))
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         return (kind, tuple([flatten(v, leaves) for v in x]))
+    names = _fields(x)
+    if names is not None:
+        return ("dataclass", names, tuple([flatten(getattr(x, n), leaves) for n in names]), kind)
     leaves.append(x)
     return None
 
@@ -114,9 +147,101 @@ def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
             return {k: build(v) for k, v in zip(t[1], t[2])}
         if t[0] == "OrderedDict":
             return OrderedDict([(k, build(v)) for k, v in zip(t[1], t[2])])
+        if t[0] == "dataclass":
+            return _made(t[3], [(k, build(v)) for k, v in zip(t[1], t[2])])
         return t[0](*[build(v) for v in t[1]])
 
     return build(tree)
+
+
+def _classes(tree: Any) -> list[type]:
+    """The dataclasses in a structure."""
+    if tree is None:
+        return []
+    found = [tree[3]] if tree[0] == "dataclass" else []
+    return found + [c for t in tree[-1 if len(tree) < 4 else 2] for c in _classes(t)]
+
+
+def _replaced(x: Any, new: dict[int, Any], of: dict[int, Any]) -> Any:
+    """`x` with other leaves (by the old one's id): containers without one stay the same objects.
+    `of`: gets what stands for what, by the id of what stands there now."""
+    if not new:
+        return x
+    if id(x) in new:
+        y = new[id(x)]
+    else:
+        leaves: list[Any] = []
+        tree = flatten(x, leaves)
+        if tree is None or not any([id(v) in new for v in leaves]):
+            return x
+        if isinstance(x, dict):
+            y = type(x)([(k, _replaced(v, new, of)) for k, v in x.items()])
+        elif tree[0] == "dataclass":
+            y = _made(type(x), [(n, _replaced(getattr(x, n), new, of)) for n in tree[1]])
+        else:
+            items = [_replaced(v, new, of) for v in x]
+            y = type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+        new[id(x)] = y
+    of[id(y)] = (y, x)
+    return y
+
+
+def _changed(args: Any, tree: Any, leaves: list[Any]) -> bool:
+    """Whether containers hold something else than when they were flattened."""
+    now: list[Any] = []
+    if flatten(args, now) != tree or len(now) != len(leaves):
+        return True
+    return any([a is not b for a, b in zip(now, leaves)])
+
+
+def _give_back(of: dict[int, Any]) -> None:
+    """What a function did to the containers that stood for its caller's is done to those."""
+
+    def old(v: Any) -> Any:
+        return of[id(v)][1] if id(v) in of else v
+
+    for y, x in list(of.values()):
+        if isinstance(y, dict):
+            x.clear()
+            x.update([(k, old(v)) for k, v in y.items()])
+        elif type(y) is list:
+            x[:] = [old(v) for v in y]
+        elif not isinstance(y, (tuple, Tensor)):  # of a dataclass
+            for n in [f.name for f in dataclasses.fields(y)]:
+                if hasattr(y, n):
+                    object.__setattr__(x, n, old(getattr(y, n)))
+
+
+def _held(x: Any) -> list[tuple[Any, Any]]:
+    """The arrays and containers of arguments, each with a copy of what it holds."""
+    if isinstance(x, Tensor):
+        x = x.data
+    if isinstance(x, np.ndarray):
+        return [(x, x.copy())] if x.flags.writeable else []
+    inner: list[Any] = []
+    tree = flatten(x, inner)
+    if tree is None:
+        return []
+    if tree[0] == "dataclass":
+        own: Any = {n: getattr(x, n) for n in tree[1]}
+    else:
+        own = dict(x) if isinstance(x, dict) else list(x)
+    parts = own.values() if isinstance(own, dict) else own
+    return [(x, own), *[h for v in parts for h in _held(v)]]
+
+
+def _put_back(held: list[tuple[Any, Any]]) -> None:
+    for x, own in held:
+        if isinstance(x, np.ndarray):
+            x[...] = own
+        elif isinstance(x, dict):
+            x.clear()
+            x.update(own)
+        elif type(x) is list:
+            x[:] = own
+        elif isinstance(own, dict):
+            for n, v in own.items():
+                object.__setattr__(x, n, v)
 
 
 # ---- what raises while a recording runs
@@ -212,6 +337,9 @@ class _Program:
         self.arguments: list[Any] = []  # (shape, dtype, which earlier one it is) or a constant
         self.direct = self.single = False
         self.shares: set[int] = set()  # arguments that it changes, or whose memory it returns
+        self.turned: dict[
+            int, Any
+        ] = {}  # arguments that are bound with their axes in another order
         self.call: Any = None  # the whole call in C++, where it can be done there
 
     def fresh(self) -> bool:
@@ -221,7 +349,7 @@ class _Program:
         return all([a.ready() for a in self.actions])
 
 
-@dataclass
+@dataclasses.dataclass
 class _Kind:
     """An array argument: its shape and dtype, or which earlier argument it is."""
 
@@ -241,6 +369,16 @@ def _kinds(leaves: list[Any]) -> list[Any]:
         else:
             kinds.append(x)
     return kinds
+
+
+def _named(module: str, path: str) -> Any:
+    """What a module has under a name; None: nothing."""
+    import importlib
+
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 class Captured(_cpu.CapturedBase):
@@ -266,15 +404,43 @@ class Captured(_cpu.CapturedBase):
         self._in_place: set[Any] = set()  # keys of arguments that have to be passed as they are
         self._failures = 0
         self._misses = 0
-        self._evicted = 0  # programs in a row that went before they had paid
+        self._evicted = 0  # recordings in a row that went before they had paid
         self.reason: str | None = None  # why it stays eager
         self.parts: Any = None  # for owners: what it was made for
         self.siblings: Iterable[Captured] = ()  # for owners: one warning for all of these
         self.__wrapped__ = fn
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.__qualname__ = self.name
+        self.__doc__ = getattr(fn, "__doc__", None)
+        self._attribute: str | None = None  # as a method: its name in the class
         _live.add(self)
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = name
+
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        """A decorated method: every object has programs of its own, in its `__dict__`."""
+        if obj is None or not isinstance(self.fn, types.FunctionType):
+            return self
+        if self._attribute is None or not _cpu.has_dict(obj):
+            raise TypeError(
+                f"capture: {type(obj).__name__} objects have no __dict__ to keep programs in. Capture the "
+                "method of an object, gs.capture(obj.method), and keep that"
+            )
+        key = self._attribute  # found there without coming here again
+        if getattr(type(obj), key, None) is not self:
+            key = self.__qualname__  # asked for by super()
+        bound = obj.__dict__.get(key)
+        if bound is None:
+            bound = Captured(types.MethodType(self.fn, obj), self.passes, self._fallback)
+        return obj.__dict__.setdefault(key, bound)
+
     def __reduce__(self) -> Any:
-        """A copy captures anew: programs belong to the arrays they were recorded on."""
+        """A copy captures anew: programs belong to the arrays they were recorded on. A decorated function
+        is found under its name, as functions are."""
+        module, path = getattr(self.fn, "__module__", ""), getattr(self.fn, "__qualname__", "")
+        if isinstance(self.fn, types.FunctionType) and _named(module, path) is self:
+            return (_named, (module, path))
         return (Captured, (self.fn, self.passes, self._fallback))
 
     # ---- the call: where a program can do all of it, CapturedBase has done so before it comes here
@@ -284,7 +450,7 @@ class Captured(_cpu.CapturedBase):
         self._acquire()
         try:
             p = self._last
-            if p is not None and not kwargs:
+            if p is not None and not kwargs and not p.turned:
                 if p.direct:
                     r = p.call(args)
                     if r is not NotImplemented:
@@ -306,7 +472,7 @@ class Captured(_cpu.CapturedBase):
     def _remember(self, p: _Program) -> None:
         """The program that the next call tries first."""
         self._last = p
-        self._use(p.call if p.direct else None)
+        self._use(p.call if p.direct and not p.turned else None)
 
     def _mode(self) -> tuple:
         return (is_grad_enabled(), _cpu.get_num_threads(), _cpu.autocast())
@@ -314,26 +480,36 @@ class Captured(_cpu.CapturedBase):
     def _other(self, args: tuple, kwargs: dict) -> Any:
         leaves: list[Any] = []
         tree = flatten((args, kwargs) if kwargs else args, leaves)
-        copied: dict[int, Tensor] = {}  # what is not in C order
+        copied: dict[int, Tensor] = {}  # what has gaps in its memory, or goes backwards
+        turned: dict[int, Tensor] = {}  # what has none, but its axes in another order
+        new: dict[int, Any] = {}  # tensors for arrays
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, np.ndarray):
-                leaves[i] = leaf = Tensor(leaf)
+                if id(leaf) not in new:
+                    new[id(leaf)] = Tensor(leaf)
+                leaves[i] = leaf = new[id(leaf)]
             if isinstance(leaf, Tensor) and not leaf.data.flags.c_contiguous and not leaf._rg:
-                copied[i] = leaf
-        rebuilt = unflatten(tree, leaves)
-        args, kwargs = rebuilt if kwargs else (rebuilt, {})
+                (copied if _axes(leaf.data) is None else turned)[i] = leaf
+        seen = leaves.copy()  # what the function gets
         mode = self._mode()
         key: Any = (tree, mode, tuple(recording.modes.items()), tuple([_sign(x) for x in leaves]))
+        # The function sees the tensor itself, the program its memory.
+        order = {i: _axes(x.data) for i, x in turned.items()}
+        for i, leaf in turned.items():
+            leaves[i] = _view(leaf, leaf.data.transpose(order[i]))
+        if turned:
+            key = (key, tuple(order.items()))
         if copied:
             key = (key, tuple(copied))
-            if key in self._in_place:
-                return self.fn(*args, **kwargs)
+            dense: dict[int, Tensor] = {}
             for i, leaf in copied.items():
-                leaves[i] = wrap(leaf._k.contiguous(leaf.data), leaf._k)
+                if id(leaf) not in dense:
+                    dense[id(leaf)] = wrap(leaf._k.contiguous(leaf.data), leaf._k)
+                leaves[i] = dense[id(leaf)]
         flat = tuple(leaves)
         reasons = []
         for p in reversed(self._programs):
-            if p.tree != tree or p.mode != mode:
+            if p.tree != tree or p.mode != mode or p.turned != order:
                 continue
             if copied and not p.shares.isdisjoint(copied):
                 continue
@@ -341,16 +517,39 @@ class Captured(_cpu.CapturedBase):
                 self._programs.remove(p)
                 self._programs.append(p)
                 self._remember(p)
-                return self._replay(p, tuple([copied.get(i, x) for i, x in enumerate(flat)]))
+                return self._replay(p, tuple(seen) if copied or turned else flat)
             if p.key == key:  # other shapes have programs of their own
                 reasons.append(p.native.reason)
-        if self.reason is not None:
+        of: dict[int, Any] = {}
+        args, kwargs = _replaced((args, kwargs), new, of)
+        try:
+            return self._run(args, kwargs, leaves, tree, mode, key, copied, turned, order, reasons)
+        finally:
+            if of and _changed((args, kwargs) if kwargs else args, tree, seen):
+                _give_back(of)
+
+    def _run(
+        self,
+        args: tuple,
+        kwargs: dict,
+        leaves: list[Any],
+        tree: Any,
+        mode: tuple,
+        key: Any,
+        copied: dict[int, Tensor],
+        turned: dict[int, Tensor],
+        order: dict[int, Any],
+        reasons: list[str],
+    ) -> Any:
+        """A call without a program: eager or recorded. reasons: why programs of its kind do not fit."""
+        if self.reason is not None or key in self._in_place:
             return self.fn(*args, **kwargs)
         why = self._cannot(leaves)
         if why is not None:
             _say(f"{self.name}: eager: {why}")
             return self.fn(*args, **kwargs)
-        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        seen = self._seen[key] = self._seen.pop(key, 0) + 1
+        _forget(self._seen, _MAX_SEEN)
         if seen == 1:
             before = [(x, x._ver[0]) for x in copied.values()]
             out = self.fn(*args, **kwargs)
@@ -375,7 +574,7 @@ class Captured(_cpu.CapturedBase):
                 self._give_up(f"what it depends on changes at every call: {reasons[0]}")
                 return self.fn(*args, **kwargs)
         _say(f"{self.name}: recording" + (f" again: {reasons[0]}" if reasons else ""))
-        return self._record(leaves, bool(kwargs), tree, mode, key, copied)
+        return self._record(args, kwargs, leaves, tree, mode, key, copied, turned, order)
 
     def _cannot(self, leaves: list[Any]) -> str | None:
         spans = []
@@ -402,6 +601,15 @@ class Captured(_cpu.CapturedBase):
             RuntimeWarning,
             stacklevel=4,
         )
+
+    def _went(self, fresh: bool) -> None:
+        """A recording had to go for another one; fresh: before it had paid."""
+        self._evicted = self._evicted + 1 if fresh else 0
+        if self._evicted > _MAX_PROGRAMS:
+            self._give_up(
+                f"it is called with more kinds of arguments in turn than the {_MAX_PROGRAMS} that programs "
+                "are kept for. Pad them to fewer shapes"
+            )
 
     # ---- replay
     def _replay(self, p: _Program, leaves: tuple) -> Any:
@@ -435,18 +643,19 @@ class Captured(_cpu.CapturedBase):
     # ---- recording
     def _record(
         self,
+        args: tuple,
+        kwargs: dict,
         leaves: list[Any],
-        named: bool,
         tree: Any,
         mode: tuple,
         key: Any,
         copied: dict[int, Tensor],
+        turned: dict[int, Tensor],
+        order: dict[int, Any],
     ) -> Any:
         """Runs the function under the recorder. A second recording must agree with the first one in all
         but what a replay renews; then it becomes a program. That finds what Python computed from data."""
-        rebuilt = unflatten(tree, leaves)
-        args, kwargs = rebuilt if named else (rebuilt, {})
-        watch = Watch(self.fn, leaves)
+        watch = Watch(self.fn, [*leaves, *_classes(tree)])
         if watch.reason is not None:
             self._give_up(watch.reason)
             return self.fn(*args, **kwargs)
@@ -456,10 +665,15 @@ class Captured(_cpu.CapturedBase):
             _say(f"{self.name}: eager: an argument shares memory with {shared}")
             return self.fn(*args, **kwargs)
         saved = watch.snapshot() if self._fallback else None
+        given = _held((args, kwargs)) if self._fallback else []
         entry = [(t, t._grad) for t in watch.trainable]
         rec = _cpu.Recording()
         if not rec.start(arrays, watch.only_gradients(entry)):
             return self.fn(*args, **kwargs)  # another thread records now
+        of: dict[int, Any] = {}
+        dense = {id(x): leaves[i] for i, x in copied.items()}
+        original = args, kwargs
+        args, kwargs = _replaced(original, dense, of)
         before = random.state()
         versions = _versions(watch, leaves)
         try:
@@ -467,7 +681,7 @@ class Captured(_cpu.CapturedBase):
                 out = self.fn(*args, **kwargs)
                 notes = list(recording.notes)
                 looked = list(recording.looked)
-            plan = _Plan(rec, watch, leaves, out, entry, notes, versions, copied)
+            plan = _Plan(rec, watch, leaves, out, entry, notes, versions, copied, turned)
             for i, x in copied.items():
                 if i in plan.changed_inputs:  # the copy of what is not in C order
                     np.copyto(x.data, leaves[i].data)
@@ -478,15 +692,28 @@ class Captured(_cpu.CapturedBase):
                 raise
             watch.restore(saved)
             random.set_state(before)
+            _put_back(given)
+            of.clear()
             self._give_up(str(error))
+            args, kwargs = original
             return self.fn(*args, **kwargs)
         except BaseException:
             rec.stop()
             raise
+        finally:
+            seen = [turned.get(i, x) for i, x in enumerate(leaves)]
+            changed = _changed((args, kwargs) if kwargs else args, tree, seen)
+            if changed and of:
+                _give_back(of)
         after = random.state()
         result = plan.result
         del out
         why = plan.problem()
+        if changed:
+            why = (
+                "it changes a list, dict or object that it is given, and a replay runs no Python. Return what "
+                "it puts there"
+            )
         if why is None:
             why, plan.written = watch.read_by_host(rec)
         if why is None and plan.leaks():
@@ -534,22 +761,20 @@ class Captured(_cpu.CapturedBase):
                     self._give_up(why)
                     return result
             self._drafts[key] = (rec, before["counter"], contents)
+            if _forget(self._drafts, _MAX_PROGRAMS):  # each holds arrays of its call
+                self._went(True)
             return result
         self._failures = 0
         p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
         p.draws = after["counter"] - before["counter"]
         p.shares = plan.shares()
+        p.turned = order
         p.key = kind
         plan.fill(p)
         p.arguments = _kinds(leaves)
         self._programs.append(p)
         if len(self._programs) > _MAX_PROGRAMS:
-            self._evicted = self._evicted + 1 if self._programs.pop(0).fresh() else 0
-            if self._evicted > _MAX_PROGRAMS:
-                self._give_up(
-                    f"it is called with more kinds of arguments in turn than the {_MAX_PROGRAMS} that programs "
-                    "are kept for. Pad them to fewer shapes"
-                )
+            self._went(self._programs.pop(0).fresh())
         self._remember(p)
         if _verbose:
             s = p.native.stats()
@@ -625,8 +850,8 @@ class Captured(_cpu.CapturedBase):
 
     def verify(self, *args: Any, **kwargs: Any) -> int:
         """Runs the function and its replay from the same state and compares the bits of results,
-        parameters, states and gradients; the state is put back. Returns how many arrays were
-        compared. AssertionError names the first one that differs.
+        arguments, parameters, states and gradients; the state is put back, arguments too. Returns how
+        many arrays were compared. AssertionError names the first one that differs.
         """
         with self._locked():
             if self._last is None:
@@ -635,17 +860,26 @@ class Captured(_cpu.CapturedBase):
             flatten((args, kwargs), leaves)
             watch = Watch(self.fn, leaves)
             saved, state = watch.snapshot(), random.state()
-            try:
-                expected = self._state_of(self.fn(*args, **kwargs), watch)
+            arrays = [x.data if isinstance(x, Tensor) else x for x in leaves]
+            given = [a for a in arrays if isinstance(a, np.ndarray)]
+            before = [a.copy() for a in given]
+
+            def restore() -> None:
                 watch.restore(saved)
                 random.set_state(state)
+                for a, old in zip(given, before):
+                    if a.flags.writeable:
+                        a[...] = old
+
+            try:
+                expected = self._state_of(self.fn(*args, **kwargs), watch, given)
+                restore()
                 replays = sum(p.native.stats()["replays"] for p in self._programs)
-                got = self._state_of(self(*args, **kwargs), watch)
+                got = self._state_of(self(*args, **kwargs), watch, given)
                 if sum(p.native.stats()["replays"] for p in self._programs) == replays:
                     raise CaptureError("verify: no program fits these arguments yet")
             finally:
-                watch.restore(saved)
-                random.set_state(state)
+                restore()
             for (name, a), (_, b) in zip(expected, got):
                 if (a is None) != (b is None):
                     raise AssertionError(f"verify: {name} is there in one of the two runs only")
@@ -655,12 +889,13 @@ class Captured(_cpu.CapturedBase):
                     raise AssertionError(f"verify: {name} differs between function and replay")
             return len(expected)
 
-    def _state_of(self, out: Any, watch: Watch) -> list[tuple[str, Any]]:
+    def _state_of(self, out: Any, watch: Watch, given: list[np.ndarray]) -> list[tuple[str, Any]]:
         leaves: list[Any] = []
         flatten(out, leaves)
         items: list[tuple[str, Any]] = [
             (f"result {i}", x.data.copy()) for i, x in enumerate(leaves) if isinstance(x, Tensor)
         ]
+        items += [(f"argument {i}", a.copy()) for i, a in enumerate(given)]
         for name, t in watch.named():
             items.append((name, t.data.copy()))
         for t in watch.trainable:
@@ -703,7 +938,9 @@ def _results(p: _Program, arrays: tuple, leaves: tuple) -> Any:
                     base = of[which] = wrap(arrays[which], _cpu)
             else:
                 base = leaves[which] if home == "input" else which
-            made.append(_view(base, np.ndarray(shape, dtype, base.data, offset, strides)))
+            a = base.data  # an argument may have its axes in another order
+            flat = a if a.flags.c_contiguous else a.ravel(order="K")
+            made.append(_view(base, np.ndarray(shape, dtype, flat, offset, strides)))
         else:
             made.append(value)
     return made[0] if p.result_tree is None else unflatten(p.result_tree, made)
@@ -739,6 +976,12 @@ def _within(a: np.ndarray, base: np.ndarray) -> tuple | None:
     return (a.dtype, a.shape, a.__array_interface__["data"][0] - first, a.strides)
 
 
+def _axes(a: np.ndarray) -> tuple[int, ...] | None:
+    """The order of axes in which an array is contiguous; None when there is none."""
+    axes = tuple(sorted(range(a.ndim), key=lambda k: -a.strides[k]))
+    return axes if a.transpose(axes).flags.c_contiguous else None
+
+
 def _root(a: np.ndarray) -> np.ndarray:
     while isinstance(a.base, np.ndarray):
         a = a.base
@@ -764,6 +1007,7 @@ class _Plan:
         notes: list,
         versions: list[tuple[Tensor, int, int]],
         copied: dict[int, Tensor],
+        turned: dict[int, Tensor],
     ):
         self.rec, self.watch, self.leaves, self.notes = rec, watch, leaves, notes
         self.results: list[tuple[str, Any]] = []
@@ -803,6 +1047,7 @@ class _Plan:
         self.result_tree = flatten(out, found)
         made: list[Any] = []
         positions = {id(x): i for i, x in enumerate(leaves) if isinstance(x, Tensor)}
+        positions.update({id(x): i for i, x in turned.items()})
         known = {id(t) for _, t in watch.named()}
         gradients = {id(t._grad): t for t in watch.trainable if t._grad is not None}
         # Results that share memory go on doing so: with arguments, with what the function sees, with
@@ -831,8 +1076,8 @@ class _Plan:
                 elif not isinstance(x, _CONSTANT) and not watch.sees(x):
                     self.strange = (
                         f"it returns an object of the class {type(x).__name__}, which would be the same one "
-                        "after every replay. Return tensors, numbers, strings, and tuples, lists and dicts "
-                        "of them"
+                        "after every replay. Return tensors, numbers, strings, and tuples, lists, dicts and "
+                        "dataclasses of them"
                     )
                 self.results.append(("value", x))
                 made.append(x)
@@ -887,7 +1132,7 @@ class _Plan:
         if self.unfinished:
             return (
                 "its result still needs a backward pass, and a replay keeps no graph. Call backward() "
-                "inside the function, or put it under no_grad()"
+                "inside the function, put it under no_grad(), or return the detach() of a result"
             )
         return self.strange or self.watch.changed(self.notes)
 
@@ -925,6 +1170,8 @@ class _Plan:
                 p.actions.append(OptimizerState(what, native))
             elif kind == "scheduler":
                 p.actions.append(SchedulerState(what))
+            elif kind == "average":
+                p.actions.append(AverageState(what))
         p.grads, p.cleared = self.grads, self.cleared
         p.results, p.result_tree = self.results, self.result_tree
         p.checks = native.has_checks()
@@ -957,10 +1204,20 @@ def _unfinished(node: Any) -> bool:
     return False
 
 
+def _forget(table: dict, most: int) -> bool:
+    """Drops the entry that was written the longest ago, beyond `most`; whether there was one."""
+    if len(table) <= most:
+        return False
+    del table[next(iter(table))]
+    return True
+
+
 def _sign(x: Any) -> Any:
     """What two arguments have in common that the same program may serve."""
     if isinstance(x, Tensor):
         return (type(x), x.data.shape, x.data.dtype.str)
+    if type(x) is float:  # 0 and -0 are two programs, and NaN is like NaN
+        return (float, x.hex())
     try:
         hash(x)
     except TypeError:
@@ -991,8 +1248,8 @@ def _options(passes: Any) -> dict[str, bool | None]:
 def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = False) -> Any:
     """A function that records what `fn` does and replays it without Python.
 
-    fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists and dicts
-    of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
+    fn: takes tensors (NumPy arrays arrive as tensors), numbers, strings, and tuples, lists, dicts and
+    dataclasses of them; returns the same. The first call with a new kind of arguments (shapes, dtypes, modes of
     the modules, grad mode, threads, autocast) runs `fn`, two record it, later ones replay, to the same bits.
     passes: names of the optimisations to use (`gs.core.capture.PASSES`), a dict of switches, True for
     all, None for those that paid where they were measured. fallback: run eagerly, with one warning, instead of raising when `fn` cannot be captured.

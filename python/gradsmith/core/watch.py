@@ -33,7 +33,7 @@ from .. import _cpu
 from . import recording
 from .tensor import Parameter, Tensor
 
-__all__ = ["OptimizerState", "SchedulerState", "Watch"]
+__all__ = ["AverageState", "OptimizerState", "SchedulerState", "Watch"]
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _TABLES = ("_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_hooks")
@@ -86,6 +86,12 @@ def _ours(obj: Any) -> bool:
     return _known(getattr(obj, "__module__", None))
 
 
+def _foreign(cls: type) -> bool:
+    """Whether a class is of the standard library or of another one, which keep state in objects."""
+    root = (getattr(cls, "__module__", None) or "").split(".", 1)[0]
+    return root not in ("gradsmith", "numpy", "builtins") and _ours(cls)
+
+
 def _same(a: Any, b: Any) -> bool:
     """Whether a replay may take one value for the other (bindings/capture.cpp: same_value)."""
     if a is b:
@@ -115,6 +121,11 @@ def _raw(cls: type, name: str) -> Any:
         if name in c.__dict__:
             return c.__dict__[name]
     return _MISSING
+
+
+def _of_c(v: Any) -> bool:
+    """Whether it is a number, an array or a struct of ctypes, whose bytes are compared."""
+    return "_ctypes" in sys.modules and any([c.__module__ == "_ctypes" for c in type(v).__mro__])
 
 
 def _content(v: Any) -> Any:
@@ -247,6 +258,11 @@ class Watch:
         if fn.__dict__:
             self._objects.append((fn, fn.__name__))
         if root or not _ours(fn):
+            if names & {"import_module", "__import__", "modules"}:  # by their names
+                for code in codes:
+                    for n in code.co_consts:
+                        if isinstance(n, str) and isinstance(sys.modules.get(n), types.ModuleType):
+                            self._module_names(sys.modules[n], n)
             scope = fn.__globals__
             for n in sorted(names):
                 if n not in scope:  # perhaps imported inside of the function
@@ -327,7 +343,7 @@ class Watch:
             self._too_large(name)
             return
         module, optimizer, scheduler = self._kinds
-        if isinstance(v, (np.ndarray, bytearray, array.array, memoryview)):
+        if isinstance(v, (np.ndarray, bytearray, array.array, memoryview)) or _of_c(v):
             self._seen[id(v)] = v
             self._array(v, name, attribute)
         elif isinstance(v, self._draw_from):
@@ -410,14 +426,16 @@ class Watch:
 
     def _array(self, v: Any, name: str, attribute: str | None) -> None:
         """Values that Python may read: kept when they are few, see `read_by_host`."""
-        if v.dtype.hasobject or v.nbytes == 0 if isinstance(v, np.ndarray) else not len(v):
+        try:
+            size = v.nbytes if isinstance(v, np.ndarray) else memoryview(v).nbytes
+        except ValueError:  # a released view
+            size = 0
+        if size == 0 or (isinstance(v, np.ndarray) and v.dtype.hasobject):
             if isinstance(v, np.ndarray) and v.size <= _ITEMS:
                 self._value(v.ravel().tolist(), name)  # what it holds
             return
         try:
-            content = (
-                _content(v) if (v.nbytes if hasattr(v, "nbytes") else len(v)) <= _BYTES else None
-            )
+            content = _content(v) if size <= _BYTES else None
         except (ValueError, TypeError, BufferError):  # dates, for instance
             content = None
         if content is not None:
@@ -467,6 +485,24 @@ class Watch:
         self._classes.add(id(cls))
         return computes
 
+    def _behind(self, cls: type, n: str, name: str) -> None:
+        """What super() finds under a name that a class has given a new meaning."""
+        if "super" in self._names:
+            for c in cls.__mro__:
+                if n in c.__dict__ and not _ours(c):
+                    self._guard(("type", c, n, c.__dict__[n], f"{name}.{n}"))
+                    self._descend(c.__dict__[n], f"{name}.{n}")
+
+    def _foreign_state(self, own: dict, name: str) -> None:
+        """What other libraries' objects hold (an event's flag, a configuration's values): their code is not
+        looked into, so all of it counts."""
+        for n, value in list(own.items()):
+            if isinstance(n, str) and not n.startswith("__"):
+                self._guard(("item", own, n, value, f"{name}.{n}"))
+                holds = isinstance(value, (tuple, list, dict, set, deque, np.ndarray, bytearray))
+                if holds or _of_c(value):
+                    self._value(value, f"{name}.{n}", attribute=n)
+
     def _attributes(self, obj: Any, name: str) -> None:
         """The attributes of an object that some code reached names."""
         own = getattr(obj, "__dict__", {})
@@ -487,6 +523,7 @@ class Watch:
                 if raw is not _MISSING:
                     self._guard(("type", obj, n, raw, f"{name}.{n}"))
                     self._descend(raw, f"{name}.{n}")
+                    self._behind(obj, n, name)
                 elif cls is not type:
                     self._guard(("type", cls, n, _raw(cls, n), f"{name}.{n}"))
                     self._descend(_raw(cls, n), f"{name}.{n}")
@@ -500,6 +537,8 @@ class Watch:
             self._place(obj, name)
             if every and len(own) <= _ITEMS:
                 self._keys(own, f"the attributes of {name}")
+            if _foreign(cls) and not isinstance(obj, _HOLDERS):
+                self._foreign_state(own, name)
         for n in sorted(names | (own.keys() if every else set()), key=str):
             if n in own:
                 value = own[n]
@@ -523,6 +562,7 @@ class Watch:
                 if plain:
                     self._guard(("absent", own, n, None, f"{name}.{n}"))
                 self._descend(raw, f"{name}.{n}")
+                self._behind(cls, n, name)
         if every:
             for c in cls.__mro__:
                 for n in c.__dict__.get("__slots__", ()) if not _ours(c) else ():
@@ -683,6 +723,11 @@ class Watch:
         count = [x for kind, x in notes if kind == "optimizer"]
         if len(count) != len(stepped):
             return "it steps one optimizer twice; a program has one set of its numbers. Split it in two"
+        averages = [x for kind, x in notes if kind == "average"]
+        if len({id(x) for x in averages}) != len(averages):
+            return "it updates one average twice; a program has one set of its numbers. Split it in two"
+        if not all([self.sees(x) for x in averages]):
+            return "it updates an average that cannot be found from the function's variables"
         if any(x not in self.optimizers for x in stepped):
             return "it steps an optimizer that cannot be found from the function's variables"
         scheduled = {id(x.optimizer) for kind, x in notes if kind == "scheduler"}
@@ -880,6 +925,25 @@ class OptimizerState:
         if self.skip and self.o._control[2] == 0:
             self.undo()
             self.o.skipped += 1
+
+
+class AverageState:
+    """Counts an update of an average (optim/averaging.py) and writes its share into the slots."""
+
+    def __init__(self, average: Any):
+        self.average = average
+
+    def ready(self) -> bool:
+        return True
+
+    def advance(self) -> None:
+        _cpu.slots_write(self.average._slots.ids, self.average.advance())
+
+    def undo(self) -> None:
+        self.average.advance(-1)
+
+    def done(self) -> None:
+        pass
 
 
 class SchedulerState:

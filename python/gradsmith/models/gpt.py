@@ -96,13 +96,11 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def _check(self, tokens: Any, longest: int) -> Tensor:
+    def _check(self, tokens: Any, longest: int | None = None) -> Tensor:
         x = tokens if isinstance(tokens, Tensor) else as_tensor(tokens)
-        if x.ndim != 2 or x.shape[1] > longest:
-            raise ValueError(
-                f"GPT: tokens have shape {x.shape}; expected (batch, length) with a length of at most "
-                f"{longest}, the context"
-            )
+        if x.ndim != 2 or (longest is not None and x.shape[1] > longest):
+            most = "" if longest is None else f" with a length of at most {longest}, the context"
+            raise ValueError(f"GPT: tokens have shape {x.shape}; expected (batch, length){most}")
         return x
 
     def forward(self, tokens: Any) -> Tensor:
@@ -131,8 +129,8 @@ class GPT(nn.Module):
         Each is drawn from softmax(logits / temperature), among the top_k likeliest when given;
         temperature 0 takes the likeliest. Draws depend on ``gs.manual_seed``. Keys and values of past
         positions are kept; beyond the context the window moves on by half of it and is read again.
-        ValueError: temperature below 0, top_k below 1, an empty prompt. Evaluation mode is used
-        for the call.
+        ValueError: temperature below 0, top_k below 1, an empty prompt; TypeError: tokens that are no
+        integers. Evaluation mode is used for the call.
 
         >>> import gradsmith as gs
         >>> model = gs.models.gpt(vocab_size=11, context=8, width=16, layers=1, heads=2)
@@ -144,13 +142,16 @@ class GPT(nn.Module):
                 f"generate: temperature {temperature} and max_new_tokens {max_new_tokens} must not be negative, "
                 f"top_k {top_k} must be at least 1"
             )
-        x = self._check(tokens, 1 << 62).data.astype(np.int64)
-        B, T = x.shape
+        given = self._check(tokens).data
+        B, T = given.shape
         if T == 0:
             raise ValueError("generate: tokens are empty; give at least one to start from")
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"generate: tokens must be integers, got {given.dtype}")
+        x = given.astype(np.int64)
         text = np.empty((B, T + max_new_tokens), np.int64)
         text[:, :T] = x
-        training = self.training
+        modes = [(m, m.training) for m in self.modules()]
         self.eval()
         try:
             with no_grad():
@@ -165,7 +166,8 @@ class GPT(nn.Module):
                     read = n
                     text[:, n] = _draw(logits, temperature, top_k)
         finally:
-            self.train(training)
+            for m, training in modes:
+                m.training = training
         return Tensor(text)
 
 

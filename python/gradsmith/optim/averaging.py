@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core import recording
 from ..core.tensor import Tensor
 from ..nn.module import Module
-from .optimizer import INF
+from .optimizer import INF, Slots
 
 __all__ = ["EMA", "AveragedModel", "update_bn"]
 
@@ -47,6 +48,7 @@ class AveragedModel(Module):
         self.module.requires_grad_(False)
         self.decay, self.use_buffers = decay, use_buffers
         self.register_buffer("n_averaged", Tensor(np.array(0, np.int64)))
+        self._slots = Slots(6)  # the scalars of an update, which a replay reads anew
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -72,7 +74,6 @@ class AveragedModel(Module):
                         f"AveragedModel: {name} is {b[name].shape} {b[name].dtype} in the model and "
                         f"{a[name].shape} {a[name].dtype} in the average"
                     )
-        n = int(self.n_averaged.item())
         pairs = [(mine[name], theirs[name]) for name in mine]
         for name in own:
             if self.use_buffers and own[name].dtype.kind == "f":
@@ -84,10 +85,16 @@ class AveragedModel(Module):
         for average, current in pairs:
             sets.setdefault(average.dtype.num, []).extend((average.data, current.data))
             average._ver[0] += 1
-        values = (1.0, INF, 0.0, 0.0, 1.0, self.share(n))
+        values = self.advance()
         for arrays in sets.values():
-            pairs[0][0]._k.optimizer_update("average", None, values, arrays)
-        self.n_averaged.data[...] = n + 1
+            pairs[0][0]._k.optimizer_update("average", self._slots.ids, values, arrays)
+        recording.note("average", self)
+
+    def advance(self, by: int = 1) -> tuple[float, ...]:
+        """Counts an update; its scalars. A replay calls this before its kernels."""
+        n = int(self.n_averaged.data)
+        self.n_averaged.data[...] = n + by
+        return (1.0, INF, 0.0, 0.0, 1.0, self.share(n))
 
 
 class EMA(AveragedModel):

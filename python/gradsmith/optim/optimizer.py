@@ -80,6 +80,10 @@ class Slots:
         self.ids = tuple(_cpu.slot_new() for _ in range(n))
         weakref.finalize(self, _free, self.ids)
 
+    def __reduce__(self) -> tuple:
+        """A copy has slots of its own."""
+        return Slots, (len(self.ids),)
+
 
 def _free(ids: tuple[int, ...]) -> None:
     for i in ids:

@@ -94,8 +94,12 @@ def pad_packed_sequence(
 ) -> tuple[Tensor, Tensor]:
     """(padded, lengths) of a packed batch; padded is (T, B, ...), or (B, T, ...) when batch_first.
 
-    total_length: T, at least the longest length (ValueError).
+    total_length: T, at least the longest length (ValueError). TypeError for what is not packed.
     """
+    if not isinstance(sequence, PackedSequence):
+        raise TypeError(
+            f"pad_packed_sequence: sequence must be a PackedSequence, got {type(sequence).__name__}"
+        )
     sizes = recording.host_array(sequence.batch_sizes)
     steps, B = len(sizes), int(sizes[0])
     T = steps if total_length is None else int(total_length)
