@@ -194,39 +194,61 @@ class Module(_cpu.ModuleBase):
             yield m
 
     def named_modules(
-        self, memo: set | None = None, prefix: str = ""
+        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Module]]:
-        """Every module of the tree with its dotted name, each once."""
+        """Every module of the tree with its dotted name: each once, or under each of its names."""
         memo = set() if memo is None else memo
-        if id(self) in memo:
-            return
-        memo.add(id(self))
+        if remove_duplicate:
+            if id(self) in memo:
+                return
+            memo.add(id(self))
         yield prefix, self
+        more = {} if remove_duplicate else {"remove_duplicate": False}
         for name, m in self.named_children():
-            yield from m.named_modules(memo, f"{prefix}.{name}" if prefix else name)
+            yield from m.named_modules(memo, f"{prefix}.{name}" if prefix else name, **more)
 
     def modules(self) -> Iterator[Module]:
         return iter(self._tree())
 
     def _named(
-        self, table: str, recurse: bool, duplicates: bool = False
+        self, table: str, prefix: str, recurse: bool, remove_duplicate: bool
+    ) -> Iterator[tuple[str, Tensor]]:
+        if not isinstance(prefix, str):
+            raise TypeError(
+                f"{type(self).__name__}.named{table}: prefix must be a string, got {prefix!r}. "
+                "recurse is the second argument"
+            )
+        return self._walk(table, prefix, recurse, remove_duplicate)
+
+    def _walk(
+        self, table: str, prefix: str, recurse: bool, remove_duplicate: bool
     ) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
-        modules: Iterable[tuple[str, Module]] = self.named_modules() if recurse else [("", self)]
-        for prefix, m in modules:
+        modules: Iterable[tuple[str, Module]] = [("", self)]
+        if recurse:
+            modules = self.named_modules(**({} if remove_duplicate else {"remove_duplicate": False}))
+        first = prefix + "." if prefix else ""
+        for path, m in modules:
+            before = f"{first}{path}." if path else first
             for name, t in m.__dict__[table].items():
-                if t is None or (id(t) in seen and not duplicates):
+                if t is None or (remove_duplicate and id(t) in seen):
                     continue
                 seen.add(id(t))
-                yield (f"{prefix}.{name}" if prefix else name), t
+                yield before + name, t
 
-    def named_parameters(self, recurse: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter with its dotted name; shared ones once, under their first name."""
-        return self._named("_parameters", recurse)  # type: ignore[return-value]
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter with its dotted name, behind prefix and a dot where one is given.
+
+        A shared one comes once, under its first name, unless remove_duplicate is False.
+        """
+        return self._named("_parameters", prefix, recurse, remove_duplicate)  # type: ignore[return-value]
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         if type(self).named_parameters is not Module.named_parameters:
-            return iter([p for _, p in self.named_parameters(recurse)])
+            found = self.named_parameters() if recurse else self.named_parameters(recurse=False)
+            return iter([p for _, p in found])
         return iter(self._all("_parameters", recurse))  # type: ignore[arg-type]
 
     def _all(self, table: str, recurse: bool = True) -> list[Tensor]:
@@ -255,11 +277,14 @@ class Module(_cpu.ModuleBase):
                 left += reversed(children.values())
         return list(found.values())
 
-    def named_buffers(self, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
-        return self._named("_buffers", recurse)
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Every buffer with its dotted name; the arguments are those of `named_parameters`."""
+        return self._named("_buffers", prefix, recurse, remove_duplicate)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
-        for _, b in self.named_buffers(recurse):
+        for _, b in self.named_buffers(recurse=recurse):
             yield b
 
     def get_submodule(self, target: str) -> Module:
@@ -271,6 +296,22 @@ class Module(_cpu.ModuleBase):
                 raise AttributeError(f"{type(self).__name__} has no submodule {target!r}")
             m = child
         return m
+
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter under a dotted name; AttributeError when there is none."""
+        return self._get("_parameters", target)  # type: ignore[return-value]
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer under a dotted name; AttributeError when there is none."""
+        return self._get("_buffers", target)
+
+    def _get(self, table: str, target: str) -> Tensor:
+        path, _, name = target.rpartition(".")
+        found = self.get_submodule(path).__dict__[table].get(name)
+        if found is None:
+            kind = table[1:-1]
+            raise AttributeError(f"{type(self).__name__} has no {kind} {target!r}")
+        return found
 
     def apply(self: M, fn: Callable[[Module], Any]) -> M:
         """Calls fn on every submodule, then on self."""
@@ -295,9 +336,13 @@ class Module(_cpu.ModuleBase):
         for name, m in self.named_children():
             yield from m._all_modules(f"{prefix}{name}.")
 
-    def state_dict(self) -> OrderedDict[str, Tensor]:
-        """Parameters and persistent buffers by dotted name, sharing memory with the module."""
-        return OrderedDict((name, t.detach()) for name, t in self._state())
+    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> OrderedDict[str, Tensor]:
+        """Parameters and persistent buffers by dotted name, sharing memory with the module.
+
+        prefix: put before each name as it is (with its dot). keep_vars: the parameters and buffers
+        themselves instead of tensors without a graph.
+        """
+        return OrderedDict((prefix + n, t if keep_vars else t.detach()) for n, t in self._state())
 
     def load_state_dict(self, state: Any, strict: bool = True) -> LoadResult:
         """Copies values by name into the parameters and buffers; all is checked before any is changed.
@@ -421,10 +466,16 @@ class Module(_cpu.ModuleBase):
         return self
 
     def double(self: M) -> M:
+        """Converts float parameters and buffers to float64 in place."""
         return self.to(dtype=np.float64)
 
     def float(self: M) -> M:
+        """Converts float parameters and buffers to float32 in place."""
         return self.to(dtype=np.float32)
+
+    def cpu(self: M) -> M:
+        """The module itself: it is on the CPU."""
+        return self
 
     # ---- text
     def extra_repr(self) -> str:
