@@ -158,8 +158,14 @@ class Tensor(_cpu.TensorBase):
             )
         self._rg = flag
 
-    def requires_grad_(self, flag: bool = True) -> Tensor:
-        self.requires_grad = flag
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets whether a gradient is wanted; returns the tensor. Only float leaves may change.
+
+        >>> import gradsmith as gs
+        >>> gs.ones(2).requires_grad_().requires_grad
+        True
+        """
+        self.requires_grad = requires_grad
         return self
 
     @property
@@ -264,8 +270,8 @@ class Tensor(_cpu.TensorBase):
                 self._node.retain = {}
             self._node.retain[self._idx] = weakref.ref(self)
 
-    def register_hook(self, fn: Callable[[Tensor], Tensor | None]) -> Any:
-        """Calls fn(gradient) when the gradient of this tensor is known; a returned Tensor replaces it.
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
+        """Calls hook(gradient) when the gradient of this tensor is known; a returned Tensor replaces it.
 
         Returns a handle with `.remove()`.
         """
@@ -275,7 +281,7 @@ class Tensor(_cpu.TensorBase):
         if node.hooks is None:
             node.hooks = {}
         table = node.hooks.setdefault(i, {})
-        return HookHandle(table, fn)
+        return HookHandle(table, hook)
 
     # ---- dtype and device
     def to(self, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -458,10 +464,23 @@ def _array_of(data: Any, dtype: Any) -> np.ndarray:
     return a
 
 
-def as_tensor(x: Any, like: Tensor | None = None) -> Tensor:
-    """x itself when it is a Tensor; else a Tensor around it, numbers and lists in the dtype of `like`."""
+def as_tensor(
+    x: Any, like: Tensor | None = None, op: str | None = None, name: str = "input"
+) -> Tensor:
+    """x itself when it is a Tensor; else a Tensor around it, numbers and lists in the dtype of `like`.
+
+    What cannot be one is an error that names the op and the argument.
+    """
     if isinstance(x, Tensor):
         return x
-    if like is not None and not hasattr(x, "dtype"):
-        return wrap(np.asarray(x, like.data.dtype), like._k)
-    return Tensor(x)
+    try:
+        # None would become NaN
+        if like is not None and x is not None and not hasattr(x, "dtype"):
+            return wrap(np.asarray(x, like.data.dtype), like._k)
+        return Tensor(x)
+    except (TypeError, ValueError) as error:
+        if op is None:
+            raise
+        if hasattr(x, "dtype") or isinstance(x, (list, tuple)):
+            raise type(error)(f"{op}: {name}: {str(error).removeprefix('Tensor: ')}") from None
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}") from None

@@ -171,25 +171,27 @@ class Module(_cpu.ModuleBase):
                 out = changed
         return out
 
-    def register_forward_hook(self, fn: Callable) -> Any:
-        """Calls fn(module, args, output) after forward; a returned value replaces the output."""
+    def register_forward_hook(self, hook: Callable) -> Any:
+        """Calls hook(module, args, output) after forward; a returned value replaces the output."""
         from ..core.tensor import HookHandle
 
-        return HookHandle(self._hooks, fn)
+        return HookHandle(self._hooks, hook)
 
-    def register_forward_pre_hook(self, fn: Callable) -> Any:
-        """Calls fn(module, args) before forward; a returned value replaces the arguments."""
+    def register_forward_pre_hook(self, hook: Callable) -> Any:
+        """Calls hook(module, args) before forward; a returned value replaces the arguments."""
         from ..core.tensor import HookHandle
 
-        return HookHandle(self._pre_hooks, fn)
+        return HookHandle(self._pre_hooks, hook)
 
     # ---- walking
     def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The direct submodules with their names."""
         for name, m in self._modules.items():
             if m is not None:
                 yield name, m
 
     def children(self) -> Iterator[Module]:
+        """The direct submodules."""
         for _, m in self.named_children():
             yield m
 
@@ -203,11 +205,15 @@ class Module(_cpu.ModuleBase):
                 return
             memo.add(id(self))
         yield prefix, self
-        more = {} if remove_duplicate else {"remove_duplicate": False}
         for name, m in self.named_children():
-            yield from m.named_modules(memo, f"{prefix}.{name}" if prefix else name, **more)
+            path = f"{prefix}.{name}" if prefix else name
+            if remove_duplicate:
+                yield from m.named_modules(memo, path)
+            else:
+                yield from m.named_modules(memo, path, False)
 
     def modules(self) -> Iterator[Module]:
+        """Every module of the tree, each once: itself first."""
         return iter(self._tree())
 
     def _named(
@@ -225,8 +231,10 @@ class Module(_cpu.ModuleBase):
     ) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
         modules: Iterable[tuple[str, Module]] = [("", self)]
-        if recurse:
-            modules = self.named_modules(**({} if remove_duplicate else {"remove_duplicate": False}))
+        if recurse and remove_duplicate:
+            modules = self.named_modules()
+        elif recurse:
+            modules = self.named_modules(remove_duplicate=False)
         first = prefix + "." if prefix else ""
         for path, m in modules:
             before = f"{first}{path}." if path else first
@@ -246,6 +254,7 @@ class Module(_cpu.ModuleBase):
         return self._named("_parameters", prefix, recurse, remove_duplicate)  # type: ignore[return-value]
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """Every parameter of the tree, each once; of the module alone with recurse=False."""
         if type(self).named_parameters is not Module.named_parameters:
             found = self.named_parameters() if recurse else self.named_parameters(recurse=False)
             return iter([p for _, p in found])
@@ -284,6 +293,7 @@ class Module(_cpu.ModuleBase):
         return self._named("_buffers", prefix, recurse, remove_duplicate)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Every buffer of the tree, each once; of the module alone with recurse=False."""
         for _, b in self.named_buffers(recurse=recurse):
             yield b
 
@@ -344,19 +354,19 @@ class Module(_cpu.ModuleBase):
         """
         return OrderedDict((prefix + n, t if keep_vars else t.detach()) for n, t in self._state())
 
-    def load_state_dict(self, state: Any, strict: bool = True) -> LoadResult:
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> LoadResult:
         """Copies values by name into the parameters and buffers; all is checked before any is changed.
 
-        state: names to Tensors or arrays. strict: every name must match. Returns the missing and
+        state_dict: names to Tensors or arrays. strict: every name must match. Returns the missing and
         unexpected names. Raises KeyError for names (strict) and ValueError for shapes.
         """
-        if not hasattr(state, "items"):
+        if not hasattr(state_dict, "items"):
             raise TypeError(
-                f"load_state_dict: expected a mapping of names to arrays, got {type(state).__name__}"
+                f"load_state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}"
             )
         own = OrderedDict(self._state())
-        missing = [n for n in own if n not in state]
-        unexpected = [n for n in state if n not in own]
+        missing = [n for n in own if n not in state_dict]
+        unexpected = [n for n in state_dict if n not in own]
         if strict and (missing or unexpected):
 
             def few(names: list[str]) -> str:
@@ -372,9 +382,9 @@ class Module(_cpu.ModuleBase):
             )
         arrays = {}
         for name, t in own.items():
-            if name not in state:
+            if name not in state_dict:
                 continue
-            value = state[name]
+            value = state_dict[name]
             a = value.data if isinstance(value, Tensor) else np.asarray(value)
             if a.shape != t.data.shape:
                 raise ValueError(
@@ -401,10 +411,10 @@ class Module(_cpu.ModuleBase):
         """Sets evaluation mode."""
         return self.train(False)
 
-    def requires_grad_(self: M, flag: bool = True) -> M:
+    def requires_grad_(self: M, requires_grad: bool = True) -> M:
         """Sets whether the parameters of the tree are trained."""
         for p in self.parameters():
-            p.requires_grad = flag
+            p.requires_grad = requires_grad
         return self
 
     def freeze(self: M) -> M:
