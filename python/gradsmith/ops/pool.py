@@ -49,8 +49,11 @@ class AvgPoolBackward(Node):
 
 def _two(v: Any, op: str, name: str) -> tuple:
     pair = tuple(v) if isinstance(v, (tuple, list)) else (v,)
-    if len(pair) in (1, 2) and all([isinstance(e, (int, np.integer)) for e in pair]):
-        return (int(pair[0]), int(pair[-1]))
+    if len(pair) in (1, 2):
+        if all([isinstance(e, (int, np.integer)) for e in pair]):
+            return (int(pair[0]), int(pair[-1]))
+        if isinstance(v, (tuple, list)):
+            raise TypeError(f"{op}: {name} must be integers, got {v!r}")
     raise ValueError(f"{op}: {name} must be an integer or a pair (height, width), got {v!r}")
 
 
