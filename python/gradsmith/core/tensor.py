@@ -111,6 +111,7 @@ class Tensor(_cpu.TensorBase):
         return self.data.ndim
 
     def dim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     @property
@@ -121,6 +122,7 @@ class Tensor(_cpu.TensorBase):
         return n
 
     def numel(self) -> int:
+        """The number of elements."""
         return self.data.size
 
     @property
@@ -191,6 +193,7 @@ class Tensor(_cpu.TensorBase):
         return self.data
 
     def tolist(self) -> Any:
+        """The values as nested lists; a number for 0 axes."""
         return self.data.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -299,30 +302,39 @@ class Tensor(_cpu.TensorBase):
         return self if d is self.data.dtype or d == self.data.dtype else self._cast(d)
 
     def astype(self, dtype: Any) -> Tensor:
+        """`to(dtype=dtype)`: the tensor itself where it has the dtype."""
         return self.to(dtype=dtype)
 
     def type(self, dtype: Any) -> Tensor:
+        """`to(dtype=dtype)`."""
         return self.to(dtype=dtype)
 
     def float(self) -> Tensor:
+        """As float32."""
         return self.to(dtype=np.float32)
 
     def double(self) -> Tensor:
+        """As float64."""
         return self.to(dtype=np.float64)
 
     def long(self) -> Tensor:
+        """As int64."""
         return self.to(dtype=np.int64)
 
     def int(self) -> Tensor:
+        """As int32."""
         return self.to(dtype=np.int32)
 
     def bool(self) -> Tensor:
+        """As bool: true where the element is not 0."""
         return self.to(dtype=np.bool_)
 
     def cpu(self) -> Tensor:
+        """The tensor itself: it is on the CPU."""
         return self
 
     def is_contiguous(self) -> Any:
+        """Whether the elements lie in row-major order without gaps."""
         return self.data.flags.c_contiguous
 
     def copy_(self, source: Any) -> Tensor:
