@@ -102,3 +102,81 @@ def test_sizes_beyond_memory():
         with pytest.raises((ValueError, MemoryError, OverflowError, TypeError)) as error:
             make()
         assert str(error.value)
+
+
+@pytest.mark.parametrize("bad", [None, "a", object(), {}])
+@pytest.mark.parametrize(
+    "op", ["relu", "leaky_relu", "gelu", "glu", "rrelu", "softmax", "log_softmax", "dropout",
+           "dropout2d", "alpha_dropout", "cross_entropy", "normalize", "matmul"],
+)  # fmt: skip
+def test_an_input_that_is_no_tensor_is_named_with_its_op(op, bad):
+    more = {"cross_entropy": (gs.tensor([0]),), "matmul": (gs.ones(2),)}.get(op, ())
+    fn = getattr(gs, op, None) or getattr(F, op)
+    with pytest.raises(TypeError, match=rf"^{op}: "):
+        fn(bad, *more)
+
+
+def test_targets_that_are_no_tensors_are_named():
+    for loss in ("mse_loss", "l1_loss", "huber_loss", "nll_loss", "cross_entropy"):
+        with pytest.raises(TypeError, match=rf"^{loss}: target must be a Tensor, got str"):
+            getattr(F, loss)(gs.zeros(2, 3), "a")
+
+
+@pytest.mark.parametrize("bad", ["a", None, [], (1.0, 2.0), 1j])
+@pytest.mark.parametrize(
+    "op, name",
+    [("leaky_relu", "negative_slope"), ("elu", "alpha"), ("celu", "alpha"), ("silu", "beta"),
+     ("hardtanh", "min_val"), ("hardtanh", "max_val"), ("softplus", "beta"),
+     ("softplus", "threshold"), ("rrelu", "lower"), ("rrelu", "upper"), ("dropout", "p"),
+     ("dropout1d", "p"), ("alpha_dropout", "p"), ("threshold", "value"),
+     ("smooth_l1_loss", "beta"), ("huber_loss", "delta")],
+)  # fmt: skip
+def test_numbers_that_are_none_are_named_with_their_op(op, name, bad):
+    x = gs.zeros(2, 3)
+    args = {name: bad}
+    if op == "threshold":
+        args["threshold"] = 1.0
+    if op.endswith("loss"):
+        args["target"] = x
+    with pytest.raises(TypeError, match=rf"^{op}: {name} must be a number, got "):
+        (getattr(gs, op, None) or getattr(F, op))(x, **args)
+
+
+def test_numpys_integers_are_integers_to_pools():
+    x = gs.rand(1, 8, 8, 2)
+    for two in (np.int64(2), (np.int32(2), np.int64(2)), [np.int64(2)]):
+        assert gs.max_pool2d(x, two).shape == (1, 4, 4, 2)
+        assert gs.adaptive_avg_pool2d(x, two).shape == (1, 2, 2, 2)
+    assert gs.max_pool1d(x[0], np.int64(2), np.int64(2)).shape == (8, 4, 2)
+    assert gs.adaptive_max_pool2d(x, (None, np.int64(3))).shape == (1, 8, 3, 2)
+    with pytest.raises(TypeError, match="max_pool2d: kernel_size must be integers"):
+        gs.max_pool2d(x, ("2", 2))
+
+
+def test_index_errors_name_the_op_that_was_called():
+    with pytest.raises(IndexError, match="^index_select: index 3"):
+        gs.zeros(3, 2).index_select(0, gs.tensor([3]))
+    with pytest.raises(IndexError, match="^one_hot: index -1"):
+        gs.one_hot(gs.tensor([-1]))
+
+
+def test_states_and_hooks_are_passed_by_pytorchs_names():
+    net = gs.nn.Linear(2, 2)
+    net.load_state_dict(state_dict=net.state_dict())
+    net.requires_grad_(requires_grad=True)
+    seen = []
+    net.register_forward_hook(hook=lambda m, x, y: seen.append(1))
+    net.register_forward_pre_hook(hook=lambda m, x: seen.append(0))
+    net.weight.register_hook(hook=lambda g: seen.append(2))
+    net(gs.ones(1, 2)).sum().backward()
+    assert seen == [0, 1, 2]
+    optimizer = gs.optim.SGD([net.weight], lr=0.1)
+    optimizer.add_param_group(param_group={"params": [net.bias]})
+    optimizer.load_state_dict(state_dict=optimizer.state_dict())
+    schedule = gs.optim.lr_scheduler.StepLR(optimizer, 3)
+    schedule.load_state_dict(state_dict=schedule.state_dict())
+
+
+def test_none_is_no_number():
+    with pytest.raises(TypeError, match="mse_loss: target must be a Tensor, got NoneType"):
+        F.mse_loss(gs.tensor(1.0), None)  # was NaN

@@ -514,3 +514,29 @@ def test_gradcheck_without_anything_to_check_is_an_error():
     for fn in (lambda x: x.argmax(), lambda x: 3.0, lambda x: (), lambda x: None):
         with pytest.raises(ValueError, match="no float Tensor"):
             gs.gradcheck(fn, [x])
+
+
+def test_custom_function_tensors_by_keyword_and_outputs_without_gradient():
+    class Split(gs.Function):
+        @staticmethod
+        def forward(ctx, x, k=1.0, floor=None):
+            whole = gs.floor(x)
+            ctx.k = k
+            ctx.mark_non_differentiable(whole)
+            return x * k, whole
+
+        @staticmethod
+        def backward(ctx, grad, zeros):
+            assert not zeros.numpy().any()
+            return grad * ctx.k
+
+    x = gs.tensor([1.5, -2.5], requires_grad=True)
+    y, whole = Split.apply(x, k=3.0)
+    assert y.requires_grad and not whole.requires_grad and whole.tolist() == [1.0, -3.0]
+    y.sum().backward()
+    assert x.grad.tolist() == [3.0, 3.0]
+    with pytest.raises(TypeError, match=r"Split.apply: x requires a gradient.*positional"):
+        Split.apply(x=x)  # had no gradient, silently
+    with gs.no_grad():
+        Split.apply(x=x)
+    assert Split.apply(x, floor=gs.ones(1))[0].requires_grad

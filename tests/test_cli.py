@@ -220,6 +220,7 @@ def test_damaged_data_is_one_line(folder, tmp_path, capsys):
         (["--dropout", "1.5"], "--dropout is 1.5"),
         (["--weight-decay", "-1"], "--weight-decay"),
         (["--label-smoothing", "2"], "--label-smoothing is 2"),
+        (["--out", ""], "--out is empty"),  # was /
         (["--plot", "curves.xyz"], "png"),
         (["--plot", "nowhere/curves.png"], "nowhere"),
     ],
@@ -252,6 +253,13 @@ def test_plot(folder, tmp_path, capsys):
     assert train("--resume", "--plot", "again.svg", "--quiet") == 0
     text = (tmp_path / "again.svg").read_text()
     assert text.startswith("<?xml")
+
+
+def test_a_last_batch_of_one_image_does_not_stop_a_batch_norm(folder, capsys):
+    small = ("--data", folder, "--model", "resnet18", "--epochs", 1, "--batch-size", 4, "--quiet")
+    assert train(*small, "--limit", 5) == 0  # on 8 x 8 images the last maps are 1 x 1
+    assert train(*small, "--limit", 1, "--out", "one") == 2
+    assert "more than one value per channel" in capsys.readouterr().err
 
 
 def test_info(capsys):

@@ -1055,3 +1055,20 @@ def test_the_page_runs():
         pytest.skip("docs are not here")
     result = doctest.testfile(page, module_relative=False)
     assert result.failed == 0 and result.attempted > 20
+
+
+def test_cifar_takes_one_path(tmp_path):
+    path = tmp_path / "one.bin"
+    path.write_bytes(bytes([3]) + bytes(3072))
+    for given in (path, str(path)):
+        assert D.CIFARDataset(given).arrays[1].tolist() == [3]
+
+
+def test_csv_refuses_what_would_be_cut_or_is_ambiguous(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a,a,y\n1.5,2,2.5\n")
+    with pytest.raises(ValueError, match="CSVDataset: dtype must be .*got int64"):
+        D.CSVDataset(path, dtype="int64")  # y was 2
+    with pytest.raises(ValueError, match="2 columns are called 'a'.*position"):
+        D.CSVDataset(path, target="a")
+    assert D.CSVDataset(path, target=1).arrays[0].tolist() == [[1.5, 2.5]]

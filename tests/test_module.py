@@ -45,6 +45,35 @@ def test_shared_parameters_are_listed_once():
     assert "twin.weight" in net.state_dict()
 
 
+def test_named_walks_take_pytorchs_arguments():
+    net = Net()
+    net.twin = net.first
+    names = ["first.weight", "first.bias", "rest.1.weight", "rest.1.bias"]
+    assert [n for n, _ in net.named_parameters("net")] == [f"net.{n}" for n in names]
+    assert [n for n, _ in net.named_parameters("", True, False)] == [
+        *names, "twin.weight", "twin.bias",
+    ]  # fmt: skip
+    assert [n for n, _ in net.first.named_parameters("a.b", recurse=False)] == [
+        "a.b.weight",
+        "a.b.bias",
+    ]
+    assert [n for n, _ in net.named_buffers("net")] == ["net.scale", "net.scratch"]
+    assert list(net.named_parameters(recurse=False)) == []
+    modules = ["", "first", "rest", "rest.0", "rest.1", "twin"]
+    assert [n for n, _ in net.named_modules(remove_duplicate=False)] == modules
+    with pytest.raises(TypeError, match=r"named_parameters: prefix must be a string.*recurse"):
+        net.named_parameters(False)
+    assert net.get_parameter("rest.1.bias") is net.rest[1].bias
+    assert net.get_buffer("scale") is net.scale
+    for get, name in ((net.get_parameter, "scale"), (net.get_buffer, "first.bias")):
+        with pytest.raises(AttributeError, match=name):
+            get(name)
+    state = net.state_dict(prefix="net.", keep_vars=True)
+    assert list(state)[:2] == ["net.scale", "net.first.weight"]
+    assert state["net.first.weight"] is net.first.weight
+    assert net.cpu() is net
+
+
 def test_state_dict_round_trip(rng):
     a, b = Net(), Net()
     result = b.load_state_dict(a.state_dict())

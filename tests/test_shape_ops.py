@@ -263,7 +263,7 @@ def test_errors():
         ("index", IndexError, lambda: x[[0, 2]]),
         ("index", IndexError, lambda: x[gs.ones(2)]),
         ("mask", IndexError, lambda: x[gs.tensor([True, False, True])]),
-        ("take", IndexError, lambda: x.index_select(0, gs.tensor([2]))),
+        ("index_select", IndexError, lambda: x.index_select(0, gs.tensor([2]))),
         ("index_select", TypeError, lambda: x.index_select(0, gs.ones(1))),
         ("gather", ValueError, lambda: x.gather(0, gs.tensor([0]))),
         ("gather", IndexError, lambda: x.gather(0, gs.tensor([[5]]))),

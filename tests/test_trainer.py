@@ -677,3 +677,14 @@ def test_mistakes_in_what_the_trainer_is_made_of():
     # a part of the model, or parameters of the loss besides it, are fine
     Trainer(nn.Sequential(model, nn.Linear(2, 2)), "mse", optimizer)
     Trainer(other, model, optimizer)
+
+
+def test_predict_takes_nested_lists_and_lists_of_batches():
+    model = gs.nn.Linear(3, 2)
+    optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    trainer = gs.train.Trainer(model, "mse", optimizer)
+    x = np.arange(12, dtype=np.float32).reshape(4, 3) / 4
+    want = trainer.predict(x)
+    assert np.array_equal(trainer.predict(x.tolist()), want)
+    assert np.array_equal(trainer.predict([x[:2], x[2:]]), want)
+    assert np.array_equal(trainer.predict([(x[:2], x), (x[2:], x)]), want)

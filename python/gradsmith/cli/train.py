@@ -288,8 +288,17 @@ def _loader(settings: dict[str, Any], train: Any) -> tuple[Any, Any]:
         dataset, transform = train, data.Compose(*steps, standardize)
     else:  # once for all epochs
         dataset, transform = data.ArrayDataset(standardize(x), train.arrays[1]), None
+    # A batch norm may see one value a channel where a last batch is one small image: such a batch is
+    # left out, a different image each epoch.
+    batch = settings["batch_size"]
+    alone = settings["model"] == "resnet18" and batch > 1 and len(dataset) % batch == 1
     loader = data.Loader(
-        dataset, settings["batch_size"], shuffle=True, seed=settings["seed"], transform=transform
+        dataset,
+        batch,
+        shuffle=True,
+        seed=settings["seed"],
+        drop_last=alone and len(dataset) > 1,
+        transform=transform,
     )
     return standardize, loader
 
@@ -367,6 +376,8 @@ def _new_out(args: argparse.Namespace) -> str | None:
     """``--out``, unless it would replace a run; None lets the data and the model name it."""
     if args.out is None:
         return None
+    if not args.out:
+        raise Refused("--out is empty; name a folder, or a .safetensors file")
     out = args.out.rstrip("/") or "/"
     files = [_state_file(out), os.path.join(out, "model.safetensors")]
     if any(map(os.path.exists, files)) and not args.overwrite:

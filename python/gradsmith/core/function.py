@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Node, _record, _wants, no_grad
+from .autograd import Node, _record, _wants, is_grad_enabled, no_grad
 from .tensor import Tensor, wrap
 
 __all__ = ["Context", "Function"]
@@ -62,6 +62,7 @@ class Context:
         self.materialize_grads = True
         self.needs_input_grad: tuple = ()
         self._to_save: tuple = ()
+        self._constant: tuple = ()
         self._saved_arrays: tuple = ()
         self._k: Any = None
         self._nargs = 0
@@ -77,6 +78,10 @@ class Context:
     def saved_tensors(self) -> tuple:
         """The tensors saved, as plain tensors without history."""
         return tuple(None if a is None else wrap(a, self._k) for a in self._saved_arrays)
+
+    def mark_non_differentiable(self, *outputs: Tensor) -> None:
+        """Called in `forward`: these outputs want no gradient; `backward` gets zeros for them."""
+        self._constant = outputs
 
     def set_materialize_grads(self, value: bool) -> None:
         """With False, `backward` gets None instead of zeros for outputs that were not used."""
@@ -118,7 +123,16 @@ class Function:
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        """Runs forward and records the function."""
+        """Runs forward and records the function.
+
+        Tensors that want a gradient are positional arguments; one given by keyword is a TypeError.
+        """
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor) and value._rg and is_grad_enabled():
+                raise TypeError(
+                    f"{cls.__name__}.apply: {name} requires a gradient, and gradients flow to "
+                    f"positional arguments only. Pass it without its name, or {name}.detach()"
+                )
         ctx = Context()
         where = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
         tensors = tuple(args[i] for i in where)
@@ -162,7 +176,7 @@ class Function:
             elif r._ver[0] == 0:
                 t._ver = r._ver
             t._at = t._ver[0]
-            if t.data.dtype.kind == "f":
+            if t.data.dtype.kind == "f" and not any(r is c for c in ctx._constant):
                 t._rg = True
                 t._node = node
                 t._idx = i

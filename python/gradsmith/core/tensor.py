@@ -111,6 +111,7 @@ class Tensor(_cpu.TensorBase):
         return self.data.ndim
 
     def dim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     @property
@@ -121,6 +122,7 @@ class Tensor(_cpu.TensorBase):
         return n
 
     def numel(self) -> int:
+        """The number of elements."""
         return self.data.size
 
     @property
@@ -158,8 +160,14 @@ class Tensor(_cpu.TensorBase):
             )
         self._rg = flag
 
-    def requires_grad_(self, flag: bool = True) -> Tensor:
-        self.requires_grad = flag
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets whether a gradient is wanted; returns the tensor. Only float leaves may change.
+
+        >>> import gradsmith as gs
+        >>> gs.ones(2).requires_grad_().requires_grad
+        True
+        """
+        self.requires_grad = requires_grad
         return self
 
     @property
@@ -185,6 +193,7 @@ class Tensor(_cpu.TensorBase):
         return self.data
 
     def tolist(self) -> Any:
+        """The values as nested lists; a number for 0 axes."""
         return self.data.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -264,8 +273,8 @@ class Tensor(_cpu.TensorBase):
                 self._node.retain = {}
             self._node.retain[self._idx] = weakref.ref(self)
 
-    def register_hook(self, fn: Callable[[Tensor], Tensor | None]) -> Any:
-        """Calls fn(gradient) when the gradient of this tensor is known; a returned Tensor replaces it.
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
+        """Calls hook(gradient) when the gradient of this tensor is known; a returned Tensor replaces it.
 
         Returns a handle with `.remove()`.
         """
@@ -275,7 +284,7 @@ class Tensor(_cpu.TensorBase):
         if node.hooks is None:
             node.hooks = {}
         table = node.hooks.setdefault(i, {})
-        return HookHandle(table, fn)
+        return HookHandle(table, hook)
 
     # ---- dtype and device
     def to(self, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -293,30 +302,39 @@ class Tensor(_cpu.TensorBase):
         return self if d is self.data.dtype or d == self.data.dtype else self._cast(d)
 
     def astype(self, dtype: Any) -> Tensor:
+        """`to(dtype=dtype)`: the tensor itself where it has the dtype."""
         return self.to(dtype=dtype)
 
     def type(self, dtype: Any) -> Tensor:
+        """`to(dtype=dtype)`."""
         return self.to(dtype=dtype)
 
     def float(self) -> Tensor:
+        """As float32."""
         return self.to(dtype=np.float32)
 
     def double(self) -> Tensor:
+        """As float64."""
         return self.to(dtype=np.float64)
 
     def long(self) -> Tensor:
+        """As int64."""
         return self.to(dtype=np.int64)
 
     def int(self) -> Tensor:
+        """As int32."""
         return self.to(dtype=np.int32)
 
     def bool(self) -> Tensor:
+        """As bool: true where the element is not 0."""
         return self.to(dtype=np.bool_)
 
     def cpu(self) -> Tensor:
+        """The tensor itself: it is on the CPU."""
         return self
 
     def is_contiguous(self) -> Any:
+        """Whether the elements lie in row-major order without gaps."""
         return self.data.flags.c_contiguous
 
     def copy_(self, source: Any) -> Tensor:
@@ -458,10 +476,23 @@ def _array_of(data: Any, dtype: Any) -> np.ndarray:
     return a
 
 
-def as_tensor(x: Any, like: Tensor | None = None) -> Tensor:
-    """x itself when it is a Tensor; else a Tensor around it, numbers and lists in the dtype of `like`."""
+def as_tensor(
+    x: Any, like: Tensor | None = None, op: str | None = None, name: str = "input"
+) -> Tensor:
+    """x itself when it is a Tensor; else a Tensor around it, numbers and lists in the dtype of `like`.
+
+    What cannot be one is an error that names the op and the argument.
+    """
     if isinstance(x, Tensor):
         return x
-    if like is not None and not hasattr(x, "dtype"):
-        return wrap(np.asarray(x, like.data.dtype), like._k)
-    return Tensor(x)
+    try:
+        # None would become NaN
+        if like is not None and x is not None and not hasattr(x, "dtype"):
+            return wrap(np.asarray(x, like.data.dtype), like._k)
+        return Tensor(x)
+    except (TypeError, ValueError) as error:
+        if op is None:
+            raise
+        if hasattr(x, "dtype") or isinstance(x, (list, tuple)):
+            raise type(error)(f"{op}: {name}: {str(error).removeprefix('Tensor: ')}") from None
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}") from None

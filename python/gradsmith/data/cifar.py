@@ -49,7 +49,7 @@ class CIFARDataset(ArrayDataset):
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike[str]],
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         label_bytes: int = 1,
         dtype: Any = "float32",
         classes: Sequence[str] | int = CIFAR10_CLASSES,
@@ -57,6 +57,8 @@ class CIFARDataset(ArrayDataset):
     ) -> None:
         if label_bytes not in (1, 2):
             raise ValueError(f"CIFARDataset: label_bytes must be 1 or 2, got {label_bytes}")
+        if isinstance(paths, (str, os.PathLike)):
+            paths = [paths]
         if not paths:
             raise ValueError("CIFARDataset: expected at least one file")
         names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)

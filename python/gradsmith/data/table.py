@@ -61,6 +61,11 @@ class CSVDataset(ArrayDataset):
             raise ValueError(f"CSVDataset: missing must be 'error' or 'drop', got {missing!r}")
         if header not in (True, False, "auto"):
             raise ValueError(f"CSVDataset: header must be True, False or 'auto', got {header!r}")
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(
+                f"CSVDataset: dtype must be 'float32' or 'float64', got {np.dtype(dtype)}; whole "
+                "numbers in the target's column become int64 by themselves"
+            )
         reader = _Reader(os.fspath(path), header, delimiter, missing == "drop")
         try:
             x, y, columns, classes = reader.read(target, np.dtype(dtype))
@@ -150,6 +155,11 @@ class _Reader:
                 if not self.named or column not in self.names:
                     known = ", ".join(self.names[:20]) if self.named else "no names"
                     raise ValueError(f"{self.path}: no column {column!r}; it has {known}")
+                if self.names.count(column) > 1:
+                    raise ValueError(
+                        f"{self.path}: {self.names.count(column)} columns are called {column!r}; "
+                        "name the target by its position"
+                    )
                 found.append(self.names.index(column))
             elif -width <= column < width:
                 found.append(int(column) % width)

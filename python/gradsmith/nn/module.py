@@ -171,62 +171,93 @@ class Module(_cpu.ModuleBase):
                 out = changed
         return out
 
-    def register_forward_hook(self, fn: Callable) -> Any:
-        """Calls fn(module, args, output) after forward; a returned value replaces the output."""
+    def register_forward_hook(self, hook: Callable) -> Any:
+        """Calls hook(module, args, output) after forward; a returned value replaces the output."""
         from ..core.tensor import HookHandle
 
-        return HookHandle(self._hooks, fn)
+        return HookHandle(self._hooks, hook)
 
-    def register_forward_pre_hook(self, fn: Callable) -> Any:
-        """Calls fn(module, args) before forward; a returned value replaces the arguments."""
+    def register_forward_pre_hook(self, hook: Callable) -> Any:
+        """Calls hook(module, args) before forward; a returned value replaces the arguments."""
         from ..core.tensor import HookHandle
 
-        return HookHandle(self._pre_hooks, fn)
+        return HookHandle(self._pre_hooks, hook)
 
     # ---- walking
     def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The direct submodules with their names."""
         for name, m in self._modules.items():
             if m is not None:
                 yield name, m
 
     def children(self) -> Iterator[Module]:
+        """The direct submodules."""
         for _, m in self.named_children():
             yield m
 
     def named_modules(
-        self, memo: set | None = None, prefix: str = ""
+        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Module]]:
-        """Every module of the tree with its dotted name, each once."""
+        """Every module of the tree with its dotted name: each once, or under each of its names."""
         memo = set() if memo is None else memo
-        if id(self) in memo:
-            return
-        memo.add(id(self))
+        if remove_duplicate:
+            if id(self) in memo:
+                return
+            memo.add(id(self))
         yield prefix, self
         for name, m in self.named_children():
-            yield from m.named_modules(memo, f"{prefix}.{name}" if prefix else name)
+            path = f"{prefix}.{name}" if prefix else name
+            if remove_duplicate:
+                yield from m.named_modules(memo, path)
+            else:
+                yield from m.named_modules(memo, path, False)
 
     def modules(self) -> Iterator[Module]:
+        """Every module of the tree, each once: itself first."""
         return iter(self._tree())
 
     def _named(
-        self, table: str, recurse: bool, duplicates: bool = False
+        self, table: str, prefix: str, recurse: bool, remove_duplicate: bool
+    ) -> Iterator[tuple[str, Tensor]]:
+        if not isinstance(prefix, str):
+            raise TypeError(
+                f"{type(self).__name__}.named{table}: prefix must be a string, got {prefix!r}. "
+                "recurse is the second argument"
+            )
+        return self._walk(table, prefix, recurse, remove_duplicate)
+
+    def _walk(
+        self, table: str, prefix: str, recurse: bool, remove_duplicate: bool
     ) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
-        modules: Iterable[tuple[str, Module]] = self.named_modules() if recurse else [("", self)]
-        for prefix, m in modules:
+        modules: Iterable[tuple[str, Module]] = [("", self)]
+        if recurse and remove_duplicate:
+            modules = self.named_modules()
+        elif recurse:
+            modules = self.named_modules(remove_duplicate=False)
+        first = prefix + "." if prefix else ""
+        for path, m in modules:
+            before = f"{first}{path}." if path else first
             for name, t in m.__dict__[table].items():
-                if t is None or (id(t) in seen and not duplicates):
+                if t is None or (remove_duplicate and id(t) in seen):
                     continue
                 seen.add(id(t))
-                yield (f"{prefix}.{name}" if prefix else name), t
+                yield before + name, t
 
-    def named_parameters(self, recurse: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter with its dotted name; shared ones once, under their first name."""
-        return self._named("_parameters", recurse)  # type: ignore[return-value]
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter with its dotted name, behind prefix and a dot where one is given.
+
+        A shared one comes once, under its first name, unless remove_duplicate is False.
+        """
+        return self._named("_parameters", prefix, recurse, remove_duplicate)  # type: ignore[return-value]
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """Every parameter of the tree, each once; of the module alone with recurse=False."""
         if type(self).named_parameters is not Module.named_parameters:
-            return iter([p for _, p in self.named_parameters(recurse)])
+            found = self.named_parameters() if recurse else self.named_parameters(recurse=False)
+            return iter([p for _, p in found])
         return iter(self._all("_parameters", recurse))  # type: ignore[arg-type]
 
     def _all(self, table: str, recurse: bool = True) -> list[Tensor]:
@@ -255,11 +286,15 @@ class Module(_cpu.ModuleBase):
                 left += reversed(children.values())
         return list(found.values())
 
-    def named_buffers(self, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
-        return self._named("_buffers", recurse)
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Every buffer with its dotted name; the arguments are those of `named_parameters`."""
+        return self._named("_buffers", prefix, recurse, remove_duplicate)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
-        for _, b in self.named_buffers(recurse):
+        """Every buffer of the tree, each once; of the module alone with recurse=False."""
+        for _, b in self.named_buffers(recurse=recurse):
             yield b
 
     def get_submodule(self, target: str) -> Module:
@@ -271,6 +306,22 @@ class Module(_cpu.ModuleBase):
                 raise AttributeError(f"{type(self).__name__} has no submodule {target!r}")
             m = child
         return m
+
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter under a dotted name; AttributeError when there is none."""
+        return self._get("_parameters", target)  # type: ignore[return-value]
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer under a dotted name; AttributeError when there is none."""
+        return self._get("_buffers", target)
+
+    def _get(self, table: str, target: str) -> Tensor:
+        path, _, name = target.rpartition(".")
+        found = self.get_submodule(path).__dict__[table].get(name)
+        if found is None:
+            kind = table[1:-1]
+            raise AttributeError(f"{type(self).__name__} has no {kind} {target!r}")
+        return found
 
     def apply(self: M, fn: Callable[[Module], Any]) -> M:
         """Calls fn on every submodule, then on self."""
@@ -295,23 +346,27 @@ class Module(_cpu.ModuleBase):
         for name, m in self.named_children():
             yield from m._all_modules(f"{prefix}{name}.")
 
-    def state_dict(self) -> OrderedDict[str, Tensor]:
-        """Parameters and persistent buffers by dotted name, sharing memory with the module."""
-        return OrderedDict((name, t.detach()) for name, t in self._state())
+    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> OrderedDict[str, Tensor]:
+        """Parameters and persistent buffers by dotted name, sharing memory with the module.
 
-    def load_state_dict(self, state: Any, strict: bool = True) -> LoadResult:
+        prefix: put before each name as it is (with its dot). keep_vars: the parameters and buffers
+        themselves instead of tensors without a graph.
+        """
+        return OrderedDict((prefix + n, t if keep_vars else t.detach()) for n, t in self._state())
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> LoadResult:
         """Copies values by name into the parameters and buffers; all is checked before any is changed.
 
-        state: names to Tensors or arrays. strict: every name must match. Returns the missing and
+        state_dict: names to Tensors or arrays. strict: every name must match. Returns the missing and
         unexpected names. Raises KeyError for names (strict) and ValueError for shapes.
         """
-        if not hasattr(state, "items"):
+        if not hasattr(state_dict, "items"):
             raise TypeError(
-                f"load_state_dict: expected a mapping of names to arrays, got {type(state).__name__}"
+                f"load_state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}"
             )
         own = OrderedDict(self._state())
-        missing = [n for n in own if n not in state]
-        unexpected = [n for n in state if n not in own]
+        missing = [n for n in own if n not in state_dict]
+        unexpected = [n for n in state_dict if n not in own]
         if strict and (missing or unexpected):
 
             def few(names: list[str]) -> str:
@@ -327,9 +382,9 @@ class Module(_cpu.ModuleBase):
             )
         arrays = {}
         for name, t in own.items():
-            if name not in state:
+            if name not in state_dict:
                 continue
-            value = state[name]
+            value = state_dict[name]
             a = value.data if isinstance(value, Tensor) else np.asarray(value)
             if a.shape != t.data.shape:
                 raise ValueError(
@@ -356,10 +411,10 @@ class Module(_cpu.ModuleBase):
         """Sets evaluation mode."""
         return self.train(False)
 
-    def requires_grad_(self: M, flag: bool = True) -> M:
+    def requires_grad_(self: M, requires_grad: bool = True) -> M:
         """Sets whether the parameters of the tree are trained."""
         for p in self.parameters():
-            p.requires_grad = flag
+            p.requires_grad = requires_grad
         return self
 
     def freeze(self: M) -> M:
@@ -421,10 +476,16 @@ class Module(_cpu.ModuleBase):
         return self
 
     def double(self: M) -> M:
+        """Converts float parameters and buffers to float64 in place."""
         return self.to(dtype=np.float64)
 
     def float(self: M) -> M:
+        """Converts float parameters and buffers to float32 in place."""
         return self.to(dtype=np.float32)
+
+    def cpu(self: M) -> M:
+        """The module itself: it is on the CPU."""
+        return self
 
     # ---- text
     def extra_repr(self) -> str:

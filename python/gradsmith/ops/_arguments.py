@@ -16,6 +16,16 @@ def kernels(op: str, x: Any, name: str = "input") -> Any:
         raise not_tensors(op, None, **{name: x}) from None
 
 
+def number(op: str, name: str, value: Any) -> float:
+    """A scalar argument as a float; TypeError when it is none. Ops ask where its type is not float."""
+    if not isinstance(value, (str, bytes)):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__} {value!r:.40}")
+
+
 def not_tensors(op: str, error: Exception | None, **arguments: Any) -> Exception:
     """The TypeError that names the first argument that is neither a Tensor nor None; else `error` itself."""
     for name, x in arguments.items():

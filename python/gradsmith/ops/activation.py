@@ -8,7 +8,7 @@ from .. import _cpu
 from ..core.autograd import Node, apply, apply_, is_grad_enabled
 from ..core.random import next_counter
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import not_tensors
+from ._arguments import not_tensors, number
 
 __all__ = [
     "celu",
@@ -101,7 +101,7 @@ def _large(x: Tensor) -> bool:
 def _from_output(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -> Tensor:
     """An op whose gradient needs its output only."""
     if not isinstance(x, Tensor):
-        x = as_tensor(x)
+        x = as_tensor(x, op=name)
     op = _CODES[name]
     k = x._k
     if inplace:
@@ -118,7 +118,7 @@ def _from_output(x: Tensor, name: str, args: tuple = (), inplace: bool = False) 
 def _from_input(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -> Tensor:
     """An op whose gradient needs its input: in place only where no gradient is recorded."""
     if not isinstance(x, Tensor):
-        x = as_tensor(x)
+        x = as_tensor(x, op=name)
     op = _CODES[name]
     k = x._k
     if inplace:
@@ -196,6 +196,10 @@ def hardtanh(
     >>> gs.hardtanh(gs.tensor([-3.0, 0.5, 3.0])).tolist()
     [-1.0, 0.5, 1.0]
     """
+    min_val, max_val = (
+        number("hardtanh", "min_val", min_val),
+        number("hardtanh", "max_val", max_val),
+    )
     if not min_val <= max_val:
         raise ValueError(f"hardtanh: min_val {min_val} must not exceed max_val {max_val}")
     return _from_output(input, "hardtanh", (min_val, max_val), inplace)
@@ -218,6 +222,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     >>> gs.leaky_relu(gs.tensor([-2.0, 2.0]), 0.5).tolist()
     [-1.0, 2.0]
     """
+    if type(negative_slope) is not float:
+        negative_slope = number("leaky_relu", "negative_slope", negative_slope)
     if negative_slope >= 0:
         return _from_output(input, "leaky_relu", (negative_slope,), inplace)
     return _from_input(input, "leaky_relu", (negative_slope,), inplace)
@@ -230,6 +236,8 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     >>> gs.elu(gs.tensor([0.0, 2.0])).tolist()
     [0.0, 2.0]
     """
+    if type(alpha) is not float:
+        alpha = number("elu", "alpha", alpha)
     if alpha >= 0:
         return _from_output(input, "elu", (alpha, 1.0, 1.0), inplace)
     return _from_input(input, "elu_input", (alpha, 1.0, 1.0), inplace)
@@ -257,6 +265,8 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     >>> gs.celu(gs.tensor([0.0, 2.0]), 0.5).tolist()
     [0.0, 2.0]
     """
+    if type(alpha) is not float:
+        alpha = number("celu", "alpha", alpha)
     if alpha == 0:
         raise ValueError("celu: alpha must not be 0")
     return _from_output(input, "elu", (alpha, 1.0, 1.0 / alpha), inplace)
@@ -286,6 +296,8 @@ def silu(input: Tensor, inplace: bool = False, beta: float = 1.0) -> Tensor:
     >>> round(gs.silu(gs.tensor([1.0])).item(), 4)
     0.7311
     """
+    if type(beta) is not float:
+        beta = number("silu", "beta", beta)
     return _from_input(input, "silu", (beta,), inplace)
 
 
@@ -298,6 +310,7 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     >>> round(gs.softplus(gs.tensor([0.0])).item(), 4)
     0.6931
     """
+    beta, threshold = number("softplus", "beta", beta), number("softplus", "threshold", threshold)
     if beta == 0:
         raise ValueError("softplus: beta must not be 0")
     return _from_input(input, "softplus", (beta, threshold))
@@ -360,7 +373,8 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     >>> gs.threshold(gs.tensor([0.5, 2.0]), 1.0, -1.0).tolist()
     [-1.0, 2.0]
     """
-    return _from_input(input, "threshold", (threshold, value), inplace)
+    args = number("threshold", "threshold", threshold), number("threshold", "value", value)
+    return _from_input(input, "threshold", args, inplace)
 
 
 _SIGMOID = _CODES["sigmoid"]
@@ -376,7 +390,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     [1.5]
     """
     if not isinstance(input, Tensor):
-        input = as_tensor(input)
+        input = as_tensor(input, op="glu")
     data = input.data
     ndim = data.ndim
     if not -ndim <= dim < ndim:
@@ -437,11 +451,12 @@ def rrelu(
     >>> gs.rrelu(gs.tensor([-2.0, 2.0]), 0.25, 0.75).tolist()
     [-1.0, 2.0]
     """
+    lower, upper = number("rrelu", "lower", lower), number("rrelu", "upper", upper)
     if not lower <= upper:
         raise ValueError(f"rrelu: lower {lower} must not exceed upper {upper}")
+    x = input if isinstance(input, Tensor) else as_tensor(input, op="rrelu")
     if not training:
-        return leaky_relu(input, (lower + upper) / 2, inplace)
-    x = input if isinstance(input, Tensor) else as_tensor(input)
+        return leaky_relu(x, (lower + upper) / 2, inplace)
     k = x._k
     args = (lower, upper, *next_counter())
     if inplace:

@@ -65,7 +65,7 @@ def _draw(p: float, op: str) -> tuple:
 def _mask_of(mask: Any, like: Tensor) -> Tensor | None:
     if mask is None:
         return None
-    m = mask if isinstance(mask, Tensor) else as_tensor(mask)
+    m = as_tensor(mask, op="scaled_dot_product_attention", name="attn_mask")
     if m.data.dtype.kind == "f" and m.data.dtype != like.data.dtype:
         m = m.to(dtype=like.data.dtype)
     return m

@@ -8,6 +8,7 @@ from typing import Any
 from ..core.autograd import Node, apply, apply_
 from ..core.random import next_counter
 from ..core.tensor import Tensor, as_tensor
+from ._arguments import number
 
 __all__ = [
     "alpha_dropout",
@@ -55,10 +56,12 @@ def _drop(
 def _plain(
     input: Tensor, p: float, training: bool, inplace: bool, axes: tuple[int, ...], name: str
 ) -> Tensor:
+    if type(p) is not float:
+        p = number(name, "p", p)
     if not 0.0 <= p <= 1.0:
         _check(p, name)
     if not isinstance(input, Tensor):
-        input = as_tensor(input)
+        input = as_tensor(input, op=name)
     if axes and input.ndim not in axes:
         raise ValueError(
             f"{name}: input has shape {input.shape}; expected {axes[0]} axes, or {axes[1]} with a batch, channels last"
@@ -81,6 +84,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     >>> sorted(set(y.tolist()))
     [0.0, 2.0]
     """
+    if type(p) is not float:
+        p = number("dropout", "p", p)
     if training and not inplace and 0.0 < p < 1.0 and isinstance(input, Tensor):
         k = input._k
         seed, counter = next_counter()
@@ -123,10 +128,12 @@ def dropout2d(
 def _alpha(
     input: Tensor, p: float, training: bool, inplace: bool, channels: bool, name: str
 ) -> Tensor:
+    if type(p) is not float:
+        p = number(name, "p", p)
     if not 0.0 <= p <= 1.0:
         _check(p, name)
     if not isinstance(input, Tensor):
-        input = as_tensor(input)
+        input = as_tensor(input, op=name)
     if channels and input.ndim < 2:
         raise ValueError(
             f"{name}: input has shape {input.shape}; expected at least (N, C), channels last"

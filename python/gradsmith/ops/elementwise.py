@@ -36,9 +36,9 @@ def _operand(x: Any, op: str, like: Any = None) -> Any:
     if isinstance(x, _NUMBERS):
         return x
     if isinstance(x, np.ndarray):
-        return as_tensor(x)
+        return as_tensor(x, op=op)
     if isinstance(x, (list, tuple)):
-        return as_tensor(x, like if isinstance(like, Tensor) else None)
+        return as_tensor(x, like if isinstance(like, Tensor) else None, op)
     raise TypeError(f"{op}: expected a Tensor or a number, got {type(x).__name__}")
 
 
@@ -46,7 +46,7 @@ def _input(x: Any, op: str) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, np.ndarray):
-        return as_tensor(x)
+        return as_tensor(x, op=op)
     raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
 
 

@@ -49,7 +49,7 @@ def embedding(
         )
     k = kernels("embedding", weight, "weight")
     if not isinstance(input, Tensor):
-        input = as_tensor(input)
+        input = as_tensor(input, op="embedding")
     y = k.embedding(weight.data, input.data)
     rows = weight.shape[0]
     if padding_idx is None:

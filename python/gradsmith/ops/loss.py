@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
+from ._arguments import number
 
 __all__ = [
     "binary_cross_entropy",
@@ -84,7 +85,7 @@ def _loss(
     pos_weight: Tensor | None = None,
 ) -> Tensor:
     x = input if isinstance(input, Tensor) else _tensor(kind, "input", input)
-    t = target if isinstance(target, Tensor) else as_tensor(target, like=x)
+    t = target if isinstance(target, Tensor) else as_tensor(target, x, kind, "target")
     data, k = x.data, x._k
     reduce, scale = True, 1.0
     if reduction == "mean":
@@ -142,6 +143,8 @@ def smooth_l1_loss(
     [0.125, 2.5]
     """
     _reduction("smooth_l1_loss", reduction)
+    if type(beta) is not float:
+        beta = number("smooth_l1_loss", "beta", beta)
     if not beta >= 0:
         raise ValueError(f"smooth_l1_loss: beta is {beta}; it must be at least 0")
     if beta == 0:
@@ -161,6 +164,8 @@ def huber_loss(
     [0.125, 4.0]
     """
     _reduction("huber_loss", reduction)
+    if type(delta) is not float:
+        delta = number("huber_loss", "delta", delta)
     if not delta > 0:
         raise ValueError(f"huber_loss: delta is {delta}; it must be greater than 0")
     return _loss("huber_loss", input, target, reduction, float(delta))
@@ -276,7 +281,7 @@ def nll_loss(
     """
     op = "nll_loss"
     x = _tensor(op, "input", input)
-    t = target if isinstance(target, Tensor) else as_tensor(target)
+    t = target if isinstance(target, Tensor) else as_tensor(target, op=op, name="target")
     reduce = {"none": 0, "sum": 1, "mean": 2}[_reduction(op, reduction)]
     k = x._k
     w = None if weight is None else _constant(op, "weight", weight)

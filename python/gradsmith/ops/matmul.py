@@ -87,9 +87,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     [3.0, 7.0]
     """
     if not isinstance(a, Tensor):
-        a = as_tensor(a, like=b if isinstance(b, Tensor) else None)
+        a = as_tensor(a, b if isinstance(b, Tensor) else None, "matmul", "a")
     if not isinstance(b, Tensor):
-        b = as_tensor(b, like=a)
+        b = as_tensor(b, a, "matmul", "b")
     k = a._k
     return apply(MatmulBackward, k, k.matmul(a.data, b.data), (a, b), (a, b))
 

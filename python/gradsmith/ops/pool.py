@@ -48,13 +48,12 @@ class AvgPoolBackward(Node):
 
 
 def _two(v: Any, op: str, name: str) -> tuple:
-    if isinstance(v, int):
-        return (v, v)
-    if isinstance(v, (tuple, list)):
-        if len(v) == 2:
-            return (v[0], v[1])
-        if len(v) == 1:
-            return (v[0], v[0])
+    pair = tuple(v) if isinstance(v, (tuple, list)) else (v,)
+    if len(pair) in (1, 2):
+        if all([isinstance(e, (int, np.integer)) for e in pair]):
+            return (int(pair[0]), int(pair[-1]))
+        if isinstance(v, (tuple, list)):
+            raise TypeError(f"{op}: {name} must be integers, got {v!r}")
     raise ValueError(f"{op}: {name} must be an integer or a pair (height, width), got {v!r}")
 
 
@@ -72,8 +71,8 @@ def _one(v: Any, op: str, name: str) -> Any:
     if isinstance(v, (tuple, list)):
         if len(v) != 1:
             raise ValueError(f"{op}: {name} must be one integer, got {v!r}")
-        return v[0]
-    return v
+        v = v[0]
+    return int(v) if isinstance(v, np.integer) else v
 
 
 def _max(x: Tensor, geometry: tuple, dims: int, op: str, indices: bool = False) -> Any:
@@ -223,11 +222,11 @@ def avg_pool2d(
 def _out_two(x: Tensor, v: Any, op: str) -> tuple:
     if isinstance(v, int):
         return (v, v)
-    h, w = _two(v, op, "output_size")
-    if (h is None or w is None) and isinstance(x, Tensor) and x.ndim == 4:
-        h = x.shape[1] if h is None else h
-        w = x.shape[2] if w is None else w
-    return (h, w)
+    if isinstance(v, (tuple, list)) and len(v) == 2 and None in v:
+        kernels(op, x)
+        sizes = x.shape[1:3] if x.ndim == 4 else (1, 1)  # other shapes are an error below
+        v = [size if e is None else e for e, size in zip(v, sizes)]
+    return _two(v, op, "output_size")
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:

@@ -33,7 +33,7 @@ def _input(x: Any, op: str) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, np.ndarray):
-        return as_tensor(x)
+        return as_tensor(x, op=op)
     raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
 
 

@@ -31,7 +31,7 @@ def _input(x: Any, op: str) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, np.ndarray):
-        return as_tensor(x)
+        return as_tensor(x, op=op)
     raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
 
 
@@ -1202,7 +1202,10 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
         raise ValueError(f"index_select: index must have one axis, has shape {i.shape}")
     i = i.reshape(-1)
     d = _axis(dim, x.data.ndim, "index_select")
-    out = x._k.take(x.data, i, d)
+    try:
+        out = x._k.take(x.data, i, d)
+    except IndexError as e:
+        raise IndexError(str(e).replace("take:", "index_select:", 1)) from None
     shape = x.data.shape
     return apply(TakeBackward, x._k, out, (x,), (i,), shape=shape, flat=shape, axis=d)
 
@@ -1449,7 +1452,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     if num_classes == -1:
         if i.size == 0:
             raise ValueError("one_hot: num_classes is needed for an empty tensor")
-        num_classes = int(x._k.amax(i)) + 1
+        num_classes = max(int(x._k.amax(i)) + 1, 1)  # below 0: the kernel's check names the index
     return wrap(x._k.one_hot(i, num_classes), x._k)
 
 

@@ -17,7 +17,7 @@ __all__ = ["cosine_similarity", "normalize"]
 
 def _float(x: Any, op: str) -> Tensor:
     if not isinstance(x, Tensor):
-        x = as_tensor(x)
+        x = as_tensor(x, op=op)
     if x.data.dtype.kind != "f":
         raise TypeError(f"{op}: expected a float tensor, got {x.dtype}. Convert it with .float().")
     return x

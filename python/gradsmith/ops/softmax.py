@@ -25,7 +25,7 @@ class SoftmaxBackward(Node):
 
 def _softmax(input: Tensor, dim: int, dtype: Any, log: bool) -> Tensor:
     if not isinstance(input, Tensor):
-        input = as_tensor(input)
+        input = as_tensor(input, op="log_softmax" if log else "softmax")
     if dtype is not None:
         input = input.to(dtype=dtype)
     k = input._k
@@ -113,9 +113,9 @@ def cross_entropy(
     0.6931
     """
     if not isinstance(input, Tensor):
-        input = as_tensor(input)
+        input = as_tensor(input, op="cross_entropy")
     if not isinstance(target, Tensor):
-        target = as_tensor(target)
+        target = as_tensor(target, op="cross_entropy", name="target")
     code = _REDUCTIONS.get(reduction)
     if code is None:
         raise ValueError(
@@ -130,7 +130,7 @@ def cross_entropy(
     w = None
     if weight is not None:
         if not isinstance(weight, Tensor):
-            weight = as_tensor(weight)
+            weight = as_tensor(weight, op="cross_entropy", name="weight")
         if weight._rg and grad:
             raise ValueError(
                 "cross_entropy: weight requires a gradient, which is not computed. Pass weight.detach()"

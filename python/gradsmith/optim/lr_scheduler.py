@@ -157,13 +157,13 @@ class LRScheduler:
         """The step, and nothing else."""
         return {"last_epoch": self.last_epoch}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the saved step and write its rate into the optimizer."""
-        if "last_epoch" not in state:
+        if "last_epoch" not in state_dict:
             raise ValueError(
-                f"{type(self).__name__}: the state has no 'last_epoch' (keys: {sorted(state)})."
+                f"{type(self).__name__}: the state has no 'last_epoch' (keys: {sorted(state_dict)})."
             )
-        self.step(state["last_epoch"])
+        self.step(state_dict["last_epoch"])
 
     # Shared work -------------------------------------------------------------------------------
 
@@ -948,7 +948,9 @@ class ReduceLROnPlateau(LRScheduler):
             "lr": list(self._last_lr),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a state_dict: the best value, the counters and the rates."""
+        state = state_dict
         missing = {"best", "num_bad_epochs", "cooldown_counter", "lr"} - set(state)
         if missing:
             raise ValueError(f"ReduceLROnPlateau: the state lacks {sorted(missing)}.")

@@ -199,12 +199,12 @@ class Optimizer:
         """The global norm of the gradients before clipping, as of the last step with max_grad_norm or skip_nonfinite."""
         return float(self._control[0])
 
-    def add_param_group(self, group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds {"params": [...], options}: its own lr, weight_decay, ...; the defaults fill the rest."""
         owner = type(self).__name__
-        if not isinstance(group, dict) or "params" not in group:
+        if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f'{owner}: a parameter group is a dict with the key "params".')
-        group = dict(group)
+        group = dict(param_group)
         params = group["params"]
         given = [params] if isinstance(params, Tensor) else list(params)
         tensors, names = [], []
@@ -483,12 +483,12 @@ class Optimizer:
         state = {numbers[id(p)]: dict(own) for p, own in self.state.items()}
         return {"state": dict(sorted(state.items())), "param_groups": groups}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a state_dict: options and state go on where they were, to the same bits.
 
         Raises ValueError, before anything is changed, when groups, shapes or slots do not fit.
         """
-        owner = type(self).__name__
+        owner, state = type(self).__name__, state_dict
         if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
             raise ValueError(
                 f'{owner}.load_state_dict: expected a dict with "state" and "param_groups".'

@@ -63,22 +63,30 @@ class Callback:
 
     order = 0  # callbacks with a larger number run later; on_fit_end runs in reverse
 
-    def on_fit_start(self, trainer: Any) -> None: ...
+    def on_fit_start(self, trainer: Any) -> None:
+        """Before the first epoch of a call of fit."""
 
-    def on_epoch_start(self, trainer: Any) -> None: ...
+    def on_epoch_start(self, trainer: Any) -> None:
+        """Before the first batch of an epoch."""
 
-    def on_step_end(self, trainer: Any) -> None: ...
+    def on_step_end(self, trainer: Any) -> None:
+        """After each optimizer update."""
 
-    def on_eval_end(self, trainer: Any) -> None: ...
+    def on_eval_end(self, trainer: Any) -> None:
+        """After the validation of an epoch; `trainer.logs` has its results."""
 
-    def on_epoch_end(self, trainer: Any) -> None: ...
+    def on_epoch_end(self, trainer: Any) -> None:
+        """After each epoch, its row in `trainer.history`."""
 
-    def on_fit_end(self, trainer: Any) -> None: ...
+    def on_fit_end(self, trainer: Any) -> None:
+        """When fit ends, however it does."""
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the callback: JSON-like, with arrays."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
 
 
 def overridden(callbacks: list[Callback], hook: str) -> list[Callable[[Any], None]]:

@@ -17,6 +17,7 @@ __all__ = [
     "apart",
     "batches",
     "flat",
+    "holds_arrays",
     "is_array",
     "loss_of",
     "source_of",
@@ -57,6 +58,11 @@ def loss_of(loss: Any) -> Callable[..., Tensor]:
 
 def is_array(x: Any) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def holds_arrays(x: Any) -> bool:
+    """An array, or a tuple or list with one somewhere in it."""
+    return is_array(x) or (isinstance(x, (tuple, list)) and any(map(holds_arrays, x)))
 
 
 def flat(items: Any) -> tuple[Any, ...]:

@@ -63,12 +63,15 @@ class Metric:
     sums: tuple[str, ...] = ()
 
     def reset(self) -> None:
+        """Forgets what was counted."""
         raise NotImplementedError
 
     def update(self, pred: Any, target: Any) -> None:
+        """Counts a batch: pred as the model gives it, target with one entry a sample."""
         raise NotImplementedError
 
     def compute(self) -> Any:
+        """The value over all that was counted."""
         raise NotImplementedError
 
     def merge(self, other: Metric) -> Metric:

@@ -38,7 +38,18 @@ from ..core.creation import empty_like
 from ..core.tensor import Tensor
 from ..optim.lr_scheduler import ReduceLROnPlateau
 from .callbacks import Callback, overridden
-from .feed import Batch, Progress, apart, batches, flat, is_array, loss_of, source_of, tensor_of
+from .feed import (
+    Batch,
+    Progress,
+    apart,
+    batches,
+    flat,
+    holds_arrays,
+    is_array,
+    loss_of,
+    source_of,
+    tensor_of,
+)
 from .history import History
 from .metrics import Metric, get_all
 from .state import check_length, checked, numbered, resume_path, snapshot
@@ -526,9 +537,11 @@ class Trainer:
     def predict(self, x: Any, batch_size: int = 256) -> np.ndarray:
         """The model's output for every sample: an array (N, ...).
 
-        ``x`` is an array or Tensor (N, ...), a tuple of them for a model with several inputs, or a
+        ``x`` is an array or Tensor (N, ...) or nested lists of numbers, a tuple of them for a model with several inputs, or a
         Loader or iterable of batches ``(x,)`` or ``(x, y)``, whose ``y`` is not looked at.
         """
+        if isinstance(x, list) and x and not holds_arrays(x[0]):
+            x = np.asarray(x)  # numbers in lists; a list of arrays is batches
         arrays = x if isinstance(x, tuple) else (x,)
         only_inputs = all(is_array(a) for a in arrays)
         if only_inputs:
