@@ -213,7 +213,9 @@ struct OwnRows {
   template <class T>
   GS_MEMBER static bool pays(const RecurrentParams& p, const Layout<T>& s, const Rows& rows,
                              const Ctx* ctx) {
-    return !s.near && p.near_l3 && !rows.sizes && p.batch >= 2 * s.height * ctx->nt;
+    // (16 MB of weights took 1.2 times as long so: rows of all members share what is read)
+    return !s.near && p.near_l3 && s.weight_bytes() <= 4 * p.l2 && !rows.sizes &&
+           p.batch >= 2 * s.height * ctx->nt;
   }
   // All tiles of a step. start(i, first row, rows) for the tiles that pass through the weights
   // together, at most kKept; then tile(i, first row, rows, panel) for all panels.
