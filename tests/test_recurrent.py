@@ -258,6 +258,62 @@ def test_same_bits_on_any_number_of_threads(rng, kind, batch, hidden):
         assert all((a == b).all() for a, b in zip(seen[0], other))
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("hidden", [256, 250])
+def test_weights_beyond_a_second_cache(rng, kind, hidden):
+    """Members with sequences of their own, padded rows of states, gradients over 2080 rows, written over the gates in
+    a captured step: against PyTorch in float64, and the same bits whatever the threads."""
+    torch = pytest.importorskip("torch")
+    T, B, I = 52, 40, 24
+    layer = make(kind, I, hidden, batch_first=True)
+    theirs = getattr(torch.nn, kind)(I, hidden, batch_first=True).double()
+    theirs.load_state_dict(
+        {n: torch.tensor(p.detach().numpy().astype(float)) for n, p in layer.named_parameters()}
+    )
+    x = rng.standard_normal((B, T, I)).astype(np.float32)
+    w = rng.standard_normal((B, T, hidden)).astype(np.float32)
+    h0, c0 = (rng.standard_normal((1, B, hidden)).astype(np.float32) for _ in range(2))
+    tt = [torch.tensor(v.astype(float), requires_grad=True) for v in (x, h0, c0)]
+    out, _ = theirs(tt[0], (tt[1], tt[2]) if kind == "LSTM" else tt[1])
+    (out * torch.tensor(w.astype(float))).sum().backward()
+    used = tt[: 3 if kind == "LSTM" else 2]
+    want = [out.detach().numpy()] + [v.grad.numpy() for v in [*used, *theirs.parameters()]]
+
+    before = gs.get_num_threads()
+    seen = []
+    try:
+        for n in (3, 1, 2):
+            gs.set_num_threads(n)
+            layer.zero_grad()
+            oo = [gs.tensor(v, requires_grad=True) for v in (x, h0, c0)][: len(used)]
+            out, _ = layer(oo[0], tuple(oo[1:]) if kind == "LSTM" else oo[1])
+            (out * gs.tensor(w)).sum().backward()
+            seen.append(
+                [out.detach().numpy()] + [v.grad.numpy() for v in [*oo, *layer.parameters()]]
+            )
+
+        def step(x, w):
+            out, _ = layer(x)
+            (out * w).sum().backward()
+            grads = [p.grad.clone() for p in layer.parameters()]
+            layer.zero_grad()
+            return [out.detach(), *grads]
+
+        run = gs.capture(step)
+        layer.zero_grad()
+        eager = [v.numpy() for v in step(gs.tensor(x), gs.tensor(w))]
+        for _ in range(4):
+            replayed = [v.numpy() for v in run(gs.tensor(x), gs.tensor(w))]
+        assert run.reason is None, run.reason
+    finally:
+        gs.set_num_threads(before)
+    for got, ref in zip(seen[0], want):
+        np.testing.assert_allclose(got, ref, rtol=2e-4, atol=2e-5 * (1 + abs(ref).max()))
+    for other in seen[1:]:
+        assert all((a == b).all() for a, b in zip(seen[0], other))
+    assert all((a == b).all() for a, b in zip(eager, replayed))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("packed", [False, True])
 def test_strips_that_members_take_in_turn(rng, kind, packed):

@@ -69,6 +69,7 @@ void run_matmul(MatmulParams& p, DType dtype, bool rounded, const Array& a, cons
   p.l1 = m.l1d;
   p.l2 = m.l2;
   p.l3 = m.l3;
+  p.near_l3 = m.near;
   p.members = get_num_threads();
   // one batch dimension whose matrices of A follow each other against one B: a taller matrix
   if (p.batch_ndim == 1 && p.b_bs[0] == 0 &&

@@ -25,6 +25,14 @@ void need_shape(const Array& a, const char* op, const char* name,
                         shape_text(shape.begin(), (int)shape.size()));
 }
 
+// Elements of a row of the states that are kept for a backward. The gradient of the weights reads
+// them a few columns at a time: rows whose number of lines is a large power of two would meet in
+// the same sets of a cache, and crowd each other out.
+int64_t state_row(int64_t rows, int64_t hidden, int64_t size) {
+  const bool crowded = hidden * size % 1024 == 0 && rows * hidden * size > machine().l2 / 2;
+  return crowded ? hidden + 128 / size : hidden;
+}
+
 // Steps and rows of (T, B, n), (B, T, n) or packed (rows, n) arrays.
 struct Steps {
   RecurrentParams p;
@@ -41,6 +49,7 @@ Steps steps_of(const char* op, const Array& x, int mode, bool reverse, bool batc
   p.hidden = hidden;
   p.members = get_num_threads();
   p.l2 = machine().l2;
+  p.near_l3 = machine().near;
   s.sizes = array_optional(sizes_h, op, "batch_sizes");
   if (s.sizes.present()) {
     s.sizes = dense(s.sizes);
@@ -66,6 +75,7 @@ Steps steps_of(const char* op, const Array& x, int mode, bool reverse, bool batc
     p.row_b = batch_first ? p.steps : 1;
     s.rows = p.steps * p.batch;
   }
+  p.state_row = state_row(s.rows, hidden, dtype_size(x.dtype));
   if (p.steps == 0)
     value_error(op, "input has shape " + x.shape_text() + "; a sequence needs at least one step");
   return s;
@@ -92,13 +102,16 @@ Buffer shifted(const Array& a, int64_t elements, Access access) {
   return Buffer{a.data, a.data ? elements * dtype_size(a.dtype) : 0, access};
 }
 
-// Whether `forward` takes the input itself: where all weights stay in a second cache, for so many
-// sequences and steps that packing W_ih is worth it. By the sizes alone (and autocast, whose
-// products round), so that results do not depend on threads, nor on whether there is a backward.
+// Whether `forward` takes the input itself: where all weights stay in a second cache, or do not
+// much exceed one and the third is near, for so many sequences and steps that packing W_ih is worth
+// it. By the sizes alone (and autocast, whose products round), so that results do not depend on
+// threads, nor on whether there is a backward.
 bool takes_input(int mode, int64_t batch, int64_t steps, int64_t input, int64_t hidden,
                  int64_t size) {
+  const Machine& m = machine();
+  const int64_t bytes = gates_of(mode) * hidden * (hidden + input) * size;
   return mode != kGru && !autocast() && batch >= 8 && steps >= 4 &&
-         gates_of(mode) * hidden * (hidden + input) * size <= machine().l2 / 8 * 5;
+         (bytes <= m.l2 / 8 * 5 || (m.near && bytes <= 2 * m.l2));
 }
 
 // gates: the input part, changed to the activated gates; with x, w_ih and b_ih it is only written,
@@ -154,7 +167,8 @@ py::tuple layer(int mode, Array gates, py::handle w_h, py::handle b_h, py::handl
   s.p.input = x.present() ? x.dim(-1) : 0;
   if (!s.p.pair && !gates.present()) gates = array_new(t, {s.rows, G * H});
   int64_t states = s.p.pair ? 2 * s.p.batch : s.rows;
-  Array hprev = array_new(t, {states, H}), aux;
+  if (s.p.pair) s.p.state_row = H;
+  Array hprev = array_new(t, {states, s.p.state_row}), aux;
   if (mode == kLstm || (mode == kGru && !s.p.pair)) aux = array_new(t, {states, H});
   int64_t state = direction * s.p.batch * H;
   if (s.rows)
@@ -318,7 +332,7 @@ py::tuple backward(int mode, py::handle gates_h, py::handle w_h, py::handle size
     s.p.out_row = dout.ndim ? dout.dim(-1) : 0;
   }
   bool good = gates.dim(-1) == G * H && w.shape[0] == G * H && w.dtype == t && hprev.dtype == t &&
-              hprev.size == s.rows * H &&
+              hprev.size == s.rows * s.p.state_row &&
               (mode > kGru ||
                (aux.present() && aux.dtype == t && aux.contiguous && aux.size == s.rows * H)) &&
               direction >= 0 && direction < 2 &&

@@ -61,6 +61,8 @@ bool elementwise(const RecordedOp& op, int i, int* out) {
   if (is("activation") || is("activation_mask") || is("dropout")) return i == 0;
   *out = 2;
   if (is("activation_backward") || is("activation_mask_backward")) return i == 0;
+  *out = 8;  // the gradients of gates, which are read element by element before them
+  if (is("recurrent_backward")) return i == 0;
   int inputs = is("unary") ? 1 : is("binary") ? 2 : is("ternary") ? 3 : 0;
   if (i >= inputs || op.params_size != sizeof(ElementwiseParams)) return false;
   *out = inputs;

@@ -44,6 +44,7 @@ struct MatmulParams {
   int64_t batch_shape[kMaxBatchDims], a_bs[kMaxBatchDims], b_bs[kMaxBatchDims], c_bs[kMaxBatchDims];
   double alpha;
   int64_t l1, l2, l3;  // bytes of cache a core sees
+  int64_t near_l3;     // whether the third level is fast, see Machine
   KernelFn after;      // activation_piece or nothing
   PieceParams piece;
   int64_t prepared;  // `matmul` only: B may be there, packed (prepared.h)

@@ -112,6 +112,8 @@ Blocking blocking(const MatmulParams& p) {
   int64_t W = s.nv * N, depth = most(s.kc, 64) * size;
   s.ncb = most(1, p.l2 / 2 / depth / W) * W;
   s.mgroup = most(4, p.l2 / 8 / depth / s.height) * s.height;
+  // of a long gradient all rows, if they come from a near third level: no panel of B is read twice
+  if (s.turned && near && p.near_l3 && long_gradient(p)) s.mgroup = most(s.mgroup, p.m);
   s.sliver = sliver_width<T>(s.height);
   // groups and blocks of about one size: a narrow last one would read all of the other operand
   // again

@@ -13,9 +13,10 @@
 //   right after its source was fetched: a whole panel fetched ahead would not survive where rows
 //   are a power of two apart. Where they are close, the first tile on a panel stores what it reads.
 //   Few rows read B in place if its rows do not crowd each other out of the second cache.
-//   Rows by `mgroup`: this group of A stays in an eighth of the second cache. A is read where it
-//   lies, but transposed A of many steps is packed into slivers, and rows a multiple of a page
-//   apart are copied; where columns take several blocks, once for all (then k is outside columns).
+//   Rows by `mgroup`: this group of A stays in an eighth of the second cache (a long gradient has
+//   one group of all rows where the third cache is near). A is read where it lies, but transposed
+//   A of many steps is packed into slivers, and rows a multiple of a page apart are copied; where
+//   columns take several blocks, once for all (then k is outside columns).
 //   Panels of up to 4 vectors, tiles of rows (tile.h). While tiles run, what comes next is
 //   prefetched from inside their loops, evenly, so that memory and arithmetic overlap: the next
 //   tile of C, B that is packed next, a part of the next group of A.

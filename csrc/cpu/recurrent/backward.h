@@ -101,7 +101,7 @@ __attribute__((noinline)) void update_back(const RecurrentParams& p, const Rows&
       V r = ln.get(g), z = ln.get(g + H), n = ln.get(g + 2 * H);
       V dn = dh * (one - z) * fnma(n, n, one);
       V dr = dn * ln.get(f.aux + row * H + u) * fnma(r, r, r);
-      V dz = dh * (ln.get(f.hprev + row * H + u) - n) * fnma(z, z, z);
+      V dz = dh * (ln.get(f.hprev + row * p.state_row + u) - n) * fnma(z, z, z);
       T* e = f.dhidden + row * GH + u;
       ln.put(d, dr);
       ln.put(d + H, dz);
@@ -125,9 +125,11 @@ GS_INLINE void list_backward(const RecurrentParams& p, const Rows& rows,
   int n = 0;
   for (int64_t b = b0; b < b0 + m; ++b) {
     int64_t row = rows.at(t, b);
-    for (int64_t k = 0; k < G; ++k) ask->lines[n++] = (const char*)(f.gates + (row * G + k) * H);
+    // (those of the gradients, where they are written over the gates)
+    for (int64_t k = 0; k < G && f.dgates != f.gates; ++k)
+      ask->lines[n++] = (const char*)(f.gates + (row * G + k) * H);
     if (p.mode <= kGru) ask->lines[n++] = (const char*)(f.aux + row * H);
-    if (p.mode == kGru) ask->lines[n++] = (const char*)(f.hprev + row * H);
+    if (p.mode == kGru) ask->lines[n++] = (const char*)(f.hprev + row * p.state_row);
     if (f.dout) ask->lines[n++] = (const char*)(f.dout + row * p.out_row);
   }
   ask->reads = n;
@@ -215,6 +217,17 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
         if (m > 0) backward_rows(p, s, rows, f, t, b0, m, (int64_t)0, s.panels);
       }
       strips.give();
+    }
+    if (f.dh0) ctx->sync();
+  } else if (OwnRows::pays(p, s, rows, ctx)) {
+    OwnRows own(p, ctx);
+    for (int64_t step = 0; step < p.steps; ++step) {
+      const int64_t t = p.reverse ? step : p.steps - 1 - step;
+      own.step(
+          s, [](int64_t, int64_t, int64_t) {},
+          [&](int64_t, int64_t b0, int64_t m, int64_t x) {
+            backward_rows(p, s, rows, f, t, b0, m, x, x + 1);
+          });
     }
     if (f.dh0) ctx->sync();
   } else {

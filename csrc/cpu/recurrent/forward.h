@@ -32,19 +32,19 @@ struct ForwardRows {
     const int64_t next_count = rows.count(tn);
     m = count;
     b0 = first;
-    in[0] = {f.hprev + rows.state(t, b0) * H, rows.state_stride() * H, H};
+    in[0] = {f.hprev + rows.state(t, b0) * p.state_row, rows.state_stride() * p.state_row, H};
     in[1] = {f.x + rows.at(t, b0) * p.input, rows.stride() * p.input, p.input};
     for (int64_t i = 0; i < m; ++i) {
       int64_t b = b0 + i, row = rows.at(t, b);
       bool more = b < next_count;
-      int64_t next = more ? rows.state(tn, b) * H : 0;
+      int64_t next = more ? rows.state(tn, b) : 0;
       gates[i] = f.gates ? f.gates + row * GH : f.bias;  // none: not written
       add[i] = p.input ? f.bias : gates[i];
       out[i] = f.out + row * p.out_row;
-      h_next[i] = more ? f.hprev + next : f.hn + b * H;
+      h_next[i] = more ? f.hprev + next * p.state_row : f.hn + b * H;
       if (p.mode == kLstm) {
         aux[i] = f.aux + rows.state(t, b) * H;
-        c_next[i] = more ? f.aux + next : f.cn + b * H;
+        c_next[i] = more ? f.aux + next * H : f.cn + b * H;
       } else {
         aux[i] = p.mode == kGru && !p.pair ? f.aux + row * H : nullptr;
       }
@@ -239,12 +239,11 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   // where sequences start: the initial state (nothing of it is read before the barrier)
   for (int64_t t = 0; t < p.steps; ++t)
     for (int64_t b = rows.count(rows.before(t)) + ctx->tid; b < rows.count(t); b += ctx->nt) {
-      int64_t at = rows.state(t, b) * H;
-      set_row(f.hprev + at, f.h0 ? f.h0 + b * H : nullptr, H);
-      if (p.mode == kLstm) set_row(f.aux + at, f.c0 ? f.c0 + b * H : nullptr, H);
+      int64_t at = rows.state(t, b);
+      set_row(f.hprev + at * p.state_row, f.h0 ? f.h0 + b * H : nullptr, H);
+      if (p.mode == kLstm) set_row(f.aux + at * H, f.c0 ? f.c0 + b * H : nullptr, H);
     }
   ctx->sync();
-  constexpr int kKept = 8;  // tiles of a step that are looked up once, not for each panel
   ForwardRows<T> kept[kKept];
   if (by_strips(p, s, ctx)) {
     while (strips.take(ctx)) {
@@ -256,6 +255,21 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
         forward_rows(p, s, f, kept[0], 0, s.panels);
       }
       strips.give();
+    }
+    return;
+  }
+  if (OwnRows::pays(p, s, rows, ctx)) {
+    OwnRows own(p, ctx);
+    for (int64_t step = 0; step < p.steps; ++step) {
+      const int64_t t = p.reverse ? p.steps - 1 - step : step;
+      own.step(
+          s,
+          [&](int64_t i, int64_t b0, int64_t m) {
+            kept[i].set(p, rows, f, t, b0, m, step == 0 && !f.h0);
+          },
+          [&](int64_t i, int64_t, int64_t, int64_t x) {
+            forward_rows(p, s, f, kept[i], x, x + 1);
+          });
     }
     return;
   }

@@ -16,10 +16,11 @@
 // Where the packed weights fit into one core's second cache, the batch is cut into strips, the rows
 // of one tile each, and a strip goes through all panels of a step while its state stays near.
 // Members take the strip that is furthest behind for some steps at a time, so nobody waits for a
-// core that something else slows down, and without that a member keeps to its own. Otherwise items
-// (panel, rows) of a step are dealt in one piece to each member, the same at each step, so that a
-// member keeps to its own panels, with one barrier a step. An item's result does not depend on the
-// others, so the bits are the same for any team and either way.
+// core that something else slows down, and without that a member keeps to its own. Where they do
+// not fit but come from a near third cache, each member has sequences of its own (OwnRows).
+// Otherwise items (panel, rows) of a step are dealt in one piece to each member, the same at each
+// step, so that a member keeps to its own panels, with one barrier a step. An item's result does
+// not depend on the others, so the bits are the same for any team and either way.
 #include "recurrent/backward.h"
 #include "recurrent/forward.h"
 

@@ -54,7 +54,7 @@ class RecurrentBackward(Node):
                 rows = k.contiguous(x).reshape(-1, x.shape[-1])
             grads += [
                 k.matmul(dg, rows, ta=True) if wants[0] else None,
-                k.matmul(dh, hprev, ta=True) if wants[1] else None,
+                k.matmul(dh, hprev[:, : w_hh.shape[1]], ta=True) if wants[1] else None,
             ]
             bias = k.colsum(dg) if wants[2] or (wants[3] and dh is dg) else None
             grads.append(bias if wants[2] else None)
