@@ -111,7 +111,7 @@ Job<T> make_job(const ConvParams& p) {
     j.ranges = ceil_div(all, room);
     j.range = ceil_div(all, j.ranges);
     j.slice = kGroup;
-    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 4 / 10) j.slice /= 2;
+    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 6 / 10) j.slice /= 2;
     j.v = grouped(all, E);
     j.u = planes(j.slice, width);
     j.m = planes(j.range, width);
