@@ -248,6 +248,7 @@ struct Backward {
             Planes q = planes(K, nv * N);
             Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
                                      p.pad_h, t0, t1, ctx->follows);
+            out.write = true;
             out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
             for (int e = 0; e < E; ++e) {
               const int64_t o = order.first(e, M + 2);
@@ -314,6 +315,7 @@ struct Backward {
                                p.pad_h, first + t0, first + t1, ctx->follows);
       const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, K)) * E;
       out.spread(steps * ceil_div(K, j.slice) / (next.rows ? 3 : 1));
+      out.write = true;
       out.then = &next;
       for (int64_t k = 0; k < K; k += j.slice) {
         int64_t count = min64(j.slice, K - k);
