@@ -178,7 +178,8 @@ ConvParams params_of(const Window& w, const int64_t* x, const int64_t* f, int64_
   p.dilation_h = w.dilation[0];
   p.dilation_w = w.dilation[1];
   p.l2 = conv_l2();
-  p.near_l3 = machine().near;
+  static const int64_t near = machine().near ? cpu_budget().cores : 0;
+  p.near_l3 = near;
   p.threads = get_num_threads();
   return p;
 }

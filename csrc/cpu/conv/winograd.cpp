@@ -111,7 +111,7 @@ Job<T> make_job(const ConvParams& p) {
     j.ranges = ceil_div(all, room);
     j.range = ceil_div(all, j.ranges);
     j.slice = kGroup;
-    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 4 / 10) j.slice /= 2;
+    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 6 / 10) j.slice /= 2;
     j.v = grouped(all, E);
     j.u = planes(j.slice, width);
     j.m = planes(j.range, width);
@@ -216,6 +216,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
         Planes s = planes(C, nv * N);
         Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
                                  M / P, 0, t0, t1, ctx->follows);
+        out.write = true;
         out.spread(product_steps(nv, t1 - t0, C) * (E / 2));
         for (int e = 0; e < E; ++e) {
           const int64_t o = order.first(e, M + 2);
@@ -250,6 +251,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       int64_t channels = min64(nv * N, p.filters - k0);
       Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
                                M / P, 0, first + t0, first + t1, ctx->follows);
+      out.write = true;
       out.spread(product_steps(nv, t1 - t0, min64(j.slice, C)) * ceil_div(C, j.slice) * E);
       for (int64_t c = 0; c < C; c += j.slice) {
         int64_t count = min64(j.slice, C - c);

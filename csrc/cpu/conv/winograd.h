@@ -789,6 +789,16 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
 
 // ---- products of planes
 
+// Also takes the line from another core's caches: a line that is only read stays there, and the
+// store waits for it. (The compilers' builtin needs an option of its own to say so.)
+GS_INLINE void fetch_to_write(const void* p) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" : : "m"(*(const char*)p));
+#else
+  __builtin_prefetch(p, 1, 3);
+#endif
+}
+
 // Memory that the next transform reads or writes, brought into the caches line by line while
 // products, which leave the way to memory idle, go on: `rows` runs of `bytes`, `pitch` apart, and
 // `then` what else is wanted. A few lines at a time: of a long burst most are dropped.
@@ -799,6 +809,7 @@ struct Ahead {
   Ahead* then;
   int64_t each;  // lines at a time
   int64_t done;  // bytes of the first row
+  bool write;    // near: what will be written to
 
   // So that all of it has been asked for after `times` times.
   GS_MEMBER void spread(int64_t times) {
@@ -813,7 +824,9 @@ struct Ahead {
     for (int64_t left = a->each; left > 0 && a->rows > 0;) {
       const char* q = a->at + a->done;
       const int64_t lines = min64(left, ceil_div(a->bytes - a->done, 64));
-      if (a->near)
+      if (a->near && a->write)
+        for (int64_t i = 0; i < lines; ++i) fetch_to_write(q + 64 * i);
+      else if (a->near)
         for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(q + 64 * i, 0, 3);
       else
         for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(q + 64 * i, 0, 2);
@@ -829,7 +842,8 @@ struct Ahead {
 // `count` elements from `at` on.
 template <class T>
 GS_INLINE Ahead ahead(const T* at, int64_t count, bool near) {
-  return Ahead{(const char*)at, count > 0, count * (int64_t)sizeof(T), 0, near, nullptr, 0, 0};
+  return Ahead{
+      (const char*)at, count > 0, count * (int64_t)sizeof(T), 0, near, nullptr, 0, 0, false};
 }
 // `channels` channels from `at` on of the pixels that tiles [t0, t1) see: each A or M rows of
 // image rows of w pixels with C channels. Nothing when the tiles are a small part of a row, or
@@ -848,7 +862,8 @@ GS_INLINE Ahead pixels_ahead(const Grid& g, const T* at, int64_t h, int64_t w, i
   r1 = n1 * h + min64(r1 + reach, h);
   const int64_t pixels = max64(0, r1 - r0) * w, B = sizeof(T);
   if (channels == C) return ahead(at + r0 * w * C, pixels * C, near);
-  return Ahead{(const char*)(at + r0 * w * C), pixels, channels * B, C * B, near, nullptr, 0, 0};
+  return Ahead{
+      (const char*)(at + r0 * w * C), pixels, channels * B, C * B, near, nullptr, 0, 0, false};
 }
 
 // c (rows, NV vectors, ldc) (+)= a (rows, k; lda) b (k, NV vectors). rows <= MR exist.

@@ -32,7 +32,8 @@ struct Job {
   Panels in;                  // of the channels
   int64_t channels, filters;  // padded
   bool by_channels, data, weight;
-  int64_t rows;                                 // tile rows in all
+  bool both;     // by tiles: the two products of a plane follow each other, dv in the place of v
+  int64_t rows;  // tile rows in all
   int64_t slices, block;                        // by tiles: of rows; rows of a block
   int64_t images, ranges, strip, slice, units;  // by channels: of a round; tile rows; filters
   int64_t filter_blocks, queues;
@@ -65,6 +66,7 @@ Job make_job(const ConvParams& p) {
   // by tiles: du and filters of a block together with dy and x, or, when filters do not fit anyway,
   // blocks as large as the cache
   bool resident = 2 * plane < 0.8 * (double)p.l2;
+  j.both = j.weight && j.data && j.in.count == 1;
   int64_t most = (int64_t)((resident ? max64(p.l2 - (int64_t)(2 * plane), p.l2 / 3) : p.l2) / 1.1) /
                  (E * (C + K + width) * B);
   // longer blocks of few channels gain nothing and push each other's planes out of the cache
@@ -75,6 +77,12 @@ Job make_job(const ConvParams& p) {
   double by_tiles = (resident ? 0 : 3 * plane * blocks) + 2 * plane * (double)j.slices;
   double by_channels =
       (v + dm) + 2 * dm * (double)j.in.count + v * (double)ceil_div(p.filters, kGroup);
+  // Near a fast third level filters and their gradient, long streams, pass behind the products,
+  // while the transforms that write whole rounds wait for it: by tiles is measured faster up to
+  // here. Unless cores outnumber the slices: by channels, half of the work is a task for each block
+  // of dw.
+  if (p.near_l3 && j.slices >= min64(p.near_l3, 2 * j.in.count * ceil_div(p.filters, kGroup)))
+    by_channels += 7 * (v + dm);
   // one slice would be one task
   j.by_channels = by_channels < by_tiles || j.slices == 1;
   int64_t members = max64(1, p.threads);
@@ -102,7 +110,7 @@ Job make_job(const ConvParams& p) {
     j.v = planes(t, C);
     j.dv = planes(t, width);
     j.own_at = at;
-    j.own = align64(j.zeros + (size_t)(E * (j.dm.step + j.v.step + j.dv.step) * B));
+    j.own = align64(j.zeros + (size_t)(E * (j.dm.step + j.v.step + (j.both ? 0 : j.dv.step)) * B));
   } else {
     // tiles of a task are not those of a transform: no order of theirs
     j.g.short_row = j.g.short_col = false;
@@ -116,7 +124,7 @@ Job make_job(const ConvParams& p) {
     j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
     j.ranges = min64(j.images, ceil_div(all, room));
     j.slice = kGroup;
-    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 4 / 10) j.slice /= 2;
+    while (j.slice > 16 && E * j.slice * width * B > p.l2 * 6 / 10) j.slice /= 2;
     j.filter_blocks = ceil_div(p.filters, kGroup);
     j.units = ceil_div(all, kUnit);
     j.v = j.dm = grouped(all, E);
@@ -199,7 +207,7 @@ struct Backward {
       }
       ctx->sync();
     }
-    T *dm = mine, *v = dm + E * j.dm.step, *dv = v + E * j.v.step;
+    T *dm = mine, *v = dm + E * j.dm.step, *dv = j.both ? v : v + E * j.v.step;
     auto after = [&](int64_t s) { return j.data ? queue_at(queues, 0).take() : s + ctx->nt; };
     for (int64_t s = j.data ? after(0) : ctx->tid; s < j.slices; s = after(s)) {
       int64_t r0 = s * j.rows / j.slices, r1 = (s + 1) * j.rows / j.slices;
@@ -220,15 +228,13 @@ struct Backward {
         if (b + 1 < blocks)
           next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2,
                               ctx->follows);
-        // one panel: its two products by a plane of dm follow each other
-        const bool both = j.weight && j.data && j.in.count == 1;
-        if (j.weight && j.data && !both)
+        if (j.weight && j.data && !j.both)
           in = x_ahead(t0, t1);
         else if (j.weight && b + 1 < blocks)
           in = x_ahead(t1, t2);
-        in.spread(both ? product_steps(j.in.nv(0), K, t1 - t0) * E : steps);
+        in.spread(j.both ? product_steps(j.in.nv(0), K, t1 - t0) * E : steps);
         next.spread(steps);
-        if (both) input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
+        if (j.both) input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
         auto weight = [&](int e, int64_t i, Ahead* ahead) {
           const int64_t o = order.first(e, M + 2), c0 = j.in.first(i) * N;
           product<T, true>(j.in.nv(i), dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, K,
@@ -242,22 +248,23 @@ struct Backward {
             Planes q = planes(K, nv * N);
             Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
                                      p.pad_h, t0, t1, ctx->follows);
+            out.write = true;
             out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
             for (int e = 0; e < E; ++e) {
               const int64_t o = order.first(e, M + 2);
+              if (j.both) weight(e, i, &in);
               product<T, false>(nv, dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, order.size(e, M + 2),
                                 panel(i) + e * q.step, q.ld, K, dv + e * j.dv.step + o * j.dv.ld,
                                 j.dv.ld, false,
-                                e < E / 2           ? &out
-                                : both || !j.weight ? &next
-                                                    : &in);
-              if (both) weight(e, i, &in);
+                                e < E / 2             ? &out
+                                : j.both || !j.weight ? &next
+                                                      : &in);
             }
             input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, order, r0 * j.g.cols,
                                        bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i),
                                        gate ? gate + c0 : gate);
           }
-        if (j.weight && !both) {
+        if (j.weight && !j.both) {
           input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
           for (int e = 0; e < E; ++e)
             for (int64_t i = 0; i < j.in.count; ++i)
@@ -308,6 +315,7 @@ struct Backward {
                                p.pad_h, first + t0, first + t1, ctx->follows);
       const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, K)) * E;
       out.spread(steps * ceil_div(K, j.slice) / (next.rows ? 3 : 1));
+      out.write = true;
       out.then = &next;
       for (int64_t k = 0; k < K; k += j.slice) {
         int64_t count = min64(j.slice, K - k);
