@@ -202,13 +202,16 @@ GS_INLINE vf square_of(float z, vf a) {
 }
 
 // kSlope: whether backward is from x. both: y = f(x) and d = f'(x); what nobody reads is not
-// computed.
+// computed. close, close_slope: y and d to the same bits where |x| < kClose; 0: no such form.
 template <class F>
 struct Curve {
   using Op = F;
   static constexpr int kBlock = 4;
   static constexpr bool kChecked = true, kSlope = true;
+  static constexpr float kClose = 0, kCloseSlope = 0;
   static GS_MEMBER bool fits(const Coef<vf>&) { return true; }
+  static GS_MEMBER vf close(vf x) { return x; }
+  static GS_MEMBER vf close_slope(vf x) { return x; }
 };
 
 struct curve_sigmoid : Curve<op_sigmoid> {
@@ -244,10 +247,8 @@ struct curve_elu : curve_elu_input {
 struct curve_gelu : Curve<op_gelu> {
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(moderate::kNormal * moderate::kNormal); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
-    vf cdf, density;
-    moderate::normal(x, &cdf, &density);
-    *y = x * cdf;
-    *d = fma(x, density, cdf);
+    *y = x * moderate::normal_cdf(x);
+    *d = moderate::gelu_slope(x);
   }
 };
 
@@ -273,31 +274,32 @@ struct curve_silu : Curve<op_silu> {
 
 // the default, whose threshold changes nothing
 struct curve_softplus : Curve<op_softplus> {
-  static constexpr int kBlock = GS_VBYTES == 64 ? 8 : 4;
+  static constexpr float kClose = moderate::kNear;
   static GS_MEMBER bool fits(const Coef<vf>& k) { return k.a[0] == 1 && k.b[0] >= 18; }
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(87.0f * 87.0f); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
     *y = moderate::softplus(x);
     *d = moderate::sigmoid(x);
   }
+  static GS_MEMBER vf close(vf x) { return moderate::softplus_rest(x) + max(vf{}, x); }
 };
 
 struct curve_logsigmoid : Curve<op_logsigmoid> {
-  static constexpr int kBlock = curve_softplus::kBlock;
+  static constexpr float kClose = moderate::kNear;
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(87.0f * 87.0f); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
     *y = -moderate::softplus(-x);
     *d = moderate::sigmoid(-x);
   }
+  static GS_MEMBER vf close(vf x) { return min(vf{}, x) - moderate::softplus_rest(x); }
 };
 
 struct curve_mish : Curve<op_mish> {
+  static constexpr float kClose = moderate::kNear, kCloseSlope = moderate::kNear;
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(40.0f * 40.0f); }
-  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
-    vf e = moderate::exp(x), q = fma(e, e, e + e), r = reciprocal(q + 2), t = q * r;
-    *y = x * t;
-    *d = fma(4 * x * (e * r), fma(e, r, r), t);
-  }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) { moderate::mish(x, y, d); }
+  static GS_MEMBER vf close(vf x) { return x * moderate::mish_factor_near(x); }
+  static GS_MEMBER vf close_slope(vf x) { return moderate::mish_slope_near(x); }
 };
 
 #define GS_CURVES(X) \
@@ -392,6 +394,33 @@ __attribute__((noinline)) void curve_run(const Coef<vf>& k, int way, const float
     vf f[B], slope[B];
 #pragma GCC unroll 8
     for (int j = 0; j < B; ++j) f[j] = load(x + i + j * N);
+    constexpr float kClose = kWhat == kValue ? Q::kClose : kWhat == kGrad ? Q::kCloseSlope : 0;
+    if constexpr (kClose > 0) {
+      vi far = ~(abs(f[0]) < kClose);
+#pragma GCC unroll 8
+      for (int j = 1; j < B; ++j) far |= ~(abs(f[j]) < kClose);
+      if (__builtin_expect(!any_lane(far), 1)) {
+#pragma GCC unroll 8
+        for (int j = 0; j < B; ++j) {
+          if (kWhat == kValue)
+            f[j] = Q::close(f[j]);
+          else
+            f[j] = load(dy + i + j * N) * Q::close_slope(f[j]);
+        }
+        if (way == 0) {
+#pragma GCC unroll 8
+          for (int j = 0; j < B; ++j) store(y + i + j * N, f[j]);
+        } else {
+#pragma GCC unroll 8
+          for (int j = 0; j < B; ++j) {
+            fetch(x + i + j * N);
+            if (kWhat == kGrad) fetch(dy + i + j * N);
+            write<true>(y + i + j * N, f[j]);
+          }
+        }
+        continue;
+      }
+    }
     if constexpr (Q::kChecked) {
       vf sum = f[0] * f[0];
 #pragma GCC unroll 8
