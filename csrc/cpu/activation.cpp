@@ -7,7 +7,7 @@
 //
 // Large float32 arrays do less: where the derivative has two values, forward saves a bit an element
 // (backward then reads n and writes n: a fifth of all traffic saved); where it costs as much as the
-// function (gelu), forward computes both at once and saves the derivative.
+// function (gelu without AVX-512), forward computes both at once and saves the derivative.
 #include "activation.h"
 
 #include "simd/moderate.h"
@@ -245,11 +245,14 @@ struct curve_elu : curve_elu_input {
 };
 
 struct curve_gelu : Curve<op_gelu> {
+  static constexpr float kClose = moderate::kNear, kCloseSlope = moderate::kNear;
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(moderate::kNormal * moderate::kNormal); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
     *y = x * moderate::normal_cdf(x);
     *d = moderate::gelu_slope(x);
   }
+  static GS_MEMBER vf close(vf x) { return x * moderate::normal_cdf(x); }
+  static GS_MEMBER vf close_slope(vf x) { return moderate::gelu_slope(x); }
 };
 
 struct curve_gelu_tanh : Curve<op_gelu_tanh> {
@@ -396,10 +399,7 @@ __attribute__((noinline)) void curve_run(const Coef<vf>& k, int way, const float
     for (int j = 0; j < B; ++j) f[j] = load(x + i + j * N);
     constexpr float kClose = kWhat == kValue ? Q::kClose : kWhat == kGrad ? Q::kCloseSlope : 0;
     if constexpr (kClose > 0) {
-      vi far = ~(abs(f[0]) < kClose);
-#pragma GCC unroll 8
-      for (int j = 1; j < B; ++j) far |= ~(abs(f[j]) < kClose);
-      if (__builtin_expect(!any_lane(far), 1)) {
+      if (__builtin_expect(moderate::all_below(f, kClose), 1)) {
 #pragma GCC unroll 8
         for (int j = 0; j < B; ++j) {
           if (kWhat == kValue)

@@ -205,12 +205,7 @@ GS_INLINE bool all_short(const V (&x)[kTogether]) {
 template <class Op, class V, int kTogether>
 GS_INLINE bool all_close(const V (&x)[kTogether]) {
   if constexpr (Op::kShort)
-    if constexpr (Op::kClose > 0) {
-      vi far = ~(abs(x[0]) < Op::kClose);
-#pragma GCC unroll 4
-      for (int j = 1; j < kTogether; ++j) far |= ~(abs(x[j]) < Op::kClose);
-      return !any_lane(far);
-    }
+    if constexpr (Op::kClose > 0) return moderate::all_below(x, Op::kClose);
   return false;
 }
 
