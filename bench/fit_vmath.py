@@ -137,7 +137,7 @@ def point_table(name, fun, steps, numbers, reach, degree, zero=None):
 
 
 def point_tables():
-    """Of |x| by quarters, or of x by halves, -8 behind 7.5: the position modulo 32."""
+    """Of |x| by quarters."""
 
     def tail(t):
         return mp.erfc(t / mp.sqrt(2)) / 2
@@ -145,18 +145,10 @@ def point_tables():
     def gelu_slope(t):
         return tail(t) - t * mp.exp(-t * t / 2) / mp.sqrt(2 * mp.pi)
 
-    def mish_factor(x):
-        return mp.tanh(mp.log1p(mp.exp(x)))
-
-    def mish_slope(x):
-        return mish_factor(x) + x * (1 - mish_factor(x) ** 2) / (1 + mp.exp(-x))
-
-    quarters, halves = list(range(32)), [*range(16), *range(-16, 0)]
+    quarters = list(range(32))
     point_table("normal_cdf", tail, 4, quarters, 40, 7)
     point_table("gelu_slope", gelu_slope, 4, quarters, 40, 6, 0.75)
     point_table("softplus_rest", lambda t: mp.log1p(mp.exp(-t)), 4, quarters, 40, 4)
-    point_table("mish_factor", mish_factor, 2, halves, 64, 5)
-    point_table("mish_slope", mish_slope, 2, halves, 64, 6, -1.25)
 
 
 def log_table():

@@ -203,12 +203,14 @@ GS_INLINE vf square_of(float z, vf a) {
 
 // kSlope: whether backward is from x. both: y = f(x) and d = f'(x); what nobody reads is not
 // computed. close, close_slope: y and d to the same bits where |x| < kClose; 0: no such form.
+// kWide: a block out of reach takes the short form and the op for all of it at once.
 template <class F>
 struct Curve {
   using Op = F;
   static constexpr int kBlock = 4;
   static constexpr bool kChecked = true, kSlope = true;
   static constexpr float kClose = 0, kCloseSlope = 0;
+  static constexpr bool kWide = false;
   static GS_MEMBER bool fits(const Coef<vf>&) { return true; }
   static GS_MEMBER vf close(vf x) { return x; }
   static GS_MEMBER vf close_slope(vf x) { return x; }
@@ -245,6 +247,7 @@ struct curve_elu : curve_elu_input {
 };
 
 struct curve_gelu : Curve<op_gelu> {
+  static constexpr bool kWide = GS_VBYTES == 64;
   static constexpr float kClose = moderate::kNear, kCloseSlope = moderate::kNear;
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(moderate::kNormal * moderate::kNormal); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
@@ -298,11 +301,12 @@ struct curve_logsigmoid : Curve<op_logsigmoid> {
 };
 
 struct curve_mish : Curve<op_mish> {
-  static constexpr float kClose = moderate::kNear, kCloseSlope = moderate::kNear;
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(40.0f * 40.0f); }
-  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) { moderate::mish(x, y, d); }
-  static GS_MEMBER vf close(vf x) { return x * moderate::mish_factor_near(x); }
-  static GS_MEMBER vf close_slope(vf x) { return moderate::mish_slope_near(x); }
+  static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
+    vf e = moderate::exp(x), q = fma(e, e, e + e), r = reciprocal(q + 2), t = q * r;
+    *y = x * t;
+    *d = fma(4 * x * (e * r), fma(e, r, r), t);
+  }
 };
 
 #define GS_CURVES(X) \
@@ -391,6 +395,7 @@ __attribute__((noinline)) void curve_rest(const Coef<vf>& k, const float* x, con
 template <class Q, int kWhat>
 __attribute__((noinline)) void curve_run(const Coef<vf>& k, int way, const float* x,
                                          const float* dy, float* y, float* d, int64_t n) {
+  using Op = typename Q::Op;
   constexpr int N = simd<float>::N, B = Q::kBlock;
   int64_t i = 0;
   for (; i + B * N <= n; i += B * N) {
@@ -426,6 +431,20 @@ __attribute__((noinline)) void curve_run(const Coef<vf>& k, int way, const float
 #pragma GCC unroll 8
       for (int j = 1; j < B; ++j) sum = fma(f[j], f[j], sum);
       if (__builtin_expect(any_lane(~(sum < Q::reach(k))), 0)) {
+        if constexpr (Q::kWide && kWhat != kBoth) {
+#pragma GCC unroll 8
+          for (int j = 0; j < B; ++j) {
+            const vi in = f[j] * f[j] < Q::reach(k);
+            vf y_, d_;
+            Q::both(f[j], k, &y_, &d_);
+            const vf v = kWhat == kValue ? y_ : d_;
+            const vf other = kWhat == kValue ? Op::f(f[j], k) : Op::df(set1(1.0f), f[j], k);
+            f[j] = in ? v : other;
+            if (kWhat == kGrad) f[j] = load(dy + i + j * N) * f[j];
+            store(y + i + j * N, f[j]);
+          }
+          continue;
+        }
         curve_rest<Q, kWhat>(k, x + i, kWhat == kGrad ? dy + i : dy, y + i,
                              kWhat == kBoth ? d + i : d, B * N);
         continue;
