@@ -105,18 +105,50 @@ def tanh_table(degree=5):
     print_table("tanh: points, c_0, ...", columns + columns[-1:] * 2)
 
 
-def normal_table(degree=5):
-    """P(X > c + d) exp(((c + d)^2 - c^2) / 2) around c = k / 4 for k < 32, and the density at c."""
-    d = np.cos(np.pi * (np.arange(48) + 0.5) / 48) / 8
-    columns = []
-    for k in range(32):
-        c = mp.mpf(k) / 4
-        t = [c + mp.mpf(float(v)) for v in d]
-        y = [float(mp.erfc(v / mp.sqrt(2)) / 2 * mp.exp((v * v - c * c) / 2)) for v in t]
-        columns.append(fit_row(d, np.array(y), False, degree))
-    print_table("normal: c_0, ...", columns)
-    peak = [float(mp.exp(-(mp.mpf(k) ** 2) / 32) / mp.sqrt(2 * mp.pi)) for k in range(32)]
-    print_table("normal: density", [[v] for v in peak])
+def point_table(name, fun, steps, numbers, reach, degree, zero=None):
+    """A polynomial around each of 32 points: multiples k / steps for k in numbers, moved by up to `reach` / 8192 to
+    where fun is nearly a float. c_0 is that float; the error of the others is relative, and where fun has a zero,
+    relative to its largest value of the interval."""
+    columns, worst = [], 0.0
+    for k in numbers:
+        c, half = k / steps, 0.5 / steps + 1e-6
+
+        def off(j, c=c):
+            v = fun(mp.mpf(c + j / 8192))
+            return abs(float((mp.mpf(float(np.float32(float(v)))) - v) / v))
+
+        first = min(numbers) == 0 == k  # the function is not used below zero
+        m = c + min(range(0 if first else -reach, reach + 1), key=off) / 8192
+        lo, hi = (0.0 if first else c - half), c + half
+        x = np.cos(np.pi * (np.arange(64) + 0.5) / 64) * (hi - lo) / 2 + (hi + lo) / 2
+        d, y = x - m, np.array([float(fun(mp.mpf(float(v)))) for v in x])
+        w = 1 / np.abs(y)
+        if zero is not None and abs(c - zero) < 0.3:
+            w[:] = w.min()
+        fixed = [float(np.float32(float(fun(mp.mpf(m)))))]
+        rest = y - fixed[0]
+        for q in range(1, degree + 1):
+            coefficients, _ = lawson(d, rest, w, list(range(q, degree + 1)))
+            fixed.append(float(np.float32(coefficients[0])))
+            rest = rest - fixed[-1] * d**q
+        worst = max(worst, np.abs(rest * w).max())
+        columns.append([m, *fixed])
+    print_table(f"{name}: points, c_0, ..., largest error {worst:.1e}", columns)
+
+
+def point_tables():
+    """Of |x| by quarters."""
+
+    def tail(t):
+        return mp.erfc(t / mp.sqrt(2)) / 2
+
+    def gelu_slope(t):
+        return tail(t) - t * mp.exp(-t * t / 2) / mp.sqrt(2 * mp.pi)
+
+    quarters = list(range(32))
+    point_table("normal_cdf", tail, 4, quarters, 40, 7)
+    point_table("gelu_slope", gelu_slope, 4, quarters, 40, 6, 0.75)
+    point_table("softplus_rest", lambda t: mp.log1p(mp.exp(-t)), 4, quarters, 40, 4)
 
 
 def log_table():
@@ -178,8 +210,7 @@ def main():
     mills_table()
     # moderate.h
     tanh_table()
-    normal_table()
-    fit("exp1", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -1.0, 1.0, 6)
+    point_tables()
 
     def shifted(w):
         return mp.mpf("0.4375") + w

@@ -466,6 +466,24 @@ def test_past_the_caches(name, rng):
     np.testing.assert_array_equal(y[some], y_some)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["sigmoid", "tanh", "elu", "gelu", "gelu_tanh", "silu", "softplus", "logsigmoid", "mish"],
+)
+def test_neighbours_do_not_matter(name, rng):
+    """Blocks of vectors with a large number or NaN are worked on another way, to the same bits."""
+    fn = CASES[name][0]
+    ends = np.linspace(7.5, 8, 3000)  # where the tables end
+    x = np.concatenate([np.linspace(-9, 9, 3000), ends, -ends]).astype(np.float32)
+    dy = rng.standard_normal(x.size).astype(np.float32)
+    y, g = grads(fn, x, dy)
+    others = np.arange(x.size) % 37 != 0
+    for number in (9.0, -30.0, 100.0, np.nan):
+        y_other, g_other = grads(fn, np.where(others, x, np.float32(number)), dy)
+        np.testing.assert_array_equal(y_other[others], y[others])
+        np.testing.assert_array_equal(g_other[others], g[others])
+
+
 def test_large_relu_in_place_and_on_views(rng):
     x = rng.standard_normal((300, 401)).astype(np.float32)
     t = gs.tensor(x, requires_grad=True)

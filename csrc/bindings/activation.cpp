@@ -66,7 +66,8 @@ void bind_activation(py::module_& module) {
         Array in_x = array_dense(x, name, "input");
         check_float(in_x, name, "input");
         Array y = array_like(in_x);
-        run(forward, in_x.dtype, ActivationParams{in_x.size, op, a, b, c}, {in(in_x), out(y)});
+        run(forward, in_x.dtype, ActivationParams{in_x.size, op, a, b, c, machine().holds},
+            {in(in_x), out(y)});
         return result(y);
       },
       py::arg("op"), py::arg("x"), py::arg("a") = 0.0, py::arg("b") = 0.0, py::arg("c") = 0.0);

@@ -101,8 +101,8 @@ py::tuple cross_entropy(py::handle logits_h, py::handle target_h, py::handle wei
                                         : array_new(x.dtype, {}),
         d;
   if (need_grad) d = array_like(x);
-  CrossEntropyParams p{rows,         classes,   target.dtype,     reduction,
-                       ignore_index, smoothing, get_num_threads()};
+  CrossEntropyParams p{rows,         classes,   target.dtype,      reduction,
+                       ignore_index, smoothing, get_num_threads(), machine().holds};
   run(loss_kernel, x.dtype, p, {in(x), in(target), in(weight), out(loss), out(d)});
   py::object grad = py::none();
   if (need_grad) grad = result(d);

@@ -7,7 +7,7 @@
 //
 // Large float32 arrays do less: where the derivative has two values, forward saves a bit an element
 // (backward then reads n and writes n: a fifth of all traffic saved); where it costs as much as the
-// function (gelu), forward computes both at once and saves the derivative.
+// function (gelu without AVX-512), forward computes both at once and saves the derivative.
 #include "activation.h"
 
 #include "simd/moderate.h"
@@ -202,13 +202,18 @@ GS_INLINE vf square_of(float z, vf a) {
 }
 
 // kSlope: whether backward is from x. both: y = f(x) and d = f'(x); what nobody reads is not
-// computed.
+// computed. close, close_slope: y and d to the same bits where |x| < kClose; 0: no such form.
+// kWide: a block out of reach takes the short form and the op for all of it at once.
 template <class F>
 struct Curve {
   using Op = F;
   static constexpr int kBlock = 4;
   static constexpr bool kChecked = true, kSlope = true;
+  static constexpr float kClose = 0, kCloseSlope = 0;
+  static constexpr bool kWide = false;
   static GS_MEMBER bool fits(const Coef<vf>&) { return true; }
+  static GS_MEMBER vf close(vf x) { return x; }
+  static GS_MEMBER vf close_slope(vf x) { return x; }
 };
 
 struct curve_sigmoid : Curve<op_sigmoid> {
@@ -242,13 +247,15 @@ struct curve_elu : curve_elu_input {
 };
 
 struct curve_gelu : Curve<op_gelu> {
+  static constexpr bool kWide = GS_VBYTES == 64;
+  static constexpr float kClose = moderate::kNear, kCloseSlope = moderate::kNear;
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(moderate::kNormal * moderate::kNormal); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
-    vf cdf, density;
-    moderate::normal(x, &cdf, &density);
-    *y = x * cdf;
-    *d = fma(x, density, cdf);
+    *y = x * moderate::normal_cdf(x);
+    *d = moderate::gelu_slope(x);
   }
+  static GS_MEMBER vf close(vf x) { return x * moderate::normal_cdf(x); }
+  static GS_MEMBER vf close_slope(vf x) { return moderate::gelu_slope(x); }
 };
 
 struct curve_gelu_tanh : Curve<op_gelu_tanh> {
@@ -273,22 +280,24 @@ struct curve_silu : Curve<op_silu> {
 
 // the default, whose threshold changes nothing
 struct curve_softplus : Curve<op_softplus> {
-  static constexpr int kBlock = GS_VBYTES == 64 ? 8 : 4;
+  static constexpr float kClose = moderate::kNear;
   static GS_MEMBER bool fits(const Coef<vf>& k) { return k.a[0] == 1 && k.b[0] >= 18; }
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(87.0f * 87.0f); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
     *y = moderate::softplus(x);
     *d = moderate::sigmoid(x);
   }
+  static GS_MEMBER vf close(vf x) { return moderate::softplus_rest(x) + max(vf{}, x); }
 };
 
 struct curve_logsigmoid : Curve<op_logsigmoid> {
-  static constexpr int kBlock = curve_softplus::kBlock;
+  static constexpr float kClose = moderate::kNear;
   static GS_MEMBER vf reach(const Coef<vf>&) { return set1(87.0f * 87.0f); }
   static GS_MEMBER void both(vf x, const Coef<vf>&, vf* y, vf* d) {
     *y = -moderate::softplus(-x);
     *d = moderate::sigmoid(-x);
   }
+  static GS_MEMBER vf close(vf x) { return min(vf{}, x) - moderate::softplus_rest(x); }
 };
 
 struct curve_mish : Curve<op_mish> {
@@ -386,17 +395,56 @@ __attribute__((noinline)) void curve_rest(const Coef<vf>& k, const float* x, con
 template <class Q, int kWhat>
 __attribute__((noinline)) void curve_run(const Coef<vf>& k, int way, const float* x,
                                          const float* dy, float* y, float* d, int64_t n) {
+  using Op = typename Q::Op;
   constexpr int N = simd<float>::N, B = Q::kBlock;
   int64_t i = 0;
   for (; i + B * N <= n; i += B * N) {
     vf f[B], slope[B];
 #pragma GCC unroll 8
     for (int j = 0; j < B; ++j) f[j] = load(x + i + j * N);
+    constexpr float kClose = kWhat == kValue ? Q::kClose : kWhat == kGrad ? Q::kCloseSlope : 0;
+    if constexpr (kClose > 0) {
+      if (__builtin_expect(moderate::all_below(f, kClose), 1)) {
+#pragma GCC unroll 8
+        for (int j = 0; j < B; ++j) {
+          if (kWhat == kValue)
+            f[j] = Q::close(f[j]);
+          else
+            f[j] = load(dy + i + j * N) * Q::close_slope(f[j]);
+        }
+        if (way == 0) {
+#pragma GCC unroll 8
+          for (int j = 0; j < B; ++j) store(y + i + j * N, f[j]);
+        } else {
+#pragma GCC unroll 8
+          for (int j = 0; j < B; ++j) {
+            fetch(x + i + j * N);
+            if (kWhat == kGrad) fetch(dy + i + j * N);
+            write<true>(y + i + j * N, f[j]);
+          }
+        }
+        continue;
+      }
+    }
     if constexpr (Q::kChecked) {
       vf sum = f[0] * f[0];
 #pragma GCC unroll 8
       for (int j = 1; j < B; ++j) sum = fma(f[j], f[j], sum);
       if (__builtin_expect(any_lane(~(sum < Q::reach(k))), 0)) {
+        if constexpr (Q::kWide && kWhat != kBoth) {
+#pragma GCC unroll 8
+          for (int j = 0; j < B; ++j) {
+            const vi in = f[j] * f[j] < Q::reach(k);
+            vf y_, d_;
+            Q::both(f[j], k, &y_, &d_);
+            const vf v = kWhat == kValue ? y_ : d_;
+            const vf other = kWhat == kValue ? Op::f(f[j], k) : Op::df(set1(1.0f), f[j], k);
+            f[j] = in ? v : other;
+            if (kWhat == kGrad) f[j] = load(dy + i + j * N) * f[j];
+            store(y + i + j * N, f[j]);
+          }
+          continue;
+        }
         curve_rest<Q, kWhat>(k, x + i, kWhat == kGrad ? dy + i : dy, y + i,
                              kWhat == kBoth ? d + i : d, B * N);
         continue;
@@ -505,11 +553,19 @@ GS_INLINE bool is_cheap(int op) {
          op == kAct_hardsigmoid || op == kAct_threshold || op == kAct_product;
 }
 
+// Those whose forward pass is activation_mask where they are large and have a gradient.
+GS_INLINE bool has_mask(int op) {
+  return op == kAct_relu || op == kAct_leaky_relu || op == kAct_hardtanh || op == kAct_threshold;
+}
+
 template <class T>
 void activation(const void* params, void* const* buf, const Ctx* ctx) {
   const ActivationParams& p = *(const ActivationParams*)params;
   int64_t tasks = (p.n + kRun - 1) / kRun;
-  const bool stream = past_caches<T>(ctx, p.n, buf[1], buf[0]);
+  // Those with a mask come here without a gradient, so x and y are all that has to stay near. With
+  // one it is not worth it even where backward reads y: tanh 0.82x, softmax 0.7x (Zen 5, 8 MB).
+  const bool alone = has_mask(p.op) && 2 * p.n * (int64_t)sizeof(T) <= p.holds;
+  const bool stream = !alone && past_caches<T>(ctx, p.n, buf[1], buf[0]);
   for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
     int64_t b = t * kRun, e = b + kRun < p.n ? b + kRun : p.n;
     switch (p.op) {

@@ -125,6 +125,11 @@ struct BceLogits {
   static constexpr float kSquare = 7500;
   GS_MEMBER V short_value(V x, V t, V q) const { return value_of(x, t, q, moderate::softplus(-x)); }
   GS_MEMBER V short_dx(V x, V t, V q) const { return dx_of(t, q, moderate::sigmoid(-x)); }
+  // to the same bits where |x| is below kClose
+  static constexpr float kClose = moderate::kNear;
+  GS_MEMBER V close_value(V x, V t, V q) const {
+    return value_of(x, t, q, moderate::softplus_rest(x) + max(V{}, -x));
+  }
 };
 
 // t (log t - x), zero where t is; with `flag` the target is log t: exp(t) (t - x)
@@ -197,6 +202,12 @@ GS_INLINE bool all_short(const V (&x)[kTogether]) {
   }
   return false;
 }
+template <class Op, class V, int kTogether>
+GS_INLINE bool all_close(const V (&x)[kTogether]) {
+  if constexpr (Op::kShort)
+    if constexpr (Op::kClose > 0) return moderate::all_below(x, Op::kClose);
+  return false;
+}
 
 // x, t, weight, pos_weight: (n,);  out: (n,) or (1,)
 template <class T, class Op>
@@ -228,7 +239,11 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
         q[j] = a[3] ? load(a[3] + j * N) : one;
         if constexpr (Op::kDomain) bad = (x[j] >= V{}) & (x[j] <= one) ? bad : one;
       }
-      if (all_short<Op>(x)) {
+      if (all_close<Op>(x)) {
+        if constexpr (Op::kShort)
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) v[j] = op.close_value(x[j], t[j], q[j]);
+      } else if (all_short<Op>(x)) {
         if constexpr (Op::kShort)
 #pragma GCC unroll 4
           for (int j = 0; j < kTogether; ++j) v[j] = op.short_value(x[j], t[j], q[j]);

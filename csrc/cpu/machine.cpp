@@ -83,12 +83,15 @@ Machine read_machine() {
   // A third level of up to 64 MB belongs to few cores and is fast: what fits in half of it is worth
   // keeping for the kernel that reads it next, which in a recorded program is there. An op by
   // itself and its gradient walk four arrays (x, y, dy, dx): once these do not fit, every line that
-  // is kept costs one that is thrown out, hence a fifth. A larger third level is shared by a whole
-  // server, and for one core hardly faster than memory.
+  // is kept costs one that is thrown out, hence a fifth. An op that walks only two arrays, without
+  // a gradient or with one that it makes in its forward pass, keeps its output while both are below
+  // `holds`. A larger third level is shared by a whole server, and for one core hardly faster than
+  // memory.
   m.stream = m.stream_program = 2 * m.l2;
   m.near = m.l3 <= (int64_t)64 << 20 && m.l3 > 4 * m.l2;
   if (m.near) {
     if (m.l3 / 5 > m.stream) m.stream = m.l3 / 5;
+    m.holds = m.l3 / 5 * 4;
     if (m.l3 / 2 > m.stream_program) m.stream_program = m.l3 / 2;
   }
 #if defined(__x86_64__)
@@ -98,7 +101,7 @@ Machine read_machine() {
   m.follows = __builtin_cpu_is("amd");
 #endif
   const char* asked = getenv("GRADSMITH_STREAM_BYTES");
-  if (asked && *asked) m.stream = m.stream_program = strtoll(asked, nullptr, 10);
+  if (asked && *asked) m.stream = m.stream_program = strtoll(asked, nullptr, 10), m.holds = 0;
   return m;
 }
 

@@ -38,6 +38,7 @@ struct ActivationParams {
   int64_t n;
   int32_t op;
   double a, b, c;
+  int64_t holds = 0;  // forward, as in CrossEntropyParams
 };
 
 // Forward passes that leave backward less to do, float32:

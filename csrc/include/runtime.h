@@ -89,6 +89,7 @@ struct Machine {
   int64_t stream_program;  // and those of recorded programs
   bool follows;            // the core's own prefetchers follow many streams and go on across pages
   bool near;               // the third level belongs to few cores, and is fast
+  int64_t holds;  // an op that touches no more bytes in all, its gradient included, streams nothing
 };
 const Machine& machine();
 

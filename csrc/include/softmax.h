@@ -25,6 +25,7 @@ struct CrossEntropyParams {
   int64_t ignore_index;
   double smoothing;
   int64_t threads;  // as above
+  int64_t holds;    // an op all of whose arrays are no more bytes keeps its output in the caches
 };
 
 // scale_rows: out[r][c] = x[r][c] * g[r], or g[0] for every row when one == 1. buffers x, g, out.

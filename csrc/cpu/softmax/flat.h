@@ -18,7 +18,6 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kFlat = 128;             // longest row
 constexpr int64_t kBatch = 2048;           // elements of a batch, if one group is not more
 constexpr int kN = simd<float>::N;         // rows of a group
 constexpr int kGroups = (int)kBatch / kN;  // groups of a batch at most

@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kTask = 16384;  // elements of one task
 constexpr int64_t kBlock = 1024;  // elements that one level of a sum takes
 constexpr int64_t kNarrow = 32;   // longest row that is worked on as one lane
+constexpr int64_t kFlat = 128;    // and in the flat array of flat.h
 
 // exp(x) for x <= 0 (and NaN), within 1.5 units
 GS_INLINE vf exp_below(vf x) {

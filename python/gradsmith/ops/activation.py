@@ -41,7 +41,9 @@ _MASKED = frozenset(_CODES[n] for n in ("relu", "leaky_relu", "hardtanh", "thres
 _GELU = _CODES["gelu"]
 _LEAKY, _PRODUCT = _CODES["leaky_relu"], _CODES["product"]
 _LARGE = 65536  # elements from which a second saved array costs less than it saves
-_HUGE = 2 << 20  # elements from which computing GELU's derivative again costs less than saving it
+# Elements from which computing GELU's derivative again costs less than saving it. With AVX-512, where function
+# and derivative each come from a table of their own, that is always so.
+_HUGE = 0 if _cpu.isa()[:6] == "avx512" or _cpu.isa() == "amx" else 2 << 20
 _RELU = _CODES["relu"]
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
