@@ -139,7 +139,13 @@ class Subset:
 
 
 def as_dataset(data: Any) -> Dataset:
-    """A dataset as it is; one array, or a tuple or list of arrays, as an ArrayDataset."""
+    """A dataset as it is; one array, or a tuple or list of arrays, as an ArrayDataset.
+
+    TypeError: anything else.
+
+    >>> as_dataset((np.zeros((3, 2)), np.arange(3)))
+    ArrayDataset((3, 2) float64, (3,) int64)
+    """
     if isinstance(data, tuple) or (
         isinstance(data, list) and data and all(hasattr(a, "shape") for a in data)
     ):

@@ -16,11 +16,11 @@ def _start(name: str, n_samples: int, seed: int) -> np.random.Generator:
 
 
 def _finish(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, noise: float
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, noise: float, argument: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add noise and mix the samples."""
     if noise < 0:
-        raise ValueError(f"noise must be 0 or more, got {noise}")
+        raise ValueError(f"{argument} must be 0 or more, got {noise}")
     x = x + rng.normal(0, noise, x.shape) if noise else x
     order = rng.permutation(len(x))
     return x[order].astype(np.float32), y[order]
@@ -58,7 +58,7 @@ def make_blobs(
         if middle.ndim != 2:
             raise ValueError(f"make_blobs: centers have shape {middle.shape}; expected (K, F)")
     y = _classes(n_samples, len(middle))
-    return _finish(rng, middle[y], y, cluster_std)
+    return _finish(rng, middle[y], y, cluster_std, "make_blobs: cluster_std")
 
 
 def make_moons(
@@ -78,7 +78,8 @@ def make_moons(
     y = _classes(n_samples, 2)
     angle = np.pi * (np.arange(n_samples) // 2) / max(1, (n_samples + 1) // 2 - 1)
     x = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return _finish(rng, np.where(y[:, None] == 0, x, [1.0, 0.5] - x), y, noise)
+    x = np.where(y[:, None] == 0, x, [1.0, 0.5] - x)
+    return _finish(rng, x, y, noise, "make_moons: noise")
 
 
 def make_spirals(
@@ -101,7 +102,7 @@ def make_spirals(
     radius = np.sqrt((np.arange(n_samples) // classes + 0.5) / -(-n_samples // classes))
     angle = 2 * np.pi * (turns * radius + y / classes)
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return _finish(rng, x, y, noise)
+    return _finish(rng, x, y, noise, "make_spirals: noise")
 
 
 def make_regression(
