@@ -57,7 +57,9 @@ def test_public_objects_have_an_example_and_their_methods_a_line(name):
             continue
         assert ">>> " in (inspect.getdoc(found) or ""), f"{name}.{public} has no example"
         for key, value in inspect.getmembers(found) if inspect.isclass(found) else []:
-            if not key.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+            if not key.startswith("_") and (
+                inspect.isfunction(value) or isinstance(value, property)
+            ):
                 assert inspect.getdoc(value), f"{name}.{public}.{key} has no docstring"
 
 
