@@ -396,10 +396,10 @@ class ExponentialLR(_Factor):
 
 
 class PolynomialLR(_Factor):
-    """``lr0 * (1 - min(t, total_iters) / total_iters) ** power``: zero from ``total_iters`` on.
+    """``lr0 * (1 - min(t, total_iters) / total_iters) ** power``
 
-    ValueError: ``total_iters`` below 1, ``power`` below 0. The "poly" policy of Chen et al. 2018,
-    DeepLab (power 0.9).
+    From ``total_iters`` on it is zero (``lr0`` for ``power=0``). ValueError: ``total_iters`` below
+    1, ``power`` below 0. The "poly" policy of Chen et al. 2018, DeepLab (power 0.9).
 
     >>> import gradsmith as gs
     >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
@@ -422,8 +422,8 @@ class PolynomialLR(_Factor):
 class PowerLR(_Factor):
     """``lr0 / (1 + t / s) ** c``: half of ``lr0`` at ``t = s`` for ``c = 1``.
 
-    ValueError: ``s`` (in steps) not above 0, ``c`` below 0. SGD with such a rate reaches the
-    minimum of a convex loss for 1/2 < c <= 1 (Robbins & Monro 1951).
+    ValueError: ``s`` (in steps) not above 0, ``c`` below 0. Robbins & Monro 1951 ask for
+    1/2 < c <= 1: then the rates have no finite sum, but their squares have.
 
     >>> import gradsmith as gs
     >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)

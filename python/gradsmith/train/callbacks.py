@@ -178,7 +178,7 @@ class _Best:
 
 
 class EarlyStopping(Callback):
-    """Stop when ``monitor`` has not improved for ``patience`` epochs; end on the best weights.
+    """Stop when ``monitor`` has not improved for over ``patience`` epochs; end on the best weights.
 
     The weights (and buffers) of the best epoch are put back when training ends, always and for
     whatever reason: patience, the last epoch, Ctrl-C, a time limit. ``best``, ``best_epoch`` (1 is
