@@ -920,6 +920,9 @@ def test_synthetic_sets():
     for k in range(2):
         np.testing.assert_allclose(x[y == k].mean(0), centers[k], atol=0.06)
         np.testing.assert_allclose(x[y == k].std(0), 0.5, atol=0.03)
+    for make, name in ((D.make_blobs, "cluster_std"), (D.make_moons, "noise")):
+        with pytest.raises(ValueError, match=f"{make.__name__}: {name} must be 0 or more, got -1"):
+            make(**{name: -1})
     x, y = D.make_moons(200)
     np.testing.assert_allclose(np.hypot(*x[y == 0].T), 1, atol=1e-6)
     np.testing.assert_allclose(np.hypot(*(x[y == 1] - [1, 0.5]).T), 1, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import os
 import pkgutil
 import subprocess
@@ -43,6 +44,23 @@ def test_module_imports_and_its_examples_run(name, tmp_path, monkeypatch):
     gs.manual_seed(0)
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["optim.lr_scheduler", "train", "train.metrics", "data", "data.transforms"]
+)
+def test_public_objects_have_an_example_and_their_methods_a_line(name):
+    module = importlib.import_module(f"gradsmith.{name}")
+    for public in module.__all__:
+        found = getattr(module, public)
+        if inspect.ismodule(found):
+            continue
+        assert ">>> " in (inspect.getdoc(found) or ""), f"{name}.{public} has no example"
+        for key, value in inspect.getmembers(found) if inspect.isclass(found) else []:
+            if not key.startswith("_") and (
+                inspect.isfunction(value) or isinstance(value, property)
+            ):
+                assert inspect.getdoc(value), f"{name}.{public}.{key} has no docstring"
 
 
 def test_lazy_rooms_and_unknown_names():

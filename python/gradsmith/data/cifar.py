@@ -40,11 +40,19 @@ class CIFARDataset(ArrayDataset):
     """Images (N, 32, 32, 3) and labels int64 (N,) from .bin files of CIFAR's binary version.
 
     ``label_bytes`` is 1 for CIFAR-10 and 2 for CIFAR-100, whose last is the label used unless
-    ``coarse``. ``dtype`` "float32" gives values / 255, "uint8" the stored bytes.
+    ``coarse``. ``dtype`` "float32" gives values / 255, "uint8" the stored bytes. ``classes`` are
+    the names of the classes, or their number.
 
     Raises:
         ValueError: a file that is not whole records, or with a label that no class has.
         OSError: a file cannot be read.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "images.bin")
+    >>> with open(path, "wb") as file: _ = file.write(bytes([3]) + bytes(3072))  # a black cat
+    >>> ds = CIFARDataset(path)
+    >>> ds.arrays[0].shape, ds.classes[ds.arrays[1][0]]
+    ((1, 32, 32, 3), 'cat')
     """
 
     def __init__(
@@ -124,11 +132,21 @@ def cifar10(
     """(train, test) of CIFAR-10: 50,000 and 10,000 colour images (N, 32, 32, 3), 10 classes.
 
     ``root`` holds data_batch_1.bin to data_batch_5.bin and test_batch.bin, or the folder
-    cifar-10-batches-bin with them.
+    cifar-10-batches-bin with them; ``gs.data.download("cifar10", root)`` fetches them. ``dtype``
+    "float32" gives [0, 1], "uint8" the stored bytes. Source: Krizhevsky 2009.
 
     Raises:
         FileNotFoundError: files are missing; says which, and what is there.
         ValueError: a damaged file.
+
+    >>> import os, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+    ...     with open(os.path.join(root, name), "wb") as file:
+    ...         _ = file.write(bytes(3073))  # in place of 10,000 images, one black airplane
+    >>> train, test = cifar10(root)
+    >>> len(train), test.arrays[0].shape, test.classes[test.arrays[1][0]]
+    (5, (1, 32, 32, 3), 'airplane')
     """
     files = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
     folder = _folder(root, "cifar-10-batches-bin", files)
@@ -143,6 +161,19 @@ def cifar100(
 
     ``coarse`` gives the 20 groups of classes instead. ``root`` holds train.bin and test.bin, or the
     folder cifar-100-binary with them; class names are read from the text files beside them.
+    ``gs.data.download("cifar100", root)`` fetches them. Source: Krizhevsky 2009.
+
+    Raises:
+        FileNotFoundError: files are missing; says which, and what is there.
+        ValueError: a damaged file, or a file with another number of names.
+
+    >>> import os, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> for name in ["train.bin", "test.bin"]:
+    ...     with open(os.path.join(root, name), "wb") as file:
+    ...         _ = file.write(bytes([4, 30]) + bytes(3072))  # one image, of group 4 and class 30
+    >>> [int(cifar100(root, coarse=coarse)[0].arrays[1][0]) for coarse in (False, True)]
+    [30, 4]
     """
     files = ["train.bin", "test.bin"]
     folder = _folder(root, "cifar-100-binary", files)

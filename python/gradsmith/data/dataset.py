@@ -17,11 +17,24 @@ __all__ = ["ArrayDataset", "Dataset", "Subset", "as_dataset"]
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Anything with a length that can be indexed by an integer array."""
+    """Anything with a length that can be indexed by an integer array; no base class is needed.
 
-    def __len__(self) -> int: ...
+    >>> class Squares:
+    ...     def __len__(self): return 1000
+    ...     def __getitem__(self, index): return (np.square(index),)
+    >>> isinstance(Squares(), Dataset)
+    True
+    >>> Squares()[np.array([3, 5])][0].tolist()
+    [9, 25]
+    """
 
-    def __getitem__(self, index: Any) -> tuple[Any, ...]: ...
+    def __len__(self) -> int:
+        """The number of samples."""
+        ...
+
+    def __getitem__(self, index: Any) -> tuple[Any, ...]:
+        """A tuple of arrays, one entry along their first axis for each position."""
+        ...
 
 
 def as_array(value: Any, what: str) -> np.ndarray:
@@ -82,6 +95,12 @@ class ArrayDataset:
 class Subset:
     """Some samples of a dataset, by position; nothing is copied.
 
+    ``indices``: integers (M,), each from 0 to len(dataset) - 1; they may repeat.
+
+    Raises:
+        ValueError: indices that are no list of integers.
+        IndexError: a position that the dataset does not have.
+
     >>> part = Subset(ArrayDataset([10, 20, 30]), [2, 0])
     >>> part[np.array([0, 1])][0].tolist()
     [30, 10]
@@ -120,7 +139,13 @@ class Subset:
 
 
 def as_dataset(data: Any) -> Dataset:
-    """A dataset as it is; one array, or a tuple or list of arrays, as an ArrayDataset."""
+    """A dataset as it is; one array, or a tuple or list of arrays, as an ArrayDataset.
+
+    TypeError: anything else.
+
+    >>> as_dataset((np.zeros((3, 2)), np.arange(3)))
+    ArrayDataset((3, 2) float64, (3,) int64)
+    """
     if isinstance(data, tuple) or (
         isinstance(data, list) and data and all(hasattr(a, "shape") for a in data)
     ):

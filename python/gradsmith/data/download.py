@@ -74,6 +74,15 @@ def download(
         ValueError: an unknown name, or a file whose checksum is wrong.
         ConnectionError: no source can be reached; says what to fetch by hand and where to put it.
         OSError: ``root`` cannot be written.
+
+    >>> import os, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> folder = os.path.join(root, "cifar-100-binary")
+    >>> os.mkdir(folder)
+    >>> for name in ["train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt"]:
+    ...     open(os.path.join(folder, name), "wb").close()
+    >>> download("cifar100", root) == root  # its files are there: nothing is fetched
+    True
     """
     key = name.lower().replace("-", "_")
     if key not in SOURCES:

@@ -31,6 +31,16 @@ class ImageFolder:
         FileNotFoundError: no such folder, no class folders, or a class without images.
         ValueError: an image that cannot be read (names the file), or sizes that differ.
         ImportError: Pillow is not installed.
+
+    >>> import os, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> for name in ["cat", "dog"]:
+    ...     os.mkdir(os.path.join(root, name))
+    ...     with open(os.path.join(root, name, "1.ppm"), "wb") as file:
+    ...         _ = file.write(b"P6 2 1 255 " + bytes(6))  # two black pixels
+    >>> ds = ImageFolder(root, size=32)  # ds[[0, 1]] has images (2, 32, 32, 3)
+    >>> ds.classes, ds.labels.tolist()
+    (['cat', 'dog'], [0, 1])
     """
 
     def __init__(

@@ -99,7 +99,14 @@ def _read(file: Any, exact: int | None, most: int) -> np.ndarray:
 def write_idx(path: str | os.PathLike[str], array: Any) -> None:
     """Write an array as an IDX file (gzipped when the name ends in .gz).
 
-    Types: uint8, int8, int16, int32, float32, float64; any other is a ValueError.
+    Types: uint8, int8, int16, int32, float32, float64, of 1 to 32 axes; any other is a ValueError.
+    OSError: the file cannot be written.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.idx")
+    >>> write_idx(path, np.array([7, 8], np.uint8))
+    >>> with open(path, "rb") as file: print(file.read().hex(" "))  # uint8, 1 axis, of 2; 7, 8
+    00 00 08 01 00 00 00 02 07 08
     """
     array = np.asarray(array)
     names = {np.dtype(v).newbyteorder("="): k for k, v in _CODES.items()}
@@ -138,6 +145,15 @@ class IDXDataset(ArrayDataset):
     Raises:
         ValueError: not IDX files, not images and labels, counts that differ, or a label that
             ``classes`` does not have.
+        OSError: a file cannot be read.
+
+    >>> import os, tempfile
+    >>> images, labels = (os.path.join(tempfile.mkdtemp(), name) for name in ("x.idx", "y.idx"))
+    >>> write_idx(images, np.full((2, 8, 8), 255, np.uint8))
+    >>> write_idx(labels, np.array([1, 0], np.uint8))
+    >>> ds = IDXDataset(images, labels, classes=["no", "yes"])
+    >>> ds, float(ds.arrays[0].max())
+    (IDXDataset((2, 8, 8, 1) float32, (2,) int64), 1.0)
     """
 
     def __init__(
@@ -176,11 +192,22 @@ def idx_folder(
     """(train, test) from a folder with the four IDX files of the MNIST family, .gz or not.
 
     The files are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
-    t10k-labels-idx1-ubyte. Images come as (N, H, W, 1), labels as int64 (N,).
+    t10k-labels-idx1-ubyte. Images come as (N, H, W, 1), labels as int64 (N,). ``classes`` are the
+    names of the classes; by default "0" to the largest label.
 
     Raises:
         FileNotFoundError: the folder or one of the files is missing; lists what is there.
         ValueError: a file is damaged, or the files do not fit each other.
+
+    >>> import os, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> for part, count in [("train", 3), ("t10k", 1)]:  # black images in place of the real ones
+    ...     images, labels = np.zeros((count, 28, 28), np.uint8), np.zeros(count, np.uint8)
+    ...     write_idx(os.path.join(root, part + "-images-idx3-ubyte.gz"), images)
+    ...     write_idx(os.path.join(root, part + "-labels-idx1-ubyte.gz"), labels)
+    >>> train, test = idx_folder(root, classes=["round", "square"])
+    >>> train, len(test)
+    (IDXDataset((3, 28, 28, 1) float32, (3,) int64), 1)
     """
     folder = os.fspath(root)
     if not os.path.isdir(folder):
@@ -227,7 +254,18 @@ def mnist(
     """(train, test) of MNIST: 60,000 and 10,000 images (N, 28, 28, 1) of handwritten digits.
 
     ``root`` holds the four IDX files (see ``idx_folder``; ``gs.data.download("mnist", root)``
-    fetches them). ``dtype`` "float32" gives [0, 1], "uint8" the stored bytes.
+    fetches them). ``dtype`` "float32" gives [0, 1], "uint8" the stored bytes. Errors as of
+    ``idx_folder``. Source: LeCun, Bottou, Bengio and Haffner 1998.
+
+    >>> import os, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> for part, count in [("train", 3), ("t10k", 1)]:  # black images in place of the real ones
+    ...     images, labels = np.zeros((count, 28, 28), np.uint8), np.zeros(count, np.uint8)
+    ...     write_idx(os.path.join(root, part + "-images-idx3-ubyte.gz"), images)
+    ...     write_idx(os.path.join(root, part + "-labels-idx1-ubyte.gz"), labels)
+    >>> train, test = mnist(root)
+    >>> len(train), test.arrays[0].shape, train.classes[:3]
+    (3, (1, 28, 28, 1), ['0', '1', '2'])
     """
     return idx_folder(_family(root, "MNIST"), dtype, [str(i) for i in range(10)])
 
@@ -237,7 +275,18 @@ def fashion_mnist(
 ) -> tuple[ArrayDataset, ArrayDataset]:
     """(train, test) of Fashion-MNIST: 60,000 and 10,000 images (N, 28, 28, 1) of clothing.
 
-    ``root`` holds the four IDX files; by default where Debian's dataset-fashion-mnist puts them.
-    Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017.
+    ``root`` holds the four IDX files (``gs.data.download("fashion_mnist", root)`` fetches them); by
+    default where Debian's dataset-fashion-mnist puts them. ``dtype`` and errors as of ``mnist``.
+    Source: Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017.
+
+    >>> import os, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> for part, count in [("train", 3), ("t10k", 1)]:  # black images in place of the real ones
+    ...     images, labels = np.zeros((count, 28, 28), np.uint8), np.zeros(count, np.uint8)
+    ...     write_idx(os.path.join(root, part + "-images-idx3-ubyte.gz"), images)
+    ...     write_idx(os.path.join(root, part + "-labels-idx1-ubyte.gz"), labels)
+    >>> train, test = fashion_mnist(root)
+    >>> len(train), test.arrays[0].shape, test.classes[test.arrays[1][0]]
+    (3, (1, 28, 28, 1), 'T-shirt/top')
     """
     return idx_folder(_family(root, "FashionMNIST"), dtype, FASHION_CLASSES)

@@ -96,11 +96,19 @@ class Loader:
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next loop runs epoch ``epoch``, from its first batch."""
+        """The next loop runs epoch ``epoch`` (from 0), from its first batch."""
         self.epoch, self._position, self._resume = int(epoch), 0, False
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: after the batch that was handed out last."""
+        """Where the loader stands: after the batch that was handed out last.
+
+        >>> loader = Loader(np.arange(6), 2)
+        >>> for (batch,) in loader: break
+        >>> again = Loader(np.arange(6), 2)
+        >>> again.load_state_dict(loader.state_dict())
+        >>> [batch.tolist() for (batch,) in again]
+        [[2, 3], [4, 5]]
+        """
         return {
             "epoch": self.epoch,
             "position": self._position,

@@ -100,7 +100,10 @@ def random_split(data: Any, lengths: Sequence[float], seed: int = 0) -> list[Sub
     """Random parts of a dataset (or arrays), without overlap.
 
     ``lengths`` are counts that sum to the number of samples, or shares that sum to 1; what rounding
-    leaves goes to the first parts, one each.
+    leaves goes to the first parts, one each. The order is a function of ``seed``.
+
+    Raises:
+        ValueError: lengths below 0, or that sum to neither.
 
     >>> [len(part) for part in random_split(np.arange(10), [0.5, 0.25, 0.25])]
     [6, 2, 2]
@@ -130,6 +133,7 @@ class KFold:
 
     ``split(data, labels=None)`` yields k pairs (train, test) of position arrays. With labels every
     class is spread evenly over the parts. ``shuffle`` mixes the samples first, by ``seed``.
+    ValueError: ``n_splits`` below 2. Source: Stone 1974, Cross-Validatory Choice.
 
     >>> [test.tolist() for _, test in KFold(3).split(np.arange(7))]
     [[0, 1, 2], [3, 4], [5, 6]]
@@ -144,7 +148,10 @@ class KFold:
         return self.n_splits
 
     def split(self, data: Any, labels: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs (train, test) of sorted positions; ``data`` may also be a number of samples."""
+        """Pairs (train, test) of sorted positions; ``data`` may also be a number of samples.
+
+        ``labels``: (N,). ValueError: fewer samples than parts, labels of another shape.
+        """
         n = int(data) if isinstance(data, (int, np.integer)) else len(as_dataset(data))
         if n < self.n_splits:
             raise ValueError(f"KFold: {n} samples cannot be split into {self.n_splits} parts")

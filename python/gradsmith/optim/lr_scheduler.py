@@ -87,6 +87,21 @@ class LRScheduler:
     ``last_epoch`` has PyTorch's meaning: -1 starts at ``t = 0``; another value continues after
     that step and needs ``initial_lr`` in every group. Steps are whatever you count; the trainer
     counts optimizer updates. Fractional ``t`` is accepted wherever the formula allows it.
+    In the formulas below ``lr0`` is a group's rate when its first schedule was made.
+
+    Raises:
+        TypeError: the first argument is no optimizer.
+        ValueError: an argument out of its range (all schedules name it and say the range); a
+            ``last_epoch`` without ``initial_lr``; groups that came after the schedule.
+
+    >>> import gradsmith as gs
+    >>> class Halving(gs.optim.lr_scheduler.LRScheduler):
+    ...     def _values(self, t):
+    ...         return [lr / 2**t for lr in self.base_lrs]
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = Halving(optimizer)
+    >>> schedule.step(); schedule.get_last_lr(), schedule.lr_at(3)
+    ([0.5], 0.125)
     """
 
     def __init__(self, optimizer: Any, last_epoch: int = -1) -> None:
@@ -132,15 +147,23 @@ class LRScheduler:
         return values[0] if len(values) == 1 else values
 
     def momentum_at(self, t: float) -> Rate | None:
-        """The momentum (Adam's first beta) at step ``t``; None where the schedule leaves it."""
+        """The momentum (Adam's first beta) at step ``t``; None where the schedule leaves it.
+
+        Raises ValueError for a negative ``t``. Nothing is changed.
+        """
         values = self._momenta(self._checked(t))
         return values[0] if values is not None and len(values) == 1 else values
 
     def __call__(self, t: float) -> Rate:
+        """The same as ``lr_at(t)``."""
         return self.lr_at(t)
 
     def step(self, epoch: float | None = None) -> None:
-        """Go to the next step (or to ``epoch``) and write the rate into the optimizer."""
+        """Go to the next step (or to ``epoch``) and write the rate into the optimizer.
+
+        Raises ValueError for a negative ``epoch`` or after the end of a schedule that has one; the
+        optimizer is unchanged then.
+        """
         t = self.last_epoch + 1 if epoch is None else self._checked(epoch)
         self._values(t)  # a schedule that has ended raises here, before anything is changed
         if epoch is not None:
@@ -223,7 +246,14 @@ class _Factor(LRScheduler):
 class ConstantLR(_Factor):
     """``lr0 * factor`` for the first ``total_iters`` steps, then ``lr0``.
 
-    ``ConstantLR(optimizer, factor=1)`` is the plain constant rate.
+    ``ConstantLR(optimizer, factor=1)`` is the plain constant rate. ValueError: a ``factor``
+    outside [0, 1], ``total_iters`` below 0. Source: PyTorch.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=2)
+    >>> [schedule.lr_at(t) for t in range(4)]
+    [0.5, 0.5, 1.0, 1.0]
     """
 
     def __init__(
@@ -250,6 +280,16 @@ class LinearLR(_Factor):
     """Factor from ``start_factor`` to ``end_factor``, linear over ``total_iters`` steps.
 
     ``lr0 * (start + (end - start) * min(t, total_iters) / total_iters)``
+
+    ValueError: ``start_factor`` outside (0, 1], ``end_factor`` outside [0, 1], ``total_iters`` below
+    1. As a warm-up: Goyal et al. 2017, Accurate, Large Minibatch SGD; ``WarmupLR`` puts another
+    schedule behind it.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.25, total_iters=3)
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
     """
 
     def __init__(
@@ -276,7 +316,16 @@ class LinearLR(_Factor):
 
 
 class StepLR(_Factor):
-    """``lr0 * gamma ** floor(t / step_size)``"""
+    """``lr0 * gamma ** floor(t / step_size)``: a drop every ``step_size`` steps.
+
+    ValueError: ``step_size`` below 1, ``gamma`` below 0. Source: PyTorch.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
 
     def __init__(
         self, optimizer: Any, step_size: int, gamma: float = 0.1, last_epoch: int = -1
@@ -290,7 +339,17 @@ class StepLR(_Factor):
 
 
 class MultiStepLR(_Factor):
-    """``lr0 * gamma ** (number of milestones <= t)``; a milestone given twice counts twice."""
+    """``lr0 * gamma ** (number of milestones <= t)``; a milestone given twice counts twice.
+
+    ValueError: a milestone that is no whole number of at least 0, ``gamma`` below 0. As in
+    He et al. 2016, Deep Residual Learning (a tenth after 32,000 and 48,000 updates).
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[1, 3], gamma=0.5)
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [1.0, 0.5, 0.5, 0.25, 0.25]
+    """
 
     def __init__(
         self, optimizer: Any, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
@@ -306,9 +365,15 @@ class MultiStepLR(_Factor):
 class ExponentialLR(_Factor):
     """``lr0 * gamma ** (t / decay_steps)``; with ``staircase`` the exponent is rounded down.
 
-    PyTorch has ``gamma`` only (``decay_steps=1``). A tenfold drop every ``s`` steps is
-    ``gamma=0.1, decay_steps=s, staircase=True``; without ``staircase`` it is the smooth curve
-    through the same corners.
+    PyTorch has ``gamma`` only (``decay_steps=1``); the others are Keras's. A tenfold drop every
+    ``s`` steps is ``gamma=0.1, decay_steps=s, staircase=True``; without ``staircase`` it is the
+    smooth curve through the same corners. ValueError: ``gamma`` or ``decay_steps`` not above 0.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.25, decay_steps=2)
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [1.0, 0.5, 0.25, 0.125, 0.0625]
     """
 
     def __init__(
@@ -331,7 +396,17 @@ class ExponentialLR(_Factor):
 
 
 class PolynomialLR(_Factor):
-    """``lr0 * (1 - min(t, total_iters) / total_iters) ** power``"""
+    """``lr0 * (1 - min(t, total_iters) / total_iters) ** power``
+
+    From ``total_iters`` on it is zero (``lr0`` for ``power=0``). ValueError: ``total_iters`` below
+    1, ``power`` below 0. The "poly" policy of Chen et al. 2018, DeepLab (power 0.9).
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=4, power=2)
+    >>> [schedule.lr_at(t) for t in range(6)]
+    [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
+    """
 
     def __init__(
         self, optimizer: Any, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
@@ -345,7 +420,17 @@ class PolynomialLR(_Factor):
 
 
 class PowerLR(_Factor):
-    """``lr0 / (1 + t / s) ** c``: half of ``lr0`` at ``t = s`` for ``c = 1``."""
+    """``lr0 / (1 + t / s) ** c``: half of ``lr0`` at ``t = s`` for ``c = 1``.
+
+    ValueError: ``s`` (in steps) not above 0, ``c`` below 0. Robbins & Monro 1951 ask for
+    1/2 < c <= 1: then the rates have no finite sum, but their squares have.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.PowerLR(optimizer, s=2)
+    >>> [round(schedule.lr_at(t), 3) for t in range(5)]
+    [1.0, 0.667, 0.5, 0.4, 0.333]
+    """
 
     def __init__(self, optimizer: Any, s: float, c: float = 1.0, last_epoch: int = -1) -> None:
         self.s = _number("PowerLR", "s", s, 0, open_low=True)
@@ -359,7 +444,14 @@ class PowerLR(_Factor):
 class InverseTimeLR(_Factor):
     """``lr0 / (1 + decay_rate * t / decay_steps)``, the time-based decay (arguments as in Keras).
 
-    With ``staircase`` the quotient ``t / decay_steps`` is rounded down.
+    With ``staircase`` the quotient ``t / decay_steps`` is rounded down. ValueError: ``decay_rate``
+    below 0, ``decay_steps`` not above 0. Source: Bottou 2012, Stochastic Gradient Descent Tricks.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.InverseTimeLR(optimizer, 1, decay_steps=2, staircase=True)
+    >>> [round(schedule.lr_at(t), 3) for t in range(5)]
+    [1.0, 1.0, 0.5, 0.5, 0.333]
     """
 
     def __init__(
@@ -383,7 +475,15 @@ class InverseTimeLR(_Factor):
 class NoamLR(_Factor):
     """``lr0 * d_model**-0.5 * min(n**-0.5, n * warmup_steps**-1.5)`` with ``n = t + 1``.
 
-    The Transformer's schedule (Vaswani et al. 2017), used with ``lr=1`` in the optimizer.
+    A linear rise over ``warmup_steps`` steps, then a fall with the root of the step; used with
+    ``lr=1`` in the optimizer. ``d_model`` is the width of the model. ValueError: either below 1.
+    Source: Vaswani et al. 2017, Attention Is All You Need.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.NoamLR(optimizer, d_model=4, warmup_steps=4)
+    >>> [round(schedule.lr_at(t), 4) for t in range(6)]
+    [0.0625, 0.125, 0.1875, 0.25, 0.2236, 0.2041]
     """
 
     def __init__(
@@ -402,7 +502,14 @@ class PiecewiseConstantLR(LRScheduler):
     """``values[i]`` where ``i`` is the number of boundaries below ``t`` (arguments as in Keras).
 
     The old value still holds *at* its boundary: ``boundaries=[10], values=[1, 0.1]`` gives 1 up
-    to and including step 10. All parameter groups get the same rate.
+    to and including step 10. All parameter groups get the same rate, ``lr0`` has no part in it.
+    ValueError: boundaries that do not increase, not one value more than boundaries.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.PiecewiseConstantLR(optimizer, [1, 3], [1.0, 0.5, 0.1])
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [1.0, 1.0, 0.5, 0.5, 0.1]
     """
 
     def __init__(
@@ -428,7 +535,16 @@ class PiecewiseConstantLR(LRScheduler):
 
 
 class LambdaLR(LRScheduler):
-    """``lr0 * lr_lambda(t)``; one function, or a list with one per parameter group."""
+    """``lr0 * lr_lambda(t)``; one function, or a list with one per parameter group.
+
+    ValueError: not one function per group; TypeError: something that is no function.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (t + 1) ** 2)
+    >>> [round(schedule.lr_at(t), 3) for t in range(4)]
+    [1.0, 0.25, 0.111, 0.062]
+    """
 
     def __init__(self, optimizer: Any, lr_lambda: Any, last_epoch: int = -1) -> None:
         self.lr_lambdas = _functions("LambdaLR", optimizer, lr_lambda)
@@ -439,7 +555,19 @@ class LambdaLR(LRScheduler):
 
 
 class MultiplicativeLR(LRScheduler):
-    """``lr0 * lr_lambda(1) * lr_lambda(2) * ... * lr_lambda(t)``"""
+    """``lr0 * lr_lambda(1) * lr_lambda(2) * ... * lr_lambda(t)``; a function, or one per group.
+
+    In ``SequentialLR`` the product begins with ``lr_lambda(0)`` and the rate that the part before
+    left, as in PyTorch. ValueError: a fractional ``t``, not one function per group; TypeError:
+    something that is no function.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> halve = lambda t: 0.5 if t % 2 else 1.0
+    >>> schedule = gs.optim.lr_scheduler.MultiplicativeLR(optimizer, halve)
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [1.0, 0.5, 0.5, 0.25, 0.25]
+    """
 
     def __init__(self, optimizer: Any, lr_lambda: Any, last_epoch: int = -1) -> None:
         self.lr_lambdas = _functions("MultiplicativeLR", optimizer, lr_lambda)
@@ -483,7 +611,14 @@ class CosineAnnealingLR(LRScheduler):
     """``eta_min + (lr0 - eta_min) * (1 + cos(pi * t / T_max)) / 2``
 
     As in PyTorch the curve rises again after ``T_max``; set ``T_max`` to the number of steps.
+    ValueError: ``T_max`` below 1, ``eta_min`` below 0.
     Source: Loshchilov & Hutter 2017 (SGDR), without the restarts.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    >>> [round(schedule.lr_at(t), 3) for t in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
     def __init__(
@@ -511,7 +646,15 @@ class CosineAnnealingLR(LRScheduler):
 class CosineAnnealingWarmRestarts(LRScheduler):
     """Cosine annealing that starts again after T_0, T_0 * T_mult, T_0 * T_mult**2, ... steps.
 
-    Source: Loshchilov & Hutter 2017 (SGDR).
+    ``eta_min + (lr0 - eta_min) * (1 + cos(pi * u / T)) / 2``, with ``u`` the steps since the last
+    restart and ``T`` the length of the period it began. ValueError: ``T_0`` or ``T_mult`` below 1,
+    ``eta_min`` below 0. Source: Loshchilov & Hutter 2017 (SGDR).
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=2, T_mult=2)
+    >>> [round(schedule.lr_at(t), 3) for t in range(7)]
+    [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
     """
 
     def __init__(
@@ -569,10 +712,24 @@ class CyclicLR(_Cycling):
     ``step_size_up`` steps and falls over ``step_size_down`` (default: the same number), and scale
     is 1 (``"triangular"``), ``2 ** -(cycle - 1)`` (``"triangular2"``), ``gamma ** t``
     (``"exp_range"``) or ``scale_fn`` of the cycle (from 1) or of t, by ``scale_mode``
-    (``"cycle"`` or ``"iterations"``).
+    (``"cycle"`` or ``"iterations"``). With ``cycle_momentum`` the momentum (Adam's first beta) is
+    ``max_momentum - (max_momentum - base_momentum) * height(t) * scale``.
 
     ``base_lr``, ``max_lr``, ``base_momentum`` and ``max_momentum`` take one value or one per group.
     Source: Smith 2017, Cyclical Learning Rates for Training Neural Networks.
+
+    Raises:
+        ValueError: sizes not above 0, ``gamma`` below 0, an unknown mode, not one value per group,
+            or ``cycle_momentum`` with an optimizer that has no momentum.
+        TypeError: a ``scale_fn`` that is no function.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    >>> schedule = gs.optim.lr_scheduler.CyclicLR(optimizer, 0.0, 1.0, 2, mode="triangular2")
+    >>> [schedule.lr_at(t) for t in range(9)]
+    [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25, 0.0]
+    >>> [round(schedule.momentum_at(t), 3) for t in range(5)]
+    [0.9, 0.85, 0.8, 0.85, 0.9]
     """
 
     def __init__(
@@ -646,9 +803,26 @@ class OneCycleLR(_Cycling):
     ``epochs`` and ``steps_per_epoch``. ``t`` runs to ``total_steps - 1``; ``t = total_steps``
     (after the last update) keeps the final rate, and a later step raises ValueError.
 
+    Within a phase from a to b, of which the share s has passed, the rate is
+    ``b + (a - b) * (1 + cos(pi * s)) / 2`` or ``a + (b - a) * s``. The momentum takes the same way
+    from ``max_momentum`` to ``base_momentum`` and back.
+
     As in PyTorch the peak lies at ``pct_start * total_steps - 1``, which may fall between two
     steps, so that ``max_lr`` itself is never used; ``align_peak=True`` rounds the phases to whole
     steps. Source: Smith & Topin 2018, Super-Convergence; shape with a cosine: Howard & Gugger.
+
+    Raises:
+        ValueError: no number of steps, ``pct_start`` outside [0, 1], factors not above 0, an
+            unknown ``anneal_strategy``, not one value per group, or ``cycle_momentum`` with an
+            optimizer that has no momentum.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    >>> schedule = gs.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+    >>> [round(schedule.lr_at(t), 3) for t in range(10)]
+    [0.04, 0.52, 1.0, 0.95, 0.812, 0.611, 0.389, 0.188, 0.05, 0.0]
+    >>> [round(schedule.momentum_at(t), 3) for t in range(4)]
+    [0.95, 0.9, 0.85, 0.855]
     """
 
     def __init__(
@@ -740,6 +914,16 @@ class WarmupLR(LRScheduler):
     where ``first`` is the wrapped schedule's rate at its step 0 (``lr0`` without one); afterwards
     the wrapped schedule's rate at ``t - warmup_steps``. ``start_factor`` defaults to
     ``1 / warmup_steps``, so that the first update is already of use.
+
+    ValueError: ``warmup_steps`` or ``start_factor`` below 0, a schedule of another optimizer or
+    ``ReduceLROnPlateau``. Source: Goyal et al. 2017, Accurate, Large Minibatch SGD.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> cosine = gs.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    >>> schedule = gs.optim.lr_scheduler.WarmupLR(optimizer, 2, cosine)
+    >>> [round(schedule.lr_at(t), 3) for t in range(7)]
+    [0.5, 0.75, 1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
     def __init__(
@@ -772,7 +956,17 @@ class WarmupLR(LRScheduler):
 class SequentialLR(LRScheduler):
     """``schedulers[i]`` from ``milestones[i - 1]`` on, each counting from 0 at its start.
 
-    Each begins with its own rate; ``MultiplicativeLR`` goes on from the one before.
+    Each begins with its own rate; ``MultiplicativeLR`` goes on from the one before. ValueError:
+    milestones that do not increase from 1 or are not one fewer than the schedules, a schedule of
+    another optimizer or ``ReduceLROnPlateau``. Source: PyTorch.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> low = gs.optim.lr_scheduler.ConstantLR(optimizer, factor=0.1)
+    >>> falling = gs.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    >>> schedule = gs.optim.lr_scheduler.SequentialLR(optimizer, [low, falling], milestones=[2])
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [0.1, 0.1, 1.0, 0.5, 0.25]
     """
 
     def __init__(
@@ -814,6 +1008,15 @@ class ChainedScheduler(LRScheduler):
 
     Schedules that are a factor on ``lr0`` (constant, linear, step, exponential, ...) multiply;
     one that sets its rate outright (lambda, cyclic, one-cycle) overwrites those before it.
+    ValueError: no schedules, one of another optimizer or ``ReduceLROnPlateau``, a fractional ``t``.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> warmup = gs.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.25, total_iters=3)
+    >>> falling = gs.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    >>> schedule = gs.optim.lr_scheduler.ChainedScheduler([warmup, falling])
+    >>> [schedule.lr_at(t) for t in range(5)]
+    [0.25, 0.25, 0.1875, 0.125, 0.0625]
     """
 
     def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Any = None) -> None:
@@ -870,7 +1073,25 @@ class ReduceLROnPlateau(LRScheduler):
     then ``cooldown`` values pass before counting starts again. A NaN is never better.
 
     The one schedule with a memory: its state holds ``best``, the counters and the rates. The
-    trainer calls it once an epoch, with the validation loss where there is one.
+    trainer calls it once an epoch, with the validation loss where there is one. Source: PyTorch;
+    the rule is that of He et al. 2016, Deep Residual Learning ("when the error plateaus").
+
+    Raises:
+        ValueError: an unknown mode, ``factor`` outside [0, 1), counts or thresholds below 0, not
+            one ``min_lr`` per group.
+        TypeError: no optimizer; ``lr_at``, as the rate is no function of the step.
+
+    >>> import gradsmith as gs
+    >>> optimizer = gs.optim.SGD([gs.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = gs.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+    >>> for loss in [0.9, 0.8, 0.85, 0.84, 0.7]:
+    ...     schedule.step(loss)
+    ...     print(loss, schedule.get_last_lr())
+    0.9 [1.0]
+    0.8 [1.0]
+    0.85 [1.0]
+    0.84 [0.5]
+    0.7 [0.5]
     """
 
     def __init__(
@@ -908,6 +1129,7 @@ class ReduceLROnPlateau(LRScheduler):
         self._last_lr = list(self.base_lrs)
 
     def lr_at(self, t: float) -> Rate:
+        """Always a TypeError: the rate depends on what the schedule is shown."""
         raise TypeError("ReduceLROnPlateau depends on what it is shown, so it has no lr_at(t).")
 
     def step(self, metrics: float, epoch: int | None = None) -> None:  # type: ignore[override]

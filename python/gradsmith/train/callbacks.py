@@ -59,7 +59,21 @@ HOOKS = (
 
 
 class Callback:
-    """Base of all callbacks; override the hooks you need. See the module's text for the trainer."""
+    """Base of all callbacks; override the hooks you need. See the module's text for the trainer.
+
+    A hook returns nothing; what it raises ends the training and comes out of ``fit``.
+
+    >>> import numpy as np, gradsmith as gs
+    >>> class Falling(gs.train.Callback):
+    ...     def on_epoch_end(self, trainer):
+    ...         if len(trainer.history) > 1:
+    ...             print(trainer.history[-1]["loss"] < trainer.history[-2]["loss"])
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=Falling())
+    >>> history = trainer.fit((x, 2 * x), epochs=2, progress=False)
+    True
+    """
 
     order = 0  # callbacks with a larger number run later; on_fit_end runs in reverse
 
@@ -96,7 +110,19 @@ def overridden(callbacks: list[Callback], hook: str) -> list[Callable[[Any], Non
 
 
 class LambdaCallback(Callback):
-    """Functions as hooks: ``LambdaCallback(on_epoch_end=lambda trainer: print(trainer.logs))``."""
+    """Functions as hooks: ``LambdaCallback(on_epoch_end=lambda trainer: print(trainer.logs))``.
+
+    ValueError: a name that is no hook; TypeError: something that is no function.
+
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> tell = gs.train.LambdaCallback(on_epoch_end=lambda t: print(t.epoch, t.step))
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=tell)
+    >>> history = trainer.fit((x, 2 * x), epochs=2, progress=False)
+    1 1
+    2 2
+    """
 
     def __init__(self, **hooks: Callable[[Any], None]) -> None:
         for name, function in hooks.items():
@@ -152,7 +178,7 @@ class _Best:
 
 
 class EarlyStopping(Callback):
-    """Stop when ``monitor`` has not improved for ``patience`` epochs; end on the best weights.
+    """Stop when ``monitor`` has not improved for over ``patience`` epochs; end on the best weights.
 
     The weights (and buffers) of the best epoch are put back when training ends, always and for
     whatever reason: patience, the last epoch, Ctrl-C, a time limit. ``best``, ``best_epoch`` (1 is
@@ -163,6 +189,19 @@ class EarlyStopping(Callback):
         patience: epochs without improvement that are borne.
         mode: "min", "max", or "auto" (larger is better for accuracies, F-scores and the like).
         min_delta: smallest change that counts as an improvement.
+
+    Raises:
+        ValueError: an argument out of its range; in ``fit``, a ``monitor`` that the logs lack.
+
+    Source: Prechelt 1998, Early Stopping - But When?
+
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.0)  # never gets better
+    >>> stop = gs.train.EarlyStopping("loss", patience=2, min_delta=1e-3)
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=stop)
+    >>> len(trainer.fit((x, 2 * x), epochs=10, progress=False)), stop.best_epoch, stop.bad_epochs
+    (4, 1, 3)
     """
 
     def __init__(
@@ -181,6 +220,7 @@ class EarlyStopping(Callback):
 
     @property
     def best(self) -> float | None:
+        """The best value so far; None before the first epoch."""
         return self._best.value
 
     def on_fit_start(self, trainer: Any) -> None:
@@ -247,6 +287,22 @@ class Checkpoint(Callback):
         every: also after each so many optimizer updates; None only at the ends of epochs.
         keep: how many states to keep.
         best: whether to write the best state.
+
+    Raises:
+        ValueError: an argument out of its range; in ``fit``, a ``monitor`` that the logs lack.
+        OSError: in ``fit``, the folder cannot be made or a file not be written.
+
+    >>> import os, tempfile
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> folder = tempfile.mkdtemp()
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=gs.train.Checkpoint(folder))
+    >>> history = trainer.fit((x, 2 * x), epochs=2, progress=False)
+    >>> sorted(os.listdir(folder))
+    ['best.safetensors', 'last.safetensors']
+    >>> len(trainer.fit((x, 2 * x), epochs=2, resume=folder, progress=False))  # at its end already
+    2
     """
 
     order = 100  # after those whose state it saves
@@ -367,6 +423,7 @@ class _EpochLog(Callback):
 
 
 def scalar(value: Any) -> bool:
+    """Whether a value of the logs fits into one field of a table."""
     return isinstance(value, (bool, int, float, str)) or value is None
 
 
@@ -375,6 +432,17 @@ class CSVLog(_EpochLog):
 
     The file always equals the history: see the resume rule in ``JSONLog``. A column that appears
     later (a validation that starts late) is added to the whole file. Matrices are left out.
+    OSError, in ``fit``: ``path`` cannot be written. Format: RFC 4180, with a newline as line end.
+
+    >>> import os, tempfile
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> path = os.path.join(tempfile.mkdtemp(), "log.csv")
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=gs.train.CSVLog(path))
+    >>> history = trainer.fit((x, 2 * x), epochs=2, progress=False)
+    >>> with open(path) as file: print(file.readline().strip())
+    epoch,step,loss,lr,seconds,samples_per_second
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -392,6 +460,7 @@ class CSVLog(_EpochLog):
 
 
 def csv_text(rows: list[dict[str, Any]], columns: list[str], heading: bool = True) -> str:
+    """Rows as CSV text with these columns; what else they hold is left out."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     if heading and columns:
@@ -404,7 +473,18 @@ class JSONLog(_EpochLog):
     """One JSON object per line and epoch; numbers that JSON lacks (NaN, infinity) become null.
 
     A fresh run starts the file anew; a resumed run continues it without a doubled or lost epoch,
-    whatever the moment it was killed at.
+    whatever the moment it was killed at. OSError, in ``fit``: ``path`` cannot be written.
+    Format: JSON Lines, https://jsonlines.org.
+
+    >>> import json, os, tempfile
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> path = os.path.join(tempfile.mkdtemp(), "log.jsonl")
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=gs.train.JSONLog(path))
+    >>> history = trainer.fit((x, 2 * x), epochs=2, progress=False)
+    >>> with open(path) as file: print([json.loads(line)["step"] for line in file])
+    [1, 2]
     """
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
@@ -430,7 +510,18 @@ class LRLog(Callback):
     """The learning rate of every update: ``steps`` (from 0) and ``rates``, and a CSV if ``path``.
 
     With several parameter groups ``rates`` holds that of the first. The record is part of a
-    checkpoint; a resumed run takes back what lay behind it.
+    checkpoint; a resumed run takes back what lay behind it. OSError, in ``fit``: ``path`` cannot
+    be written.
+
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> halving = gs.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    >>> log = gs.train.LRLog()
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, halving, callbacks=log)
+    >>> history = trainer.fit((x, 2 * x), epochs=2, progress=False)
+    >>> log.steps, log.rates
+    ([0, 1], [0.1, 0.05])
     """
 
     order = 50
@@ -482,6 +573,16 @@ class StopOnNaN(Callback):
 
     The weights stay those before the bad batch; a RuntimeWarning and ``trainer.stop_reason`` say
     where it happened and what usually helps.
+
+    >>> import warnings
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=gs.train.StopOnNaN())
+    >>> with warnings.catch_warnings(record=True):
+    ...     history = trainer.fit((x, np.log(x)), epochs=2, progress=False)
+    >>> trainer.stop_reason
+    'the loss is nan in update 1 of epoch 1 (lr 0.1); the update was not made'
     """
 
     def on_fit_start(self, trainer: Any) -> None:
@@ -507,7 +608,18 @@ class StopOnNaN(Callback):
 
 
 class TimeLimit(Callback):
-    """Stop after ``seconds`` of this call of ``fit``, at the end of the update that passes it."""
+    """Stop after ``seconds`` of this call of ``fit``, at the end of the update that passes it.
+
+    ValueError: ``seconds`` not above 0.
+
+    >>> import numpy as np, gradsmith as gs
+    >>> x, model = np.linspace(-1, 1, 8, dtype=np.float32)[:, None], gs.nn.Linear(1, 1)
+    >>> optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    >>> trainer = gs.train.Trainer(model, "mse", optimizer, callbacks=gs.train.TimeLimit(1e-6))
+    >>> history = trainer.fit((x, 2 * x), epochs=100, progress=False)
+    >>> trainer.step, trainer.stop_reason
+    (1, 'the time limit of 1e-06 s was reached')
+    """
 
     def __init__(self, seconds: float) -> None:
         if isinstance(seconds, bool) or not seconds > 0:

@@ -30,7 +30,15 @@ class History(list[dict[str, Any]]):
         return {key: [row.get(key) for row in self] for key in keys}
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The numbers as CSV text, also written to ``path`` if given. Matrices are left out."""
+        """The numbers as CSV text, also written to ``path`` if given. Matrices are left out.
+
+        OSError: ``path`` cannot be written.
+
+        >>> print(History([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]).to_csv(), end="")
+        epoch,loss
+        1,0.5
+        2,0.25
+        """
         columns = list(dict.fromkeys(k for row in self for k in row if scalar(row[k])))
         text = csv_text(list(self), columns)
         if path is not None:

@@ -56,7 +56,19 @@ def _array(x: Any) -> np.ndarray:
 class Metric:
     """Base of all metrics: define ``reset``, ``update`` and ``compute``.
 
-    ``sums`` names the attributes that are added when metrics merge and saved in ``state_dict``.
+    ``sums`` names the attributes that are added when metrics merge and saved in ``state_dict``;
+    ``name`` is its key in the logs.
+
+    >>> class Worst(Metric):
+    ...     name, sums = "worst", ()
+    ...     def reset(self): self.value = 0.0
+    ...     def update(self, pred, target):
+    ...         self.value = max(self.value, float(abs(pred - target).max()))
+    ...     def compute(self): return self.value
+    >>> worst = Worst()
+    >>> worst.reset()
+    >>> worst.update(np.array([1.0, 2.0]), np.array([1.5, 2.0])); worst.compute()
+    0.5
     """
 
     name = "metric"
@@ -86,9 +98,11 @@ class Metric:
         return self
 
     def state_dict(self) -> dict[str, Any]:
+        """What was counted, as plain numbers and arrays."""
         return {key: getattr(self, key) for key in self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave; ValueError for another metric's."""
         if set(state) != set(self.sums):
             raise ValueError(
                 f"{type(self).__name__}: the state has {sorted(state)}, expected "
@@ -170,7 +184,17 @@ def _values(owner: str, pred: Any, target: Any) -> tuple[np.ndarray, np.ndarray]
 
 
 class Accuracy(Metric):
-    """Share of right answers: (number right) / (number seen)."""
+    """Share of right answers: (number right) / (number seen).
+
+    pred and target as in the table above; ``threshold`` is for one score a sample. NaN scores count
+    as wrong. ValueError: shapes that do not fit each other (nothing is broadcast), labels that are
+    not whole.
+
+    >>> accuracy = Accuracy()
+    >>> accuracy.update([[0.9, 0.1], [0.2, 0.8]], [0, 0])
+    >>> accuracy.compute()
+    0.5
+    """
 
     name, sums = "accuracy", ("right", "count")
 
@@ -194,7 +218,13 @@ class TopK(Metric):
     """Share of samples whose true class is among the k largest scores.
 
     pred: (..., C) with C >= k; target: labels (...). Equal scores rank by index, as argmax does;
-    NaN counts as wrong.
+    NaN counts as wrong. ValueError: k below 1, fewer than k classes, other shapes, labels outside
+    0 .. C - 1.
+
+    >>> top2 = TopK(2)
+    >>> top2.update([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]], [1, 2])
+    >>> top2.compute()
+    0.5
     """
 
     sums = ("right", "count")
@@ -239,6 +269,12 @@ class ConfusionMatrix(Metric):
     """Counts ``M[true, predicted]``, an int64 array of shape (C, C).
 
     C is ``num_classes``, or what the scores have, or one more than the largest label seen.
+    ValueError: a label below 0 or beyond ``num_classes``, a NaN score, shapes that do not fit.
+
+    >>> confusion = ConfusionMatrix()
+    >>> confusion.update([0, 1, 1, 2], [0, 1, 2, 2])
+    >>> confusion.compute().tolist()
+    [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
     """
 
     name, sums = "confusion", ("matrix",)
@@ -294,7 +330,14 @@ class FScore(ConfusionMatrix):
     ``average``: "macro" (plain mean over the classes that occur as truth or prediction),
     "weighted" (by true counts), "micro" (from summed counts), "binary" (class 1 alone) or None
     (an array with one value per class). ``zero_division`` stands where a quotient is 0 / 0.
-    Values agree with scikit-learn's.
+    Values agree with scikit-learn's. ValueError: a negative ``beta``, an unknown ``average``,
+    "binary" with more than two classes, and as in ``ConfusionMatrix``. Source: van Rijsbergen 1979,
+    Information Retrieval.
+
+    >>> f1 = FScore(average="binary")
+    >>> f1.update([1, 1, 0, 0], [1, 0, 0, 0])  # precision 1/2, recall 1
+    >>> round(f1.compute(), 4)
+    0.6667
     """
 
     def __init__(
@@ -352,7 +395,13 @@ class FScore(ConfusionMatrix):
 
 
 class Precision(FScore):
-    """TP / (TP + FP); arguments as in ``FScore``."""
+    """TP / (TP + FP); arguments as in ``FScore``.
+
+    >>> precision = Precision(average=None)
+    >>> precision.update([1, 1, 0, 0], [1, 0, 0, 0])
+    >>> precision.compute().tolist()
+    [1.0, 0.5]
+    """
 
     def __init__(
         self,
@@ -369,7 +418,13 @@ class Precision(FScore):
 
 
 class Recall(FScore):
-    """TP / (TP + FN); arguments as in ``FScore``."""
+    """TP / (TP + FN); arguments as in ``FScore``.
+
+    >>> recall = Recall(average=None)
+    >>> recall.update([1, 1, 0, 0], [1, 0, 0, 1])
+    >>> recall.compute().tolist()
+    [0.5, 0.5]
+    """
 
     def __init__(
         self,
@@ -389,7 +444,15 @@ class Recall(FScore):
 
 
 class MSE(Metric):
-    """Mean of (pred - target)^2 over every element."""
+    """Mean of (pred - target)^2 over every element.
+
+    pred and target of one shape; else ValueError. TypeError: not numbers.
+
+    >>> mse = MSE()
+    >>> mse.update([1.0, 2.0], [1.0, 4.0])
+    >>> mse.compute()
+    2.0
+    """
 
     name, sums = "mse", ("total", "count")
 
@@ -412,7 +475,15 @@ class MSE(Metric):
 
 
 class MAE(MSE):
-    """Mean of |pred - target| over every element."""
+    """Mean of |pred - target| over every element.
+
+    pred and target of one shape; else ValueError. TypeError: not numbers.
+
+    >>> mae = MAE()
+    >>> mae.update([1.0, 2.0], [1.0, 4.0])
+    >>> mae.compute()
+    1.0
+    """
 
     name = "mae"
 
@@ -425,7 +496,13 @@ class R2(Metric):
 
     The variance is kept as (count, mean, squared deviations) and merged batch by batch (Chan,
     Golub & LeVeque 1983), so a large mean costs no digits. A constant target gives 1 where it is
-    met exactly and 0 otherwise, as in scikit-learn; fewer than two samples give NaN.
+    met exactly and 0 otherwise, as in scikit-learn; fewer than two samples give NaN. ValueError:
+    shapes that differ, or another number of outputs than before.
+
+    >>> r2 = R2()
+    >>> r2.update([1.0, 2.0, 4.0], [1.0, 2.0, 3.0])
+    >>> r2.compute()
+    0.5
     """
 
     name, sums = "r2", ("count", "mean", "deviations", "residuals")
@@ -476,7 +553,13 @@ class Function(Metric):
 
     Predictions are kept until ``compute()``, so the value is right for functions that are not
     means (an F-score, a correlation). ``collect=False`` keeps only the mean of the batches' values
-    weighted by their sizes, which is enough for means and needs no memory.
+    weighted by their sizes, which is enough for means and needs no memory. TypeError: no function;
+    ValueError: pred and target of different lengths.
+
+    >>> largest = Function(lambda y, pred: np.abs(y - pred).max(), name="largest")
+    >>> largest.update([1.0, 2.0], [1.0, 4.0]); largest.update([3.0], [2.0])
+    >>> largest.compute()
+    2.0
     """
 
     def __init__(
@@ -551,7 +634,13 @@ _NAMES: dict[str, Callable[[], Metric]] = {
 
 
 def get(metric: Any) -> Metric:
-    """A metric from a name ("accuracy", "top5", "mse", ...), a class, an object or f(y, pred)."""
+    """A metric from a name ("accuracy", "top5", "mse", ...), a class, an object or f(y, pred).
+
+    ValueError: an unknown name; it lists those there are.
+
+    >>> get("top5").name, get(MSE).name
+    ('top5', 'mse')
+    """
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, str):

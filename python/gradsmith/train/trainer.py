@@ -80,6 +80,12 @@ class Trainer:
             evaluate and predict. Parameters, optimizer states and checkpoints stay float32, so a run may
             be resumed in either precision.
 
+    Raises:
+        TypeError: something else in the place of the model, the optimizer, the scheduler, a metric
+            or a callback.
+        ValueError: an unknown loss, metric or precision; an optimizer without a parameter of the
+            model; a scheduler of another optimizer.
+
     >>> import numpy as np, gradsmith as gs
     >>> model = gs.nn.Sequential(gs.nn.Linear(2, 16), gs.nn.Tanh(), gs.nn.Linear(16, 2))
     >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
@@ -511,7 +517,19 @@ class Trainer:
     def evaluate(self, data: Any, batch_size: int = 256) -> dict[str, Any]:
         """``{"loss": ..., metric: ...}`` over data as in ``fit``, each sample counted once.
 
-        The model runs in evaluation mode without gradients; its modes are put back.
+        The model runs in evaluation mode without gradients; its modes are put back. Metrics have
+        their own names, without ``val_``. Raises ValueError for data without batches.
+
+        >>> import numpy as np, gradsmith as gs
+        >>> double = gs.nn.Linear(1, 1, bias=False)
+        >>> _ = gs.nn.init.constant_(double.weight, 2.0)
+        >>> optimizer = gs.optim.SGD(double.parameters(), lr=0.1)
+        >>> trainer = gs.train.Trainer(double, "mse", optimizer, metrics=["mae"])
+        >>> x = np.array([[1.0], [3.0]], np.float32)
+        >>> trainer.evaluate((x, x))
+        {'loss': 5.0, 'mae': 2.0}
+        >>> trainer.predict(x).tolist()
+        [[2.0], [6.0]]
         """
         return self._evaluate(source_of("evaluate", data, batch_size))
 
@@ -538,7 +556,8 @@ class Trainer:
         """The model's output for every sample: an array (N, ...).
 
         ``x`` is an array or Tensor (N, ...) or nested lists of numbers, a tuple of them for a model with several inputs, or a
-        Loader or iterable of batches ``(x,)`` or ``(x, y)``, whose ``y`` is not looked at.
+        Loader or iterable of batches ``(x,)`` or ``(x, y)``, whose ``y`` is not looked at. Example
+        in ``evaluate``. Raises ValueError for data without batches.
         """
         if isinstance(x, list) and x and not holds_arrays(x[0]):
             x = np.asarray(x)  # numbers in lists; a list of arrays is batches
@@ -594,6 +613,7 @@ class Trainer:
         """Write a checkpoint (safetensors; ``gs.load`` reads it) that ``fit(resume=path)`` takes.
 
         Tensors: ``model/<name>``, ``optim/<name>/<slot>``; everything else as JSON in the header.
+        Raises OSError where the file cannot be written; one that was there is kept then.
         """
         from ..interop.safetensors import save
 

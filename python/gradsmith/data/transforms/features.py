@@ -69,6 +69,7 @@ class _Fitted:
         return shift, (self.shift - shift).astype(x.dtype), self.scale.astype(x.dtype)
 
     def fit(self, x: Any) -> Any:
+        """Learn shift and scale from the training data x (..., features); returns self."""
         raise NotImplementedError
 
     def __call__(self, x: Any, rng: Any = None) -> np.ndarray:
@@ -170,6 +171,12 @@ class MinMax(_Fitted):
     """Linear scaling of each feature or channel to a range: the fitted least value goes to its
     lower end, the greatest to its upper end. A feature that never changes goes to the lower end.
 
+    y = low + (x - min) / (max - min) * (high - low), along the last axis. Integers become float32.
+
+    Raises:
+        ValueError: a range that does not rise; not fitted; another number of features; nan or
+            infinity while fitting.
+
     >>> MinMax().fit_transform([[2.0], [4.0], [3.0]]).ravel().tolist()
     [0.0, 1.0, 0.5]
     """
@@ -229,6 +236,8 @@ class Log:
 class Clip:
     """Values limited to [low, high]; None leaves that side open.
 
+    The dtype stays as it is. ValueError: no bound, or low above high.
+
     >>> Clip(-1, 1)(np.array([-3.0, 0.5, 7.0])).tolist()
     [-1.0, 0.5, 1.0]
     """
@@ -258,6 +267,8 @@ class OneHot:
 
     Raises:
         IndexError: an index outside 0 .. num_classes - 1.
+        TypeError: indices that are no integers.
+        ValueError: ``num_classes`` below 1.
 
     >>> OneHot(3)([2, 0]).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
@@ -303,6 +314,8 @@ class ToFloat:
 
 class Compose:
     """One transform after the other, all drawing from the same generator.
+
+    Takes them one by one or as a list. TypeError: something that is no function.
 
     >>> Compose(ToFloat(), Clip(0, 0.5))(np.array([0, 255], np.uint8)).tolist()
     [0.0, 0.5]

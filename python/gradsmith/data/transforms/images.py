@@ -54,6 +54,12 @@ def _few_at_a_time(x: np.ndarray) -> Iterator[slice]:
 class RandomFlip:
     """Mirror each image left to right and/or top to bottom, each with probability p.
 
+    Images (N, H, W, C) of any dtype. As in Krizhevsky et al. 2012, ImageNet Classification.
+
+    Raises:
+        ValueError: p outside [0, 1]; no images.
+        TypeError: no generator or seed as second argument.
+
     >>> RandomFlip(p=1.0)(np.arange(3).reshape(1, 1, 3, 1), 0).ravel().tolist()
     [2, 1, 0]
     """
@@ -83,9 +89,11 @@ class RandomCrop:
 
     ``size`` None keeps the images' own, so that with ``padding=p`` each image moves by up to p
     pixels. ``mode``: "constant" (pads with ``fill``), "edge", "reflect", "symmetric" or "wrap".
+    As in He et al. 2016, Deep Residual Learning (CIFAR-10 with ``padding=4``).
 
     Raises:
-        ValueError: a window larger than the padded image.
+        ValueError: a window larger than the padded image; an unknown mode; no images.
+        TypeError: no generator or seed as second argument.
 
     >>> RandomCrop(padding=2)(np.ones((4, 8, 8, 3), np.float32), 0).shape
     (4, 8, 8, 3)
@@ -132,6 +140,10 @@ class RandomRotate:
 
     ``degrees``: angles are uniform in [-degrees, degrees], or in a given (low, high);
     counter-clockwise is positive. What comes from outside the image is ``fill``.
+
+    Raises:
+        ValueError: angles that do not rise; no images (N, H, W, C).
+        TypeError: no generator or seed as second argument.
 
     >>> x = np.arange(4.0, dtype=np.float32).reshape(1, 2, 2, 1)
     >>> RandomRotate((90, 90))(x, 0)[0, :, :, 0].round(3).tolist()
@@ -190,6 +202,9 @@ class RandomRotate:
 class Grayscale:
     """Brightness of RGB images, 0.299 R + 0.587 G + 0.114 B, as 1 or 3 equal channels.
 
+    Images (N, H, W, 3), or with one channel, of any dtype. ValueError: another number of channels.
+    Source: ITU-R BT.601.
+
     >>> Grayscale()(np.ones((1, 2, 2, 3), np.float32)).shape
     (1, 2, 2, 1)
     """
@@ -217,7 +232,11 @@ class ColorJitter:
     the colour circle, at most 0.5); a pair gives the range itself. With factor f and per image:
     brightness f x; contrast f x + (1 - f) mean(gray); saturation f x + (1 - f) gray. The four come
     in an order drawn for each batch. Images are uint8, or floats in [0, 1]; results are limited to
-    that range. On images of one channel saturation and hue do nothing.
+    that range. On images of one channel saturation and hue do nothing. Arguments as torchvision's.
+
+    Raises:
+        ValueError: a range that does not rise or leaves its bounds; no images (N, H, W, 1 or 3).
+        TypeError: other dtypes; no generator or seed as second argument.
 
     >>> x = np.full((2, 4, 4, 3), 0.5, np.float32)
     >>> float(ColorJitter(brightness=(2.0, 2.0))(x, 0).max())
@@ -322,6 +341,10 @@ class Cutout:
 
     Centres are uniform over the pixels; a rectangle that reaches over the border is cut there.
     DeVries and Taylor, Improved Regularization of CNNs with Cutout, arXiv:1708.04552, 2017.
+
+    Raises:
+        ValueError: sizes or ``holes`` below 1; no images (N, H, W, C).
+        TypeError: no generator or seed as second argument.
 
     >>> int((Cutout(2)(np.ones((1, 8, 8, 1), np.float32), 0) == 0).sum()) in (1, 2, 4)
     True
