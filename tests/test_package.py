@@ -70,6 +70,12 @@ def test_everything_public_has_an_example(room):
     assert without == {n for n in WITHOUT_EXAMPLE if n.rpartition(".")[0] == module.__name__}
 
 
+def test_a_star_brings_every_layer():
+    names = {}
+    exec("from gradsmith.nn import *", names)
+    assert {"Linear", "Conv2d", "LSTM", "Sequential", "Parameter", "functional"} <= set(names)
+
+
 def test_lazy_rooms_and_unknown_names():
     for name in ("optim", "train", "data", "models", "interop", "bench"):
         assert getattr(gs, name).__name__ == f"gradsmith.{name}"
