@@ -180,3 +180,82 @@ def test_states_and_hooks_are_passed_by_pytorchs_names():
 def test_none_is_no_number():
     with pytest.raises(TypeError, match="mse_loss: target must be a Tensor, got NoneType"):
         F.mse_loss(gs.tensor(1.0), None)  # was NaN
+
+
+JUNK = ["a", b"a", [], (1.0, "a"), {}, 1j, object()]
+NUMBERS = {
+    "arange: start": lambda v: gs.arange(v, 3),
+    "arange: end": lambda v: gs.arange(0, v),
+    "arange: step": lambda v: gs.arange(0, 3, v),
+    "linspace: start": lambda v: gs.linspace(v, 1, 3),
+    "linspace: end": lambda v: gs.linspace(0, v, 3),
+    "full: fill_value": lambda v: gs.full((2,), v),
+    "full_like: fill_value": lambda v: gs.full_like(x, v),
+    "uniform_: a": lambda v: nn.init.uniform_(gs.ones(2), v),
+    "uniform_: b": lambda v: nn.init.uniform_(gs.ones(2), 0, v),
+    "normal_: mean": lambda v: nn.init.normal_(gs.ones(2), v),
+    "normal_: std": lambda v: nn.init.normal_(gs.ones(2), 0, v),
+    "trunc_normal_: std": lambda v: nn.init.trunc_normal_(gs.ones(2), 0, v),
+    "constant_: val": lambda v: nn.init.constant_(gs.ones(2), v),
+    "xavier_uniform_: gain": lambda v: nn.init.xavier_uniform_(gs.ones(2, 2), v),
+    "xavier_normal_: gain": lambda v: nn.init.xavier_normal_(gs.ones(2, 2), v),
+    "orthogonal_: gain": lambda v: nn.init.orthogonal_(gs.ones(2, 2), v),
+    "calculate_gain: param": lambda v: nn.init.calculate_gain("leaky_relu", v),
+}
+INTEGERS = {
+    "linspace: steps": lambda v: gs.linspace(0, 1, v),
+    "eye: n": lambda v: gs.eye(v),
+    "eye: m": lambda v: gs.eye(2, v),
+    "randperm: n": lambda v: gs.randperm(v),
+    "randint: low": lambda v: gs.randint(v, 3, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("bad", JUNK, ids=repr)
+def test_no_number(name, bad):
+    with pytest.raises(TypeError, match=rf"^{name} must be a number, got {type(bad).__name__} "):
+        NUMBERS[name](bad)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("bad", [*JUNK, 2.5, None], ids=repr)
+def test_no_integer(name, bad):
+    if bad is None and name == "eye: m":
+        return
+    with pytest.raises(TypeError, match=rf"^{name} must be an integer, got {type(bad).__name__} "):
+        INTEGERS[name](bad)
+
+
+def test_numbers_that_do_not_fit():
+    with pytest.raises(ValueError, match="^full_like: cannot convert float NaN"):
+        gs.full_like(gs.arange(2), float("nan"))
+    with pytest.raises(ValueError, match="^constant_: cannot convert"):
+        nn.init.constant_(gs.arange(2), float("inf"))
+    with pytest.raises(ValueError, match=r"^arange: from 0 to inf in steps of 1"):
+        gs.arange(0, float("inf"))
+    with pytest.raises(ValueError, match=r"^randint: 0 .. \d+ is not within int64"):
+        gs.randint(0, 2**64, (2,))
+    for draw in (gs.rand, gs.randn):
+        with pytest.raises(TypeError, match=rf"^{draw.__name__}: dtype must be float32 or float64"):
+            draw(2, dtype="int64")
+
+
+@pytest.mark.parametrize("name", ["empty", "zeros", "ones", "full", "rand", "randn"])
+def test_like_names_itself(name):
+    fn, more = getattr(gs, name + "_like"), (1.0,) if name == "full" else ()
+    with pytest.raises(ValueError, match=rf"^{name}_like: device 'cuda' is not available"):
+        fn(x, *more, device="cuda")
+    with pytest.raises(TypeError, match=rf"^{name}_like: .*float16"):
+        fn(x, *more, dtype="float16")
+
+
+@pytest.mark.parametrize("name", ["zeros_", "ones_", "eye_", "uniform_", "normal_", "orthogonal_"])
+def test_initialisers_of_no_tensor(name):
+    with pytest.raises(TypeError, match=rf"^{name}: expected a Tensor or Parameter, got list"):
+        getattr(nn.init, name)([1.0])
+
+
+def test_initialisers_of_empty_weights():
+    for fn in (nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.kaiming_normal_):
+        assert fn(gs.ones(0, 0)).shape == (0, 0)  # no fan to divide by

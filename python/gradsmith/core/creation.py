@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _cpu
 from . import random, recording
+from .arguments import integer, number
 from .tensor import Tensor, check_device, resolve_dtype, wrap
 
 __all__ = [
@@ -35,6 +36,16 @@ def _shape(shape: tuple, op: str) -> tuple[int, ...]:
             raise ValueError(f"{op}: negative dimension {n} in shape {tuple(shape)}")
         dims.append(n)
     return tuple(dims)
+
+
+def _count(op: str, name: str, n: Any) -> int:
+    """An integer of at least 0; no bool, which would count as 1."""
+    if isinstance(n, bool):
+        raise TypeError(f"{op}: {name} must be an integer, got a bool")
+    n = integer(op, name, n)
+    if n < 0:
+        raise ValueError(f"{op}: negative {name}, got {n}")
+    return n
 
 
 def filled(shape: Any, dtype: Any, value: float = 0.0) -> np.ndarray:
@@ -128,7 +139,8 @@ def full(
 ) -> Tensor:
     """A Tensor filled with one value; dtype None: float32, int64 or bool, as the value is.
 
-    size: an integer or a tuple of them. TypeError: fill_value is no number. Other arguments and errors as in `zeros`.
+    size: an integer or a tuple of them. TypeError: fill_value is no number. ValueError: it does not fit
+    dtype. Other arguments and errors as in `zeros`.
 
     >>> import gradsmith as gs
     >>> gs.full((2,), 0.5).tolist()
@@ -146,7 +158,11 @@ def _filled(
 ) -> Tensor:
     check_device(device, op)
     data = _cpu.empty(_shape(size, op), resolve_dtype(dtype, op))
-    data.fill(value)
+    try:
+        data.fill(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        number(op, "fill_value", value)
+        raise ValueError(f"{op}: {error}") from None
     return _finish(data, requires_grad)
 
 
@@ -195,7 +211,8 @@ def empty_like(
     (2, 3)
     """
     shape, dtype = _alike(x, dtype, "empty_like")
-    return empty(shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    check_device(device, "empty_like")
+    return _finish(_cpu.empty(shape, resolve_dtype(dtype, "empty_like")), requires_grad)
 
 
 def zeros_like(
@@ -208,7 +225,7 @@ def zeros_like(
     [0, 0]
     """
     shape, dtype = _alike(x, dtype, "zeros_like")
-    return zeros(shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    return _filled("zeros_like", shape, 0, dtype, device, requires_grad)
 
 
 def ones_like(
@@ -221,7 +238,7 @@ def ones_like(
     [1.0, 1.0]
     """
     shape, dtype = _alike(x, dtype, "ones_like")
-    return ones(shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    return _filled("ones_like", shape, 1, dtype, device, requires_grad)
 
 
 def full_like(
@@ -238,7 +255,13 @@ def full_like(
     [7.0, 7.0]
     """
     shape, dtype = _alike(x, dtype, "full_like")
-    return full(shape, fill_value, dtype, device, requires_grad)
+    return _filled("full_like", shape, fill_value, dtype, device, requires_grad)
+
+
+def _numbers(op: str, **arguments: Any) -> None:
+    """TypeError for the first argument that is no number."""
+    for name, value in arguments.items():
+        number(op, name, value)
 
 
 def arange(
@@ -269,7 +292,16 @@ def arange(
         )
     if step == 0:
         raise ValueError("arange: step must not be 0")
-    a = np.arange(start, end, step).astype(resolve_dtype(dtype, "arange"))
+    try:
+        a = np.arange(start, end, step)
+    except (TypeError, ValueError, OverflowError) as error:
+        _numbers("arange", start=start, end=end, step=step)
+        raise ValueError(
+            f"arange: from {start} to {end} in steps of {step} is no array: {error}"
+        ) from None
+    if a.dtype.kind not in "iufb":
+        _numbers("arange", start=start, end=end, step=step)
+    a = a.astype(resolve_dtype(dtype, "arange"))
     return _finish(a, requires_grad)
 
 
@@ -290,7 +322,8 @@ def linspace(
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     check_device(device, "linspace")
-    (steps,) = _shape((steps,), "linspace")
+    _numbers("linspace", start=start, end=end)
+    steps = _count("linspace", "steps", steps)
     a = np.linspace(start, end, steps).astype(resolve_dtype(dtype, "linspace"))
     return _finish(a, requires_grad)
 
@@ -309,7 +342,8 @@ def eye(
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     check_device(device, "eye")
-    n, m = _shape((n, n if m is None else m), "eye")
+    n = _count("eye", "n", n)
+    m = n if m is None else _count("eye", "m", m)
     return _finish(np.eye(n, m, dtype=resolve_dtype(dtype, "eye")), requires_grad)
 
 
@@ -350,6 +384,8 @@ def _drawn(
 ) -> Tensor:
     check_device(device, op)
     name, dims = resolve_dtype(dtype, op), _shape(shape, op)
+    if name.kind != "f":
+        raise TypeError(f"{op}: dtype must be float32 or float64, got {name}")
     seed, counter = random.next_counter()
     return _finish(kernel(dims, name, 0.0, 1.0, seed, counter), requires_grad)
 
@@ -364,7 +400,7 @@ def rand_like(
     (2, 3)
     """
     shape, dtype = _alike(x, dtype, "rand_like")
-    return rand(shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    return _drawn("rand_like", _cpu.uniform, shape, dtype, device, requires_grad)
 
 
 def randn_like(
@@ -377,7 +413,7 @@ def randn_like(
     (2, 3)
     """
     shape, dtype = _alike(x, dtype, "randn_like")
-    return randn(shape, dtype=dtype, device=device, requires_grad=requires_grad)
+    return _drawn("randn_like", _cpu.normal, shape, dtype, device, requires_grad)
 
 
 _local = Local()  # the generator of each thread: making one takes 15 us
@@ -413,7 +449,7 @@ def randint(
 ) -> Tensor:
     """Uniform integers in [low, high) from the stream of `manual_seed`; also randint(high, size).
 
-    size: an integer or a tuple of them. TypeError: low or high is no number, size no integers. ValueError: high is
+    size: an integer or a tuple of them. TypeError: low, high or size is no integer. ValueError: high is
     not above low.
 
     >>> import gradsmith as gs
@@ -425,10 +461,14 @@ def randint(
         low, high, size = 0, low, high
     if high is None:
         low, high = 0, low
+    if type(low) is not int or type(high) is not int:
+        low, high = integer("randint", "low", low), integer("randint", "high", high)
     if high <= low:
         raise ValueError(f"randint: high ({high}) must be above low ({low})")
+    if low < -(2**63) or high > 2**63:
+        raise ValueError(f"randint: {low} .. {high} is not within int64")
     shape = _shape((size,), "randint")
-    if type(low) is int and type(high) is int and low >= -(2**63) and high < 2**63:
+    if high < 2**63:
         recording.host_read(*_HOST_DRAW)
         seed, counter = random.next_counter()
         a = _cpu.random_integers(seed, counter, low, high, shape)
@@ -448,5 +488,5 @@ def randperm(n: int) -> Tensor:
     >>> sorted(gs.randperm(5).tolist())
     [0, 1, 2, 3, 4]
     """
-    (n,) = _shape((n,), "randperm")
+    n = _count("randperm", "n", n)
     return wrap(_generator().permutation(n), _cpu)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core import random, recording
+from ..core.arguments import number
 from ..core.tensor import Tensor
 
 __all__ = [
@@ -27,9 +28,13 @@ def _write(t: Tensor, a: np.ndarray) -> Tensor:
     return t
 
 
-def _check(t: Any, op: str) -> None:
+def _tensor(t: Any, op: str) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: expected a Tensor or Parameter, got {type(t).__name__}")
+
+
+def _check(t: Any, op: str) -> None:
+    _tensor(t, op)
     if t.data.dtype.kind != "f":
         raise TypeError(f"{op}: expected a float tensor, got {t.data.dtype}")
 
@@ -44,6 +49,7 @@ def calculate_fan(tensor: Tensor) -> tuple[int, int]:
     >>> gs.nn.init.calculate_fan(gs.zeros(8, 3, 3, 4))
     (36, 72)
     """
+    _tensor(tensor, "calculate_fan")
     shape = tensor.data.shape
     if len(shape) < 2:
         raise ValueError(f"init: fans need at least 2 dimensions, the tensor has shape {shape}")
@@ -66,6 +72,10 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     >>> round(gs.nn.init.calculate_gain("relu"), 4), gs.nn.init.calculate_gain("leaky_relu", 1.0)
     (1.4142, 1.0)
     """
+    if not isinstance(nonlinearity, str):
+        raise TypeError(
+            f"calculate_gain: nonlinearity must be a string, got {type(nonlinearity).__name__}"
+        )
     name = nonlinearity.lower()
     if name in ("linear", "identity", "sigmoid", "softmax") or name in _CONVOLUTIONS:
         return 1.0
@@ -85,7 +95,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     ):
         return math.sqrt(2.0)
     if name in ("leaky_relu", "rrelu", "prelu"):
-        slope = 0.01 if param is None else float(param)
+        slope = 0.01 if param is None else number("calculate_gain", "param", param)
         return math.sqrt(2.0 / (1.0 + slope * slope))
     if name == "selu":
         return 0.75
@@ -103,12 +113,13 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     (True, True)
     """
     _check(tensor, "uniform_")
+    a, b = number("uniform_", "a", a), number("uniform_", "b", b)
     if not a <= b:
         raise ValueError(f"uniform_: a = {a} must not be above b = {b}")
     seed, counter = random.next_counter()
     return _write(
         tensor,
-        tensor._k.uniform(tensor.data.shape, tensor.data.dtype, float(a), float(b), seed, counter),
+        tensor._k.uniform(tensor.data.shape, tensor.data.dtype, a, b, seed, counter),
     )
 
 
@@ -123,14 +134,13 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     (3.0, 0.1)
     """
     _check(tensor, "normal_")
+    mean, std = number("normal_", "mean", mean), number("normal_", "std", std)
     if not std >= 0:
         raise ValueError(f"normal_: std = {std} must not be negative")
     seed, counter = random.next_counter()
     return _write(
         tensor,
-        tensor._k.normal(
-            tensor.data.shape, tensor.data.dtype, float(mean), float(std), seed, counter
-        ),
+        tensor._k.normal(tensor.data.shape, tensor.data.dtype, mean, std, seed, counter),
     )
 
 
@@ -148,6 +158,9 @@ def trunc_normal_(
     True
     """
     _check(tensor, "trunc_normal_")
+    op = "trunc_normal_"
+    mean, std = number(op, "mean", mean), number(op, "std", std)
+    a, b = number(op, "a", a), number(op, "b", b)
     if not (std >= 0 and a < b):
         raise ValueError(
             f"trunc_normal_: needs std >= 0 and a < b, got std = {std}, a = {a}, b = {b}"
@@ -172,13 +185,18 @@ def _generator() -> np.random.Generator:
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    """Every element = val. TypeError: no Tensor, val no number.
+    """Every element = val. TypeError: no Tensor, val no number. ValueError: val does not fit its dtype.
 
     >>> import gradsmith as gs
     >>> gs.nn.init.constant_(gs.empty(2), 0.5).tolist()
     [0.5, 0.5]
     """
-    tensor.data.fill(val)
+    _tensor(tensor, "constant_")
+    try:
+        tensor.data.fill(val)
+    except (TypeError, ValueError, OverflowError) as error:
+        number("constant_", "val", val)
+        raise ValueError(f"constant_: {error}") from None
     tensor._ver[0] += 1
     return tensor
 
@@ -190,6 +208,7 @@ def zeros_(tensor: Tensor) -> Tensor:
     >>> gs.nn.init.zeros_(gs.empty(2)).tolist()
     [0.0, 0.0]
     """
+    _tensor(tensor, "zeros_")
     return constant_(tensor, 0)
 
 
@@ -200,6 +219,7 @@ def ones_(tensor: Tensor) -> Tensor:
     >>> gs.nn.init.ones_(gs.empty(2)).tolist()
     [1.0, 1.0]
     """
+    _tensor(tensor, "ones_")
     return constant_(tensor, 1)
 
 
@@ -212,6 +232,7 @@ def eye_(tensor: Tensor) -> Tensor:
     >>> gs.nn.init.eye_(gs.empty(2, 3)).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
+    _tensor(tensor, "eye_")
     if tensor.data.ndim != 2:
         raise ValueError(f"eye_: expected 2 dimensions, got shape {tensor.shape}")
     return _write(tensor, np.eye(*tensor.data.shape, dtype=tensor.data.dtype))
@@ -229,7 +250,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     0.2
     """
     fan_in, fan_out = calculate_fan(tensor)
-    a = gain * math.sqrt(6.0 / (fan_in + fan_out))
+    a = number("xavier_uniform_", "gain", gain) * math.sqrt(6.0 / max(1, fan_in + fan_out))
     return uniform_(tensor, -a, a)
 
 
@@ -244,7 +265,8 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     0.1
     """
     fan_in, fan_out = calculate_fan(tensor)
-    return normal_(tensor, 0.0, gain * math.sqrt(2.0 / (fan_in + fan_out)))
+    std = number("xavier_normal_", "gain", gain) * math.sqrt(2.0 / max(1, fan_in + fan_out))
+    return normal_(tensor, 0.0, std)
 
 
 def _fan(tensor: Tensor, mode: str) -> int:
@@ -326,6 +348,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     True
     """
     _check(tensor, "orthogonal_")
+    gain = number("orthogonal_", "gain", gain)
     if tensor.data.ndim < 2:
         raise ValueError(f"orthogonal_: expected at least 2 dimensions, got shape {tensor.shape}")
     rows = tensor.data.shape[0]
