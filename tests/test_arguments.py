@@ -182,6 +182,7 @@ def test_none_is_no_number():
         F.mse_loss(gs.tensor(1.0), None)  # was NaN
 
 
+heads = gs.ones(1, 2, 3, 4)
 JUNK = ["a", b"a", [], (1.0, "a"), {}, 1j, object()]
 NUMBERS = {
     "arange: start": lambda v: gs.arange(v, 3),
@@ -201,6 +202,32 @@ NUMBERS = {
     "xavier_normal_: gain": lambda v: nn.init.xavier_normal_(gs.ones(2, 2), v),
     "orthogonal_: gain": lambda v: nn.init.orthogonal_(gs.ones(2, 2), v),
     "calculate_gain: param": lambda v: nn.init.calculate_gain("leaky_relu", v),
+    "add: alpha": lambda v: gs.add(x, x, alpha=v),
+    "sub: alpha": lambda v: gs.sub(x, x, alpha=v),
+    "addcmul: value": lambda v: gs.addcmul(x, x, x, value=v),
+    "addcdiv: value": lambda v: gs.addcdiv(x, x, x, value=v),
+    "addmm: alpha": lambda v: gs.addmm(x, gs.ones(2, 4), gs.ones(4, 3), alpha=v),
+    "addmm: beta": lambda v: gs.addmm(x, gs.ones(2, 4), gs.ones(4, 3), beta=v),
+    "index_add: alpha": lambda v: gs.index_add(x, 0, gs.tensor([0, 1]), x, alpha=v),
+    "pad: value": lambda v: F.pad(gs.arange(3), (1, 1), value=v),
+    "var: correction": lambda v: gs.var(x, correction=v),
+    "std: correction": lambda v: gs.std(x, correction=v),
+    "var_mean: correction": lambda v: gs.var_mean(x, correction=v),
+    "normalize: p": lambda v: F.normalize(x, v),
+    "avg_pool2d: divisor_override": lambda v: F.avg_pool2d(image, 2, divisor_override=v),
+    "batch_norm: momentum": lambda v: F.batch_norm(x, gs.ones(3), gs.ones(3), momentum=v),
+    "batch_norm: eps": lambda v: F.batch_norm(x, gs.ones(3), gs.ones(3), eps=v),
+    "instance_norm: eps": lambda v: F.instance_norm(gs.ones(1, 4, 3), eps=v),
+    "rms_norm: eps": lambda v: F.rms_norm(x, 3, eps=v),
+    "poisson_nll_loss: eps": lambda v: F.poisson_nll_loss(x, x, eps=v),
+    "scaled_dot_product_attention: dropout_p": lambda v: F.scaled_dot_product_attention(
+        heads, heads, heads, dropout_p=v
+    ),
+    "scaled_dot_product_attention: scale": lambda v: F.scaled_dot_product_attention(
+        heads, heads, heads, scale=v
+    ),
+    "attention_qkv: dropout_p": lambda v: F.attention_qkv(gs.ones(1, 3, 12), 2, dropout_p=v),
+    "attention_qkv: scale": lambda v: F.attention_qkv(gs.ones(1, 3, 12), 2, scale=v),
 }
 INTEGERS = {
     "linspace: steps": lambda v: gs.linspace(0, 1, v),
@@ -208,6 +235,25 @@ INTEGERS = {
     "eye: m": lambda v: gs.eye(2, v),
     "randperm: n": lambda v: gs.randperm(v),
     "randint: low": lambda v: gs.randint(v, 3, (2,)),
+    "narrow: start": lambda v: gs.narrow(x, 0, v, 1),
+    "narrow: length": lambda v: gs.narrow(x, 0, 0, v),
+    "chunk: chunks": lambda v: gs.chunk(x, v),
+    "diagonal: offset": lambda v: gs.diagonal(x, v),
+    "tril: diagonal": lambda v: gs.tril(x, v),
+    "triu: diagonal": lambda v: gs.triu(x, v),
+    "round: decimals": lambda v: gs.round(x, decimals=v),
+    "glu: dim": lambda v: F.glu(gs.ones(2, 4), v),
+    "cosine_similarity: dim": lambda v: F.cosine_similarity(x, x, v),
+    "nll_loss: ignore_index": lambda v: F.nll_loss(x, gs.tensor([0, 1]), ignore_index=v),
+}
+LISTS = {
+    "pad: pad": lambda v: F.pad(x, v),
+    "split: split_size_or_sections": lambda v: gs.split(x, v),
+    "unflatten: sizes": lambda v: gs.unflatten(x, 1, v),
+    "broadcast_to: size": lambda v: gs.broadcast_to(x, v),
+    "sum_to: shape": lambda v: gs.sum_to(x, v),
+    "layer_norm: normalized_shape": lambda v: F.layer_norm(x, v),
+    "rms_norm: normalized_shape": lambda v: F.rms_norm(x, v),
 }
 
 
@@ -225,6 +271,27 @@ def test_no_integer(name, bad):
         return
     with pytest.raises(TypeError, match=rf"^{name} must be an integer, got {type(bad).__name__} "):
         INTEGERS[name](bad)
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("bad", ["a", ["a"], [1.5, 1.5], 1j, object(), None, 2.5], ids=repr)
+def test_no_integers(name, bad):
+    with pytest.raises(TypeError, match=rf"^{name} must be integers, got {type(bad).__name__} "):
+        LISTS[name](bad)
+
+
+def test_numpys_numbers_are_numbers():
+    two, half = np.int64(2), np.float32(0.5)
+    assert gs.narrow(x, 0, two - 1, np.int32(1)).shape == (1, 3)
+    assert len(gs.chunk(x, two)) == len(gs.split(x, np.int64(1))) == 2
+    assert F.pad(x, (two, two)).shape == (2, 7)
+    assert F.pad(gs.arange(2), (0, 1), value=np.float64(3)).tolist() == [0, 1, 3]
+    assert F.layer_norm(x, np.int64(3)).shape == gs.broadcast_to(x, [two, 3]).shape == (2, 3)
+    assert gs.add(gs.arange(2), gs.arange(2), alpha=two).tolist() == [0, 3]
+    assert gs.index_add(gs.ones(2), 0, gs.tensor([1]), gs.ones(1), alpha=two).tolist() == [1, 3]
+    assert gs.addcmul(x, x, x, value=half).tolist() == [[1.5] * 3] * 2
+    assert gs.addmm(gs.ones(3), x, gs.ones(3, 3), alpha=two, beta=half).tolist() == [[6.5] * 3] * 2
+    assert gs.var(gs.tensor([1.0, 3.0]), correction=np.int64(0)).item() == 1.0
 
 
 def test_numbers_that_do_not_fit():

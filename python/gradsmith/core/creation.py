@@ -258,6 +258,9 @@ def full_like(
     return _filled("full_like", shape, fill_value, dtype, device, requires_grad)
 
 
+_INTEGERS = (int, np.integer)
+
+
 def _numbers(op: str, **arguments: Any) -> None:
     """TypeError for the first argument that is no number."""
     for name, value in arguments.items():
@@ -285,11 +288,8 @@ def arange(
     if end is None:
         start, end = 0, start
     if dtype is None:
-        dtype = (
-            np.int64
-            if all(isinstance(v, (int, np.integer)) for v in (start, end, step))
-            else np.float32
-        )
+        whole = isinstance(start, _INTEGERS) and isinstance(end, _INTEGERS)
+        dtype = np.int64 if whole and isinstance(step, _INTEGERS) else np.float32
     if step == 0:
         raise ValueError("arange: step must not be 0")
     try:
@@ -322,9 +322,15 @@ def linspace(
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     check_device(device, "linspace")
-    _numbers("linspace", start=start, end=end)
     steps = _count("linspace", "steps", steps)
-    a = np.linspace(start, end, steps).astype(resolve_dtype(dtype, "linspace"))
+    try:
+        a = np.linspace(start, end, steps)
+    except (TypeError, ValueError):
+        _numbers("linspace", start=start, end=end)
+        raise
+    if a.dtype.kind != "f" or a.ndim != 1:
+        _numbers("linspace", start=start, end=end)
+    a = a.astype(resolve_dtype(dtype, "linspace"))
     return _finish(a, requires_grad)
 
 

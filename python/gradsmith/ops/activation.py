@@ -8,7 +8,7 @@ from .. import _cpu
 from ..core.autograd import Node, apply, apply_, is_grad_enabled
 from ..core.random import next_counter
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import not_tensors, number
+from ._arguments import integer, not_tensors, number
 
 __all__ = [
     "celu",
@@ -393,6 +393,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
         input = as_tensor(input, op="glu")
     data = input.data
     ndim = data.ndim
+    if type(dim) is not int:
+        dim = integer("glu", "dim", dim)
     if not -ndim <= dim < ndim:
         raise IndexError(f"glu: dim {dim} is out of range for an input of shape {input.shape}")
     n = data.shape[dim]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import integer, number
 from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
@@ -252,6 +253,8 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     [11.0, 12.0]
     """
     if alpha != 1:
+        if not isinstance(alpha, (Tensor, int, float)):
+            number("add", "alpha", alpha)
         return add(input, mul(other, alpha))
     if isinstance(input, Tensor):
         k = input._k
@@ -270,6 +273,8 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     [0.0, 1.0]
     """
     if alpha != 1:
+        if not isinstance(alpha, (Tensor, int, float)):
+            number("sub", "alpha", alpha)
         return sub(input, mul(other, alpha))
     if isinstance(input, Tensor):
         k = input._k
@@ -551,6 +556,7 @@ def round(input: Any, *, decimals: int = 0) -> Tensor:
     """
     if decimals == 0:
         return _nearest(input)
+    decimals = integer("round", "decimals", decimals)
     scale = 10.0 ** builtins.abs(decimals)
     if decimals > 0:
         return div(_nearest(mul(input, scale)), scale)
@@ -651,8 +657,13 @@ def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
     [1.0, 0.0]
     """
     m = _input(mask, "masked_fill")
-    out = where(m, value, input)
-    if out.data.shape != input.data.shape:
+    try:
+        out = where(m, value, input)
+        fits = out.data.shape == input.data.shape
+    except (AttributeError, TypeError, ValueError):
+        _input(input, "masked_fill"), _operand(value, "masked_fill")
+        raise
+    if not fits:
         raise ValueError(
             f"masked_fill: mask of shape {m.shape} does not broadcast to the input's shape {input.shape}"
         )
@@ -703,7 +714,8 @@ def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     """
     a, b, c = _input(input, "addcmul"), _input(tensor1, "addcmul"), _input(tensor2, "addcmul")
     k = a._k
-    out = k.addcmul(a.data, b.data, c.data, float(value))
+    scale = 1.0 if value == 1 else number("addcmul", "value", value)
+    out = k.addcmul(a.data, b.data, c.data, scale)
     return apply(AddcmulBackward, k, out, (a, b, c), (b, c), shape=a.data.shape, value=value)
 
 
@@ -735,7 +747,8 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     """
     a, b, c = _input(input, "addcdiv"), _input(tensor1, "addcdiv"), _input(tensor2, "addcdiv")
     k = a._k
-    out = k.addcdiv(a.data, b.data, c.data, float(value))
+    scale = 1.0 if value == 1 else number("addcdiv", "value", value)
+    out = k.addcdiv(a.data, b.data, c.data, scale)
     return apply(AddcdivBackward, k, out, (a, b, c), (b, c), shape=a.data.shape, value=value)
 
 

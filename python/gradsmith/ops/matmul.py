@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import not_tensors
+from ._arguments import not_tensors, number
 
 __all__ = ["addmm", "bilinear", "bmm", "dot", "linear", "matmul", "mm", "mv", "outer"]
 
@@ -238,6 +238,8 @@ def addmm(
     """
     if not isinstance(input, Tensor):
         raise not_tensors("addmm", None, input=input)
+    if type(alpha) is not float or type(beta) is not float:
+        alpha, beta = number("addmm", "alpha", alpha), number("addmm", "beta", beta)
     if not (isinstance(mat1, Tensor) and mat1.data.ndim == 2):
         _dims("addmm", "mat1", mat1, 2, "(m, k)")
     if not (isinstance(mat2, Tensor) and mat2.data.ndim == 2):
@@ -252,12 +254,12 @@ def addmm(
                 f"addmm: input has shape {input.shape}; it must broadcast to ({m}, {n})"
             ) from None
     if beta == 0:
-        out = k.matmul(left, right, alpha=float(alpha))
+        out = k.matmul(left, right, alpha=alpha)
     elif beta == 1 and input.data.shape == (n,):
-        out = k.matmul(left, right, input.data, alpha=float(alpha))
+        out = k.matmul(left, right, input.data, alpha=alpha)
     elif beta == 1 and left.dtype is wide.dtype:
         out = k.copy(wide)
-        k.matmul_out(out, left, right, None, False, False, 0, float(alpha), True)
+        k.matmul_out(out, left, right, None, False, False, 0, alpha, True)
     else:
         # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
         # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
@@ -266,7 +268,7 @@ def addmm(
             np.full((1, 1), beta, left.dtype),
             exact=True,
         ).reshape(m, n)
-        k.matmul_out(out, left, right, alpha=float(alpha), accumulate=True)
+        k.matmul_out(out, left, right, alpha=alpha, accumulate=True)
     return apply(
         AddmmBackward, k, out, (input, mat1, mat2), (input, mat1, mat2), alpha=alpha, beta=beta
     )

@@ -13,6 +13,7 @@ import numpy as np
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, resolve_dtype, wrap
 from . import elementwise as _ew
+from ._arguments import integers, number
 
 __all__ = [
     "all", "amax", "amin", "any", "argmax", "argmin", "count_nonzero", "cumsum", "logsumexp", "max", "mean",
@@ -372,7 +373,7 @@ def _correction(op: str, dim: Any, correction: Any, unbiased: bool | None) -> fl
             f"{op}: dim is {dim}; an axis is needed. For the divisor pass unbiased={dim}"
         )
     if unbiased is None:
-        return float(correction)
+        return 1.0 if correction == 1 else number(op, "correction", correction)
     if correction != 1:
         raise ValueError(f"{op}: give correction or unbiased, not both")
     return 1.0 if unbiased else 0.0
@@ -512,7 +513,8 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
     elif p == 1:
         out = _named("norm", k.sum_abs, x.data, dim, keepdim)
     else:
-        powers = _named("norm", k.pow, k.abs(x.data), float(p))
+        p = number("norm", "p", p)
+        powers = _named("norm", k.pow, k.abs(x.data), p)
         out = k.pow(_named("norm", k.sum, powers, dim, keepdim), 1.0 / p)
     if not x._rg:
         return wrap(out, k)
@@ -646,7 +648,9 @@ def sum_to(input: Any, shape: tuple) -> Tensor:
     [4.0, 4.0, 4.0]
     """
     x = _input(input, "sum_to")
-    out = x._k.sum_to(x.data, tuple(shape))
+    if type(shape) is not tuple:
+        shape = integers("sum_to", "shape", shape)
+    out = x._k.sum_to(x.data, shape)
     if out is x.data:
         return x
     return apply(SumToBackward, x._k, out, (x,), shape=x.data.shape)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core import recording
+from ..core.arguments import integer, integers, number
 from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
@@ -178,7 +179,11 @@ def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Tensor:
     d = _axis(dim, x.data.ndim, "unflatten")
     shape = x.data.shape
     size = shape[d]
-    parts = [int(s) for s in sizes]
+    try:
+        parts = [_integer(s) for s in sizes]
+    except TypeError:
+        integers("unflatten", "sizes", sizes)
+        raise
     if parts.count(-1) == 1:
         known = 1
         for s in parts:
@@ -347,7 +352,11 @@ def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
     >>> gs.broadcast_to(gs.zeros(3), (2, 3)).shape
     (2, 3)
     """
-    return expand(input, *size)
+    try:
+        return expand(input, *size)
+    except TypeError:
+        _input(input, "broadcast_to"), integers("broadcast_to", "size", size)
+        raise
 
 
 class FlipBackward(Node):
@@ -398,6 +407,8 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
     """
     x = _input(input, "diagonal")
     n = x.data.ndim
+    if type(offset) is not int:
+        offset = integer("diagonal", "offset", offset)
     args = (offset, _axis(dim1, n, "diagonal"), _axis(dim2, n, "diagonal"))
     if n < 2 or args[1] == args[2]:
         raise ValueError(f"diagonal: two different axes are needed, input has shape {x.data.shape}")
@@ -745,11 +756,16 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
     x = _input(input, "narrow")
     d = _axis(dim, x.data.ndim, "narrow")
     size = x.data.shape[d]
-    begin = start + size if start < 0 else start
-    if begin < 0 or length < 0 or begin + length > size:
-        raise IndexError(f"narrow: {length} slices from {start} exceed axis {d} of size {size}")
-    parts = (*(_ALL,) * d, slice(begin, begin + length))
-    return apply_view(SliceBackward, x, x.data[parts], shape=x.data.shape, index=parts)
+    try:
+        begin = start + size if start < 0 else start
+        if begin < 0 or length < 0 or begin + length > size:
+            raise IndexError(f"narrow: {length} slices from {start} exceed axis {d} of size {size}")
+        parts = (*(_ALL,) * d, slice(begin, begin + length))
+        view = x.data[parts]
+    except (IndexError, TypeError):
+        integer("narrow", "start", start), integer("narrow", "length", length)
+        raise
+    return apply_view(SliceBackward, x, view, shape=x.data.shape, index=parts)
 
 
 class SplitBackward(Node):
@@ -806,7 +822,11 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple:
             raise ValueError(f"split: split_size must be at least 1, got {step}")
         sizes = [min(step, size - i) for i in range(0, size, step)] or [0]
     else:
-        sizes = [int(s) for s in split_size_or_sections]
+        try:
+            sizes = [_integer(s) for s in split_size_or_sections]
+        except TypeError:
+            integers("split", "split_size_or_sections", split_size_or_sections)
+            raise
         if sum(sizes) != size or min(sizes, default=0) < 0:
             raise ValueError(
                 f"split: sections {sizes} do not add up to {size}, the size of axis {d}"
@@ -822,6 +842,8 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple:
     [(3,), (2,)]
     """
     x = _input(input, "chunk")
+    if type(chunks) is not int:
+        chunks = integer("chunk", "chunks", chunks)
     if chunks < 1:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     d = _axis(dim, x.data.ndim, "chunk")
@@ -1041,6 +1063,8 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Tenso
                 f"shape {x.data.shape}; got {counts.tolist()}"
             )
         return index_select(x, d, wrap(np.repeat(np.arange(slices), counts), x._k))
+    if type(repeats) is not int:
+        repeats = integer("repeat_interleave", "repeats", repeats)
     if repeats < 0:
         raise ValueError(f"repeat_interleave: repeats must not be negative, got {repeats}")
     shape = x.data.shape
@@ -1135,12 +1159,16 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     [0.0, 1.0, 2.0, 0.0, 0.0]
     """
     x = _input(input, "pad")
-    widths = tuple([int(p) for p in pad])
+    try:
+        widths = tuple([_integer(p) for p in pad])
+    except TypeError:
+        integers("pad", "pad", pad)
+        raise
     n = x.data.ndim
     shape = x.data.shape
     k = x._k
     if mode == "constant":
-        if x.data.dtype.kind != "f" and value == int(value):
+        if x.data.dtype.kind != "f" and number("pad", "value", value).is_integer():
             value = int(value)
         return apply(PadBackward, k, k.pad(x.data, widths, value), (x,), widths=widths)
     if len(widths) % 2 or len(widths) // 2 > n:
@@ -1397,8 +1425,12 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1
     i = _index_array(index, "index_add").reshape(-1)
     d = _axis(dim, x.data.ndim, "index_add")
     k = x._k
+    added = s.data
+    if alpha != 1:
+        number("index_add", "alpha", alpha)
+        added = k.mul(added, alpha)
     out = k.copy(x.data)
-    k.take_add_(out, i, d, s.data if alpha == 1 else k.mul(s.data, alpha))
+    k.take_add_(out, i, d, added)
     return apply(IndexAddBackward, k, out, (x, s), (i,), dim=d, alpha=alpha)
 
 
@@ -1422,6 +1454,8 @@ def tril(input: Any, diagonal: int = 0) -> Tensor:
     [[1.0, 0.0], [1.0, 1.0]]
     """
     x = _input(input, "tril")
+    if type(diagonal) is not int:
+        diagonal = integer("tril", "diagonal", diagonal)
     out = x._k.triangle(x.data, diagonal, False)
     return apply(TriangleBackward, x._k, out, (x,), diagonal=diagonal, upper=False)
 
@@ -1434,6 +1468,8 @@ def triu(input: Any, diagonal: int = 0) -> Tensor:
     [[1.0, 1.0], [0.0, 1.0]]
     """
     x = _input(input, "triu")
+    if type(diagonal) is not int:
+        diagonal = integer("triu", "diagonal", diagonal)
     out = x._k.triangle(x.data, diagonal, True)
     return apply(TriangleBackward, x._k, out, (x,), diagonal=diagonal, upper=True)
 
