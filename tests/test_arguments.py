@@ -106,7 +106,7 @@ def test_sizes_beyond_memory():
 
 @pytest.mark.parametrize("bad", [None, "a", object(), {}])
 @pytest.mark.parametrize(
-    "op", ["relu", "leaky_relu", "gelu", "glu", "rrelu", "softmax", "log_softmax", "dropout",
+    "op", ["relu", "relu_", "relu6", "elu", "celu", "selu", "leaky_relu", "gelu", "glu", "rrelu", "softmax", "log_softmax", "dropout",
            "dropout2d", "alpha_dropout", "cross_entropy", "normalize", "matmul"],
 )  # fmt: skip
 def test_an_input_that_is_no_tensor_is_named_with_its_op(op, bad):
