@@ -295,6 +295,10 @@ def test_numpys_numbers_are_numbers():
 
 
 def test_numbers_that_do_not_fit():
+    with pytest.raises(
+        ValueError, match=r"^masked_select: mask of shape \(5,\) does not broadcast"
+    ):
+        gs.masked_select(x, gs.ones(5) > 0)
     with pytest.raises(ValueError, match="^full_like: cannot convert float NaN"):
         gs.full_like(gs.arange(2), float("nan"))
     with pytest.raises(ValueError, match="^constant_: cannot convert"):

@@ -268,6 +268,8 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     """input - alpha * other, broadcast.
 
+    Errors as in `add`.
+
     >>> import gradsmith as gs
     >>> gs.sub(gs.tensor([1.0, 2.0]), 1).tolist()
     [0.0, 1.0]
@@ -288,6 +290,8 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 def mul(input: Any, other: Any) -> Tensor:
     """input * other, broadcast.
 
+    Errors as in `add`.
+
     >>> import gradsmith as gs
     >>> gs.mul(gs.tensor([1.0, 2.0]), 3).tolist()
     [3.0, 6.0]
@@ -303,6 +307,8 @@ def mul(input: Any, other: Any) -> Tensor:
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other of float tensors, broadcast; rounding_mode None, "floor" or "trunc".
+
+    Errors as in `add`; TypeError for integers, ValueError for another rounding_mode.
 
     >>> import gradsmith as gs
     >>> gs.div(gs.tensor([1.0, 2.0]), 4).tolist()
@@ -325,6 +331,7 @@ def maximum(input: Any, other: Any) -> Tensor:
     """The larger of input and other, broadcast; NaN where either is NaN.
 
     Where both are equal each operand gets half of the gradient.
+    Errors as in `add`.
 
     >>> import gradsmith as gs
     >>> gs.maximum(gs.tensor([1.0, 5.0]), 3).tolist()
@@ -335,6 +342,8 @@ def maximum(input: Any, other: Any) -> Tensor:
 
 def minimum(input: Any, other: Any) -> Tensor:
     """The smaller of input and other, broadcast; NaN where either is NaN.
+
+    Errors as in `add`.
 
     >>> import gradsmith as gs
     >>> gs.minimum(gs.tensor([1.0, 5.0]), 3).tolist()
@@ -352,6 +361,8 @@ def _check_zero(op: str, input: Any, other: Any) -> None:
 def remainder(input: Any, other: Any) -> Tensor:
     """input - floor(input / other) * other: the remainder with the sign of other. Integers by 0 give 0.
 
+    Errors as in `add`.
+
     >>> import gradsmith as gs
     >>> gs.remainder(gs.tensor([-1.0, 5.0]), 3).tolist()
     [2.0, 2.0]
@@ -363,6 +374,8 @@ def remainder(input: Any, other: Any) -> Tensor:
 def floor_divide(input: Any, other: Any) -> Tensor:
     """floor(input / other). Integer tensors divided by an element 0 give 0 there.
 
+    Errors as in `add`.
+
     >>> import gradsmith as gs
     >>> gs.floor_divide(gs.tensor([-1.0, 5.0]), 3).tolist()
     [-1.0, 1.0]
@@ -373,6 +386,8 @@ def floor_divide(input: Any, other: Any) -> Tensor:
 
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent, broadcast; NaN for a negative base with a fractional exponent.
+
+    Errors as in `add`; TypeError for integers.
 
     >>> import gradsmith as gs
     >>> gs.pow(gs.tensor([2.0, 3.0]), 2).tolist()
@@ -549,6 +564,7 @@ def round(input: Any, *, decimals: int = 0) -> Tensor:
     """The nearest integer, halves to even, of each element, or the nearest multiple of 10^-decimals.
 
     input: any shape, float32 or float64.
+    TypeError when decimals is no integer.
 
     >>> import gradsmith as gs
     >>> gs.round(gs.tensor([2.5])).tolist()
@@ -626,6 +642,8 @@ class WhereBackward(Node):
 def where(condition: Any, input: Any, other: Any) -> Tensor:
     """input where condition is true, else other; all three broadcast. condition: bool.
 
+    TypeError unless condition is bool, ValueError when the shapes do not broadcast.
+
     >>> import gradsmith as gs
     >>> x = gs.tensor([-1.0, 2.0])
     >>> gs.where(x > 0, x, 0.0).tolist()
@@ -650,6 +668,8 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
 
 def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
     """input with `value` where mask is true; mask broadcasts to the shape of input.
+
+    TypeError unless mask is bool, ValueError when it does not broadcast to that shape.
 
     >>> import gradsmith as gs
     >>> x = gs.tensor([1.0, 2.0])
@@ -708,6 +728,8 @@ def lerp(input: Any, end: Any, weight: Any) -> Tensor:
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
     """input + value * tensor1 * tensor2, broadcast.
 
+    Errors as in `add`; TypeError when value is no number.
+
     >>> import gradsmith as gs
     >>> gs.addcmul(gs.tensor([1.0]), gs.tensor([2.0]), gs.tensor([3.0])).tolist()
     [7.0]
@@ -740,6 +762,8 @@ class AddcmulBackward(Node):
 
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
     """input + value * tensor1 / tensor2, broadcast.
+
+    Errors as in `add`; TypeError for integers or a value that is no number.
 
     >>> import gradsmith as gs
     >>> gs.addcdiv(gs.tensor([1.0]), gs.tensor([6.0]), gs.tensor([3.0])).tolist()
@@ -817,6 +841,8 @@ isinf = _test("isinf", "infinite")
 def logical_and(input: Any, other: Any) -> Tensor:
     """Both of two bool tensors, broadcast.
 
+    TypeError unless both are bool.
+
     >>> import gradsmith as gs
     >>> gs.logical_and(gs.tensor([True, False]), True).tolist()
     [True, False]
@@ -827,6 +853,8 @@ def logical_and(input: Any, other: Any) -> Tensor:
 def logical_or(input: Any, other: Any) -> Tensor:
     """Either of two bool tensors, broadcast.
 
+    TypeError unless both are bool.
+
     >>> import gradsmith as gs
     >>> gs.logical_or(gs.tensor([True, False]), False).tolist()
     [True, False]
@@ -836,6 +864,8 @@ def logical_or(input: Any, other: Any) -> Tensor:
 
 def logical_xor(input: Any, other: Any) -> Tensor:
     """One, but not both, of two bool tensors, broadcast.
+
+    TypeError unless both are bool.
 
     >>> import gradsmith as gs
     >>> gs.logical_xor(gs.tensor([True, False]), True).tolist()

@@ -119,6 +119,8 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """Products of stacks of matrices: (b, m, k) times (b, k, n), the batches equal, not broadcast.
 
+    ValueError for shapes that do not fit, TypeError for dtypes that differ.
+
     >>> import gradsmith as gs
     >>> gs.bmm(gs.ones(5, 2, 3), gs.ones(5, 3, 4)).shape
     (5, 2, 4)
@@ -135,6 +137,8 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """Matrix times vector: (m, k) times (k,).
 
+    ValueError for shapes that do not fit.
+
     >>> import gradsmith as gs
     >>> gs.mv(gs.ones(2, 3), gs.ones(3)).tolist()
     [3.0, 3.0]
@@ -147,6 +151,8 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """Sum of products of two vectors of one length.
 
+    ValueError for other shapes or lengths that differ.
+
     >>> import gradsmith as gs
     >>> gs.dot(gs.tensor([1.0, 2.0]), gs.tensor([3.0, 4.0])).item()
     11.0
@@ -158,6 +164,8 @@ def dot(input: Tensor, tensor: Tensor) -> Tensor:
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """Outer product: c[i, j] = input[i] * vec2[j]; (n,) and (m,) give (n, m).
+
+    ValueError unless both are vectors.
 
     >>> import gradsmith as gs
     >>> gs.outer(gs.tensor([1.0, 2.0]), gs.tensor([3.0, 4.0])).tolist()
@@ -231,6 +239,8 @@ def addmm(
     input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1.0, alpha: float = 1.0
 ) -> Tensor:
     """beta * input + alpha * (mat1 @ mat2); mat1 (m, k), mat2 (k, n), input broadcasts to (m, n).
+
+    ValueError for shapes that do not fit, TypeError for dtypes that differ or a beta or alpha that is no number.
 
     >>> import gradsmith as gs
     >>> gs.addmm(gs.ones(2), gs.ones(2, 3), gs.ones(3, 2)).tolist()

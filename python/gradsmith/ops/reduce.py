@@ -114,6 +114,7 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = Non
     """Sum over the axes `dim`; integers and bools give int64; 0 for no elements.
 
     Order is fixed by the shape; error at most eps (4 + log2 n) sum |x|. dtype: converted to that first.
+    IndexError for a dim that input lacks, ValueError for one that occurs twice.
 
     >>> import gradsmith as gs
     >>> gs.sum(gs.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=0).tolist()
@@ -134,6 +135,8 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = Non
 
 def mean(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Mean over the axes `dim` of a float tensor; NaN for no elements. dtype: converted to that first.
+
+    Raises TypeError for integers, IndexError and ValueError as `sum` does.
 
     >>> import gradsmith as gs
     >>> gs.mean(gs.tensor([1.0, 3.0])).item()
@@ -174,6 +177,8 @@ class ProdBackward(_Reduce):
 
 def prod(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Product over the axes `dim`; integers and bools give int64; 1 for no elements. dtype: converted to that first.
+
+    Errors as in `sum`.
 
     >>> import gradsmith as gs
     >>> gs.prod(gs.tensor([2.0, 3.0])).item()
@@ -414,6 +419,7 @@ def var(
     """Variance sum (x - mean)^2 / (n - correction) over the axes `dim`, in two passes.
 
     unbiased: True for correction 1, False for 0.
+    TypeError for integers or a correction that is no number, ValueError for both correction and unbiased.
 
     >>> import gradsmith as gs
     >>> gs.var(gs.tensor([1.0, 2.0, 3.0])).item()
@@ -489,6 +495,8 @@ class NormBackward(_Reduce):
 def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Vector norm (sum |x|^p)^(1/p) over the axes `dim`; p a number, "fro", inf or -inf.
 
+    TypeError for integers or a p that is no number, ValueError for another word.
+
     >>> import gradsmith as gs
     >>> gs.norm(gs.tensor([3.0, 4.0])).item()
     5.0
@@ -548,6 +556,8 @@ class LogSumExpBackward(_Reduce):
 def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) over the axes `dim`, without overflow; -inf for no elements.
 
+    Errors as in `mean`.
+
     >>> import gradsmith as gs
     >>> gs.logsumexp(gs.tensor([1000.0, 1000.0])).item() > 1000
     True
@@ -577,6 +587,8 @@ def _truth(x: Tensor) -> np.ndarray:
 def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Whether some element is not 0, over the axes `dim`.
 
+    Errors as in `sum`.
+
     >>> import gradsmith as gs
     >>> gs.any(gs.tensor([False, True])).item()
     True
@@ -588,6 +600,8 @@ def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
 def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Whether every element is not 0, over the axes `dim`.
 
+    Errors as in `sum`.
+
     >>> import gradsmith as gs
     >>> gs.all(gs.tensor([False, True])).item()
     False
@@ -598,6 +612,8 @@ def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
 
 def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
     """How many elements are not 0 (int64), over the axes `dim`.
+
+    Errors as in `sum`.
 
     >>> import gradsmith as gs
     >>> gs.count_nonzero(gs.tensor([0.0, 2.0, 3.0])).item()
@@ -619,6 +635,8 @@ class CumsumBackward(Node):
 
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """Running sum along one axis, in order; integers and bools give int64. dtype: converted to that first.
+
+    IndexError for a dim that input lacks.
 
     >>> import gradsmith as gs
     >>> gs.cumsum(gs.tensor([1.0, 2.0, 3.0]), 0).tolist()
