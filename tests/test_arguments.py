@@ -106,7 +106,7 @@ def test_sizes_beyond_memory():
 
 @pytest.mark.parametrize("bad", [None, "a", object(), {}])
 @pytest.mark.parametrize(
-    "op", ["relu", "leaky_relu", "gelu", "glu", "rrelu", "softmax", "log_softmax", "dropout",
+    "op", ["relu", "relu_", "relu6", "elu", "celu", "selu", "leaky_relu", "gelu", "glu", "rrelu", "softmax", "log_softmax", "dropout",
            "dropout2d", "alpha_dropout", "cross_entropy", "normalize", "matmul"],
 )  # fmt: skip
 def test_an_input_that_is_no_tensor_is_named_with_its_op(op, bad):
@@ -180,3 +180,153 @@ def test_states_and_hooks_are_passed_by_pytorchs_names():
 def test_none_is_no_number():
     with pytest.raises(TypeError, match="mse_loss: target must be a Tensor, got NoneType"):
         F.mse_loss(gs.tensor(1.0), None)  # was NaN
+
+
+heads = gs.ones(1, 2, 3, 4)
+JUNK = ["a", b"a", [], (1.0, "a"), {}, 1j, object()]
+NUMBERS = {
+    "arange: start": lambda v: gs.arange(v, 3),
+    "arange: end": lambda v: gs.arange(0, v),
+    "arange: step": lambda v: gs.arange(0, 3, v),
+    "linspace: start": lambda v: gs.linspace(v, 1, 3),
+    "linspace: end": lambda v: gs.linspace(0, v, 3),
+    "full: fill_value": lambda v: gs.full((2,), v),
+    "full_like: fill_value": lambda v: gs.full_like(x, v),
+    "uniform_: a": lambda v: nn.init.uniform_(gs.ones(2), v),
+    "uniform_: b": lambda v: nn.init.uniform_(gs.ones(2), 0, v),
+    "normal_: mean": lambda v: nn.init.normal_(gs.ones(2), v),
+    "normal_: std": lambda v: nn.init.normal_(gs.ones(2), 0, v),
+    "trunc_normal_: std": lambda v: nn.init.trunc_normal_(gs.ones(2), 0, v),
+    "constant_: val": lambda v: nn.init.constant_(gs.ones(2), v),
+    "xavier_uniform_: gain": lambda v: nn.init.xavier_uniform_(gs.ones(2, 2), v),
+    "xavier_normal_: gain": lambda v: nn.init.xavier_normal_(gs.ones(2, 2), v),
+    "orthogonal_: gain": lambda v: nn.init.orthogonal_(gs.ones(2, 2), v),
+    "calculate_gain: param": lambda v: nn.init.calculate_gain("leaky_relu", v),
+    "add: alpha": lambda v: gs.add(x, x, alpha=v),
+    "sub: alpha": lambda v: gs.sub(x, x, alpha=v),
+    "addcmul: value": lambda v: gs.addcmul(x, x, x, value=v),
+    "addcdiv: value": lambda v: gs.addcdiv(x, x, x, value=v),
+    "addmm: alpha": lambda v: gs.addmm(x, gs.ones(2, 4), gs.ones(4, 3), alpha=v),
+    "addmm: beta": lambda v: gs.addmm(x, gs.ones(2, 4), gs.ones(4, 3), beta=v),
+    "index_add: alpha": lambda v: gs.index_add(x, 0, gs.tensor([0, 1]), x, alpha=v),
+    "pad: value": lambda v: F.pad(gs.arange(3), (1, 1), value=v),
+    "var: correction": lambda v: gs.var(x, correction=v),
+    "std: correction": lambda v: gs.std(x, correction=v),
+    "var_mean: correction": lambda v: gs.var_mean(x, correction=v),
+    "normalize: p": lambda v: F.normalize(x, v),
+    "avg_pool2d: divisor_override": lambda v: F.avg_pool2d(image, 2, divisor_override=v),
+    "batch_norm: momentum": lambda v: F.batch_norm(x, gs.ones(3), gs.ones(3), momentum=v),
+    "batch_norm: eps": lambda v: F.batch_norm(x, gs.ones(3), gs.ones(3), eps=v),
+    "instance_norm: eps": lambda v: F.instance_norm(gs.ones(1, 4, 3), eps=v),
+    "rms_norm: eps": lambda v: F.rms_norm(x, 3, eps=v),
+    "poisson_nll_loss: eps": lambda v: F.poisson_nll_loss(x, x, eps=v),
+    "scaled_dot_product_attention: dropout_p": lambda v: F.scaled_dot_product_attention(
+        heads, heads, heads, dropout_p=v
+    ),
+    "scaled_dot_product_attention: scale": lambda v: F.scaled_dot_product_attention(
+        heads, heads, heads, scale=v
+    ),
+    "attention_qkv: dropout_p": lambda v: F.attention_qkv(gs.ones(1, 3, 12), 2, dropout_p=v),
+    "attention_qkv: scale": lambda v: F.attention_qkv(gs.ones(1, 3, 12), 2, scale=v),
+}
+INTEGERS = {
+    "linspace: steps": lambda v: gs.linspace(0, 1, v),
+    "eye: n": lambda v: gs.eye(v),
+    "eye: m": lambda v: gs.eye(2, v),
+    "randperm: n": lambda v: gs.randperm(v),
+    "randint: low": lambda v: gs.randint(v, 3, (2,)),
+    "narrow: start": lambda v: gs.narrow(x, 0, v, 1),
+    "narrow: length": lambda v: gs.narrow(x, 0, 0, v),
+    "chunk: chunks": lambda v: gs.chunk(x, v),
+    "diagonal: offset": lambda v: gs.diagonal(x, v),
+    "tril: diagonal": lambda v: gs.tril(x, v),
+    "triu: diagonal": lambda v: gs.triu(x, v),
+    "round: decimals": lambda v: gs.round(x, decimals=v),
+    "glu: dim": lambda v: F.glu(gs.ones(2, 4), v),
+    "cosine_similarity: dim": lambda v: F.cosine_similarity(x, x, v),
+    "nll_loss: ignore_index": lambda v: F.nll_loss(x, gs.tensor([0, 1]), ignore_index=v),
+}
+LISTS = {
+    "pad: pad": lambda v: F.pad(x, v),
+    "split: split_size_or_sections": lambda v: gs.split(x, v),
+    "unflatten: sizes": lambda v: gs.unflatten(x, 1, v),
+    "broadcast_to: size": lambda v: gs.broadcast_to(x, v),
+    "sum_to: shape": lambda v: gs.sum_to(x, v),
+    "layer_norm: normalized_shape": lambda v: F.layer_norm(x, v),
+    "rms_norm: normalized_shape": lambda v: F.rms_norm(x, v),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("bad", JUNK, ids=repr)
+def test_no_number(name, bad):
+    with pytest.raises(TypeError, match=rf"^{name} must be a number, got {type(bad).__name__} "):
+        NUMBERS[name](bad)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("bad", [*JUNK, 2.5, None], ids=repr)
+def test_no_integer(name, bad):
+    if bad is None and name == "eye: m":
+        return
+    with pytest.raises(TypeError, match=rf"^{name} must be an integer, got {type(bad).__name__} "):
+        INTEGERS[name](bad)
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("bad", ["a", ["a"], [1.5, 1.5], 1j, object(), None, 2.5], ids=repr)
+def test_no_integers(name, bad):
+    with pytest.raises(TypeError, match=rf"^{name} must be integers, got {type(bad).__name__} "):
+        LISTS[name](bad)
+
+
+def test_numpys_numbers_are_numbers():
+    two, half = np.int64(2), np.float32(0.5)
+    assert gs.narrow(x, 0, two - 1, np.int32(1)).shape == (1, 3)
+    assert len(gs.chunk(x, two)) == len(gs.split(x, np.int64(1))) == 2
+    assert F.pad(x, (two, two)).shape == (2, 7)
+    assert F.pad(gs.arange(2), (0, 1), value=np.float64(3)).tolist() == [0, 1, 3]
+    assert F.layer_norm(x, np.int64(3)).shape == gs.broadcast_to(x, [two, 3]).shape == (2, 3)
+    assert gs.add(gs.arange(2), gs.arange(2), alpha=two).tolist() == [0, 3]
+    assert gs.index_add(gs.ones(2), 0, gs.tensor([1]), gs.ones(1), alpha=two).tolist() == [1, 3]
+    assert gs.addcmul(x, x, x, value=half).tolist() == [[1.5] * 3] * 2
+    assert gs.addmm(gs.ones(3), x, gs.ones(3, 3), alpha=two, beta=half).tolist() == [[6.5] * 3] * 2
+    assert gs.var(gs.tensor([1.0, 3.0]), correction=np.int64(0)).item() == 1.0
+
+
+def test_numbers_that_do_not_fit():
+    with pytest.raises(
+        ValueError, match=r"^masked_select: mask of shape \(5,\) does not broadcast"
+    ):
+        gs.masked_select(x, gs.ones(5) > 0)
+    with pytest.raises(ValueError, match="^full_like: cannot convert float NaN"):
+        gs.full_like(gs.arange(2), float("nan"))
+    with pytest.raises(ValueError, match="^constant_: cannot convert"):
+        nn.init.constant_(gs.arange(2), float("inf"))
+    with pytest.raises(ValueError, match=r"^arange: from 0 to inf in steps of 1"):
+        gs.arange(0, float("inf"))
+    with pytest.raises(ValueError, match=r"^randint: 0 .. \d+ is not within int64"):
+        gs.randint(0, 2**64, (2,))
+    for draw in (gs.rand, gs.randn):
+        with pytest.raises(TypeError, match=rf"^{draw.__name__}: dtype must be float32 or float64"):
+            draw(2, dtype="int64")
+
+
+@pytest.mark.parametrize("name", ["empty", "zeros", "ones", "full", "rand", "randn"])
+def test_like_names_itself(name):
+    fn, more = getattr(gs, name + "_like"), (1.0,) if name == "full" else ()
+    with pytest.raises(ValueError, match=rf"^{name}_like: device 'cuda' is not available"):
+        fn(x, *more, device="cuda")
+    with pytest.raises(TypeError, match=rf"^{name}_like: .*float16"):
+        fn(x, *more, dtype="float16")
+
+
+@pytest.mark.parametrize("name", ["zeros_", "ones_", "eye_", "uniform_", "normal_", "orthogonal_"])
+def test_initialisers_of_no_tensor(name):
+    with pytest.raises(TypeError, match=rf"^{name}: expected a Tensor or Parameter, got list"):
+        getattr(nn.init, name)([1.0])
+
+
+def test_initialisers_of_empty_weights():
+    for fn in (nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.kaiming_normal_):
+        assert fn(gs.ones(0, 0)).shape == (0, 0)  # no fan to divide by

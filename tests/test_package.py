@@ -63,6 +63,37 @@ def test_public_objects_have_an_example_and_their_methods_a_line(name):
                 assert inspect.getdoc(value), f"{name}.{public}.{key} has no docstring"
 
 
+ROOMS = (
+    "", ".nn", ".nn.functional", ".nn.init", ".nn.utils.rnn", ".optim", ".models", ".interop.safetensors",
+    ".interop.torch",
+)  # fmt: skip
+WITHOUT_EXAMPLE = {
+    "gradsmith.CaptureError",  # an exception
+    "gradsmith.is_grad_enabled",  # compiled; its use stands at set_grad_enabled
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_everything_public_has_an_example(room):
+    module = importlib.import_module("gradsmith" + room)
+    without = set()
+    for name in getattr(module, "__all__", dir(module)):
+        value = getattr(module, name)
+        if name.startswith("_") or not callable(value):
+            continue
+        if not str(getattr(value, "__module__", "")).startswith("gradsmith"):
+            continue  # NumPy's dtypes
+        if ">>>" not in (value.__doc__ or ""):
+            without.add(f"{module.__name__}.{name}")
+    assert without == {n for n in WITHOUT_EXAMPLE if n.rpartition(".")[0] == module.__name__}
+
+
+def test_a_star_brings_every_layer():
+    names = {}
+    exec("from gradsmith.nn import *", names)
+    assert {"Linear", "Conv2d", "LSTM", "Sequential", "Parameter", "functional"} <= set(names)
+
+
 def test_lazy_rooms_and_unknown_names():
     for name in ("optim", "train", "data", "models", "interop", "bench"):
         assert getattr(gs, name).__name__ == f"gradsmith.{name}"

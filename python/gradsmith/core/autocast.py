@@ -93,5 +93,11 @@ class autocast:
 
 
 def is_autocast_enabled() -> bool:
-    """Whether products that this thread starts round their operands to bfloat16, see `autocast`."""
+    """Whether products that this thread starts round their operands to bfloat16, see `autocast`.
+
+    >>> import gradsmith as gs
+    >>> with gs.autocast():
+    ...     gs.is_autocast_enabled()
+    True
+    """
     return bool(_cpu.autocast())

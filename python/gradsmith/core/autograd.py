@@ -87,8 +87,8 @@ class set_grad_enabled(_Switch):
     >>> x = gs.ones(3, requires_grad=True)
     >>> with gs.set_grad_enabled(False):
     ...     y = x * 2
-    >>> y.requires_grad
-    False
+    >>> y.requires_grad, gs.is_grad_enabled()
+    (False, True)
     """
 
     def __init__(self, mode: bool):
@@ -109,14 +109,30 @@ class set_grad_enabled(_Switch):
 
 
 class no_grad(_Switch):
-    """Context manager and decorator under which nothing is recorded."""
+    """Context manager and decorator under which nothing is recorded in this thread: for evaluation and updates.
+
+    >>> import gradsmith as gs
+    >>> x = gs.ones(3, requires_grad=True)
+    >>> with gs.no_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    """
 
     def __init__(self) -> None:
         super().__init__(False)
 
 
 class enable_grad(_Switch):
-    """Context manager and decorator that records again inside `no_grad`."""
+    """Context manager and decorator that records again inside `no_grad`, in this thread.
+
+    >>> import gradsmith as gs
+    >>> x = gs.ones(3, requires_grad=True)
+    >>> with gs.no_grad(), gs.enable_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__(True)
@@ -238,8 +254,12 @@ def grad(
 ) -> tuple:
     """Gradients of the sum of `outputs` with respect to `inputs`, without touching any `.grad`.
 
+    outputs, inputs: a Tensor or several. grad_outputs: a Tensor of the shape of each output that weighs its
+    elements; may be left out for outputs of one element. retain_graph: keep what the graph saved, for another
+    pass. Returns a tuple of one Tensor for each input.
+
     Raises ValueError when an input does not require a gradient or is not part of the graph
-    (unless allow_unused: then None).
+    (unless allow_unused: then None), TypeError for what is no Tensor, RuntimeError without a graph.
 
     >>> import gradsmith as gs
     >>> x = gs.tensor([3.0], requires_grad=True)

@@ -409,7 +409,17 @@ class Tensor(_cpu.TensorBase):
 
 
 class Parameter(Tensor):
-    """A Tensor that a Module owns and an optimizer updates; requires a gradient unless told otherwise."""
+    """A Tensor that a Module owns and an optimizer updates; requires a gradient unless told otherwise.
+
+    data: as in `Tensor`; an array's or Tensor's memory is shared. TypeError: an integer dtype that is to have a
+    gradient.
+
+    >>> import gradsmith as gs
+    >>> layer = gs.nn.Module()
+    >>> layer.scale = gs.nn.Parameter(gs.ones(3))
+    >>> [(name, p.shape) for name, p in layer.named_parameters()]
+    [('scale', (3,))]
+    """
 
     __slots__ = ()
 

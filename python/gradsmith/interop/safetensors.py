@@ -324,6 +324,12 @@ def load(path: str | os.PathLike[str], with_metadata: bool = False) -> Any:
     Raises:
         ValueError: not a safetensors file, truncated or damaged; names the file and the problem.
         OSError: the file cannot be opened or read.
+
+    >>> import gradsmith as gs, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.safetensors")
+    >>> gs.save(gs.nn.Linear(3, 2).state_dict(), path)
+    >>> {name: t.shape for name, t in gs.load(path).items()}
+    {'weight': (2, 3), 'bias': (2,)}
     """
     shown = os.fspath(path)
     try:

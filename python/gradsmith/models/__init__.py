@@ -36,7 +36,12 @@ _MODELS: dict[str, Callable[..., Module]] = {
 
 
 def names() -> list[str]:
-    """What ``get`` knows."""
+    """What ``get`` knows.
+
+    >>> import gradsmith as gs
+    >>> gs.models.names()
+    ['gpt', 'lenet', 'mlp', 'resnet18']
+    """
     return sorted(_MODELS)
 
 
@@ -46,8 +51,8 @@ def get(name: str, *args: Any, **kwargs: Any) -> Module:
     Raises ValueError for an unknown name.
 
     >>> import gradsmith as gs
-    >>> gs.models.names()
-    ['gpt', 'lenet', 'mlp', 'resnet18']
+    >>> gs.models.get("mlp", 4, 8, 3)[2].out_features
+    3
     """
     if name not in _MODELS:
         raise ValueError(f"models: {name!r} is unknown; there are: {', '.join(names())}.")
@@ -59,8 +64,15 @@ def load(path: str | os.PathLike[str]) -> Module:
 
     ``path``: the run's folder, its ``model.safetensors`` or its ``last.safetensors``. The model has
     an attribute ``config`` with ``mean`` and ``std`` (its inputs are ``(x - mean) / std`` per
-    channel) and ``classes``. Raises ValueError for other files; for weights alone use
+    channel) and ``classes``. Raises ValueError for other files, OSError for none; for weights alone use
     ``model.load_state_dict(gs.load(path))``.
+
+    >>> import gradsmith as gs, os, tempfile  # the file of a run, in short
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> config = {"model": "mlp", "arguments": [[4, 8, 3], {}]}
+    >>> gs.save({"model": gs.models.mlp(4, 8, 3).state_dict(), "config": config}, path)
+    >>> gs.models.load(path)(gs.zeros(5, 4)).shape
+    (5, 3)
     """
     from ..interop.safetensors import load as read
 

@@ -66,7 +66,16 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token and position embeddings, blocks, a norm, logits; see ``gpt``."""
+    """Token and position embeddings, blocks, a norm, logits; see ``gpt``, which checks its arguments.
+
+    Tokens (B, T), integers below vocab_size -> logits (B, T, vocab_size). ValueError for more than `context`
+    positions. ``generate`` continues a text.
+
+    >>> import gradsmith as gs
+    >>> model = gs.models.GPT(50, context=16, width=32, layers=1, heads=4, dropout=0.0, bias=True)
+    >>> model([[1, 2, 3]]).shape
+    (1, 3, 50)
+    """
 
     def __init__(
         self,

@@ -11,7 +11,12 @@ __all__ = ["LeNet", "lenet"]
 
 
 class LeNet(nn.Module):
-    """conv 32 - pool - conv 64 - pool - dense 128 - dense; see ``lenet``."""
+    """conv 32 - pool - conv 64 - pool - dense 128 - dense; see ``lenet``, which checks its arguments.
+
+    >>> import gradsmith as gs
+    >>> gs.models.LeNet(1, 10, image_size=(8, 12), dropout=0.25)(gs.zeros(2, 8, 12, 1)).shape
+    (2, 10)
+    """
 
     def __init__(
         self, in_channels: int, num_classes: int, image_size: tuple[int, int], dropout: float

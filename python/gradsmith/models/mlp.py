@@ -13,8 +13,13 @@ __all__ = ["MLP", "mlp"]
 class MLP(nn.Sequential):
     """Linear layers with ReLU between them; an input with more axes is flattened to (N, features).
 
-    See ``mlp``. The layers are numbered as in ``nn.Sequential``: ``0.weight``, ``2.weight``, ...
-    (every third with dropout).
+    See ``mlp``, which makes the layers. They are numbered as in ``nn.Sequential``: ``0.weight``, ``2.weight``,
+    ... (every third with dropout).
+
+    >>> import gradsmith as gs
+    >>> net = gs.models.MLP(gs.nn.Linear(12, 4), gs.nn.ReLU(), gs.nn.Linear(4, 3))
+    >>> net(gs.zeros(5, 2, 2, 3)).shape
+    (5, 3)
     """
 
     def forward(self, x: Any) -> Any:

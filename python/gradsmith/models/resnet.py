@@ -11,7 +11,16 @@ __all__ = ["BasicBlock", "ResNet", "resnet18"]
 
 
 class BasicBlock(nn.Module):
-    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)); the shortcut is 1x1 where shapes change."""
+    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)); the shortcut is 1x1 where shapes change.
+
+    x (N, H, W, in_channels) -> (N, ceil(H / stride), ceil(W / stride), channels). Errors as in `nn.Conv2d`.
+
+    He, Zhang, Ren & Sun 2016, Deep Residual Learning for Image Recognition.
+
+    >>> import gradsmith as gs
+    >>> gs.models.BasicBlock(4, 8, stride=2)(gs.zeros(2, 6, 6, 4)).shape
+    (2, 3, 3, 8)
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +42,16 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network of basic blocks; see ``resnet18``."""
+    """Residual network of basic blocks; see ``resnet18``.
+
+    blocks: how many blocks each stage has, of 64, 128, 256, ... channels; from the second on, a stage halves
+    height and width.
+
+    >>> import gradsmith as gs
+    >>> net = gs.models.ResNet((1, 1), num_classes=10, in_channels=3, small_images=True)
+    >>> net(gs.zeros(2, 8, 8, 3)).shape, len(net.layer2)
+    ((2, 10), 1)
+    """
 
     def __init__(
         self, blocks: tuple[int, ...], num_classes: int, in_channels: int, small_images: bool
@@ -72,7 +90,12 @@ def resnet18(num_classes: int = 10, in_channels: int = 3, small_images: bool = T
     11,173,962 parameters for 10 classes. Otherwise the ImageNet form, a 7x7 convolution of stride 2
     and a 3x3 max-pool. The names are those of torchvision's resnet18 (``layer1.0.conv1.weight``);
     convolution weights are (out, kh, kw, in) here: ``w.transpose(0, 2, 3, 1)`` of PyTorch's.
+    Sizes that are no positive integers are errors of `nn.Conv2d` and `nn.Linear`.
 
     He, Zhang, Ren & Sun 2016, Deep Residual Learning for Image Recognition.
+
+    >>> import gradsmith as gs
+    >>> sum(p.size for p in gs.models.resnet18().parameters())
+    11173962
     """
     return ResNet((2, 2, 2, 2), num_classes, in_channels, small_images)

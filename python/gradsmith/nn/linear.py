@@ -24,11 +24,12 @@ def _positive(op: str, **sizes: int) -> None:
 
 
 class Linear(Module):
-    """y = x @ weight^T + bias over the last axis.
+    """y = x @ weight^T + bias over the last axis: (..., in_features) -> (..., out_features).
 
     weight: (out_features, in_features), bias: (out_features,), both drawn from U(-b, b) with
     b = 1 / sqrt(in_features) (PyTorch's default); `activation` names the activation that follows and
     chooses the fitting initialiser instead (`nn.init.activation_init_`, zero bias).
+    TypeError, ValueError: sizes that are no integers of at least 1, an unknown activation.
 
     >>> import gradsmith as gs
     >>> gs.nn.Linear(3, 2)(gs.ones(4, 3)).shape
@@ -77,6 +78,7 @@ class Bilinear(Module):
     """y[..., o] = x1[..., i] * weight[o, i, j] * x2[..., j] summed over i, j, + bias[o].
 
     weight: (out_features, in1_features, in2_features), from U(-b, b) with b = 1 / sqrt(in1_features).
+    TypeError, ValueError: sizes that are no integers of at least 1.
 
     >>> import gradsmith as gs
     >>> gs.nn.Bilinear(3, 2, 5)(gs.ones(4, 3), gs.ones(4, 2)).shape

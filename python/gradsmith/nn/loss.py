@@ -41,14 +41,24 @@ class MSELoss(_Loss):
 
 
 class L1Loss(_Loss):
-    """Mean of |input - target|. See `functional.l1_loss`."""
+    """Mean of |input - target|. See `functional.l1_loss`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> nn.L1Loss()(gs.tensor([1.0, 2.0]), gs.tensor([1.0, 4.0])).item()
+    1.0
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.l1_loss(input, target, self.reduction)
 
 
 class SmoothL1Loss(_Loss):
-    """Squared error below beta, absolute error above. See `functional.smooth_l1_loss`."""
+    """Squared error below beta, absolute error above. See `functional.smooth_l1_loss`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> nn.SmoothL1Loss("none")(gs.tensor([0.5, 3.0]), gs.zeros(2)).tolist()
+    [0.125, 2.5]
+    """
 
     def __init__(self, reduction: str = "mean", beta: float = 1.0):
         super().__init__(reduction)
@@ -59,7 +69,12 @@ class SmoothL1Loss(_Loss):
 
 
 class HuberLoss(_Loss):
-    """Squared error below delta, linear above. See `functional.huber_loss`."""
+    """Squared error below delta, linear above. See `functional.huber_loss`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> nn.HuberLoss("none", delta=2.0)(gs.tensor([0.5, 3.0]), gs.zeros(2)).tolist()
+    [0.125, 4.0]
+    """
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0):
         super().__init__(reduction)
@@ -70,7 +85,12 @@ class HuberLoss(_Loss):
 
 
 class BCELoss(_Loss):
-    """Binary cross-entropy of probabilities. See `functional.binary_cross_entropy`."""
+    """Binary cross-entropy of probabilities. See `functional.binary_cross_entropy`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> round(nn.BCELoss()(gs.tensor([0.5]), gs.tensor([1.0])).item(), 4)
+    0.6931
+    """
 
     weight: Tensor | None
 
@@ -83,7 +103,12 @@ class BCELoss(_Loss):
 
 
 class BCEWithLogitsLoss(_Loss):
-    """Binary cross-entropy of logits. See `functional.binary_cross_entropy_with_logits`."""
+    """Binary cross-entropy of logits. See `functional.binary_cross_entropy_with_logits`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> round(nn.BCEWithLogitsLoss()(gs.tensor([0.0]), gs.tensor([1.0])).item(), 4)
+    0.6931
+    """
 
     weight: Tensor | None
     pos_weight: Tensor | None
@@ -105,7 +130,13 @@ class BCEWithLogitsLoss(_Loss):
 
 
 class KLDivLoss(_Loss):
-    """Kullback-Leibler divergence from log-probabilities. See `functional.kl_div`."""
+    """Kullback-Leibler divergence from log-probabilities. See `functional.kl_div`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> p, q = gs.tensor([[0.5, 0.5]]), gs.tensor([[0.25, 0.75]])
+    >>> round(nn.KLDivLoss("batchmean")(q.log(), p).item(), 4)
+    0.1438
+    """
 
     def __init__(self, reduction: str = "mean", log_target: bool = False):
         super().__init__(reduction, ("batchmean",))
@@ -116,7 +147,12 @@ class KLDivLoss(_Loss):
 
 
 class PoissonNLLLoss(_Loss):
-    """Negative log likelihood of Poisson counts. See `functional.poisson_nll_loss`."""
+    """Negative log likelihood of Poisson counts. See `functional.poisson_nll_loss`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> nn.PoissonNLLLoss()(gs.tensor([0.0]), gs.tensor([3.0])).item()
+    1.0
+    """
 
     def __init__(
         self,
@@ -135,7 +171,12 @@ class PoissonNLLLoss(_Loss):
 
 
 class NLLLoss(_Loss):
-    """Negative log likelihood of class indices, the class axis last. See `functional.nll_loss`."""
+    """Negative log likelihood of class indices, the class axis last. See `functional.nll_loss`.
+
+    >>> import gradsmith as gs, gradsmith.nn as nn
+    >>> nn.NLLLoss()(gs.tensor([[-1.0, -3.0], [-2.0, -4.0]]), gs.tensor([0, 1])).item()
+    2.5
+    """
 
     weight: Tensor | None
 

@@ -606,7 +606,8 @@ class _Ordered(Module):
 class Sequential(_Ordered):
     """Modules called one after the other. Takes modules, or one OrderedDict of names to modules.
 
-    Layers are replaced, added and removed as in a list; a replacement keeps the name.
+    Layers are replaced, added and removed as in a list; a replacement keeps the name. TypeError: an item that is no
+    Module. IndexError: a position outside.
 
     >>> import gradsmith.nn as nn
     >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -638,7 +639,15 @@ class Sequential(_Ordered):
 
 
 class ModuleList(_Ordered):
-    """A list of modules that are registered; it has no forward."""
+    """A list of modules that are registered; it has no forward. Items are replaced, added and removed as in a list.
+
+    TypeError: an item that is no Module. IndexError: a position outside.
+
+    >>> import gradsmith.nn as nn
+    >>> layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+    >>> len(layers), [name for name, _ in layers[:2].named_parameters()]
+    (3, ['0.weight', '0.bias', '1.weight', '1.bias'])
+    """
 
     def __init__(self, modules: Iterable[Module] = ()):
         super().__init__()
@@ -651,7 +660,16 @@ class ModuleList(_Ordered):
 
 
 class ModuleDict(Module):
-    """Modules under names; it has no forward."""
+    """Modules under names; it has no forward.
+
+    TypeError: a value that is no Module. ValueError: a name with a dot. KeyError: a name that is not there.
+
+    >>> import gradsmith.nn as nn
+    >>> heads = nn.ModuleDict({"digit": nn.Linear(8, 10)})
+    >>> heads["parity"] = nn.Linear(8, 2)
+    >>> list(heads), heads["parity"].out_features
+    (['digit', 'parity'], 2)
+    """
 
     def __init__(self, modules: Any = None):
         super().__init__()
@@ -698,7 +716,13 @@ class ModuleDict(Module):
 
 
 class ParameterList(Module):
-    """A list of parameters that are registered."""
+    """A list of parameters that are registered; what is no Parameter becomes one. TypeError: no float tensor.
+
+    >>> import gradsmith as gs
+    >>> scales = gs.nn.ParameterList([gs.ones(2), gs.ones(3)])
+    >>> [(name, p.shape) for name, p in scales.named_parameters()]
+    [('0', (2,)), ('1', (3,))]
+    """
 
     def __init__(self, parameters: Iterable[Any] = ()):
         super().__init__()
@@ -720,7 +744,14 @@ class ParameterList(Module):
 
 
 class Identity(Module):
-    """Returns its input. Any constructor arguments are ignored."""
+    """Returns its input. Any constructor arguments are ignored.
+
+    >>> import gradsmith as gs
+    >>> net = gs.nn.Sequential(gs.nn.Linear(4, 3), gs.nn.ReLU())
+    >>> net[1] = gs.nn.Identity()  # takes a layer out
+    >>> net(gs.zeros(2, 4)).shape
+    (2, 3)
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__()
@@ -730,7 +761,14 @@ class Identity(Module):
 
 
 class Flatten(Module):
-    """Merges dimensions start_dim .. end_dim into one: (N, H, W, C) -> (N, H*W*C)."""
+    """Merges dimensions start_dim .. end_dim into one: (N, H, W, C) -> (N, H*W*C).
+
+    When called, IndexError for a dimension that the input lacks, ValueError when end_dim comes before start_dim.
+
+    >>> import gradsmith as gs
+    >>> gs.nn.Flatten()(gs.zeros(2, 4, 4, 3)).shape
+    (2, 48)
+    """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1):
         super().__init__()
@@ -744,7 +782,14 @@ class Flatten(Module):
 
 
 class Unflatten(Module):
-    """Splits dimension `dim` into `unflattened_size`: (N, H*W*C) -> (N, H, W, C)."""
+    """Splits dimension `dim` into `unflattened_size`: (N, H*W*C) -> (N, H, W, C); one size may be -1.
+
+    When called, IndexError for a dimension that the input lacks, ValueError for sizes that do not multiply to its size.
+
+    >>> import gradsmith as gs
+    >>> gs.nn.Unflatten(1, (4, 4, -1))(gs.zeros(2, 48)).shape
+    (2, 4, 4, 3)
+    """
 
     def __init__(self, dim: int, unflattened_size: tuple[int, ...]):
         super().__init__()

@@ -35,7 +35,16 @@ class Row:
 
 
 class Summary:
-    """What `summary` returns; printing it shows the table."""
+    """What `summary` returns; printing it shows the table.
+
+    rows: one a layer, with name, kind (its class), output_shape, parameters, trainable and multiply_adds (of one
+    call); parameters, trainable and multiply_adds of the Summary itself are those of the whole network.
+
+    >>> import gradsmith.nn as nn
+    >>> found = nn.summary(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), (1, 8))
+    >>> [(row.name, row.kind, row.parameters) for row in found.rows], found.multiply_adds
+    ([('0', 'Linear', 36), ('1', 'ReLU', 0)], 32)
+    """
 
     def __init__(self) -> None:
         self.rows: list[Row] = []

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.arguments import integer, integers, number
 from ..core.tensor import Tensor
+
+__all__ = ["integer", "integers", "kernels", "not_tensors", "number"]
 
 
 def kernels(op: str, x: Any, name: str = "input") -> Any:
@@ -14,16 +17,6 @@ def kernels(op: str, x: Any, name: str = "input") -> Any:
         return x._k
     except AttributeError:
         raise not_tensors(op, None, **{name: x}) from None
-
-
-def number(op: str, name: str, value: Any) -> float:
-    """A scalar argument as a float; TypeError when it is none. Ops ask where its type is not float."""
-    if not isinstance(value, (str, bytes)):
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__} {value!r:.40}")
 
 
 def not_tensors(op: str, error: Exception | None, **arguments: Any) -> Exception:

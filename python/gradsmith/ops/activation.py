@@ -8,7 +8,7 @@ from .. import _cpu
 from ..core.autograd import Node, apply, apply_, is_grad_enabled
 from ..core.random import next_counter
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import not_tensors, number
+from ._arguments import integer, not_tensors, number
 
 __all__ = [
     "celu",
@@ -100,16 +100,18 @@ def _large(x: Tensor) -> bool:
     return data.size >= _LARGE and data.dtype.itemsize == 4 and x._rg and is_grad_enabled()
 
 
-def _from_output(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -> Tensor:
-    """An op whose gradient needs its output only."""
+def _from_output(
+    x: Tensor, name: str, args: tuple = (), inplace: bool = False, called: str | None = None
+) -> Tensor:
+    """An op whose gradient needs its output only. called: what errors say where it is not `name`."""
     if not isinstance(x, Tensor):
-        x = as_tensor(x, op=name)
+        x = as_tensor(x, op=called or name)
     op = _CODES[name]
     k = x._k
     if inplace:
         return apply_(
             ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,),
-            save_output=True, name=name, op=op, args=args,
+            save_output=True, name=called or name, op=op, args=args,
         )  # fmt: skip
     if op in _MASKED and _large(x):
         return _save_less(x, op, args)
@@ -117,13 +119,16 @@ def _from_output(x: Tensor, name: str, args: tuple = (), inplace: bool = False) 
     return apply(ActivationBackward, k, y, (x,), (), True, op=op, args=args)
 
 
-def _from_input(x: Tensor, name: str, args: tuple = (), inplace: bool = False) -> Tensor:
+def _from_input(
+    x: Tensor, name: str, args: tuple = (), inplace: bool = False, called: str | None = None
+) -> Tensor:
     """An op whose gradient needs its input: in place only where no gradient is recorded."""
     if not isinstance(x, Tensor):
-        x = as_tensor(x, op=name)
+        x = as_tensor(x, op=called or name)
     op = _CODES[name]
     k = x._k
     if inplace:
+        name = called or name
         if x._rg and is_grad_enabled():
             raise RuntimeError(
                 f"{name}: inplace=True would overwrite the input that the gradient needs. "
@@ -184,7 +189,7 @@ def relu_(input: Tensor) -> Tensor:
     >>> gs.relu_(gs.tensor([-1.0, 2.0])).tolist()
     [0.0, 2.0]
     """
-    return _from_output(input, "relu", (), True)
+    return _from_output(input, "relu", (), True, "relu_")
 
 
 def hardtanh(
@@ -214,7 +219,7 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     >>> gs.relu6(gs.tensor([-1.0, 2.0, 9.0])).tolist()
     [0.0, 2.0, 6.0]
     """
-    return _from_output(input, "hardtanh", (0.0, 6.0), inplace)
+    return _from_output(input, "hardtanh", (0.0, 6.0), inplace, "relu6")
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -242,7 +247,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         alpha = number("elu", "alpha", alpha)
     if alpha >= 0:
         return _from_output(input, "elu", (alpha, 1.0, 1.0), inplace)
-    return _from_input(input, "elu_input", (alpha, 1.0, 1.0), inplace)
+    return _from_input(input, "elu_input", (alpha, 1.0, 1.0), inplace, "elu")
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -255,7 +260,9 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
     >>> round(gs.selu(gs.tensor([1.0])).item(), 4)
     1.0507
     """
-    return _from_output(input, "elu", (_SELU_ALPHA * _SELU_SCALE, _SELU_SCALE, 1.0), inplace)
+    return _from_output(
+        input, "elu", (_SELU_ALPHA * _SELU_SCALE, _SELU_SCALE, 1.0), inplace, "selu"
+    )
 
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
@@ -271,7 +278,7 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         alpha = number("celu", "alpha", alpha)
     if alpha == 0:
         raise ValueError("celu: alpha must not be 0")
-    return _from_output(input, "elu", (alpha, 1.0, 1.0 / alpha), inplace)
+    return _from_output(input, "elu", (alpha, 1.0, 1.0 / alpha), inplace, "celu")
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -287,7 +294,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
         return _from_input(input, "gelu")
     if approximate == "tanh":
-        return _from_input(input, "gelu_tanh")
+        return _from_input(input, "gelu_tanh", called="gelu")
     raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
 
 
@@ -395,6 +402,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
         input = as_tensor(input, op="glu")
     data = input.data
     ndim = data.ndim
+    if type(dim) is not int:
+        dim = integer("glu", "dim", dim)
     if not -ndim <= dim < ndim:
         raise IndexError(f"glu: dim {dim} is out of range for an input of shape {input.shape}")
     n = data.shape[dim]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import number
 from ..core.autocast import autocast
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.random import next_counter
@@ -57,9 +58,11 @@ class AttentionQkvBackward(Node):
 
 
 def _draw(p: float, op: str) -> tuple:
+    if type(p) is not float:
+        p = number(op, "dropout_p", p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{op}: dropout_p must lie in [0, 1], got {p}")
-    return (float(p), *next_counter()) if p > 0 else _NONE
+    return (p, *next_counter()) if p > 0 else _NONE
 
 
 def _mask_of(mask: Any, like: Tensor) -> Tensor | None:
@@ -157,7 +160,9 @@ def scaled_dot_product_attention(
             a, b, c = (t.reshape(*((1,) * (4 - nd)), *t.shape) for t in (query, key, value))
         out = scaled_dot_product_attention(a, b, c, mask, dropout_p, is_causal, scale, enable_gqa)
         return out.reshape(*lead, *out.shape[-2:])
-    s = float("nan") if scale is None else float(scale)
+    s = float("nan") if scale is None else scale
+    if type(s) is not float:
+        s = number(op, "scale", scale)
     if mask is not None and mask._rg and is_grad_enabled():
         if query.shape[1] != key.shape[1]:
             raise ValueError(
@@ -213,7 +218,9 @@ def attention_qkv(
         )
     draw = _NONE if dropout_p == 0.0 else _draw(dropout_p, op)
     k = qkv._k
-    s = float("nan") if scale is None else float(scale)
+    s = float("nan") if scale is None else scale
+    if type(s) is not float:
+        s = number(op, "scale", scale)
     m = None if mask is None else mask.data
     causal, time_first = bool(is_causal), not batch_first
     train = is_grad_enabled() and qkv._rg

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import integer, number
 from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
@@ -252,6 +253,8 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     [11.0, 12.0]
     """
     if alpha != 1:
+        if not isinstance(alpha, (Tensor, int, float)):
+            number("add", "alpha", alpha)
         return add(input, mul(other, alpha))
     if isinstance(input, Tensor):
         k = input._k
@@ -265,11 +268,15 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     """input - alpha * other, broadcast.
 
+    Errors as in `add`.
+
     >>> import gradsmith as gs
     >>> gs.sub(gs.tensor([1.0, 2.0]), 1).tolist()
     [0.0, 1.0]
     """
     if alpha != 1:
+        if not isinstance(alpha, (Tensor, int, float)):
+            number("sub", "alpha", alpha)
         return sub(input, mul(other, alpha))
     if isinstance(input, Tensor):
         k = input._k
@@ -282,6 +289,8 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 
 def mul(input: Any, other: Any) -> Tensor:
     """input * other, broadcast.
+
+    Errors as in `add`.
 
     >>> import gradsmith as gs
     >>> gs.mul(gs.tensor([1.0, 2.0]), 3).tolist()
@@ -298,6 +307,8 @@ def mul(input: Any, other: Any) -> Tensor:
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other of float tensors, broadcast; rounding_mode None, "floor" or "trunc".
+
+    Errors as in `add`; TypeError for integers, ValueError for another rounding_mode.
 
     >>> import gradsmith as gs
     >>> gs.div(gs.tensor([1.0, 2.0]), 4).tolist()
@@ -320,6 +331,7 @@ def maximum(input: Any, other: Any) -> Tensor:
     """The larger of input and other, broadcast; NaN where either is NaN.
 
     Where both are equal each operand gets half of the gradient.
+    Errors as in `add`.
 
     >>> import gradsmith as gs
     >>> gs.maximum(gs.tensor([1.0, 5.0]), 3).tolist()
@@ -330,6 +342,8 @@ def maximum(input: Any, other: Any) -> Tensor:
 
 def minimum(input: Any, other: Any) -> Tensor:
     """The smaller of input and other, broadcast; NaN where either is NaN.
+
+    Errors as in `add`.
 
     >>> import gradsmith as gs
     >>> gs.minimum(gs.tensor([1.0, 5.0]), 3).tolist()
@@ -347,6 +361,8 @@ def _check_zero(op: str, input: Any, other: Any) -> None:
 def remainder(input: Any, other: Any) -> Tensor:
     """input - floor(input / other) * other: the remainder with the sign of other. Integers by 0 give 0.
 
+    Errors as in `add`.
+
     >>> import gradsmith as gs
     >>> gs.remainder(gs.tensor([-1.0, 5.0]), 3).tolist()
     [2.0, 2.0]
@@ -358,6 +374,8 @@ def remainder(input: Any, other: Any) -> Tensor:
 def floor_divide(input: Any, other: Any) -> Tensor:
     """floor(input / other). Integer tensors divided by an element 0 give 0 there.
 
+    Errors as in `add`.
+
     >>> import gradsmith as gs
     >>> gs.floor_divide(gs.tensor([-1.0, 5.0]), 3).tolist()
     [-1.0, 1.0]
@@ -368,6 +386,8 @@ def floor_divide(input: Any, other: Any) -> Tensor:
 
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent, broadcast; NaN for a negative base with a fractional exponent.
+
+    Errors as in `add`; TypeError for integers.
 
     >>> import gradsmith as gs
     >>> gs.pow(gs.tensor([2.0, 3.0]), 2).tolist()
@@ -544,6 +564,7 @@ def round(input: Any, *, decimals: int = 0) -> Tensor:
     """The nearest integer, halves to even, of each element, or the nearest multiple of 10^-decimals.
 
     input: any shape, float32 or float64.
+    TypeError when decimals is no integer.
 
     >>> import gradsmith as gs
     >>> gs.round(gs.tensor([2.5])).tolist()
@@ -551,6 +572,7 @@ def round(input: Any, *, decimals: int = 0) -> Tensor:
     """
     if decimals == 0:
         return _nearest(input)
+    decimals = integer("round", "decimals", decimals)
     scale = 10.0 ** builtins.abs(decimals)
     if decimals > 0:
         return div(_nearest(mul(input, scale)), scale)
@@ -620,6 +642,8 @@ class WhereBackward(Node):
 def where(condition: Any, input: Any, other: Any) -> Tensor:
     """input where condition is true, else other; all three broadcast. condition: bool.
 
+    TypeError unless condition is bool, ValueError when the shapes do not broadcast.
+
     >>> import gradsmith as gs
     >>> x = gs.tensor([-1.0, 2.0])
     >>> gs.where(x > 0, x, 0.0).tolist()
@@ -645,14 +669,21 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
 def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
     """input with `value` where mask is true; mask broadcasts to the shape of input.
 
+    TypeError unless mask is bool, ValueError when it does not broadcast to that shape.
+
     >>> import gradsmith as gs
     >>> x = gs.tensor([1.0, 2.0])
     >>> gs.masked_fill(x, x > 1, 0.0).tolist()
     [1.0, 0.0]
     """
     m = _input(mask, "masked_fill")
-    out = where(m, value, input)
-    if out.data.shape != input.data.shape:
+    try:
+        out = where(m, value, input)
+        fits = out.data.shape == input.data.shape
+    except (AttributeError, TypeError, ValueError):
+        _input(input, "masked_fill"), _operand(value, "masked_fill")
+        raise
+    if not fits:
         raise ValueError(
             f"masked_fill: mask of shape {m.shape} does not broadcast to the input's shape {input.shape}"
         )
@@ -697,13 +728,16 @@ def lerp(input: Any, end: Any, weight: Any) -> Tensor:
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
     """input + value * tensor1 * tensor2, broadcast.
 
+    Errors as in `add`; TypeError when value is no number.
+
     >>> import gradsmith as gs
     >>> gs.addcmul(gs.tensor([1.0]), gs.tensor([2.0]), gs.tensor([3.0])).tolist()
     [7.0]
     """
     a, b, c = _input(input, "addcmul"), _input(tensor1, "addcmul"), _input(tensor2, "addcmul")
     k = a._k
-    out = k.addcmul(a.data, b.data, c.data, float(value))
+    scale = 1.0 if value == 1 else number("addcmul", "value", value)
+    out = k.addcmul(a.data, b.data, c.data, scale)
     return apply(AddcmulBackward, k, out, (a, b, c), (b, c), shape=a.data.shape, value=value)
 
 
@@ -729,13 +763,16 @@ class AddcmulBackward(Node):
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
     """input + value * tensor1 / tensor2, broadcast.
 
+    Errors as in `add`; TypeError for integers or a value that is no number.
+
     >>> import gradsmith as gs
     >>> gs.addcdiv(gs.tensor([1.0]), gs.tensor([6.0]), gs.tensor([3.0])).tolist()
     [3.0]
     """
     a, b, c = _input(input, "addcdiv"), _input(tensor1, "addcdiv"), _input(tensor2, "addcdiv")
     k = a._k
-    out = k.addcdiv(a.data, b.data, c.data, float(value))
+    scale = 1.0 if value == 1 else number("addcdiv", "value", value)
+    out = k.addcdiv(a.data, b.data, c.data, scale)
     return apply(AddcdivBackward, k, out, (a, b, c), (b, c), shape=a.data.shape, value=value)
 
 
@@ -804,6 +841,8 @@ isinf = _test("isinf", "infinite")
 def logical_and(input: Any, other: Any) -> Tensor:
     """Both of two bool tensors, broadcast.
 
+    TypeError unless both are bool.
+
     >>> import gradsmith as gs
     >>> gs.logical_and(gs.tensor([True, False]), True).tolist()
     [True, False]
@@ -814,6 +853,8 @@ def logical_and(input: Any, other: Any) -> Tensor:
 def logical_or(input: Any, other: Any) -> Tensor:
     """Either of two bool tensors, broadcast.
 
+    TypeError unless both are bool.
+
     >>> import gradsmith as gs
     >>> gs.logical_or(gs.tensor([True, False]), False).tolist()
     [True, False]
@@ -823,6 +864,8 @@ def logical_or(input: Any, other: Any) -> Tensor:
 
 def logical_xor(input: Any, other: Any) -> Tensor:
     """One, but not both, of two bool tensors, broadcast.
+
+    TypeError unless both are bool.
 
     >>> import gradsmith as gs
     >>> gs.logical_xor(gs.tensor([True, False]), True).tolist()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import kernels
+from ._arguments import integer, kernels
 
 __all__ = ["embedding"]
 
@@ -54,10 +54,12 @@ def embedding(
     rows = weight.shape[0]
     if padding_idx is None:
         padding = -1
-    elif -rows <= padding_idx < rows:
-        padding = padding_idx % rows
     else:
-        raise IndexError(
-            f"embedding: padding_idx {padding_idx} is out of range for num_embeddings = {rows}"
-        )
+        if type(padding_idx) is not int:
+            padding_idx = integer("embedding", "padding_idx", padding_idx)
+        if not -rows <= padding_idx < rows:
+            raise IndexError(
+                f"embedding: padding_idx {padding_idx} is out of range for num_embeddings = {rows}"
+            )
+        padding = padding_idx % rows
     return apply(EmbeddingBackward, k, y, (weight,), (input,), rows=rows, padding=padding)

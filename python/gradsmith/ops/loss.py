@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import number
+from ._arguments import integer, number
 
 __all__ = [
     "binary_cross_entropy",
@@ -258,7 +258,9 @@ def poisson_nll_loss(
     op = "poisson_nll_loss"
     if full:
         raise ValueError(f"{op}: full=True is not supported; it adds a constant to the loss")
-    return _loss(op, input, target, _reduction(op, reduction), float(eps), bool(log_input))
+    if type(eps) is not float:
+        eps = number(op, "eps", eps)
+    return _loss(op, input, target, _reduction(op, reduction), eps, bool(log_input))
 
 
 def nll_loss(
@@ -285,7 +287,9 @@ def nll_loss(
     reduce = {"none": 0, "sum": 1, "mean": 2}[_reduction(op, reduction)]
     k = x._k
     w = None if weight is None else _constant(op, "weight", weight)
-    ignore = int(ignore_index)
+    ignore = ignore_index
+    if type(ignore) is not int:
+        ignore = integer(op, "ignore_index", ignore_index)
     out, total = k.nll_loss_forward(x.data, t.data, w, ignore, reduce)
     return apply(
         NllLossBackward, k, out, (x,), (x, t, w, total), ignore_index=ignore, reduce=reduce

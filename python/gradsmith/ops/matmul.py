@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import not_tensors
+from ._arguments import not_tensors, number
 
 __all__ = ["addmm", "bilinear", "bmm", "dot", "linear", "matmul", "mm", "mv", "outer"]
 
@@ -119,6 +119,8 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """Products of stacks of matrices: (b, m, k) times (b, k, n), the batches equal, not broadcast.
 
+    ValueError for shapes that do not fit, TypeError for dtypes that differ.
+
     >>> import gradsmith as gs
     >>> gs.bmm(gs.ones(5, 2, 3), gs.ones(5, 3, 4)).shape
     (5, 2, 4)
@@ -135,6 +137,8 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """Matrix times vector: (m, k) times (k,).
 
+    ValueError for shapes that do not fit.
+
     >>> import gradsmith as gs
     >>> gs.mv(gs.ones(2, 3), gs.ones(3)).tolist()
     [3.0, 3.0]
@@ -147,6 +151,8 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """Sum of products of two vectors of one length.
 
+    ValueError for other shapes or lengths that differ.
+
     >>> import gradsmith as gs
     >>> gs.dot(gs.tensor([1.0, 2.0]), gs.tensor([3.0, 4.0])).item()
     11.0
@@ -158,6 +164,8 @@ def dot(input: Tensor, tensor: Tensor) -> Tensor:
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """Outer product: c[i, j] = input[i] * vec2[j]; (n,) and (m,) give (n, m).
+
+    ValueError unless both are vectors.
 
     >>> import gradsmith as gs
     >>> gs.outer(gs.tensor([1.0, 2.0]), gs.tensor([3.0, 4.0])).tolist()
@@ -232,12 +240,16 @@ def addmm(
 ) -> Tensor:
     """beta * input + alpha * (mat1 @ mat2); mat1 (m, k), mat2 (k, n), input broadcasts to (m, n).
 
+    ValueError for shapes that do not fit, TypeError for dtypes that differ or a beta or alpha that is no number.
+
     >>> import gradsmith as gs
     >>> gs.addmm(gs.ones(2), gs.ones(2, 3), gs.ones(3, 2)).tolist()
     [[4.0, 4.0], [4.0, 4.0]]
     """
     if not isinstance(input, Tensor):
         raise not_tensors("addmm", None, input=input)
+    if type(alpha) is not float or type(beta) is not float:
+        alpha, beta = number("addmm", "alpha", alpha), number("addmm", "beta", beta)
     if not (isinstance(mat1, Tensor) and mat1.data.ndim == 2):
         _dims("addmm", "mat1", mat1, 2, "(m, k)")
     if not (isinstance(mat2, Tensor) and mat2.data.ndim == 2):
@@ -252,12 +264,12 @@ def addmm(
                 f"addmm: input has shape {input.shape}; it must broadcast to ({m}, {n})"
             ) from None
     if beta == 0:
-        out = k.matmul(left, right, alpha=float(alpha))
+        out = k.matmul(left, right, alpha=alpha)
     elif beta == 1 and input.data.shape == (n,):
-        out = k.matmul(left, right, input.data, alpha=float(alpha))
+        out = k.matmul(left, right, input.data, alpha=alpha)
     elif beta == 1 and left.dtype is wide.dtype:
         out = k.copy(wide)
-        k.matmul_out(out, left, right, None, False, False, 0, float(alpha), True)
+        k.matmul_out(out, left, right, None, False, False, 0, alpha, True)
     else:
         # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
         # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
@@ -266,7 +278,7 @@ def addmm(
             np.full((1, 1), beta, left.dtype),
             exact=True,
         ).reshape(m, n)
-        k.matmul_out(out, left, right, alpha=float(alpha), accumulate=True)
+        k.matmul_out(out, left, right, alpha=alpha, accumulate=True)
     return apply(
         AddmmBackward, k, out, (input, mat1, mat2), (input, mat1, mat2), alpha=alpha, beta=beta
     )

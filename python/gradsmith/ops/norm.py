@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor
-from ._arguments import kernels, not_tensors
+from ._arguments import integers, kernels, not_tensors, number
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -73,10 +75,15 @@ def batch_norm(
             training, momentum, eps, residual, relu,
         )  # fmt: skip
     except (AttributeError, TypeError) as error:
-        raise not_tensors(
+        wrong = not_tensors(
             "batch_norm", error, input=input, running_mean=running_mean, running_var=running_var,
             weight=weight, bias=bias, num_batches_tracked=num_batches_tracked, residual=residual,
-        ) from None  # fmt: skip
+        )  # fmt: skip
+        if wrong is error:
+            number("batch_norm", "eps", eps)
+            if momentum is not None:
+                number("batch_norm", "momentum", momentum)
+        raise wrong from None
 
 
 def instance_norm(
@@ -106,6 +113,8 @@ def instance_norm(
             "instance_norm: running statistics are not kept; pass running_mean=None, running_var=None"
         )
     k = kernels("instance_norm", input)
+    if type(eps) is not float:
+        eps = number("instance_norm", "eps", eps)
     y, stats = k.batch_norm(
         input.data, _array(weight, "instance_norm", "weight"),
         _array(bias, "instance_norm", "bias"), None, None, None, True, 0.0, eps,
@@ -155,9 +164,12 @@ class LayerNormBackward(Node):
 
 
 def _trailing(input: Tensor, normalized_shape: Any, op: str) -> int:
-    if isinstance(normalized_shape, int):
-        normalized_shape = (normalized_shape,)
-    shape = normalized_shape if type(normalized_shape) is tuple else tuple(normalized_shape)
+    shape = normalized_shape
+    if type(shape) is int:
+        shape = (shape,)
+    elif type(shape) is not tuple:
+        one = isinstance(shape, (int, np.integer))
+        shape = (int(shape),) if one else integers(op, "normalized_shape", shape)
     n = len(shape)
     if n == 0 or input.data.shape[-n:] != shape:
         raise ValueError(
@@ -214,7 +226,9 @@ def rms_norm(
     """
     k = kernels("rms_norm", input)
     dims = _trailing(input, normalized_shape, "rms_norm")
-    if eps is None:
+    if eps is not None:
+        eps = eps if type(eps) is float else number("rms_norm", "eps", eps)
+    else:
         eps = 2.0**-23 if input.dtype.itemsize == 4 else 2.0**-52
     y, stats = k.layer_norm(input.data, dims, _array(weight, "rms_norm", "weight"), None, eps, True)
     return apply(

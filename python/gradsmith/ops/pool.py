@@ -10,7 +10,7 @@ import numpy as np
 from ..core import recording
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor, wrap
-from ._arguments import kernels
+from ._arguments import kernels, number
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -215,7 +215,7 @@ def avg_pool2d(
     elif divisor_override == 0:
         raise ValueError(f"{op}: divisor_override must not be 0")
     else:
-        divisor = float(divisor_override)
+        divisor = number(op, "divisor_override", divisor_override)
     return _avg(input, geometry, divisor, 2, "avg_pool2d")
 
 

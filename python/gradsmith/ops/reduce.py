@@ -13,6 +13,7 @@ import numpy as np
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, resolve_dtype, wrap
 from . import elementwise as _ew
+from ._arguments import integers, number
 
 __all__ = [
     "all", "amax", "amin", "any", "argmax", "argmin", "count_nonzero", "cumsum", "logsumexp", "max", "mean",
@@ -113,6 +114,7 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = Non
     """Sum over the axes `dim`; integers and bools give int64; 0 for no elements.
 
     Order is fixed by the shape; error at most eps (4 + log2 n) sum |x|. dtype: converted to that first.
+    IndexError for a dim that input lacks, ValueError for one that occurs twice.
 
     >>> import gradsmith as gs
     >>> gs.sum(gs.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=0).tolist()
@@ -133,6 +135,8 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = Non
 
 def mean(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Mean over the axes `dim` of a float tensor; NaN for no elements. dtype: converted to that first.
+
+    Raises TypeError for integers, IndexError and ValueError as `sum` does.
 
     >>> import gradsmith as gs
     >>> gs.mean(gs.tensor([1.0, 3.0])).item()
@@ -173,6 +177,8 @@ class ProdBackward(_Reduce):
 
 def prod(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Product over the axes `dim`; integers and bools give int64; 1 for no elements. dtype: converted to that first.
+
+    Errors as in `sum`.
 
     >>> import gradsmith as gs
     >>> gs.prod(gs.tensor([2.0, 3.0])).item()
@@ -372,7 +378,7 @@ def _correction(op: str, dim: Any, correction: Any, unbiased: bool | None) -> fl
             f"{op}: dim is {dim}; an axis is needed. For the divisor pass unbiased={dim}"
         )
     if unbiased is None:
-        return float(correction)
+        return 1.0 if correction == 1 else number(op, "correction", correction)
     if correction != 1:
         raise ValueError(f"{op}: give correction or unbiased, not both")
     return 1.0 if unbiased else 0.0
@@ -413,6 +419,7 @@ def var(
     """Variance sum (x - mean)^2 / (n - correction) over the axes `dim`, in two passes.
 
     unbiased: True for correction 1, False for 0.
+    TypeError for integers or a correction that is no number, ValueError for both correction and unbiased.
 
     >>> import gradsmith as gs
     >>> gs.var(gs.tensor([1.0, 2.0, 3.0])).item()
@@ -488,6 +495,8 @@ class NormBackward(_Reduce):
 def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Vector norm (sum |x|^p)^(1/p) over the axes `dim`; p a number, "fro", inf or -inf.
 
+    TypeError for integers or a p that is no number, ValueError for another word.
+
     >>> import gradsmith as gs
     >>> gs.norm(gs.tensor([3.0, 4.0])).item()
     5.0
@@ -512,7 +521,8 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
     elif p == 1:
         out = _named("norm", k.sum_abs, x.data, dim, keepdim)
     else:
-        powers = _named("norm", k.pow, k.abs(x.data), float(p))
+        p = number("norm", "p", p)
+        powers = _named("norm", k.pow, k.abs(x.data), p)
         out = k.pow(_named("norm", k.sum, powers, dim, keepdim), 1.0 / p)
     if not x._rg:
         return wrap(out, k)
@@ -546,6 +556,8 @@ class LogSumExpBackward(_Reduce):
 def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) over the axes `dim`, without overflow; -inf for no elements.
 
+    Errors as in `mean`.
+
     >>> import gradsmith as gs
     >>> gs.logsumexp(gs.tensor([1000.0, 1000.0])).item() > 1000
     True
@@ -575,6 +587,8 @@ def _truth(x: Tensor) -> np.ndarray:
 def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Whether some element is not 0, over the axes `dim`.
 
+    Errors as in `sum`.
+
     >>> import gradsmith as gs
     >>> gs.any(gs.tensor([False, True])).item()
     True
@@ -586,6 +600,8 @@ def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
 def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """Whether every element is not 0, over the axes `dim`.
 
+    Errors as in `sum`.
+
     >>> import gradsmith as gs
     >>> gs.all(gs.tensor([False, True])).item()
     False
@@ -596,6 +612,8 @@ def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
 
 def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
     """How many elements are not 0 (int64), over the axes `dim`.
+
+    Errors as in `sum`.
 
     >>> import gradsmith as gs
     >>> gs.count_nonzero(gs.tensor([0.0, 2.0, 3.0])).item()
@@ -617,6 +635,8 @@ class CumsumBackward(Node):
 
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """Running sum along one axis, in order; integers and bools give int64. dtype: converted to that first.
+
+    IndexError for a dim that input lacks.
 
     >>> import gradsmith as gs
     >>> gs.cumsum(gs.tensor([1.0, 2.0, 3.0]), 0).tolist()
@@ -646,7 +666,9 @@ def sum_to(input: Any, shape: tuple) -> Tensor:
     [4.0, 4.0, 4.0]
     """
     x = _input(input, "sum_to")
-    out = x._k.sum_to(x.data, tuple(shape))
+    if type(shape) is not tuple:
+        shape = integers("sum_to", "shape", shape)
+    out = x._k.sum_to(x.data, shape)
     if out is x.data:
         return x
     return apply(SumToBackward, x._k, out, (x,), shape=x.data.shape)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core import recording
+from ..core.arguments import integer, integers, number
 from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 
@@ -100,6 +101,8 @@ def _reshaped(x: Tensor, shape: tuple, op: str) -> Tensor:
 def reshape(input: Any, *shape: Any) -> Tensor:
     """The elements in row-major order in a new shape; one size may be -1. A view when memory allows it.
 
+    Raises ValueError when the elements do not fit.
+
     >>> import gradsmith as gs
     >>> gs.reshape(gs.zeros(2, 6), (3, -1)).shape
     (3, 4)
@@ -138,6 +141,8 @@ def _view(self: Tensor, *shape: Any) -> Tensor:
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes start_dim .. end_dim merged into one.
 
+    IndexError for a dim that input lacks, ValueError when start_dim comes after end_dim.
+
     >>> import gradsmith as gs
     >>> gs.flatten(gs.zeros(2, 3, 4), 1).shape
     (2, 12)
@@ -170,6 +175,8 @@ def ravel(input: Any) -> Tensor:
 def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Tensor:
     """One axis split into several; one size may be -1.
 
+    ValueError when the sizes do not multiply to the axis' size, TypeError when they are no integers.
+
     >>> import gradsmith as gs
     >>> gs.unflatten(gs.zeros(2, 12), 1, (3, -1)).shape
     (2, 3, 4)
@@ -178,7 +185,11 @@ def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Tensor:
     d = _axis(dim, x.data.ndim, "unflatten")
     shape = x.data.shape
     size = shape[d]
-    parts = [int(s) for s in sizes]
+    try:
+        parts = [_integer(s) for s in sizes]
+    except TypeError:
+        integers("unflatten", "sizes", sizes)
+        raise
     if parts.count(-1) == 1:
         known = 1
         for s in parts:
@@ -212,6 +223,8 @@ class PermuteBackward(Node):
 def permute(input: Any, *dims: Any) -> Tensor:
     """The axes in another order, as a view.
 
+    ValueError unless dims names each axis once.
+
     >>> import gradsmith as gs
     >>> gs.permute(gs.zeros(2, 3, 4), (2, 0, 1)).shape
     (4, 2, 3)
@@ -230,6 +243,8 @@ def permute(input: Any, *dims: Any) -> Tensor:
 
 def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     """Two axes exchanged, as a view.
+
+    IndexError for a dim that input lacks.
 
     >>> import gradsmith as gs
     >>> gs.transpose(gs.zeros(2, 3), 0, 1).shape
@@ -251,6 +266,8 @@ swapaxes = transpose
 
 def movedim(input: Any, source: Any, destination: Any) -> Tensor:
     """Axes moved to other places, the rest keeping their order, as a view.
+
+    IndexError for a dim that input lacks.
 
     >>> import gradsmith as gs
     >>> gs.movedim(gs.zeros(2, 3, 4), 0, -1).shape
@@ -280,6 +297,8 @@ moveaxis = movedim
 def squeeze(input: Any, dim: Any = None) -> Tensor:
     """Without axes of size 1: all of them, or those in `dim` that have size 1.
 
+    IndexError for a dim that input lacks.
+
     >>> import gradsmith as gs
     >>> gs.squeeze(gs.zeros(1, 3, 1), 0).shape
     (3, 1)
@@ -299,6 +318,8 @@ def squeeze(input: Any, dim: Any = None) -> Tensor:
 
 def unsqueeze(input: Any, dim: int) -> Tensor:
     """A new axis of size 1 at `dim`.
+
+    IndexError for a dim that input lacks.
 
     >>> import gradsmith as gs
     >>> gs.unsqueeze(gs.zeros(3), 0).shape
@@ -343,11 +364,17 @@ def expand(input: Any, *sizes: Any) -> Tensor:
 def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
     """As expand.
 
+    ValueError when the shape does not broadcast, TypeError when size has no integers.
+
     >>> import gradsmith as gs
     >>> gs.broadcast_to(gs.zeros(3), (2, 3)).shape
     (2, 3)
     """
-    return expand(input, *size)
+    try:
+        return expand(input, *size)
+    except TypeError:
+        _input(input, "broadcast_to"), integers("broadcast_to", "size", size)
+        raise
 
 
 class FlipBackward(Node):
@@ -362,6 +389,8 @@ class FlipBackward(Node):
 
 def flip(input: Any, *dims: Any) -> Tensor:
     """The order along the axes `dims` reversed, as a view.
+
+    IndexError for a dim that input lacks.
 
     >>> import gradsmith as gs
     >>> gs.flip(gs.tensor([1.0, 2.0]), 0).tolist()
@@ -392,12 +421,16 @@ class DiagonalBackward(Node):
 def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """The diagonal of two axes, as the last axis of a view.
 
+    ValueError unless dim1 and dim2 differ, IndexError for one that input lacks.
+
     >>> import gradsmith as gs
     >>> gs.diagonal(gs.eye(3)).tolist()
     [1.0, 1.0, 1.0]
     """
     x = _input(input, "diagonal")
     n = x.data.ndim
+    if type(offset) is not int:
+        offset = integer("diagonal", "offset", offset)
     args = (offset, _axis(dim1, n, "diagonal"), _axis(dim2, n, "diagonal"))
     if n < 2 or args[1] == args[2]:
         raise ValueError(f"diagonal: two different axes are needed, input has shape {x.data.shape}")
@@ -726,6 +759,8 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
 def select(input: Any, dim: int, index: int) -> Tensor:
     """The slice at `index` along one axis, without that axis, as a view.
 
+    IndexError for a dim or an index out of range.
+
     >>> import gradsmith as gs
     >>> gs.select(gs.zeros(2, 3), 1, 0).shape
     (2,)
@@ -738,6 +773,8 @@ def select(input: Any, dim: int, index: int) -> Tensor:
 def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
     """`length` slices from `start` along one axis, as a view.
 
+    IndexError when they exceed the axis, TypeError when start or length is no integer.
+
     >>> import gradsmith as gs
     >>> gs.narrow(gs.zeros(5, 3), 0, 1, 2).shape
     (2, 3)
@@ -745,11 +782,16 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
     x = _input(input, "narrow")
     d = _axis(dim, x.data.ndim, "narrow")
     size = x.data.shape[d]
-    begin = start + size if start < 0 else start
-    if begin < 0 or length < 0 or begin + length > size:
-        raise IndexError(f"narrow: {length} slices from {start} exceed axis {d} of size {size}")
-    parts = (*(_ALL,) * d, slice(begin, begin + length))
-    return apply_view(SliceBackward, x, x.data[parts], shape=x.data.shape, index=parts)
+    try:
+        begin = start + size if start < 0 else start
+        if begin < 0 or length < 0 or begin + length > size:
+            raise IndexError(f"narrow: {length} slices from {start} exceed axis {d} of size {size}")
+        parts = (*(_ALL,) * d, slice(begin, begin + length))
+        view = x.data[parts]
+    except (IndexError, TypeError):
+        integer("narrow", "start", start), integer("narrow", "length", length)
+        raise
+    return apply_view(SliceBackward, x, view, shape=x.data.shape, index=parts)
 
 
 class SplitBackward(Node):
@@ -791,6 +833,8 @@ def _parts(x: Tensor, sizes: Sequence[int], d: int, squeezed: bool) -> tuple:
 def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple:
     """Views of equal size (the last may be smaller), or of the given sizes, along one axis.
 
+    ValueError for a size below 1 or sizes that do not add up to the axis, TypeError for no integers.
+
     >>> import gradsmith as gs
     >>> [t.shape for t in gs.split(gs.zeros(5), 2)]
     [(2,), (2,), (1,)]
@@ -806,7 +850,11 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple:
             raise ValueError(f"split: split_size must be at least 1, got {step}")
         sizes = [min(step, size - i) for i in range(0, size, step)] or [0]
     else:
-        sizes = [int(s) for s in split_size_or_sections]
+        try:
+            sizes = [_integer(s) for s in split_size_or_sections]
+        except TypeError:
+            integers("split", "split_size_or_sections", split_size_or_sections)
+            raise
         if sum(sizes) != size or min(sizes, default=0) < 0:
             raise ValueError(
                 f"split: sections {sizes} do not add up to {size}, the size of axis {d}"
@@ -817,11 +865,15 @@ def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> tuple:
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple:
     """At most `chunks` views of equal size (the last may be smaller) along one axis.
 
+    ValueError for chunks below 1, TypeError when it is no integer.
+
     >>> import gradsmith as gs
     >>> [t.shape for t in gs.chunk(gs.zeros(5), 2)]
     [(3,), (2,)]
     """
     x = _input(input, "chunk")
+    if type(chunks) is not int:
+        chunks = integer("chunk", "chunks", chunks)
     if chunks < 1:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     d = _axis(dim, x.data.ndim, "chunk")
@@ -837,6 +889,8 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple:
 
 def unbind(input: Any, dim: int = 0) -> tuple:
     """The slices along one axis, as views.
+
+    ValueError for a tensor without axes.
 
     >>> import gradsmith as gs
     >>> len(gs.unbind(gs.zeros(3, 2)))
@@ -877,6 +931,8 @@ def _tensors(tensors: Any, op: str) -> tuple[Tensor, ...]:
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors joined along an axis they have; the other sizes and the dtypes must be equal.
 
+    Raises ValueError for other sizes or no tensors, TypeError for other dtypes.
+
     >>> import gradsmith as gs
     >>> gs.cat([gs.zeros(2, 3), gs.ones(1, 3)]).shape
     (3, 3)
@@ -903,6 +959,8 @@ class StackBackward(Node):
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape joined along a new axis.
+
+    Raises ValueError for other shapes or no tensors, TypeError for other dtypes.
 
     >>> import gradsmith as gs
     >>> gs.stack([gs.zeros(3), gs.ones(3)], dim=1).shape
@@ -969,6 +1027,8 @@ def _tiled(x: Tensor, counts: tuple) -> Tensor | None:
 
 def tile(input: Any, *dims: Any) -> Tensor:
     """The tensor repeated dims[i] times along axis i, aligned to the last axes, as a copy.
+
+    ValueError for a negative count.
 
     >>> import gradsmith as gs
     >>> gs.tile(gs.tensor([1.0, 2.0]), (2,)).tolist()
@@ -1041,6 +1101,8 @@ def repeat_interleave(input: Any, repeats: Any, dim: int | None = None) -> Tenso
                 f"shape {x.data.shape}; got {counts.tolist()}"
             )
         return index_select(x, d, wrap(np.repeat(np.arange(slices), counts), x._k))
+    if type(repeats) is not int:
+        repeats = integer("repeat_interleave", "repeats", repeats)
     if repeats < 0:
         raise ValueError(f"repeat_interleave: repeats must not be negative, got {repeats}")
     shape = x.data.shape
@@ -1078,6 +1140,8 @@ def _rolled(k: Any, a: np.ndarray, shifts: tuple, dims: tuple) -> np.ndarray:
 
 def roll(input: Any, shifts: Any, dims: Any = None) -> Tensor:
     """Elements shifted along axes, what leaves at one end entering at the other.
+
+    IndexError for a dim that input lacks.
 
     >>> import gradsmith as gs
     >>> gs.roll(gs.tensor([1.0, 2.0, 3.0]), 1).tolist()
@@ -1135,12 +1199,16 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     [0.0, 1.0, 2.0, 0.0, 0.0]
     """
     x = _input(input, "pad")
-    widths = tuple([int(p) for p in pad])
+    try:
+        widths = tuple([_integer(p) for p in pad])
+    except TypeError:
+        integers("pad", "pad", pad)
+        raise
     n = x.data.ndim
     shape = x.data.shape
     k = x._k
     if mode == "constant":
-        if x.data.dtype.kind != "f" and value == int(value):
+        if x.data.dtype.kind != "f" and number("pad", "value", value).is_integer():
             value = int(value)
         return apply(PadBackward, k, k.pad(x.data, widths, value), (x,), widths=widths)
     if len(widths) % 2 or len(widths) // 2 > n:
@@ -1213,6 +1281,8 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
 def masked_select(input: Any, mask: Any) -> Tensor:
     """The elements where the bool mask is true, in row-major order.
 
+    TypeError unless mask is bool, ValueError when it does not broadcast with input.
+
     >>> import gradsmith as gs
     >>> gs.masked_select(gs.tensor([1.0, 2.0]), gs.tensor([False, True])).tolist()
     [2.0]
@@ -1221,7 +1291,12 @@ def masked_select(input: Any, mask: Any) -> Tensor:
     recording.host_read("masked_select", "Use gs.where, whose result has a fixed shape")
     if m.data.dtype != np.bool_:
         raise TypeError(f"masked_select: mask has dtype {m.data.dtype}; bool is needed")
-    shape = np.broadcast_shapes(x.data.shape, m.data.shape)
+    try:
+        shape = np.broadcast_shapes(x.data.shape, m.data.shape)
+    except ValueError:
+        raise ValueError(
+            f"masked_select: mask of shape {m.data.shape} does not broadcast with input of shape {x.data.shape}"
+        ) from None
     return expand(x, shape)[wrap(x._k.expand(m.data, shape), x._k)]
 
 
@@ -1243,6 +1318,8 @@ class GatherBackward(Node):
 def gather(input: Any, dim: int, index: Any) -> Tensor:
     """out[i][j] = input[index[i][j]][j] for dim 0, and so on; index has as many axes as input.
 
+    IndexError for an index out of range.
+
     >>> import gradsmith as gs
     >>> gs.gather(gs.tensor([[1.0, 2.0]]), 1, gs.tensor([[1, 0]])).tolist()
     [[2.0, 1.0]]
@@ -1255,6 +1332,8 @@ def gather(input: Any, dim: int, index: Any) -> Tensor:
 
 def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     """As gather, with the other axes broadcast; dim None: out of the flattened input.
+
+    IndexError for an index out of range.
 
     >>> import gradsmith as gs
     >>> gs.take_along_dim(gs.tensor([[3.0, 1.0]]), gs.tensor([[1]]), 1).tolist()
@@ -1300,6 +1379,8 @@ class ScatterAddBackward(Node):
 
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     """A copy of input with src[i][j] added at [index[i][j]][j] for dim 0, and so on, in a fixed order.
+
+    IndexError for an index out of range.
 
     >>> import gradsmith as gs
     >>> gs.scatter_add(gs.zeros(2), 0, gs.tensor([1, 1]), gs.tensor([1.0, 2.0])).tolist()
@@ -1389,6 +1470,8 @@ class IndexAddBackward(Node):
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Tensor:
     """A copy of input with alpha * source[i] added to slice index[i] along one axis, in the order of i.
 
+    IndexError for an index out of range, TypeError when alpha is no number.
+
     >>> import gradsmith as gs
     >>> gs.index_add(gs.zeros(2), 0, gs.tensor([1, 1]), gs.tensor([1.0, 2.0])).tolist()
     [0.0, 3.0]
@@ -1397,8 +1480,12 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1
     i = _index_array(index, "index_add").reshape(-1)
     d = _axis(dim, x.data.ndim, "index_add")
     k = x._k
+    added = s.data
+    if alpha != 1:
+        number("index_add", "alpha", alpha)
+        added = k.mul(added, alpha)
     out = k.copy(x.data)
-    k.take_add_(out, i, d, s.data if alpha == 1 else k.mul(s.data, alpha))
+    k.take_add_(out, i, d, added)
     return apply(IndexAddBackward, k, out, (x, s), (i,), dim=d, alpha=alpha)
 
 
@@ -1417,11 +1504,15 @@ class TriangleBackward(Node):
 def tril(input: Any, diagonal: int = 0) -> Tensor:
     """The lower triangle of the last two axes, 0 above the diagonal.
 
+    ValueError for fewer than 2 axes, TypeError when diagonal is no integer.
+
     >>> import gradsmith as gs
     >>> gs.tril(gs.ones(2, 2)).tolist()
     [[1.0, 0.0], [1.0, 1.0]]
     """
     x = _input(input, "tril")
+    if type(diagonal) is not int:
+        diagonal = integer("tril", "diagonal", diagonal)
     out = x._k.triangle(x.data, diagonal, False)
     return apply(TriangleBackward, x._k, out, (x,), diagonal=diagonal, upper=False)
 
@@ -1429,11 +1520,15 @@ def tril(input: Any, diagonal: int = 0) -> Tensor:
 def triu(input: Any, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two axes, 0 below the diagonal.
 
+    ValueError for fewer than 2 axes, TypeError when diagonal is no integer.
+
     >>> import gradsmith as gs
     >>> gs.triu(gs.ones(2, 2)).tolist()
     [[1.0, 1.0], [0.0, 1.0]]
     """
     x = _input(input, "triu")
+    if type(diagonal) is not int:
+        diagonal = integer("triu", "diagonal", diagonal)
     out = x._k.triangle(x.data, diagonal, True)
     return apply(TriangleBackward, x._k, out, (x,), diagonal=diagonal, upper=True)
 

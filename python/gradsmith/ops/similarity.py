@@ -9,6 +9,7 @@ import numpy as np
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
 from . import reduce as _reduce
+from ._arguments import integer, number
 from .elementwise import clamp, div
 from .shape import expand
 
@@ -45,6 +46,7 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
     if type(eps) is not float or not eps >= 0:
         eps = _eps(eps, "normalize")
     if p != 2.0 or type(dim) is not int:
+        p = p if p in ("fro", None) else number("normalize", "p", p)
         return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
     k = x._k
     length = k.norm2(data, dim, True)
@@ -88,6 +90,8 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
                 f"cosine_similarity: x1 {a.shape} and x2 {b.shape} do not broadcast. Expected equal sizes, or 1."
             ) from None
         a, b = (x if x.shape == shape else expand(x, shape) for x in (a, b))
+    if type(dim) is not int:
+        dim = integer("cosine_similarity", "dim", dim)
     k = a._k
     x, y = a.data, b.data
     dot = k.sum(k.mul(x, y), dim, False)

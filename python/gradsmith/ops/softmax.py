@@ -29,7 +29,12 @@ def _softmax(input: Tensor, dim: int, dtype: Any, log: bool) -> Tensor:
     if dtype is not None:
         input = input.to(dtype=dtype)
     k = input._k
-    y = k.softmax(input.data, dim, log)
+    try:
+        y = k.softmax(input.data, dim, log)
+    except (IndexError, TypeError) as error:
+        if not log:
+            raise
+        raise type(error)(f"log_{error}") from None  # the kernel calls both softmax
     return apply(SoftmaxBackward, k, y, (input,), (), True, dim=dim, log=log)
 
 
@@ -65,7 +70,11 @@ def softmin(input: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
     >>> gs.softmin(gs.tensor([0.0, 0.0])).tolist()
     [0.5, 0.5]
     """
-    return _softmax(-input, dim, dtype, False)
+    try:
+        x = -input
+    except TypeError:
+        x = -as_tensor(input, op="softmin")
+    return _softmax(x, dim, dtype, False)
 
 
 class CrossEntropyBackward(Node):
@@ -116,7 +125,10 @@ def cross_entropy(
         input = as_tensor(input, op="cross_entropy")
     if not isinstance(target, Tensor):
         target = as_tensor(target, op="cross_entropy", name="target")
-    code = _REDUCTIONS.get(reduction)
+    try:
+        code = _REDUCTIONS.get(reduction)
+    except TypeError:  # a list or dict cannot be looked up
+        code = None
     if code is None:
         raise ValueError(
             f"cross_entropy: reduction must be 'none', 'mean' or 'sum', got {reduction!r}"

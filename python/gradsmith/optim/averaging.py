@@ -134,7 +134,14 @@ def update_bn(loader: Iterable, model: Module, forward: Callable | None = None) 
     first element of a tuple, goes through the model in training mode without gradients; the
     statistics become the plain mean over the batches. The modes of the modules are restored.
 
-    forward: called with each batch in place of model(inputs).
+    forward: called with each batch in place of model(inputs). ValueError when the loader gives no batch.
+    (Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018)
+
+    >>> import gradsmith as gs
+    >>> norm = gs.nn.BatchNorm1d(1)
+    >>> gs.optim.update_bn([gs.tensor([[0.0], [2.0]]), gs.tensor([[4.0], [6.0]])], norm)
+    >>> norm.running_mean.tolist()
+    [3.0]
     """
     from ..core.autograd import no_grad
 

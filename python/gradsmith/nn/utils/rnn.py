@@ -28,6 +28,12 @@ class PackedSequence(NamedTuple):
 
     data: (sum of lengths, ...). batch_sizes: int64 (T,), how many sequences have a step t.
     sorted_indices, unsorted_indices: the order by falling length and its inverse, or None.
+
+    >>> import gradsmith as gs
+    >>> from gradsmith.nn.utils.rnn import pack_sequence
+    >>> packed = pack_sequence([gs.tensor([1.0, 2.0, 3.0]), gs.tensor([7.0])])
+    >>> packed.data.tolist(), packed.batch_sizes.tolist()
+    ([1.0, 7.0, 2.0, 3.0], [2, 1, 1])
     """
 
     data: Tensor
@@ -95,6 +101,13 @@ def pad_packed_sequence(
     """(padded, lengths) of a packed batch; padded is (T, B, ...), or (B, T, ...) when batch_first.
 
     total_length: T, at least the longest length (ValueError). TypeError for what is not packed.
+
+    >>> import gradsmith as gs
+    >>> from gradsmith.nn.utils.rnn import pack_sequence, pad_packed_sequence
+    >>> packed = pack_sequence([gs.ones(3), gs.ones(1)])
+    >>> padded, lengths = pad_packed_sequence(packed, batch_first=True)
+    >>> padded.tolist(), lengths.tolist()
+    ([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]], [3, 1])
     """
     if not isinstance(sequence, PackedSequence):
         raise TypeError(
@@ -131,6 +144,9 @@ def pad_sequence(
 ) -> Tensor:
     """Sequences (T_i, ...) side by side: (T, B, ...), or (B, T, ...) when batch_first, T the longest.
 
+    padding_value fills what is missing, at the end or, with padding_side="left", at the start. ValueError: no
+    sequences, another side.
+
     >>> import gradsmith as gs
     >>> from gradsmith.nn.utils.rnn import pad_sequence
     >>> pad_sequence([gs.ones(3), gs.ones(1)], batch_first=True).tolist()
@@ -155,17 +171,37 @@ def pad_sequence(
 
 
 def pack_sequence(sequences: Sequence[Tensor], enforce_sorted: bool = True) -> PackedSequence:
-    """Packs a list of sequences (T_i, ...)."""
+    """Packs a list of sequences (T_i, ...). enforce_sorted and errors as in `pack_padded_sequence`.
+
+    >>> import gradsmith as gs
+    >>> from gradsmith.nn.utils.rnn import pack_sequence
+    >>> pack_sequence([gs.ones(1), gs.ones(3)], enforce_sorted=False).sorted_indices.tolist()
+    [1, 0]
+    """
     lengths = [s.shape[0] for s in sequences]
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
 
 def unpad_sequence(padded: Tensor, lengths: Any, batch_first: bool = False) -> list[Tensor]:
-    """The sequences of a padded batch."""
+    """The sequences (T_i, ...) of a padded batch (T, B, ...), or (B, T, ...) when batch_first: views of it.
+
+    lengths: B integers (TypeError for others).
+
+    >>> import gradsmith as gs
+    >>> from gradsmith.nn.utils.rnn import unpad_sequence
+    >>> [s.tolist() for s in unpad_sequence(gs.ones(2, 3), [3, 1], batch_first=True)]
+    [[1.0, 1.0, 1.0], [1.0]]
+    """
     n = _lengths(lengths, "unpad_sequence")
     return [padded[i, :m] if batch_first else padded[:m, i] for i, m in enumerate(n.tolist())]
 
 
 def unpack_sequence(packed: PackedSequence) -> list[Tensor]:
-    """The sequences of a packed batch."""
+    """The sequences (T_i, ...) of a packed batch, in the order in which they came. TypeError for what is not packed.
+
+    >>> import gradsmith as gs
+    >>> from gradsmith.nn.utils.rnn import pack_sequence, unpack_sequence
+    >>> [s.tolist() for s in unpack_sequence(pack_sequence([gs.ones(2), gs.ones(1)]))]
+    [[1.0, 1.0], [1.0]]
+    """
     return unpad_sequence(*pad_packed_sequence(packed, batch_first=True), batch_first=True)
