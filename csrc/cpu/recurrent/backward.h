@@ -82,13 +82,12 @@ __attribute__((noinline)) void update_back(const RecurrentParams& p, const Rows&
                                            const BackwardBuffers<T>& f, int64_t t, int64_t b0,
                                            int64_t m, int64_t u, const T* part, int64_t ld) {
   using V = typename simd<T>::V;
-  const int64_t H = p.hidden, GH = gate_count(p.mode) * H, next_count = rows.count(rows.after(t)),
-                prev_count = rows.count(rows.before(t));
+  const int64_t H = p.hidden, GH = gate_count(p.mode) * H, next_count = rows.count(rows.after(t));
   const V one = set1((T)1);
   Lanes<T, FULL> ln{(int)(H - u)};
   for (int64_t i = 0; i < m; ++i, part += ld) {
     int64_t b = b0 + i, row = rows.at(t, b), bu = b * H + u;
-    bool more = b < next_count, start = b >= prev_count;
+    bool more = b < next_count;
     const T* g = f.gates + row * GH + u;
     T* d = f.dgates + row * GH + u;
     V dh = f.dout ? ln.get(f.dout + row * p.out_row + u) : V{};
