@@ -422,7 +422,8 @@ class Captured(_cpu.CapturedBase):
         """A decorated method: every object has programs of its own, in its `__dict__`."""
         if obj is None or not isinstance(self.fn, types.FunctionType):
             return self
-        if self._attribute is None or not _cpu.has_dict(obj):
+        # (asked by type: the dict itself is made when it is first used)
+        if self._attribute is None or not type(obj).__dictoffset__:
             raise TypeError(
                 f"capture: {type(obj).__name__} objects have no __dict__ to keep programs in. Capture the "
                 "method of an object, gs.capture(obj.method), and keep that"
