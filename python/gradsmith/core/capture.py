@@ -20,14 +20,14 @@ import threading
 import types
 import warnings
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from .. import _cpu
-from . import random, recording
+from . import random, recording, trees
 from .autograd import is_grad_enabled
 from .recording import CaptureError
 from .tensor import Tensor, wrap
@@ -85,163 +85,6 @@ _live: weakref.WeakSet[Captured] = weakref.WeakSet()
 def _say(text: str) -> None:
     if _verbose:
         print(f"gradsmith: capture: {text}", file=sys.stderr)
-
-
-# ---- trees of arguments and results
-
-
-def _fields(x: Any) -> tuple[str, ...] | None:
-    """The fields of an object of a dataclass that is no more than them, and holds tensors; else None. One
-    without tensors or with parameters (a configuration, a trainer's state) is an argument like other objects."""
-    kind = type(x)
-    if not hasattr(kind, "__dataclass_fields__") or isinstance(x, (Tensor, type)):
-        return None
-    names = tuple([f.name for f in dataclasses.fields(kind)])
-    if set(getattr(x, "__dict__", names)) != set(names):
-        return None
-    if not all([hasattr(x, n) for n in names]):  # slots without a value
-        return None
-    inner: list[Any] = []
-    for n in names:
-        flatten(getattr(x, n), inner)
-    tensors = [v for v in inner if isinstance(v, (Tensor, np.ndarray))]
-    learns = any([isinstance(v, Tensor) and v._rg and v._node is None for v in tensors])
-    return names if tensors and not learns else None
-
-
-def _made(kind: type, values: Iterable[tuple[str, Any]]) -> Any:
-    """An object of a dataclass with these fields."""
-    x: Any = object.__new__(kind)
-    for n, v in values:
-        object.__setattr__(x, n, v)
-    return x
-
-
-def flatten(x: Any, leaves: list[Any]) -> Any:
-    """Appends the leaves of tuples, lists, dicts and dataclasses to `leaves`; returns the structure."""
-    kind = type(x)
-    if kind is tuple or kind is list:
-        return (kind.__name__, tuple([flatten(v, leaves) for v in x]))
-    if kind is dict or kind is OrderedDict:
-        return (kind.__name__, tuple(x), tuple([flatten(v, leaves) for v in x.values()]))
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return (kind, tuple([flatten(v, leaves) for v in x]))
-    names = _fields(x)
-    if names is not None:
-        return ("dataclass", names, tuple([flatten(getattr(x, n), leaves) for n in names]), kind)
-    leaves.append(x)
-    return None
-
-
-def unflatten(tree: Any, leaves: Iterable[Any]) -> Any:
-    it = iter(leaves)
-
-    def build(t: Any) -> Any:
-        if t is None:
-            return next(it)
-        if t[0] == "tuple":
-            return tuple([build(v) for v in t[1]])
-        if t[0] == "list":
-            return [build(v) for v in t[1]]
-        if t[0] == "dict":
-            return {k: build(v) for k, v in zip(t[1], t[2])}
-        if t[0] == "OrderedDict":
-            return OrderedDict([(k, build(v)) for k, v in zip(t[1], t[2])])
-        if t[0] == "dataclass":
-            return _made(t[3], [(k, build(v)) for k, v in zip(t[1], t[2])])
-        return t[0](*[build(v) for v in t[1]])
-
-    return build(tree)
-
-
-def _classes(tree: Any) -> list[type]:
-    """The dataclasses in a structure."""
-    if tree is None:
-        return []
-    found = [tree[3]] if tree[0] == "dataclass" else []
-    return found + [c for t in tree[-1 if len(tree) < 4 else 2] for c in _classes(t)]
-
-
-def _replaced(x: Any, new: dict[int, Any], of: dict[int, Any]) -> Any:
-    """`x` with other leaves (by the old one's id): containers without one stay the same objects.
-    `of`: gets what stands for what, by the id of what stands there now."""
-    if not new:
-        return x
-    if id(x) in new:
-        y = new[id(x)]
-    else:
-        leaves: list[Any] = []
-        tree = flatten(x, leaves)
-        if tree is None or not any([id(v) in new for v in leaves]):
-            return x
-        if isinstance(x, dict):
-            y = type(x)([(k, _replaced(v, new, of)) for k, v in x.items()])
-        elif tree[0] == "dataclass":
-            y = _made(type(x), [(n, _replaced(getattr(x, n), new, of)) for n in tree[1]])
-        else:
-            items = [_replaced(v, new, of) for v in x]
-            y = type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
-        new[id(x)] = y
-    of[id(y)] = (y, x)
-    return y
-
-
-def _changed(args: Any, tree: Any, leaves: list[Any]) -> bool:
-    """Whether containers hold something else than when they were flattened."""
-    now: list[Any] = []
-    if flatten(args, now) != tree or len(now) != len(leaves):
-        return True
-    return any([a is not b for a, b in zip(now, leaves)])
-
-
-def _give_back(of: dict[int, Any]) -> None:
-    """What a function did to the containers that stood for its caller's is done to those."""
-
-    def old(v: Any) -> Any:
-        return of[id(v)][1] if id(v) in of else v
-
-    for y, x in list(of.values()):
-        if isinstance(y, dict):
-            x.clear()
-            x.update([(k, old(v)) for k, v in y.items()])
-        elif type(y) is list:
-            x[:] = [old(v) for v in y]
-        elif not isinstance(y, (tuple, Tensor)):  # of a dataclass
-            for n in [f.name for f in dataclasses.fields(y)]:
-                if hasattr(y, n):
-                    object.__setattr__(x, n, old(getattr(y, n)))
-
-
-def _held(x: Any) -> list[tuple[Any, Any]]:
-    """The arrays and containers of arguments, each with a copy of what it holds."""
-    if isinstance(x, Tensor):
-        x = x.data
-    if isinstance(x, np.ndarray):
-        return [(x, x.copy())] if x.flags.writeable else []
-    inner: list[Any] = []
-    tree = flatten(x, inner)
-    if tree is None:
-        return []
-    if tree[0] == "dataclass":
-        own: Any = {n: getattr(x, n) for n in tree[1]}
-    else:
-        own = dict(x) if isinstance(x, dict) else list(x)
-    parts = own.values() if isinstance(own, dict) else own
-    return [(x, own), *[h for v in parts for h in _held(v)]]
-
-
-def _put_back(held: list[tuple[Any, Any]]) -> None:
-    for x, own in held:
-        if isinstance(x, np.ndarray):
-            x[...] = own
-        elif isinstance(x, dict):
-            x.clear()
-            x.update(own)
-        elif type(x) is list:
-            x[:] = own
-        elif isinstance(own, dict):
-            for n, v in own.items():
-                object.__setattr__(x, n, v)
 
 
 # ---- what raises while a recording runs
@@ -347,6 +190,21 @@ class _Program:
 
     def ready(self) -> bool:
         return all([a.ready() for a in self.actions])
+
+
+@dataclasses.dataclass
+class _Call:
+    """A call that no program can do yet."""
+
+    args: tuple  # as the function gets them
+    kwargs: dict
+    leaves: list[Any]  # of these, as a program would: what is copied or turned stands there so
+    tree: Any
+    mode: tuple
+    key: Any
+    copied: dict[int, Tensor]  # by place: what has gaps in its memory, or goes backwards
+    turned: dict[int, Tensor]  # what has none, but its axes in another order
+    order: dict[int, Any]  # these orders
 
 
 @dataclasses.dataclass
@@ -480,7 +338,7 @@ class Captured(_cpu.CapturedBase):
 
     def _other(self, args: tuple, kwargs: dict) -> Any:
         leaves: list[Any] = []
-        tree = flatten((args, kwargs) if kwargs else args, leaves)
+        tree = trees.flatten((args, kwargs) if kwargs else args, leaves)
         copied: dict[int, Tensor] = {}  # what has gaps in its memory, or goes backwards
         turned: dict[int, Tensor] = {}  # what has none, but its axes in another order
         new: dict[int, Any] = {}  # tensors for arrays
@@ -522,30 +380,20 @@ class Captured(_cpu.CapturedBase):
             if p.key == key:  # other shapes have programs of their own
                 reasons.append(p.native.reason)
         of: dict[int, Any] = {}
-        args, kwargs = _replaced((args, kwargs), new, of)
+        args, kwargs = trees.replaced((args, kwargs), new, of)
         try:
-            return self._run(args, kwargs, leaves, tree, mode, key, copied, turned, order, reasons)
+            call = _Call(args, kwargs, leaves, tree, mode, key, copied, turned, order)
+            return self._run(call, reasons)
         finally:
-            if of and _changed((args, kwargs) if kwargs else args, tree, seen):
-                _give_back(of)
+            if of and trees.changed((args, kwargs) if kwargs else args, tree, seen):
+                trees.give_back(of)
 
-    def _run(
-        self,
-        args: tuple,
-        kwargs: dict,
-        leaves: list[Any],
-        tree: Any,
-        mode: tuple,
-        key: Any,
-        copied: dict[int, Tensor],
-        turned: dict[int, Tensor],
-        order: dict[int, Any],
-        reasons: list[str],
-    ) -> Any:
+    def _run(self, call: _Call, reasons: list[str]) -> Any:
         """A call without a program: eager or recorded. reasons: why programs of its kind do not fit."""
+        args, kwargs, key, copied = call.args, call.kwargs, call.key, call.copied
         if self.reason is not None or key in self._in_place:
             return self.fn(*args, **kwargs)
-        why = self._cannot(leaves)
+        why = self._cannot(call.leaves)
         if why is not None:
             _say(f"{self.name}: eager: {why}")
             return self.fn(*args, **kwargs)
@@ -556,7 +404,7 @@ class Captured(_cpu.CapturedBase):
             out = self.fn(*args, **kwargs)
             if before:
                 found: list[Any] = []
-                flatten(out, found)
+                trees.flatten(out, found)
                 if any([x._ver[0] != v for x, v in before]) or any(
                     [
                         isinstance(r, Tensor) and np.may_share_memory(r.data, x.data)
@@ -575,7 +423,7 @@ class Captured(_cpu.CapturedBase):
                 self._give_up(f"what it depends on changes at every call: {reasons[0]}")
                 return self.fn(*args, **kwargs)
         _say(f"{self.name}: recording" + (f" again: {reasons[0]}" if reasons else ""))
-        return self._record(args, kwargs, leaves, tree, mode, key, copied, turned, order)
+        return self._record(call)
 
     def _cannot(self, leaves: list[Any]) -> str | None:
         spans = []
@@ -642,21 +490,12 @@ class Captured(_cpu.CapturedBase):
         return _results(p, arrays, leaves)
 
     # ---- recording
-    def _record(
-        self,
-        args: tuple,
-        kwargs: dict,
-        leaves: list[Any],
-        tree: Any,
-        mode: tuple,
-        key: Any,
-        copied: dict[int, Tensor],
-        turned: dict[int, Tensor],
-        order: dict[int, Any],
-    ) -> Any:
+    def _record(self, call: _Call) -> Any:
         """Runs the function under the recorder. A second recording must agree with the first one in all
         but what a replay renews; then it becomes a program. That finds what Python computed from data."""
-        watch = Watch(self.fn, [*leaves, *_classes(tree)])
+        args, kwargs, leaves, tree = call.args, call.kwargs, call.leaves, call.tree
+        key, copied, turned = call.key, call.copied, call.turned
+        watch = Watch(self.fn, [*leaves, *trees.classes(tree)])
         if watch.reason is not None:
             self._give_up(watch.reason)
             return self.fn(*args, **kwargs)
@@ -666,7 +505,7 @@ class Captured(_cpu.CapturedBase):
             _say(f"{self.name}: eager: an argument shares memory with {shared}")
             return self.fn(*args, **kwargs)
         saved = watch.snapshot() if self._fallback else None
-        given = _held((args, kwargs)) if self._fallback else []
+        given = trees.held((args, kwargs)) if self._fallback else []
         entry = [(t, t._grad) for t in watch.trainable]
         rec = _cpu.Recording()
         if not rec.start(arrays, watch.only_gradients(entry)):
@@ -674,7 +513,7 @@ class Captured(_cpu.CapturedBase):
         of: dict[int, Any] = {}
         dense = {id(x): leaves[i] for i, x in copied.items()}
         original = args, kwargs
-        args, kwargs = _replaced(original, dense, of)
+        args, kwargs = trees.replaced(original, dense, of)
         before = random.state()
         versions = _versions(watch, leaves)
         try:
@@ -693,7 +532,7 @@ class Captured(_cpu.CapturedBase):
                 raise
             watch.restore(saved)
             random.set_state(before)
-            _put_back(given)
+            trees.put_back(given)
             of.clear()
             self._give_up(str(error))
             args, kwargs = original
@@ -703,9 +542,9 @@ class Captured(_cpu.CapturedBase):
             raise
         finally:
             seen = [turned.get(i, x) for i, x in enumerate(leaves)]
-            changed = _changed((args, kwargs) if kwargs else args, tree, seen)
+            changed = trees.changed((args, kwargs) if kwargs else args, tree, seen)
             if changed and of:
-                _give_back(of)
+                trees.give_back(of)
         after = random.state()
         result = plan.result
         del out
@@ -766,10 +605,10 @@ class Captured(_cpu.CapturedBase):
                 self._went(True)
             return result
         self._failures = 0
-        p = _Program(plan.finish(mode[1], self.passes, before, after), tree, mode)
+        p = _Program(plan.finish(call.mode[1], self.passes, before, after), tree, call.mode)
         p.draws = after["counter"] - before["counter"]
         p.shares = plan.shares()
-        p.turned = order
+        p.turned = call.order
         p.key = kind
         plan.fill(p)
         p.arguments = _kinds(leaves)
@@ -858,7 +697,7 @@ class Captured(_cpu.CapturedBase):
             if self._last is None:
                 raise CaptureError(f"verify: {self.name} has no program yet; call it twice first")
             leaves: list[Any] = []
-            flatten((args, kwargs), leaves)
+            trees.flatten((args, kwargs), leaves)
             watch = Watch(self.fn, leaves)
             saved, state = watch.snapshot(), random.state()
             arrays = [x.data if isinstance(x, Tensor) else x for x in leaves]
@@ -892,7 +731,7 @@ class Captured(_cpu.CapturedBase):
 
     def _state_of(self, out: Any, watch: Watch, given: list[np.ndarray]) -> list[tuple[str, Any]]:
         leaves: list[Any] = []
-        flatten(out, leaves)
+        trees.flatten(out, leaves)
         items: list[tuple[str, Any]] = [
             (f"result {i}", x.data.copy()) for i, x in enumerate(leaves) if isinstance(x, Tensor)
         ]
@@ -944,7 +783,7 @@ def _results(p: _Program, arrays: tuple, leaves: tuple) -> Any:
             made.append(_view(base, np.ndarray(shape, dtype, flat, offset, strides)))
         else:
             made.append(value)
-    return made[0] if p.result_tree is None else unflatten(p.result_tree, made)
+    return made[0] if p.result_tree is None else trees.unflatten(p.result_tree, made)
 
 
 def _view(base: Tensor, a: np.ndarray) -> Tensor:
@@ -1045,7 +884,7 @@ class _Plan:
                 self.grads.append((t, len(self.outputs)))
                 self.outputs.append((g.data, g, t))
         found: list[Any] = []
-        self.result_tree = flatten(out, found)
+        self.result_tree = trees.flatten(out, found)
         made: list[Any] = []
         positions = {id(x): i for i, x in enumerate(leaves) if isinstance(x, Tensor)}
         positions.update({id(x): i for i, x in turned.items()})
@@ -1122,7 +961,9 @@ class _Plan:
                     self.outputs.append((a, None, None))
                     of[id(x.data)] = wrap(a, k)
                     made.append(x if self.unfinished else of[id(x.data)])
-        self.result = made[0] if self.result_tree is None else unflatten(self.result_tree, made)
+        self.result = (
+            made[0] if self.result_tree is None else trees.unflatten(self.result_tree, made)
+        )
 
     def shares(self) -> set[int]:
         """The arguments that it changes, or whose memory it returns."""
