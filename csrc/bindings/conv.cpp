@@ -179,7 +179,7 @@ ConvParams params_of(const Window& w, const int64_t* x, const int64_t* f, int64_
   p.dilation_w = w.dilation[1];
   p.l2 = conv_l2();
   static const int64_t near = machine().near ? cpu_budget().cores : 0;
-  p.near_l3 = near;
+  p.near_cores = near;
   p.threads = get_num_threads();
   return p;
 }

@@ -101,7 +101,10 @@ Machine read_machine() {
   m.follows = __builtin_cpu_is("amd");
 #endif
   const char* asked = getenv("GRADSMITH_STREAM_BYTES");
-  if (asked && *asked) m.stream = m.stream_program = strtoll(asked, nullptr, 10), m.holds = 0;
+  if (asked && *asked) {
+    m.stream = m.stream_program = strtoll(asked, nullptr, 10);
+    m.holds = 0;
+  }
   return m;
 }
 

@@ -4,10 +4,6 @@
 //
 // An array is temporary when it is made and used up within the step. A call may take the place of
 // another when nothing between the two touches what it reads or writes.
-#include <string.h>
-
-#include <algorithm>
-
 #include "activation.h"
 #include "elementwise.h"
 #include "fuser.h"

@@ -1,12 +1,9 @@
 // Rewrites around convolutions and pools.
 #include <string.h>
 
-#include <algorithm>
-
 #include "activation.h"
 #include "conv.h"
 #include "fuser.h"
-#include "norm.h"
 #include "pool.h"
 
 namespace gs {

@@ -1,7 +1,5 @@
 // Rewrites around matrix products: what follows them done to their results, and results that stay
 // transposed.
-#include <string.h>
-
 #include <algorithm>
 
 #include "activation.h"

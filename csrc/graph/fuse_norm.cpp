@@ -1,9 +1,4 @@
 // Rewrites around normalisations.
-#include <string.h>
-
-#include <algorithm>
-
-#include "activation.h"
 #include "conv.h"
 #include "elementwise.h"
 #include "fuser.h"

@@ -1,8 +1,6 @@
 // Weights that kernels transform or pack before they multiply by them: kept from replay to replay.
 #include <string.h>
 
-#include <algorithm>
-
 #include "conv.h"
 #include "fuser.h"
 #include "matmul.h"

@@ -113,7 +113,7 @@ struct Options {
        bias_activation = true, activation_gradient = true, conv_gradient = true, residual = true,
        norm_sum = true, pieces = true, optimizer = true, gradient_update = true, transposed = true,
        prepared_weights = true,
-       prepared_updates = true;         // rewrites: fuse.cpp
+       prepared_updates = true;         // rewrites: fuser.h
   bool gradient_update_anyway = false;  // false: where it pays on this machine
 };
 

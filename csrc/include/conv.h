@@ -39,9 +39,9 @@ struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
   int64_t channels, filters, groups;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t l2;       // bytes of the second-level cache: block sizes follow from it
-  int64_t near_l3;  // where the third level is fast (Machine): the cores, else 0
-  int64_t threads;  // the most members: room for what each has of its own, nothing else
+  int64_t l2;          // bytes of the second-level cache: block sizes follow from it
+  int64_t near_cores;  // cores, where their third level is fast (Machine::near); 0 elsewhere
+  int64_t threads;     // the most members: room for what each has of its own, nothing else
   ConvActivation activation;
   int32_t has_bias;  // backward_weight: db is wanted
   int32_t wanted;    // conv_winograd*_backward: bits of ConvWanted

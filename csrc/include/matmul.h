@@ -12,7 +12,7 @@ constexpr int kMaxBatchDims = 6;
 // What is done to a result before it is stored.
 enum MatmulAct : int32_t { kActNone, kActRelu, kActCount };
 
-// A product in a chain of them, C^T = B^T A^T stored as C (graph/fuse.cpp).
+// A product in a chain of them, C^T = B^T A^T stored as C (graph/fuse_matmul.cpp).
 enum ChainFlag : int32_t {
   kChainDepth = 1,  // sums are cut along k as they are where c_rs == 1
   kChainOut = 2,  // C goes where kChainIn looks for it. Both mean the layout of packed B (panels of

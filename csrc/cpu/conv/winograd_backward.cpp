@@ -81,7 +81,7 @@ Job make_job(const ConvParams& p) {
   // while the transforms that write whole rounds wait for it: by tiles is measured faster up to
   // here. Unless cores outnumber the slices: by channels, half of the work is a task for each block
   // of dw.
-  if (p.near_l3 && j.slices >= min64(p.near_l3, 2 * j.in.count * ceil_div(p.filters, kGroup)))
+  if (p.near_cores && j.slices >= min64(p.near_cores, 2 * j.in.count * ceil_div(p.filters, kGroup)))
     by_channels += 7 * (v + dm);
   // one slice would be one task
   j.by_channels = by_channels < by_tiles || j.slices == 1;
@@ -117,7 +117,7 @@ Job make_job(const ConvParams& p) {
     int64_t per = j.g.rows * j.g.cols;
     // rounds that stay in the third-level cache; of a fast one more, since each round
     // transforms the filters again, adds to dw and lets members wait for each other
-    const int64_t caches = p.near_l3 ? 8 : 4;
+    const int64_t caches = p.near_cores ? 8 : 4;
     j.images = max64(1, min64(p.n, caches * p.l2 / (E * (C + K) * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
