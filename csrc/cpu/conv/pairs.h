@@ -22,6 +22,9 @@ namespace {
 
 #if defined(__AVX512BF16__)
 constexpr int64_t kPair = 2;  // values of an element
+// Where filters are fetched to, ahead of their transform: the cores that this form is chosen on drop
+// a third of the fetches into the second level (see pixels_ahead()).
+constexpr int kFetch = 3;
 
 // One vector's values to half of the bytes.
 GS_INLINE void put_plane(float* to, vf x) {
@@ -58,6 +61,7 @@ GS_INLINE void multiply(vf& c, vf a, vf b) {
 }
 #else
 constexpr int64_t kPair = 1;
+constexpr int kFetch = 2;
 
 template <class T, class V>
 GS_INLINE void put_plane(T* to, V x) {

@@ -189,6 +189,16 @@ struct Points<T, 2> {
   }
 };
 
+// Also takes the line from another core's caches: a line that is only read stays there, and the
+// store waits for it. (The compilers' builtin needs an option of its own to say so.)
+GS_INLINE void fetch_to_write(const void* p) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" : : "m"(*(const char*)p));
+#else
+  __builtin_prefetch(p, 1, 3);
+#endif
+}
+
 // Tiles are counted image by image, row by row.
 struct Grid {
   int64_t n, rows, cols, tiles;
@@ -717,7 +727,7 @@ void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c
         V r[N];
         const T* q = w + (k * 9 + tap) * C + c;
         // too many streams for the hardware to foresee
-        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + ahead, 0, 2);
+        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + ahead, 0, kFetch);
         if (filters == N && lanes == N) {
 #pragma GCC unroll 16
           for (int i = 0; i < N; ++i) r[i] = load(q + i * 9 * C);
@@ -772,7 +782,7 @@ void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, 
       const T* q = w + k * 9 * C + c;
       const bool second = k + 1 < k1;
 #pragma GCC unroll 18
-      for (int tap = 0; tap < 18; ++tap) __builtin_prefetch(q + (18 + tap) * C, 0, 2);
+      for (int tap = 0; tap < 18; ++tap) __builtin_prefetch(q + (18 + tap) * C, 0, kFetch);
       filter_pair<M>(
           [&](int i, int j, int h) __attribute__((always_inline)) {
             const T* at = q + (9 * h + i * 3 + j) * C;
@@ -788,7 +798,7 @@ void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, 
       const T* q = w + k * 9 * C + c;
       T* out = u + (k - k0) * s.ld + v * N;
 #pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(q + (9 + tap) * C, 0, 2);
+      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(q + (9 + tap) * C, 0, kFetch);
       V d[3][A];
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
@@ -837,7 +847,12 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
       }
       T* out = dw + k * 9 * C + c;
 #pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(out + (9 + tap) * C, 1, 2);
+      for (int tap = 0; tap < 9; ++tap) {
+        if (kPair == 2)
+          fetch_to_write(out + (9 + tap) * C);
+        else
+          __builtin_prefetch(out + (9 + tap) * C, 1, 2);
+      }
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
         V r[3];
@@ -852,16 +867,6 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
 }
 
 // ---- products of planes
-
-// Also takes the line from another core's caches: a line that is only read stays there, and the
-// store waits for it. (The compilers' builtin needs an option of its own to say so.)
-GS_INLINE void fetch_to_write(const void* p) {
-#if defined(__x86_64__)
-  asm volatile("prefetchw %0" : : "m"(*(const char*)p));
-#else
-  __builtin_prefetch(p, 1, 3);
-#endif
-}
 
 // Memory that the next transform reads or writes, brought into the caches line by line while
 // products, which leave the way to memory idle, go on: `rows` runs of `bytes`, `pitch` apart, and
