@@ -167,12 +167,13 @@ def test_bias_relu_and_what_is_wanted(forced):
 @needs_pairs
 def test_captured_as_eager(forced):
     rng = np.random.default_rng()
-    x, g = normal(rng, 4, 8, 8, 32), normal(rng, 4, 8, 8, 48)
+    x, g = normal(rng, 4, 8, 8, 32), normal(rng, 4, 4, 4, 48)
     w, v = normal(rng, 32, 3, 3, 32) * 0.1, normal(rng, 48, 3, 3, 32) * 0.1
 
     def step(x, w, v, scale, shift, g):
         y = F.relu(F.conv2d(x, w, None, 1, 1))
         y = F.conv2d(F.relu(F.batch_norm(y, None, None, scale, shift, True)), v, None, 1, 1)
+        y = F.max_pool2d(F.relu(y), 2)
         y.backward(g)
         return y
 

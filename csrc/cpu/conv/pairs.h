@@ -22,8 +22,8 @@ namespace {
 
 #if defined(__AVX512BF16__)
 constexpr int64_t kPair = 2;  // values of an element
-// Where filters are fetched to, ahead of their transform: the cores that this form is chosen on drop
-// a third of the fetches into the second level (see pixels_ahead()).
+// Where filters are fetched to, ahead of their transform: the cores that this form is chosen on
+// drop a third of the fetches into the second level (see pixels_ahead()).
 constexpr int kFetch = 3;
 
 // One vector's values to half of the bytes.

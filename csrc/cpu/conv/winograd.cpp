@@ -307,6 +307,7 @@ void prepare_plan(const void* params, Plan* plan) {
 
 const KernelEntry entries[] = {
 #if defined(__AVX512BF16__)
+    {"conv_bf16_winograd4_pool", kF32, forward<float, 4>, forward_plan<float, 4>},
     {"conv_bf16_winograd4_forward", kF32, forward<float, 4>, forward_plan<float, 4>},
 #else
     {"prepare_winograd4", kF32, prepare<4>, prepare_plan<4>},

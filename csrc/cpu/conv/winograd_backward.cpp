@@ -512,6 +512,7 @@ void prepare_plan(const void* params, Plan* plan) {
 
 const KernelEntry entries[] = {
 #if defined(__AVX512BF16__)
+    {"conv_bf16_winograd4_pool_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
     {"conv_bf16_winograd4_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
 #else
     {"prepare_winograd4_data", kF32, prepare<4>, prepare_plan<4>},
