@@ -278,8 +278,8 @@ def test_convolutions_round_only_where_that_is_faster(stride):
         assert 1e-4 < rms(y, want) < 1e-2
     elif k.isa() != "avx512bf16":  # there it depends on who made the processor
         assert np.array_equal(y, plain) and rms(y, want) < 2e-6
-    else:
-        assert rms(y, want) < 1e-2
+    else:  # stride 1 may be Winograd's of rounded planes: test_winograd_bfloat16.py
+        assert rms(y, want) < (1.35e-2 if stride == 1 else 1e-2)
     wide = k.conv(2, x.astype(np.float64), w.astype(np.float64), None, stride, 1, 1, 1, False)
     k.conv_force("bfloat16")
     try:  # without autocast, and for float64, it has no say

@@ -32,7 +32,7 @@ double flops_of(const RecordedOp& op) {
     const ConvParams& c = *(const ConvParams*)p;
     double one = 2.0 * (double)c.n * (double)c.out_h * (double)c.out_w * (double)c.filters *
                  (double)c.kernel_h * (double)c.kernel_w * (double)c.channels / (double)c.groups;
-    bool both = begins(name, "conv_winograd") && backward;
+    bool both = backward && (begins(name, "conv_winograd") || begins(name, "conv_bf16_winograd"));
     return both ? one * (((c.wanted & kConvData) != 0) + ((c.wanted & kConvWeight) != 0)) : one;
   }
   if (begins(name, "attention") && op.params_size == sizeof(AttentionParams)) {

@@ -65,6 +65,7 @@ void Fuser::conv_gradient(int k) {
   if (conv < 0 || only_reader(dy) != k) return;
   if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
       !is(conv, "conv_winograd4_pool_backward") && !is(conv, "conv_winograd2_pool_backward") &&
+      !is(conv, "conv_bf16_winograd4_backward") && !is(conv, "conv_bf16_winograd4_pool_backward") &&
       !is(conv, "conv_direct_backward_data"))
     return;
   if (bits) {
@@ -110,14 +111,15 @@ bool Fuser::pool_of(const PoolParams& q, const ConvParams& p) {
 // convolution of few channels, 2 x 2 max_pool -> conv_stem_pool; Winograd alike.
 void Fuser::conv_pool(int k) {
   static const Kernel stem("conv_stem_pool"), four("conv_winograd4_pool"),
-      two("conv_winograd2_pool");
+      two("conv_winograd2_pool"), half("conv_bf16_winograd4_pool");
   if (is(k, "max_pool_backward")) pool_conv_backward(k);
   if (!is(k, "max_pool")) return;
   const PoolParams& q = params<PoolParams>(k);
   RecordedBuffer x = buffer(k, 0);
   int conv = writer(x);
   const bool direct = is(conv, "conv_direct_forward"), four_ = is(conv, "conv_winograd4_forward");
-  if (!direct && !four_ && !is(conv, "conv_winograd2_forward")) return;
+  const bool half_ = is(conv, "conv_bf16_winograd4_forward");
+  if (!direct && !four_ && !half_ && !is(conv, "conv_winograd2_forward")) return;
   if (!temporary(x) || only_reader(x) != k) return;
   ConvParams p = params<ConvParams>(conv);
   if (!pool_of(q, p) || p.activation != kConvLinear) return;
@@ -130,7 +132,7 @@ void Fuser::conv_pool(int k) {
   if (!clear(op, conv, k)) return;
   if (q.relu) p.activation = kConvRelu;
   p.pool = !direct;
-  op.entry = (direct ? stem : four_ ? four : two).get(kF32);
+  op.entry = (direct ? stem : four_ ? four : half_ ? half : two).get(kF32);
   memcpy(op.params.data(), &p, sizeof(p));
   join(op, k, conv, q.relu ? "with the ReLU and the pool behind it" : "with the pool behind it");
 }
@@ -138,13 +140,14 @@ void Fuser::conv_pool(int k) {
 // max_pool_backward, gradients of a convolution -> the gradients from the pool's.
 void Fuser::pool_conv_backward(int k) {
   static const Kernel weight("conv_pool_backward_weight"), four("conv_winograd4_pool_backward"),
-      two("conv_winograd2_pool_backward");
+      two("conv_winograd2_pool_backward"), half("conv_bf16_winograd4_pool_backward");
   RecordedBuffer dy = buffer(k, 0), tap = buffer(k, 1), dx = buffer(k, 2);
   if (!temporary(dx) || writer(dx) != k) return;
   int conv = only_reader(dx);
   const bool direct = is(conv, "conv_direct_backward_weight");
   const bool four_ = is(conv, "conv_winograd4_backward");
-  if (!direct && !four_ && !is(conv, "conv_winograd2_backward")) return;
+  const bool half_ = is(conv, "conv_bf16_winograd4_backward");
+  if (!direct && !four_ && !half_ && !is(conv, "conv_winograd2_backward")) return;
   ConvParams p = params<ConvParams>(conv);
   RecordedOp op = ops[(size_t)conv];
   const size_t from = direct ? 1 : 0;
@@ -157,7 +160,7 @@ void Fuser::pool_conv_backward(int k) {
   op.buffers[from] = dy;
   op.buffers.push_back(tap);
   p.pool = 1;
-  op.entry = (direct ? weight : four_ ? four : two).get(kF32);
+  op.entry = (direct ? weight : four_ ? four : half_ ? half : two).get(kF32);
   memcpy(op.params.data(), &p, sizeof(p));
   join(op, conv, k, "from the pool's gradient");
 }

@@ -29,6 +29,8 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // "pool" (the second is direct, of one group and fewer than 16 channels), but dy is the gradient of
 // such a pool's output and its index the last buffer
 //
+// conv_bf16_winograd4_*: as conv_winograd4_*, with operands rounded in their domain (conv/pairs.h)
+//
 // Set by rewrites of captured steps, in kernels that then have more buffers behind the others:
 // - after, conv_direct_forward and conv_winograd*_forward, of one group: channel_norm_piece, which
 //   hears of rows of y when they are there; its parts and counters.

@@ -4,7 +4,8 @@
 //
 // bfloat16 accepts what runs under autocast, has at least 8 channels on either side of a group and
 // would be slower in float32: everything where there are tiles, nothing where products of rounded
-// operands are float32's own.
+// operands are float32's own. Before it, where those products take half of the time and the
+// precision is not strict, bfloat16_winograd4 accepts what it has fewer of, by the same estimates.
 // stream accepts few pixels, forward, where reading the weights in place costs less than packing
 // them. Winograd accepts when its estimated time is below that of the direct kernel. Estimates are
 // cycles of one core that does two vector multiply-adds a cycle: products plus transforms. They
@@ -75,13 +76,15 @@ struct Transforms {
   double input, output, gradient, input_gradient, filter;
 };
 
-double winograd_cycles(int64_t m, ConvPass pass, DType dtype, const ConvParams& p) {
+// rate: of a product, beside a multiply-add of float32 in less time
+double winograd_cycles(int64_t m, ConvPass pass, DType dtype, const ConvParams& p,
+                       double rate = 1) {
   const Transforms t = m == 4 ? Transforms{170, 110, 120, 200, 70} : Transforms{60, 40, 50, 75, 30};
   double tiles = (double)(p.n * ceil_div(p.out_h, m) * ceil_div(p.out_w, m));
   double C = (double)p.channels, K = (double)p.filters;
   double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
   double planes = (double)((m + 2) * (m + 2));
-  double product = 0.55 * tiles * planes;
+  double product = 0.55 * tiles * planes * rate;
   if (pass == kConvForward)
     return product * C * Kv + tiles * (t.input * Cv + t.output * Kv) + 1.3 * t.filter * C * Kv;
   double r = tiles * t.gradient * Kv;
@@ -158,24 +161,48 @@ bool winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
   return *own < 0.9 * *direct;
 }
 
+// Whether a multiply-add of rounded operands has twice the rate of float32's: AMD's vdpbf16ps.
+bool twice_as_fast() {
+#if defined(__x86_64__)
+  return strcmp(isa_active(), "avx512bf16") == 0 && __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 // Cycles of a bfloat16 kernel beside the direct one's of float32: tiles win always. AMD's vdpbf16ps
 // has twice the rate of a multiply-add, Intel's the same at best, and packing takes a third;
 // without either, rounding comes on top of float32's products.
 bool bfloat16_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
   if (dtype != kF32 || !autocast()) return false;
   if (strcmp(isa_active(), "amx") == 0) return true;
-  bool twice = false;
-#if defined(__x86_64__)
-  twice = strcmp(isa_active(), "avx512bf16") == 0 && __builtin_cpu_is("amd");
-#endif
-  if (!twice) return false;
+  if (!twice_as_fast()) return false;
   return !is_winograd(p) ||
          !(winograd_wins<4>(pass, dtype, p, own, direct) ||
            winograd_wins<2>(pass, dtype, p, own, direct)) ||
          0.65 * *direct < *own;
 }
 
+// The products of Winograd's planes, rounded: half of the time, the transforms stay. F(4 x 4)
+// alone; its rounding is that of bfloat16 three to five times over, so not where it is to be small.
+bool bfloat16_winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
+                            double* direct) {
+  if (dtype != kF32 || !autocast() || strict.load(std::memory_order_relaxed) || !twice_as_fast())
+    return false;
+  *own = winograd_cycles(4, pass, dtype, p, 0.5);
+  *direct = 0.65 * direct_cycles(pass, dtype, p);
+  return *own < 0.9 * *direct && *own < winograd_cycles(2, pass, dtype, p);
+}
+
+bool is_wide_winograd(const ConvParams& p) { return is_winograd(p) && is_wide(p); }
+
 const Implementation implementations[] = {
+    {"bfloat16_winograd4",
+     is_wide_winograd,
+     bfloat16_winograd_wins,
+     {Kernel("conv_bf16_winograd4_forward"), Kernel("conv_bf16_winograd4_backward"),
+      Kernel("conv_bf16_winograd4_backward"), Kernel("conv_bf16_winograd4_backward")},
+     true},
     {"bfloat16",
      is_wide,
      bfloat16_wins,
@@ -212,6 +239,10 @@ const Implementation implementations[] = {
       Kernel("conv_direct_backward_weight"), Kernel("")},
      false},
 };
+
+bool half_of(const Implementation& i) {
+  return i.accepts == bfloat16_wins || i.accepts == bfloat16_winograd_wins;
+}
 
 void explain(ConvPass pass, const ConvParams& p, const char* name, double own, double direct) {
   const bool stream = strcmp(name, "stream") == 0;
@@ -271,8 +302,9 @@ ConvChoice choose(ConvPass pass, DType dtype, const ConvParams& p, int force) {
   if (force) {
     const Implementation& f = implementations[force - 1];
     // bfloat16 is forced only where autocast asks for it, stream only forward
-    bool asked = f.accepts != bfloat16_wins || (dtype == kF32 && autocast());
-    if (!f.can(p) || !asked || (pass != kConvForward && !*f.kernels[kConvBackwardData].name))
+    bool asked = !half_of(f) || (dtype == kF32 && autocast());
+    if (!f.can(p) || !f.kernels[0].get(dtype) || !asked ||
+        (pass != kConvForward && !*f.kernels[kConvBackwardData].name))
       force = 0;
   }
   if (force)
@@ -282,7 +314,7 @@ ConvChoice choose(ConvPass pass, DType dtype, const ConvParams& p, int force) {
   if (verbose()) explain(pass, p, i->name, own, direct);
   bool joint = i->joint && pass != kConvForward;
   return ConvChoice{pass == kConvBackward && !joint ? nullptr : &i->kernels[pass], joint,
-                    i != implementations};
+                    i->accepts != bfloat16_wins};
 }
 
 }  // namespace
@@ -314,7 +346,8 @@ const char* conv_force(const char* name, int64_t l2) {
       forced.store(i + 1);
       return nullptr;
     }
-  return "expected 'bfloat16', 'stream', 'winograd4', 'winograd2', 'direct' or ''";
+  return "expected 'bfloat16_winograd4', 'bfloat16', 'stream', 'winograd4', 'winograd2', 'direct' "
+         "or ''";
 }
 
 }  // namespace gs

@@ -32,7 +32,7 @@ template <class T>
 struct Job {
   Grid g;
   Panels out;
-  int64_t channels;  // padded
+  int64_t channels;  // padded; elements
   bool by_filters, own_filters;
   int64_t blocks, block, unit;           // by tiles: tasks, the most tiles of one, a step of these
   int64_t images, ranges, range, slice;  // by filters: of a round, of a task
@@ -47,7 +47,8 @@ struct Job {
 // Bytes of the transformed filters; E planes of C rows.
 template <class T, int M>
 GS_INLINE size_t form_bytes(const ConvParams& p) {
-  return align64((size_t)form_size<T, M>(p.channels, panels_of<T>(p.filters)) * sizeof(T));
+  return align64((size_t)form_size<T, M>(elements(p.channels), panels_of<T>(p.filters)) *
+                 sizeof(T));
 }
 
 template <class T, int M>
@@ -57,9 +58,10 @@ Job<T> make_job(const ConvParams& p) {
   Job<T> j{};
   j.g = grid_of<M>(p);
   j.out = panels_of<T>(p.filters);
-  j.channels = ceil_div(p.channels, N) * N;
+  j.channels = ceil_div(p.channels, N) * N / kPair;
   int64_t tiles = j.g.tiles, width = min64(W, j.out.padded);
-  int64_t filters = E * p.channels * j.out.padded * B, inputs = E * tiles * j.channels * B;
+  int64_t filters = E * elements(p.channels) * j.out.padded * B,
+          inputs = E * tiles * j.channels * B;
   // a block of tiles shares the cache with the filters where these fit
   int64_t space = filters < p.l2 / 2 ? max64(p.l2 * 55 / 100 - filters, p.l2 / 5) : p.l2 * 6 / 10;
   int64_t most = max64(min64(space / (E * (j.channels + width) * B), 48), 12);
@@ -75,7 +77,7 @@ Job<T> make_job(const ConvParams& p) {
   const bool one = j.out.count * ceil_div(tiles, room) == 1 && j.blocks > 1;
   j.by_filters = by_filters < by_tiles && !one;
   int64_t members = max64(1, p.threads);
-  j.zeros = align64((size_t)(j.channels * B));
+  j.zeros = align64((size_t)(j.channels * kPair * B));
   if (!j.by_filters) {
     j.block = ceil_div(tiles, j.blocks);
     j.unit = 1;
@@ -160,7 +162,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   T *zeros = (T*)own, *mine = (T*)(own + j.zeros);
   memset(zeros, 0, j.zeros);
-  int64_t C = p.channels;
+  const int64_t C = p.channels, D = elements(C);
   auto finish = [&](const T* m, Planes s, int64_t t0, int64_t t1, const Order& order, int64_t k0,
                     int64_t channels) {
     const T* b = bias ? bias + k0 : nullptr;
@@ -183,14 +185,14 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     const int at = 4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0);
     const bool made = p.prepared && prepared_ready(buf[at], p.prepared);
     T* all = made ? (T*)buf[at + 1] : j.own_filters ? mine : (T*)ctx->scratch;
-    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p.channels, j.out, i); };
+    auto panel = [&](int64_t i) { return all + panel_at<T, M>(D, j.out, i); };
     int64_t start = j.own_filters ? 0 : ctx->tid, step = j.own_filters ? 1 : ctx->nt;
     int64_t slices = ceil_div(C, N), transforms = made ? 0 : j.out.count * slices;
     for (int64_t t = start; t < transforms; t += step) {
       int64_t i = t / slices, c = t % slices * N;
-      Planes s = planes(C, j.out.nv(i) * N);
+      Planes s = planes(D, j.out.nv(i) * N);
       filter_tiles<T, M>(p, w, j.out.first(i) * N, j.out.nv(i), c, min64(c + N, C),
-                         panel(i) + c * s.ld, s);
+                         panel(i) + c / kPair * s.ld, s);
     }
     if (!j.own_filters) ctx->sync();
     T *v = mine + (j.own_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
@@ -209,19 +211,19 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       if (next < j.blocks)
         in = pixels_ahead(j.g, x, p.in_h, p.in_w, C, C, M, M + 2, p.pad_h, n0, j.start(next + 1),
                           ctx->follows);
-      in.spread(j.out.count * product_steps(j.out.nv(0), t1 - t0, C) * (E / 2));
+      in.spread(j.out.count * product_steps(j.out.nv(0), t1 - t0, D) * (E / 2));
       for (int64_t i = 0; i < j.out.count; ++i) {
         int nv = j.out.nv(i);
         int64_t k0 = j.out.first(i) * N, channels = min64(nv * N, p.filters - k0);
-        Planes s = planes(C, nv * N);
+        Planes s = planes(D, nv * N);
         Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
                                  M / P, 0, t0, t1, ctx->follows);
         out.write = true;
-        out.spread(product_steps(nv, t1 - t0, C) * (E / 2));
+        out.spread(product_steps(nv, t1 - t0, D) * (E / 2));
         for (int e = 0; e < E; ++e) {
           const int64_t o = order.first(e, M + 2);
           product<T, false>(nv, v + e * j.v.step + o * j.v.ld, j.v.ld, order.size(e, M + 2),
-                            panel(i) + e * s.step, s.ld, C, m + e * j.m.step + o * j.m.ld, j.m.ld,
+                            panel(i) + e * s.step, s.ld, D, m + e * j.m.step + o * j.m.ld, j.m.ld,
                             false, e < E / 2 ? &out : &in);
         }
         finish(m, j.m, t0, t1, order, k0, channels);
@@ -252,10 +254,10 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       Ahead out = pixels_ahead(j.g, y + k0, p.out_h / P, p.out_w / P, p.filters, channels, M / P,
                                M / P, 0, first + t0, first + t1, ctx->follows);
       out.write = true;
-      out.spread(product_steps(nv, t1 - t0, min64(j.slice, C)) * ceil_div(C, j.slice) * E);
-      for (int64_t c = 0; c < C; c += j.slice) {
-        int64_t count = min64(j.slice, C - c);
-        filter_tiles<T, M>(p, w, k0, nv, c, c + count, u, j.u);
+      out.spread(product_steps(nv, t1 - t0, min64(j.slice, D)) * ceil_div(D, j.slice) * E);
+      for (int64_t c = 0; c < D; c += j.slice) {
+        int64_t count = min64(j.slice, D - c);
+        filter_tiles<T, M>(p, w, k0, nv, c * kPair, min64((c + count) * kPair, C), u, j.u);
         for (int e = 0; e < E; ++e)
           product<T, false>(
               nv, v + c / kGroup * j.v.group + e * j.v.step + t0 * j.v.ld + c % kGroup, j.v.ld,
@@ -281,6 +283,7 @@ void forward_plan(const void* params, Plan* plan) {
   plan->work = (int64_t)(winograd_operations<M>(p) * (sizeof(T) == 8 ? 2 : 1) / GS_VBYTES) + 1000;
 }
 
+#if !defined(__AVX512BF16__)
 // The filters of a unit of rows, transformed as by tiles.
 template <int M>
 void prepare(const void* params, void* const* buf, const Ctx*) {
@@ -300,8 +303,13 @@ void prepare_plan(const void* params, Plan* plan) {
   const ConvParams& p = *(const ConvParams*)params;
   plan->scratch = make_job<float, M>(p).by_filters ? 0 : form_bytes<float, M>(p);
 }
+#endif
 
 const KernelEntry entries[] = {
+#if defined(__AVX512BF16__)
+    {"conv_bf16_winograd4_pool", kF32, forward<float, 4>, forward_plan<float, 4>},
+    {"conv_bf16_winograd4_forward", kF32, forward<float, 4>, forward_plan<float, 4>},
+#else
     {"prepare_winograd4", kF32, prepare<4>, prepare_plan<4>},
     {"prepare_winograd2", kF32, prepare<2>, prepare_plan<2>},
     {"conv_winograd4_pool", kF32, forward<float, 4>, forward_plan<float, 4>},
@@ -310,6 +318,7 @@ const KernelEntry entries[] = {
     {"conv_winograd4_forward", kF64, forward<double, 4>, forward_plan<double, 4>},
     {"conv_winograd2_forward", kF32, forward<float, 2>, forward_plan<float, 2>},
     {"conv_winograd2_forward", kF64, forward<double, 2>, forward_plan<double, 2>},
+#endif
 };
 
 }  // namespace

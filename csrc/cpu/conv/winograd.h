@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "conv/geometry.h"
+#include "conv/pairs.h"
 #include "conv/pool.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
@@ -188,6 +189,16 @@ struct Points<T, 2> {
   }
 };
 
+// Also takes the line from another core's caches: a line that is only read stays there, and the
+// store waits for it. (The compilers' builtin needs an option of its own to say so.)
+GS_INLINE void fetch_to_write(const void* p) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" : : "m"(*(const char*)p));
+#else
+  __builtin_prefetch(p, 1, 3);
+#endif
+}
+
 // Tiles are counted image by image, row by row.
 struct Grid {
   int64_t n, rows, cols, tiles;
@@ -258,9 +269,9 @@ struct Queue {
 };
 GS_INLINE Queue queue_at(char* at, int64_t i) { return Queue{(int64_t*)(at + i * kQueueBytes)}; }
 
-// A transformed tensor: plane e (of A * A) is (rows, ld) and starts at e * step. Steps are no
-// multiple of a page, so that the stores of a tile do not all meet in one set of the cache.
-// Channels c, c + kGroup, ... lie `group` apart: planes that are multiplied group by group hold one
+// A transformed tensor: plane e (of A * A) is (rows, ld) of elements and starts at e * step. Steps
+// are no multiple of a page, so that the stores of a tile do not all meet in one set of the cache.
+// Elements c, c + kGroup, ... lie `group` apart: planes that are multiplied group by group hold one
 // group each, so that they are read as one stream.
 constexpr int64_t kGroup = 64;
 struct Planes {
@@ -270,6 +281,13 @@ GS_INLINE Planes planes(int64_t rows, int64_t ld) { return Planes{ld, rows * ld 
 // All channels' groups, E planes each.
 GS_INLINE Planes grouped(int64_t rows, int E) {
   return Planes{kGroup, rows * kGroup + 16, E * (rows * kGroup + 16)};
+}
+
+// Elements that hold c channels.
+GS_INLINE int64_t elements(int64_t c) { return ceil_div(c, kPair); }
+// Where channel c lies in a row.
+GS_INLINE int64_t channel_at(int64_t c, Planes s) {
+  return c / kPair / kGroup * s.group + c / kPair % kGroup;
 }
 
 // v[e][o][c] = B^T d B for tiles [t0, t1), o in their order; lanes past C are zero. zeros: C zeros
@@ -311,7 +329,7 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
     };
     for (int64_t c = 0; c < C; c += N) {
       int lanes = (int)min64(N, C - c);
-      T* o = v + c / kGroup * s.group + c % kGroup;
+      T* o = v + channel_at(c, s);
       V d[A][A];
       if (lanes == N) {
 #pragma GCC unroll 6
@@ -328,13 +346,13 @@ void input_tiles(const ConvParams& p, const Grid& g, const T* x, const T* zeros,
             Q::input_short(d[i]);
 #pragma GCC unroll 6
             for (int j = 0; j < A; ++j)
-              if (!Order::left_out(j)) store(o + (i * A + j) * s.step, d[i][j]);
+              if (!Order::left_out(j)) put_plane(o + (i * A + j) * s.step, d[i][j]);
             continue;
           }
         }
         Q::input(d[i]);
 #pragma GCC unroll 6
-        for (int j = 0; j < A; ++j) store(o + (i * A + j) * s.step, d[i][j]);
+        for (int j = 0; j < A; ++j) put_plane(o + (i * A + j) * s.step, d[i][j]);
       }
     }
   }
@@ -514,7 +532,7 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
     };
     for (int64_t k = 0; k < K; k += N) {
       int lanes = (int)min64(N, K - k);
-      T* o = dm + k / kGroup * s.group + k % kGroup;
+      T* o = dm + channel_at(k, s);
       V d[A][M], sum = V{};
       auto first = [&](int j, int lanes) __attribute__((always_inline)) {
         V e[M], r[A];
@@ -552,13 +570,13 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
             Z::output_adjoint_short(d[i], r);
 #pragma GCC unroll 6
             for (int j = 0; j < A; ++j)
-              if (!Order::left_out(j)) store(o + (i * A + j) * s.step, r[j]);
+              if (!Order::left_out(j)) put_plane(o + (i * A + j) * s.step, r[j]);
             continue;
           }
         }
         Z::output_adjoint(d[i], r);
 #pragma GCC unroll 6
-        for (int j = 0; j < A; ++j) store(o + (i * A + j) * s.step, r[j]);
+        for (int j = 0; j < A; ++j) put_plane(o + (i * A + j) * s.step, r[j]);
       }
     }
   }
@@ -663,13 +681,41 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
   }
 }
 
+#if defined(__AVX512BF16__)
+// G g G^T of two filters' vectors as pairs; g(i, j, h): tap (i, j) of the first or second.
+template <int M, class Taps>
+GS_INLINE void filter_pair(Taps g, float* out, Planes s) {
+  constexpr int A = M + 2;
+  vf d[2][3][A];
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h)
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) {
+      vf r[3] = {g(i, 0, h), g(i, 1, h), g(i, 2, h)};
+      Points<float, M>::filter(r, d[h][i]);
+    }
+#pragma GCC unroll 6
+  for (int j = 0; j < A; ++j) {
+    vf e[2][A];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      vf r[3] = {d[h][0][j], d[h][1][j], d[h][2][j]};
+      Points<float, M>::filter(r, e[h]);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < A; ++i) put_pairs(out + (i * A + j) * s.step, e[0][i], e[1][i]);
+  }
+}
+#endif
+
 // u[e][c - c0][k - k0] = G g G^T for the nv vectors of filters from k0 on: the operand of forward.
 // w (K, 3, 3, C); filters and channels that do not exist give zeros.
 template <class T, int M>
 void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c0, int64_t c1, T* u,
                   Planes s) {
   using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N, A = M + 2;
+  constexpr int N = simd<T>::N;
+  [[maybe_unused]] constexpr int A = M + 2;
   int64_t C = p.channels;
   constexpr int64_t ahead = 64 / (int64_t)sizeof(T);
   for (int64_t c = c0; c < c1; c += N)
@@ -681,7 +727,7 @@ void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c
         V r[N];
         const T* q = w + (k * 9 + tap) * C + c;
         // too many streams for the hardware to foresee
-        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + ahead, 0, 2);
+        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + ahead, 0, kFetch);
         if (filters == N && lanes == N) {
 #pragma GCC unroll 16
           for (int i = 0; i < N; ++i) r[i] = load(q + i * 9 * C);
@@ -692,6 +738,14 @@ void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) turned[tap][i] = r[i];
       }
+#if defined(__AVX512BF16__)
+      for (int l = 0; l < lanes; l += 2)
+        filter_pair<M>(
+            [&](int i, int j, int h) __attribute__((always_inline)) {
+              return l + h < lanes ? turned[i * 3 + j][l + h] : V{};
+            },
+            u + (c - c0 + l) / 2 * s.ld + v * N, s);
+#else
       for (int l = 0; l < lanes; ++l) {
         T* out = u + (c - c0 + l) * s.ld + v * N;
         V d[3][A];
@@ -708,6 +762,7 @@ void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c
           for (int i = 0; i < A; ++i) store(out + (i * A + j) * s.step, e[i]);
         }
       }
+#endif
     }
 }
 
@@ -716,8 +771,26 @@ template <class T, int M>
 void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, int64_t k0,
                            int64_t k1, T* u, Planes s) {
   using V = typename simd<T>::V;
-  constexpr int N = simd<T>::N, A = M + 2;
+  constexpr int N = simd<T>::N;
+  [[maybe_unused]] constexpr int A = M + 2;
   int64_t C = p.channels;
+#if defined(__AVX512BF16__)
+  for (int64_t k = k0; k < k1; k += 2)
+    for (int v = 0; v < nv; ++v) {
+      const int64_t c = c0 + v * N;
+      const int lanes = (int)min64(N, C - c);
+      const T* q = w + k * 9 * C + c;
+      const bool second = k + 1 < k1;
+#pragma GCC unroll 18
+      for (int tap = 0; tap < 18; ++tap) __builtin_prefetch(q + (18 + tap) * C, 0, kFetch);
+      filter_pair<M>(
+          [&](int i, int j, int h) __attribute__((always_inline)) {
+            const T* at = q + (9 * h + i * 3 + j) * C;
+            return h && !second ? V{} : lanes == N ? load(at) : load_n(at, lanes);
+          },
+          u + (k - k0) / 2 * s.ld + v * N, s);
+    }
+#else
   for (int64_t k = k0; k < k1; ++k)
     for (int v = 0; v < nv; ++v) {
       int64_t c = c0 + v * N;
@@ -725,7 +798,7 @@ void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, 
       const T* q = w + k * 9 * C + c;
       T* out = u + (k - k0) * s.ld + v * N;
 #pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(q + (9 + tap) * C, 0, 2);
+      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(q + (9 + tap) * C, 0, kFetch);
       V d[3][A];
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
@@ -743,6 +816,7 @@ void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, 
         for (int i = 0; i < A; ++i) store(out + (i * A + j) * s.step, e[i]);
       }
     }
+#endif
 }
 
 // dw (+)= G^T du G for filters [k0, k1), `channels` channels from dw's on; du[e][k - k0][c] summed
@@ -773,7 +847,12 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
       }
       T* out = dw + k * 9 * C + c;
 #pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(out + (9 + tap) * C, 1, 2);
+      for (int tap = 0; tap < 9; ++tap) {
+        if (kPair == 2)
+          fetch_to_write(out + (9 + tap) * C);
+        else
+          __builtin_prefetch(out + (9 + tap) * C, 1, 2);
+      }
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
         V r[3];
@@ -788,16 +867,6 @@ void filter_gradient_tiles(const ConvParams& p, const T* du, Planes s, int parts
 }
 
 // ---- products of planes
-
-// Also takes the line from another core's caches: a line that is only read stays there, and the
-// store waits for it. (The compilers' builtin needs an option of its own to say so.)
-GS_INLINE void fetch_to_write(const void* p) {
-#if defined(__x86_64__)
-  asm volatile("prefetchw %0" : : "m"(*(const char*)p));
-#else
-  __builtin_prefetch(p, 1, 3);
-#endif
-}
 
 // Memory that the next transform reads or writes, brought into the caches line by line while
 // products, which leave the way to memory idle, go on: `rows` runs of `bytes`, `pitch` apart, and
@@ -890,7 +959,7 @@ __attribute__((noinline)) void product_tile(const T* a, int64_t lda, int rows, c
     for (int m = 0; m < MR; ++m) {
       V s = set1(x[m][l]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) accumulate<U == 1 ? 1 : NV>(acc[m][v], s, y[v]);
+      for (int v = 0; v < NV; ++v) multiply<U == 1 ? 1 : NV>(acc[m][v], s, y[v]);
     }
   };
   int64_t l = 0;
@@ -930,7 +999,7 @@ __attribute__((noinline)) void outer_tile(const T* a, int64_t lda, int rows, con
     for (int m = 0; m < MR; ++m) {
       V s = set1(a[m]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) accumulate<NV>(acc[m][v], s, y[v]);
+      for (int v = 0; v < NV; ++v) multiply<NV>(acc[m][v], s, y[v]);
     }
     a += lda;
   };

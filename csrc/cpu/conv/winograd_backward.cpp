@@ -25,12 +25,20 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kUnit = 8;  // tiles that a member transforms at a time
+constexpr int64_t kUnit = 8;    // tiles that a member transforms at a time
+constexpr int64_t kBlock = 64;  // filters of a block of dw
+
+// A member's room for `tiles` rows of K and of a panel's channels as pairs of tiles, and what a
+// product reads past their end.
+GS_INLINE size_t pair_bytes(int64_t tiles, int64_t K, int64_t width) {
+  return kPair == 1 ? 0 : align64((size_t)(ceil_div(tiles, kPair) * (K + width) + 16) * 4);
+}
 
 struct Job {
   Grid g;
   Panels in;                  // of the channels
   int64_t channels, filters;  // padded
+  int64_t chain;              // pairs: tiles that are interleaved at a time, see weight_product()
   bool by_channels, data, weight;
   bool both;     // by tiles: the two products of a plane follow each other, dv in the place of v
   int64_t rows;  // tile rows in all
@@ -38,6 +46,7 @@ struct Job {
   int64_t images, ranges, strip, slice, units;  // by channels: of a round; tile rows; filters
   int64_t filter_blocks, queues;
   Planes v, dm, dv, u, du;
+  size_t pairs;        // bytes, of a member: the interleaved operands of dw
   int64_t seam, part;  // elements of a slice's seam and du
   size_t v_at, dm_at, du_at, u_at, db_at, seam_at, own_at, own, zeros, queues_at, scratch;
 };
@@ -45,7 +54,7 @@ struct Job {
 // Elements of the transformed filters, by tiles; E planes of K rows.
 template <class T, int M>
 GS_INLINE int64_t form_size(const ConvParams& p) {
-  return form_size<T, M>(p.filters, panels_of<T>(p.channels));
+  return form_size<T, M>(elements(p.filters), panels_of<T>(p.channels));
 }
 
 template <class T, int M>
@@ -61,27 +70,29 @@ Job make_job(const ConvParams& p) {
   j.weight = p.wanted & kConvWeight;
   j.rows = p.n * j.g.rows;
   int64_t tiles = j.g.tiles, width = min64(kPanel * N, j.channels), C = j.channels, K = j.filters;
-  double plane = (double)E * (double)p.filters * (double)C * B;  // the transformed filters
-  double v = (double)E * (double)tiles * (double)C * B, dm = v / (double)C * (double)K;
+  double plane = (double)E * (double)p.filters * (double)C * B;  // their gradient
+  double form = plane / (double)kPair;                           // the transformed filters
+  double v = (double)E * (double)tiles * (double)C * B / (double)kPair;
+  double dm = v / (double)C * (double)K;
   // by tiles: du and filters of a block together with dy and x, or, when filters do not fit anyway,
   // blocks as large as the cache
-  bool resident = 2 * plane < 0.8 * (double)p.l2;
+  bool resident = plane + form < 0.8 * (double)p.l2;
   j.both = j.weight && j.data && j.in.count == 1;
-  int64_t most = (int64_t)((resident ? max64(p.l2 - (int64_t)(2 * plane), p.l2 / 3) : p.l2) / 1.1) /
-                 (E * (C + K + width) * B);
+  const int64_t space = resident ? max64(p.l2 - (int64_t)(plane + form), p.l2 / 3) : p.l2;
+  int64_t most = (int64_t)((double)space / 1.1) / (E * ((C + K) / kPair + width) * B);
   // longer blocks of few channels gain nothing and push each other's planes out of the cache
   j.block = max64(1, min64(min64(most, resident ? 36 : 96) / j.g.cols, j.rows));
   j.slices = 1;
   while (j.slices * 2 <= j.rows && j.slices * 512 <= tiles && j.slices < 32) j.slices *= 2;
   double blocks = (double)ceil_div(j.rows, j.block);
-  double by_tiles = (resident ? 0 : 3 * plane * blocks) + 2 * plane * (double)j.slices;
+  double by_tiles = (resident ? 0 : (2 * plane + form) * blocks) + 2 * plane * (double)j.slices;
   double by_channels =
-      (v + dm) + 2 * dm * (double)j.in.count + v * (double)ceil_div(p.filters, kGroup);
+      (v + dm) + 2 * dm * (double)j.in.count + v * (double)ceil_div(p.filters, kBlock);
   // Near a fast third level filters and their gradient, long streams, pass behind the products,
   // while the transforms that write whole rounds wait for it: by tiles is measured faster up to
   // here. Unless cores outnumber the slices: by channels, half of the work is a task for each block
   // of dw.
-  if (p.near_cores && j.slices >= min64(p.near_cores, 2 * j.in.count * ceil_div(p.filters, kGroup)))
+  if (p.near_cores && j.slices >= min64(p.near_cores, 2 * j.in.count * ceil_div(p.filters, kBlock)))
     by_channels += 7 * (v + dm);
   // one slice would be one task
   j.by_channels = by_channels < by_tiles || j.slices == 1;
@@ -106,11 +117,14 @@ Job make_job(const ConvParams& p) {
       j.db_at = take(j.slices * K);
     }
     int64_t t = j.block * j.g.cols;
-    j.dm = planes(t, K);
-    j.v = planes(t, C);
+    j.dm = planes(t, K / kPair);
+    j.v = planes(t, j.both ? C : C / kPair);
     j.dv = planes(t, width);
+    j.chain = t;
+    j.pairs = pair_bytes(t, K, width);
     j.own_at = at;
-    j.own = align64(j.zeros + (size_t)(E * (j.dm.step + j.v.step + (j.both ? 0 : j.dv.step)) * B));
+    j.own = align64(j.zeros + j.pairs +
+                    (size_t)(E * (j.dm.step + j.v.step + (j.both ? 0 : j.dv.step)) * B));
   } else {
     // tiles of a task are not those of a transform: no order of theirs
     j.g.short_row = j.g.short_col = false;
@@ -118,27 +132,29 @@ Job make_job(const ConvParams& p) {
     // rounds that stay in the third-level cache; of a fast one more, since each round
     // transforms the filters again, adds to dw and lets members wait for each other
     const int64_t caches = p.near_cores ? 8 : 4;
-    j.images = max64(1, min64(p.n, caches * p.l2 / (E * (C + K) * B * per)));
+    j.images = max64(1, min64(p.n, caches * p.l2 / (E * (C + K) / kPair * B * per)));
     j.images = ceil_div(p.n, ceil_div(p.n, j.images));
     int64_t all = j.images * per, room = max64(p.l2 * 6 / 10 / (E * width * B), 32);
     j.strip = max64(1, min64(room / j.g.cols, j.images * j.g.rows));
     j.ranges = min64(j.images, ceil_div(all, room));
     j.slice = kGroup;
     while (j.slice > 16 && E * j.slice * width * B > p.l2 * 6 / 10) j.slice /= 2;
-    j.filter_blocks = ceil_div(p.filters, kGroup);
+    j.filter_blocks = ceil_div(p.filters, kBlock);
     j.units = ceil_div(all, kUnit);
     j.v = j.dm = grouped(all, E);
     j.u = planes(j.slice, width);
     j.dv = planes(min64(j.strip * j.g.cols, all), width);
-    j.du = planes(kGroup, width);
-    j.dm_at = take(j.dm.group * ceil_div(K, kGroup));
+    j.du = planes(kBlock, width);
+    j.chain = kPair * 64;
+    j.pairs = pair_bytes(j.chain, kBlock, width);
+    j.dm_at = take(j.dm.group * ceil_div(K / kPair, kGroup));
     if (j.weight) {
-      j.v_at = take(j.v.group * ceil_div(C, kGroup));
+      j.v_at = take(j.v.group * ceil_div(C / kPair, kGroup));
       j.db_at = take(ceil_div(p.n, j.images) * j.units * K);
     }
     j.own_at = at;
     int64_t own = max64(j.data ? E * (j.u.step + j.dv.step) : 0, j.weight ? E * j.du.step : 0);
-    j.own = align64(j.zeros + (size_t)(own * B));
+    j.own = align64(j.zeros + j.pairs + (size_t)(own * B));
   }
   // a counter of tasks a round; by tiles members meet before their tasks only for the filters
   j.queues_at = j.own_at + (size_t)members * j.own;
@@ -170,7 +186,7 @@ struct Backward {
   const T* gate;         // the output of a ReLU whose gradient dx is
   const T* prepared;     // the transformed filters, by tiles, or nothing
   const T* zeros;
-  T* mine;
+  T *pairs, *mine;
   char* queues;
   static constexpr int N = simd<T>::N, E = (M + 2) * (M + 2);
   using V = typename simd<T>::V;
@@ -193,17 +209,36 @@ struct Backward {
     gradient_tiles<T, M, false>(p, j.g, dy, index, zeros, t0, t1, order, dm, s, sum);
   }
 
+  // du (K rows; ldu) (+)= dm^T v over tiles; dm, v: a plane's rows. What is multiplied as pairs of
+  // tiles is interleaved here, where it is in the first-level cache.
+  void weight_product(int nv, const T* dm, int64_t K, const T* v, int64_t tiles, T* du, bool add,
+                      Ahead* ahead) const {
+#if defined(__AVX512BF16__)
+    const int64_t lda = ceil_div(K, N) * N, ldb = nv * N;
+    for (int64_t t = 0; t < tiles; t += j.chain) {
+      const int64_t count = min64(j.chain, tiles - t), k = ceil_div(count, 2);
+      T *a = pairs, *b = a + k * lda;
+      pair_rows(dm + t * j.dm.ld, j.dm.ld, count, lda, a, lda);
+      pair_rows(v + t * j.v.ld, j.v.ld, count, ldb, b, ldb);
+      product<T, true>(nv, a, lda, K, b, ldb, k, du, j.du.ld, add || t > 0, ahead);
+    }
+    if (tiles == 0) product<T, true>(nv, pairs, lda, K, pairs, ldb, 0, du, j.du.ld, add, ahead);
+#else
+    product<T, true>(nv, dm, j.dm.ld, K, v, j.v.ld, tiles, du, j.du.ld, add, ahead);
+#endif
+  }
+
   void by_tiles() const {
-    int64_t K = p.filters, P = p.pool ? 2 : 1;
+    int64_t K = p.filters, D = elements(K), P = p.pool ? 2 : 1;
     T* all = prepared ? (T*)prepared : at(j.u_at);
-    auto panel = [&](int64_t i) { return all + panel_at<T, M>(p.filters, j.in, i); };
+    auto panel = [&](int64_t i) { return all + panel_at<T, M>(D, j.in, i); };
     if (j.data) {
       int64_t steps = ceil_div(K, 16), transforms = prepared ? 0 : j.in.count * steps;
       for (int64_t t = ctx->tid; t < transforms; t += ctx->nt) {
         int64_t i = t / steps, k = t % steps * 16;
-        Planes s = planes(K, j.in.nv(i) * N);
+        Planes s = planes(D, j.in.nv(i) * N);
         filter_tiles_backward<T, M>(p, w, j.in.first(i) * N, j.in.nv(i), k, min64(k + 16, K),
-                                    panel(i) + k * s.ld, s);
+                                    panel(i) + k / kPair * s.ld, s);
       }
       ctx->sync();
     }
@@ -223,7 +258,7 @@ struct Backward {
         // half of the products for dx bring dx, half x or the next dy; those for dw the next dy
         // and, when there was no time yet, the next x
         int64_t t2 = (r0 + (b + 2) * (r1 - r0) / blocks) * j.g.cols;
-        int64_t steps = j.in.count * product_steps(j.in.nv(0), t1 - t0, K) * (E / 2);
+        int64_t steps = j.in.count * product_steps(j.in.nv(0), t1 - t0, D) * (E / 2);
         Ahead next{}, in{};
         if (b + 1 < blocks)
           next = pixels_ahead(j.g, dy, p.out_h / P, p.out_w / P, K, K, M / P, M / P, 0, t1, t2,
@@ -237,24 +272,24 @@ struct Backward {
         if (j.both) input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
         auto weight = [&](int e, int64_t i, Ahead* ahead) {
           const int64_t o = order.first(e, M + 2), c0 = j.in.first(i) * N;
-          product<T, true>(j.in.nv(i), dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, K,
-                           v + e * j.v.step + o * j.v.ld + c0, j.v.ld, order.size(e, M + 2),
-                           du + e * j.du.step + c0, j.du.ld, b > 0, ahead);
+          weight_product(j.in.nv(i), dm + e * j.dm.step + o * j.dm.ld, K,
+                         v + e * j.v.step + o * j.v.ld + c0 / kPair, order.size(e, M + 2),
+                         du + e * j.du.step + c0, b > 0, ahead);
         };
         if (j.data)
           for (int64_t i = 0; i < j.in.count; ++i) {
             int nv = j.in.nv(i);
             int64_t c0 = j.in.first(i) * N;
-            Planes q = planes(K, nv * N);
+            Planes q = planes(D, nv * N);
             Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
                                      p.pad_h, t0, t1, ctx->follows);
             out.write = true;
-            out.spread(product_steps(nv, t1 - t0, K) * (E / 2));
+            out.spread(product_steps(nv, t1 - t0, D) * (E / 2));
             for (int e = 0; e < E; ++e) {
               const int64_t o = order.first(e, M + 2);
               if (j.both) weight(e, i, &in);
               product<T, false>(nv, dm + e * j.dm.step + o * j.dm.ld, j.dm.ld, order.size(e, M + 2),
-                                panel(i) + e * q.step, q.ld, K, dv + e * j.dv.step + o * j.dv.ld,
+                                panel(i) + e * q.step, q.ld, D, dv + e * j.dv.step + o * j.dv.ld,
                                 j.dv.ld, false,
                                 e < E / 2             ? &out
                                 : j.both || !j.weight ? &next
@@ -301,25 +336,27 @@ struct Backward {
   // dx of panel i for images [n0, n1) of the round that starts at tile `first`
   void data_task(int64_t first, int64_t i, int64_t n0, int64_t n1, Ahead& next) const {
     int nv = j.in.nv(i);
-    int64_t c0 = j.in.first(i) * N, r1 = n1 * j.g.rows, K = p.filters;
+    int64_t c0 = j.in.first(i) * N, r1 = n1 * j.g.rows, K = p.filters, D = elements(K);
     const T* dm = at(j.dm_at);
     T *u = mine, *dv = u + E * j.u.step;
-    int64_t kept = -1;  // the first filter of the slice in u
-    const int64_t all = product_steps(nv, (n1 - n0) * j.g.rows * j.g.cols, min64(j.slice, K)) *
-                        ceil_div(K, j.slice) * E;
+    int64_t kept = -1;  // the first element of the slice in u
+    const int64_t all = product_steps(nv, (n1 - n0) * j.g.rows * j.g.cols, min64(j.slice, D)) *
+                        ceil_div(D, j.slice) * E;
     next.spread(all / 3);
     next.then->spread(all / 3);
     for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
       int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
       Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
                                p.pad_h, first + t0, first + t1, ctx->follows);
-      const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, K)) * E;
-      out.spread(steps * ceil_div(K, j.slice) / (next.rows ? 3 : 1));
+      const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, D)) * E;
+      out.spread(steps * ceil_div(D, j.slice) / (next.rows ? 3 : 1));
       out.write = true;
       out.then = &next;
-      for (int64_t k = 0; k < K; k += j.slice) {
-        int64_t count = min64(j.slice, K - k);
-        if (kept != k) filter_tiles_backward<T, M>(p, w, c0, nv, k, k + count, u, j.u);
+      for (int64_t k = 0; k < D; k += j.slice) {
+        int64_t count = min64(j.slice, D - k);
+        if (kept != k)
+          filter_tiles_backward<T, M>(p, w, c0, nv, k * kPair, min64((k + count) * kPair, K), u,
+                                      j.u);
         kept = k;
         for (int e = 0; e < E; ++e)
           product<T, false>(
@@ -342,9 +379,9 @@ struct Backward {
     next.spread(steps / 2);
     next.then->spread(steps / 2);
     for (int e = 0; e < E; ++e)
-      product<T, true>(j.in.nv(i), dm + k0 / kGroup * j.dm.group + e * j.dm.step, j.dm.ld, k1 - k0,
-                       v + c0 / kGroup * j.v.group + e * j.v.step + c0 % kGroup, j.v.ld, tiles,
-                       du + e * j.du.step, j.du.ld, false, &next);
+      weight_product(j.in.nv(i), dm + channel_at(k0, j.dm) + e * j.dm.step, k1 - k0,
+                     v + channel_at(c0, j.v) + e * j.v.step, tiles, du + e * j.du.step, false,
+                     &next);
     filter_gradient_tiles<T, M>(p, du, j.du, 1, 0, k0, k1, dw + c0, lanes(i), add);
   }
 
@@ -383,7 +420,7 @@ struct Backward {
         next.then = &xs;
         if (t < weights) {
           const int64_t f = t / j.in.count;
-          weight_task(t % j.in.count, f * kGroup, min64(f * kGroup + kGroup, p.filters), tiles,
+          weight_task(t % j.in.count, f * kBlock, min64(f * kBlock + kBlock, p.filters), tiles,
                       n > 0, next);
         } else {
           const int64_t r = (t - weights) / j.in.count;
@@ -424,6 +461,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    made ? (const T*)buf[last + 1] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros),
+                   (T*)(own + j.zeros + j.pairs),
                    ctx->scratch + j.queues_at};
   if (ctx->tid == 0)
     for (int64_t i = 0; i < j.queues; ++i) queue_at(b.queues, i).reset();
@@ -447,6 +485,7 @@ void backward_plan(const void* params, Plan* plan) {
                1000;
 }
 
+#if !defined(__AVX512BF16__)
 // The filters of a unit of rows, transformed as by tiles.
 template <int M>
 void prepare(const void* params, void* const* buf, const Ctx*) {
@@ -469,7 +508,13 @@ void prepare_plan(const void* params, Plan* plan) {
       j.by_channels || !j.data ? 0 : align64((size_t)form_size<float, M>(p) * sizeof(float));
 }
 
+#endif
+
 const KernelEntry entries[] = {
+#if defined(__AVX512BF16__)
+    {"conv_bf16_winograd4_pool_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
+    {"conv_bf16_winograd4_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
+#else
     {"prepare_winograd4_data", kF32, prepare<4>, prepare_plan<4>},
     {"prepare_winograd2_data", kF32, prepare<2>, prepare_plan<2>},
     {"conv_winograd4_pool_backward", kF32, backward<float, 4>, backward_plan<float, 4>},
@@ -478,6 +523,7 @@ const KernelEntry entries[] = {
     {"conv_winograd4_backward", kF64, backward<double, 4>, backward_plan<double, 4>},
     {"conv_winograd2_backward", kF32, backward<float, 2>, backward_plan<float, 2>},
     {"conv_winograd2_backward", kF64, backward<double, 2>, backward_plan<double, 2>},
+#endif
 };
 
 }  // namespace

@@ -321,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
     if (args.ops or args.plot) and "train" in modes:
         for net in args.net or NETS:
             for batch in (batches or [NETS[net].batch]) if args.ops else [NETS[net].batch]:
-                ops.append(where.where(net, batch, max(counts)))
+                ops.append(where.where(net, batch, max(counts), args.precision))
                 if args.ops:
                     print("\n" + "\n".join(where.lines(ops[-1])), flush=True)
     if args.json:

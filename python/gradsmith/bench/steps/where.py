@@ -12,7 +12,9 @@ from typing import Any
 __all__ = ["lines", "plot", "where"]
 
 
-def where(net: str, batch: int, threads: int, runs: int = 30) -> dict[str, Any]:
+def where(
+    net: str, batch: int, threads: int, precision: str = "float32", runs: int = 30
+) -> dict[str, Any]:
     """The kernels of one training step, those of one name together, the longest first."""
     import gradsmith as gs
 
@@ -21,7 +23,8 @@ def where(net: str, batch: int, threads: int, runs: int = 30) -> dict[str, Any]:
     from .nets import NETS
 
     with gs.threads(threads):
-        step = with_gradsmith.build(NETS[net], batch, True, "captured", threads)
+        variant = "captured-bf16" if precision == "bfloat16" else "captured"
+        step = with_gradsmith.build(NETS[net], batch, True, variant, threads)
         for _ in range(5):
             step()
         native = step.captured._programs[-1].native  # type: ignore[attr-defined]
@@ -67,6 +70,7 @@ def where(net: str, batch: int, threads: int, runs: int = 30) -> dict[str, Any]:
         "net": net,
         "batch": batch,
         "threads": threads,
+        "precision": precision,
         "seconds": total,
         "fma_peak_gflops": flop_peak / 1e9,
         "ops": rows,
@@ -76,8 +80,8 @@ def where(net: str, batch: int, threads: int, runs: int = 30) -> dict[str, Any]:
 def lines(r: dict[str, Any]) -> list[str]:
     """The table of one net."""
     out = [
-        f"{r['net']}, batch {r['batch']}, {r['threads']} threads: {r['seconds'] * 1e3:.3f} ms of kernels, FMA "
-        f"peak {r['fma_peak_gflops']:.0f} GFLOP/s",
+        f"{r['net']}, batch {r['batch']}, {r['threads']} threads, {r['precision']}: {r['seconds'] * 1e3:.3f} ms of "
+        f"kernels, float32's FMA peak {r['fma_peak_gflops']:.0f} GFLOP/s",
         f"  {'op':<32} {'count':>5} {'us':>10} {'share':>6} {'floor us':>10} {'of floor':>9} {'of FMA':>7} "
         f"{'GB/s':>7}",
     ]
