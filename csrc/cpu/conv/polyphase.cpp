@@ -86,7 +86,7 @@ Job make_job(const ConvParams& p, bool data) {
       if (j.tasks < 2 * members) j.panel_tasks = min64(j.out.count, ceil_div(2 * members, j.tasks));
       j.tasks *= j.panel_tasks;
     } else {
-      j.tasks = max64(1, max64(ceil_div(all, max64(1, most / j.g.cols)), min64(8, all)));
+      j.tasks = max64(1, max64(ceil_div(all, max64(1, most / j.g.cols)), min64(members, all)));
       if (j.tasks > 1 && j.tasks < all) j.tasks += j.tasks % 2;
       j.rows = ceil_div(all, j.tasks);
     }
@@ -217,10 +217,10 @@ struct Pass {
     ctx->sync();
     float *v = mine, *m = v + tile_elements(j.most, j.groups);
     int64_t next = 0;
-    for (int64_t task = queue.take(); task < j.tasks; task = next) {
+    for (int64_t task = after(queue, -1); task < j.tasks; task = next) {
       int64_t r0, r1, n0 = 0, n1 = 0;
       span(task, &r0, &r1);
-      next = queue.take();
+      next = after(queue, task);
       if (next < j.tasks) span(next, &n0, &n1);
       const int64_t part = task % j.panel_tasks;
       const int64_t i0 = part * j.out.count / j.panel_tasks;
@@ -257,6 +257,12 @@ struct Pass {
     rest_of_images(p, j.g, n0, n1, bias ? bias + k0 : nullptr, zeros, to + k0, lanes(i));
   }
 
+  // The task behind `task` (-1: the first), known before that is done so that its operands can be
+  // fetched: by a queue whoever comes first would have two, so few tasks are dealt out in turn.
+  int64_t after(const Queue& queue, int64_t task) const {
+    if (j.tasks >= 4 * ctx->nt) return queue.take();
+    return task < 0 ? ctx->tid : task + ctx->nt;
+  }
   // The weights that filters(i, c0, c1) reads.
   Ahead weights_ahead(int64_t i, int64_t c0, int64_t c1) const {
     const int64_t C = p.channels, k0 = j.out.first(i) * kLanes;
@@ -286,10 +292,10 @@ struct Pass {
     ctx->sync();
     float *u = mine, *m = u + kForms * j.u.step;
     int64_t next = 0;
-    for (int64_t task = queue.take(); task < j.tasks; task = next) {
+    for (int64_t task = after(queue, -1); task < j.tasks; task = next) {
       const int64_t i = task / ranges, r = task % ranges;
       const Phases s = phases(r);
-      next = queue.take();
+      next = after(queue, task);
       const int64_t r0 = r * j.units, t0 = r0 * j.g.cols, t1 = t0 + s.rows;
       Ahead out = output_ahead(i, t0, t1);
       const int64_t steps = multiply_steps(j.out.nv(i), s.rows, 1);
