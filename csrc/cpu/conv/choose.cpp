@@ -123,6 +123,8 @@ bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own
     return false;
   // members share images and panels of channels of dx
   if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
+  // few tasks, and of few filters
+  if (pass == kConvBackwardWeight && p.channels * p.filters < 4096) return false;
   const double tiles = (double)(p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4));
   const double C = (double)p.channels, K = (double)p.filters;
   const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);

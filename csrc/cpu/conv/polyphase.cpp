@@ -12,6 +12,10 @@
 // - backward-weight: x; a task takes up to 64 filters and a panel of channels, transforms dy of
 //   these filters and keeps du of 36 forms in the second-level cache. Tiles pass in rounds.
 //
+// Members make that first operand together, but few of them each for itself where it is small, or
+// where rounds would write again and again what the others have read: cores with third levels of
+// their own wait long for that.
+//
 // Floor: 2 * 81 tiles C K operations a pass, some 200 vector operations a tile and vector of
 // channels, 36 stores a vector of filters.
 #include "conv/polyphase.h"
@@ -35,13 +39,17 @@ struct Job {
   int64_t filters;        // backward-weight: of a task
   Phases most;            // tiles of a block, a range or a round
   int64_t rounds;
-  Planes u;  // of a slice
-  // bytes: of the first operand, which comes first; of zeros; of what a member has of its own, in
-  // it zeros, a sink and what a task needs
-  size_t first, zeros, own, queue_at, scratch;
+  Planes u;        // of a slice
+  bool own_first;  // each member has a first operand of its own
+  // bytes: of the first operand; of zeros; of what a member has of its own from own_at on, in it
+  // zeros, a sink, the first operand (own_first) and what a task needs
+  size_t first, zeros, own_at, own, queue_at, scratch;
   size_t du_at;  // backward-weight: where tasks have their sums, if there are rounds
   int64_t du;    // floats of a task's du
 };
+
+// Cycles to transform a vector: of a tile, of filters.
+constexpr double kTileCycles = 250, kFormCycles = 150;
 
 GS_INLINE int64_t tile_elements(const Phases& s, int64_t groups) { return s.size() * groups; }
 
@@ -64,6 +72,14 @@ Job common(const ConvParams& p, int64_t in, int64_t made) {
   j.zeros = align64((size_t)((max64(p.channels, p.filters) + kLanes) * B));
   j.rounds = 1;
   return j;
+}
+
+// A first operand that takes `cycles` to make is made by each member for itself where that is at
+// most `part` of the work.
+bool makes_own(const ConvParams& p, const Job& j, double cycles, double part) {
+  const double products =
+      0.5 * kPlanes * (double)j.g.tiles * (double)p.channels * (double)ceil_div(p.filters, kLanes);
+  return (double)(p.threads - 1) * cycles < part * products;
 }
 
 // Forward, or backward-data (data): a task of that has whole images, since tiles share pixels.
@@ -92,6 +108,7 @@ Job make_job(const ConvParams& p, bool data) {
     }
     j.most = Phases{j.rows * j.g.cols};
     j.first = align64((size_t)(floats * B));
+    j.own_first = makes_own(p, j, kFormCycles * (double)(j.in * j.out.vectors), 0.015);
     mine = (size_t)(tile_elements(j.most, j.groups + 1) * B);
   } else {
     const int64_t rows = data ? j.g.rows : 1;  // that stay together
@@ -106,8 +123,9 @@ Job make_job(const ConvParams& p, bool data) {
     j.first = align64((size_t)(ranges * tile_elements(j.most, j.groups) * B));
     mine = (size_t)((kForms * j.u.step + tile_elements(j.most, 1)) * B);
   }
-  j.own = align64(2 * j.zeros + mine);
-  j.queue_at = j.first + (size_t)members * j.own;
+  j.own_at = j.own_first ? 0 : j.first;
+  j.own = align64(2 * j.zeros + (j.own_first ? j.first : 0) + mine);
+  j.queue_at = j.own_at + (size_t)members * j.own;
   j.scratch = j.queue_at + kQueueBytes;
   return j;
 }
@@ -208,8 +226,9 @@ struct Pass {
 
   void by_tiles(Queue queue) const {
     // one after the other, since each fetches what the next reads
+    const int64_t tid = j.own_first ? 0 : ctx->tid, nt = j.own_first ? 1 : ctx->nt;
     const int64_t slices = ceil_div(j.in, 16), all = j.out.count * slices;
-    for (int64_t t = ctx->tid * all / ctx->nt; t < (ctx->tid + 1) * all / ctx->nt; ++t) {
+    for (int64_t t = tid * all / nt; t < (tid + 1) * all / nt; ++t) {
       const int64_t i = t / slices, c = t % slices * 16;
       const Planes s = planes(j.in, j.out.nv(i) * kLanes);
       filters(i, c, min64(c + 16, j.in), first + forms_at(j.in, j.out, i) + c * s.ld, s);
@@ -328,7 +347,7 @@ template <bool Data>
 void run(const void* params, void* const* buf, const Ctx* ctx) {
   const ConvParams& p = *(const ConvParams*)params;
   const Job j = make_job(p, Data);
-  char* own = ctx->scratch + j.first + (size_t)ctx->tid * j.own;
+  char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   memset(own, 0, j.zeros);
   const Queue queue = queue_at(ctx->scratch + j.queue_at, 0);
   if (ctx->tid == 0) queue.reset();
@@ -344,9 +363,9 @@ void run(const void* params, void* const* buf, const Ctx* ctx) {
                   buf,
                   own,
                   (const float*)own,
-                  (float*)ctx->scratch,
+                  (float*)(j.own_first ? own + 2 * j.zeros : ctx->scratch),
                   (float*)(own + j.zeros),
-                  (float*)(own + 2 * j.zeros)};
+                  (float*)(own + 2 * j.zeros + (j.own_first ? j.first : 0))};
   if (j.by_filters)
     pass.by_filters(queue);
   else
@@ -387,8 +406,14 @@ Job make_weight_job(const ConvParams& p) {
   j.first = align64((size_t)(tile_elements(j.most, j.groups) * B));
   // rows of dm are read beyond their end
   const size_t dm = (size_t)((tile_elements(j.most, 1) + kGroup) * B);
-  j.own = align64(j.zeros + dm + (j.rounds > 1 ? 0 : (size_t)(j.du * B)));
-  j.du_at = j.first + (size_t)members * j.own;
+  // tiles of a round are written where those of the last one were read
+  j.own_first =
+      j.rounds > 1 &&
+      makes_own(p, j, kTileCycles * (double)(j.g.tiles * ceil_div(p.channels, kLanes)), 0.08);
+  j.own_at = j.own_first ? 0 : j.first;
+  j.own =
+      align64(j.zeros + (j.own_first ? j.first : 0) + dm + (j.rounds > 1 ? 0 : (size_t)(j.du * B)));
+  j.du_at = j.own_at + (size_t)members * j.own;
   j.scratch = j.du_at + (j.rounds > 1 ? (size_t)(j.tasks * j.du * B) : 0);
   return j;
 }
@@ -414,21 +439,23 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
   const Job j = make_weight_job(p);
   const float *x = (const float*)buf[0], *dy = (const float*)buf[1];
   float *dw = (float*)buf[2], *db = (float*)buf[3];
-  char* own = ctx->scratch + j.first + (size_t)ctx->tid * j.own;
+  char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   memset(own, 0, j.zeros);
   const float* zeros = (const float*)own;
-  float *v = (float*)ctx->scratch, *dm = (float*)(own + j.zeros);
+  float* v = (float*)(j.own_first ? own + j.zeros : ctx->scratch);
+  float* dm = (float*)(own + j.zeros + (j.own_first ? j.first : 0));
   float* last = dm + tile_elements(j.most, 1) + kGroup;
   const int64_t all = p.n * j.g.rows;
+  const int64_t tid = j.own_first ? 0 : ctx->tid, nt = j.own_first ? 1 : ctx->nt;
   const int64_t first = ctx->tid * j.tasks / ctx->nt, end = (ctx->tid + 1) * j.tasks / ctx->nt;
   for (int64_t round = 0; round < j.rounds; ++round) {
     const int64_t t0 = round * all / j.rounds * j.g.cols;
     const int64_t t1 = (round + 1) * all / j.rounds * j.g.cols;
     const Phases s{t1 - t0};
-    const int64_t u0 = ctx->tid * s.rows / ctx->nt, u1 = (ctx->tid + 1) * s.rows / ctx->nt;
-    if (round > 0) ctx->sync();
+    const int64_t u0 = tid * s.rows / nt, u1 = (tid + 1) * s.rows / nt;
+    if (round > 0 && !j.own_first) ctx->sync();
     phase_inputs(p, j.g, x, zeros, t0 + u0, t0 + u1, v + u0 * kGroup, s, s.size());
-    ctx->sync();
+    if (!j.own_first) ctx->sync();
     // products bring what the next round transforms
     Ahead next{};
     if (round + 1 < j.rounds)
