@@ -121,6 +121,8 @@ bool is_polyphase(const ConvParams& p) {
 bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
   if (dtype != kF32 || pass == kConvBackward || strict.load(std::memory_order_relaxed))
     return false;
+  // the direct kernels have forms of their own for few channels
+  if (p.channels < 16 || p.filters < 16) return false;
   // members share images and panels of channels of dx
   if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
   // few tasks, and of few filters
@@ -131,12 +133,11 @@ bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own
   const double taps = (double)(p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
                                count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1));
   const double forward = taps * C * Kv / 2, backward = taps * K * Cv / 2;
-  // a transform of a tile: 81 loads and stores, and of a vector of filters: 36 stores
-  const double pixels = tiles * (250 * Cv + 180 * Kv), product = 0.6 * 81 * tiles;
-  const bool over_filters =
-      pass == kConvForward || (pass == kConvBackwardWeight && p.channels < 16);
-  *direct = over_filters ? forward : backward;
-  *own = (product + 120) * (pass == kConvForward ? C * Kv : K * Cv) + pixels;
+  // a transform of a tile: 81 loads and stores; of a vector of filters: 36 stores to memory that is
+  // in no near cache
+  const double pixels = tiles * (250 * Cv + 180 * Kv), product = 0.55 * 81 * tiles;
+  *direct = pass == kConvForward ? forward : backward;
+  *own = (product + 250) * (pass == kConvForward ? C * Kv : K * Cv) + pixels;
   return *own < 0.9 * *direct;
 }
 
