@@ -377,6 +377,15 @@ def test_norm_stats_of_small_caches(kernel, l2, force):
         compare(lambda layer=layer: Normed(**layer), shape, "norm_stats", note, steps=5)
 
 
+@pytest.mark.parametrize("l2", [0, 1 << 14, 1 << 18])
+def test_norm_stats_of_phases(l2, force):
+    force("polyphase", l2)
+    note = {"with the statistics of its output": 1}
+    for shape, filters in (((3, 16, 16, 2), 70), ((5, 9, 11, 2), 130), ((33, 8, 8, 2), 9)):
+        layer = conv(24, filters, stride=2, padding=1)
+        compare(lambda layer=layer: Normed(**layer), shape, "norm_stats", note, steps=5)
+
+
 @pytest.mark.parametrize("name", ["winograd", "by filters", "strided, folded"])
 def test_norm_stats_of_special_values(name):
     """Statistics as they are taken from memory, whatever the data; running ones and their average, too."""
@@ -585,6 +594,9 @@ CONV_GRADIENT = {
     "images": ((13, 6, 5), conv(20, 70, padding=1), "direct", 0),
     "blocks": ((2, 6, 5), conv(20, 300, padding=1), "direct", 1 << 12),
     "strided": ((20, 15, 16), conv(16, 48, stride=2, padding=1), "direct", 0),
+    "phases": ((3, 25, 26), conv(36, 40, stride=2, padding=1), "polyphase", 0),
+    "phases, no padding": ((5, 10, 12), conv(70, 24, stride=2), "polyphase", 0),
+    "phases, by filters": ((20, 8, 8), conv(160, 200, stride=2, padding=1), "polyphase", 1 << 16),
     "no taps": ((5, 9, 9), conv(24, 16, 1, stride=3), "direct", 0),
     "1x1": ((6, 13, 9), conv(40, 72, 1), "direct", 0),
     "groups": ((3, 8, 9), conv(24, 32, groups=4, dilation=2), "direct", 0),

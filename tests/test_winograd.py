@@ -251,7 +251,7 @@ def test_choices_are_sensible_and_explained():
     lines = [line for line in out.stderr.splitlines() if line.startswith("gradsmith: conv ")]
     taken = [line.split(" forward: ")[1].split(" ")[0] for line in lines]
     assert taken[:3] == ["winograd4", "winograd4", "winograd2"]
-    assert taken[3:9] == ["direct", "direct", "direct", "direct", "depthwise", "direct"]
+    assert taken[3:9] == ["direct", "direct", "direct", "polyphase", "depthwise", "direct"]
     assert taken[9] in ("winograd2", "direct") and "strict" in lines[9]
     assert "cycles, direct" in lines[0]
 

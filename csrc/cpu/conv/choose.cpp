@@ -7,10 +7,10 @@
 // operands are float32's own. Before it, where those products take half of the time and the
 // precision is not strict, bfloat16_winograd4 accepts what it has fewer of, by the same estimates.
 // stream accepts few pixels, forward, where reading the weights in place costs less than packing
-// them. Winograd accepts when its estimated time is below that of the direct kernel. Estimates are
-// cycles of one core that does two vector multiply-adds a cycle: products plus transforms. They
-// follow from the shape and the width of the vectors, so the choice is the same for any number of
-// threads.
+// them. Winograd, of stride 2 that of its phases (polyphase), accepts when its estimated time is
+// below that of the direct kernel. Estimates are cycles of one core that does two vector
+// multiply-adds a cycle: products plus transforms. They follow from the shape and the width of the
+// vectors, so the choice is the same for any number of threads.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +112,36 @@ int64_t count_inside(int64_t in, int64_t out, int64_t kernel, int64_t stride, in
       r += at >= 0 && at < in;
     }
   return r;
+}
+
+bool is_polyphase(const ConvParams& p) {
+  return p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 2 && p.stride_w == 2 &&
+         p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1 && p.pad_h <= 2 && p.pad_w <= 2 &&
+         !p.pool;
+}
+
+// 81 products a tile of 4 x 4 outputs, see conv/polyphase.h.
+bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
+  if (dtype != kF32 || pass == kConvBackward || strict.load(std::memory_order_relaxed))
+    return false;
+  // the direct kernels have forms of their own for few channels
+  if (p.channels < 16 || p.filters < 16) return false;
+  // members share images and panels of channels of dx
+  if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
+  // few tasks, and of few filters
+  if (pass == kConvBackwardWeight && p.channels * p.filters < 4096) return false;
+  const double tiles = (double)(p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4));
+  const double C = (double)p.channels, K = (double)p.filters;
+  const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
+  const double taps = (double)(p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
+                               count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1));
+  const double forward = taps * C * Kv / 2, backward = taps * K * Cv / 2;
+  // a transform of a tile: 81 loads and stores; of a vector of filters: 36 stores to memory that is
+  // in no near cache
+  const double pixels = tiles * (250 * Cv + 180 * Kv), product = 0.55 * 81 * tiles;
+  *direct = pass == kConvForward ? forward : backward;
+  *own = (product + 250) * (pass == kConvForward ? C * Kv : K * Cv) + pixels;
+  return *own < 0.9 * *direct;
 }
 
 constexpr int64_t kFewPixels = 64;
@@ -232,6 +262,12 @@ const Implementation implementations[] = {
      {Kernel("conv_winograd2_forward"), Kernel("conv_winograd2_backward"),
       Kernel("conv_winograd2_backward"), Kernel("conv_winograd2_backward")},
      true},
+    {"polyphase",
+     is_polyphase,
+     polyphase_wins,
+     {Kernel("conv_polyphase_forward"), Kernel("conv_polyphase_backward_data"),
+      Kernel("conv_polyphase_backward_weight"), Kernel("")},
+     false},
     {"direct",
      any,
      always,
@@ -301,8 +337,11 @@ ConvChoice choose(ConvPass pass, DType dtype, const ConvParams& p, int force) {
   const Implementation* i = implementations;
   if (force) {
     const Implementation& f = implementations[force - 1];
-    // bfloat16 is forced only where autocast asks for it, stream only forward
-    bool asked = !half_of(f) || (dtype == kF32 && autocast());
+    // bfloat16 is forced only where autocast asks for it, polyphase for float32, stream only
+    // forward
+    bool asked = half_of(f)                    ? dtype == kF32 && autocast()
+                 : f.accepts == polyphase_wins ? dtype == kF32
+                                               : true;
     if (!f.can(p) || !f.kernels[0].get(dtype) || !asked ||
         (pass != kConvForward && !*f.kernels[kConvBackwardData].name))
       force = 0;
@@ -346,8 +385,8 @@ const char* conv_force(const char* name, int64_t l2) {
       forced.store(i + 1);
       return nullptr;
     }
-  return "expected 'bfloat16_winograd4', 'bfloat16', 'stream', 'winograd4', 'winograd2', 'direct' "
-         "or ''";
+  return "expected 'bfloat16_winograd4', 'bfloat16', 'stream', 'winograd4', 'winograd2', "
+         "'polyphase', 'direct' or ''";
 }
 
 }  // namespace gs

@@ -72,9 +72,10 @@ def threads(n: int) -> Iterator[None]:
 def set_conv_precision(precision: str) -> None:
     """Sets how far float32 convolutions may round: "default" or "strict".
 
-    "default": 3x3 convolutions of stride 1 use Winograd F(4x4,3x3) where it is faster, forward and
-    backward; root mean square error 0.5e-6 to 1.1e-6 of the result's at 64 to 512 channels. "strict": only
-    F(2x2,3x3) (0.2e-6 to 0.35e-6) and the direct sum (0.15e-6 to 1.1e-6). Float64 is always direct.
+    "default": 3x3 convolutions use Winograd where it is faster, F(4x4,3x3) for stride 1 and F(4,2) on even
+    and odd pixels for stride 2, forward and backward; root mean square error 0.5e-6 to 1.1e-6 of the result's
+    at 64 to 512 channels. "strict": only F(2x2,3x3) (0.2e-6 to 0.35e-6) and the direct sum (0.15e-6 to
+    1.1e-6). Float64 is always direct.
 
     A value that is not finite spreads over the tile of outputs that it touches (4x4 or 2x2 pixels and
     their neighbours) in either form of Winograd.
