@@ -33,6 +33,7 @@ struct Backward : Lanes<T> {
   using Lanes<T>::kStrip;
   using Lanes<T>::walks;
   using Lanes<T>::bytes_in;
+  using Lanes<T>::near;
 
   // ---- backward, windows side by side: each writes its own elements of dx
   // taps a0 .. a1, b0 .. b1 of one window; dx: tap (0, 0). B vectors are a line of the cache, which
@@ -43,7 +44,7 @@ struct Backward : Lanes<T> {
                                  int64_t ps, int a0, int a1, int b0, int b1, int kw, T inv, int n) {
     V g[B];
     I at[B];
-    fetch(dy);
+    ahead(way, dy);
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
       g[v] = get<FULL>(dy + v * N, n);
@@ -85,6 +86,33 @@ struct Backward : Lanes<T> {
         j = c - N;
       }
       tile_vec<K, MAX, 1, true>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
+    }
+  }
+  // d where the index says tap, else zero
+  static GS_MEMBER V only(V d, const uint8_t* index, S tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_maskz_mov_ps(
+          _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)index), _mm_set1_epi8((char)tap)),
+          (__m512)d);
+#endif
+    return get_index<T, true>(index, N) == set1(tap) ? d : V{};
+  }
+  // Windows of 2 x 2, near: their two rows of dx one after the other; c >= N
+  template <bool MAX>
+  static __attribute__((noinline)) void tile_near(const T* dy, const uint8_t* index, T* dx,
+                                                  int64_t windows, int64_t c, int64_t line, T inv) {
+    for (int a = 0; a < 2; ++a, dx += line) {
+      const T* d = dy;
+      const uint8_t* ix = index;
+      T* to = dx;
+      for (int64_t j = 0; j < windows; ++j, d += c, ix += c, to += 2 * c)
+        for (int64_t k = 0; k < c; k += N) {
+          if (k + N > c) k = c - N;
+          const V g = load(d + k);
+          store(to + k, MAX ? only(g, ix + k, (S)(2 * a)) : g * set1(inv));
+          store(to + c + k, MAX ? only(g, ix + k, (S)(2 * a + 1)) : g * set1(inv));
+        }
     }
   }
   // Few channels: a block of pixels of dy and the vectors of dx that their windows' taps in one
@@ -179,8 +207,15 @@ struct Backward : Lanes<T> {
       }
     }
     const bool two = p.kh == 2 && kw == 2 && a0 == 0 && a1 == 2;
+    if (way == kNear && two && c >= N && (MAX || same)) {
+      begin = g.x.first[0] > 0;
+      end = p.ow - (g.x.last[p.ow - 1] < 2);
+      if (begin < end)
+        tile_near<MAX>(dy + begin * c, MAX ? index + begin * c : index,
+                       dx + g.y.start[i] * line + g.x.start[begin] * c, end - begin, c, line, one);
+    }
     for (int64_t j = 0; j < p.ow; ++j) {
-      if (j == begin) j = end;
+      if (j == begin && begin < end) j = end;
       if (j >= p.ow) break;
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const uint8_t* ix = MAX ? index + j * c : (const uint8_t*)dx;
@@ -289,7 +324,7 @@ struct Backward : Lanes<T> {
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < B; ++v) {
-        fetch(dy + i * row + v * N);
+        ahead(way, dy + i * row + v * N);
         d[i][v] = load(dy + i * row + v * N);
         at[i][v] = get_index<T, true>(index + i * row + v * N, N);
       }
@@ -776,7 +811,9 @@ struct Backward : Lanes<T> {
         return;
       }
     }
-    Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx, p.c * sizeof(T));
+    // maxima that read three rows of x at a time are slower when dx takes room from it
+    const bool keeps = !few && (!MAX || (tiled && p.kh == 2)) && near(p, MAX);
+    Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx, p.c * sizeof(T), keeps);
     // nothing to read: then stores are faster, as far as a cache shared by the cores may take them
     if (way == kPast && p.oh * p.ow * 16 < p.h * p.w &&
         p.n * image * (int64_t)sizeof(T) / 8 < ctx->stream)

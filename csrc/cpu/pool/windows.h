@@ -80,14 +80,22 @@ struct Geometry {
 };
 
 // How results are written when `bytes` pass through the caches: past them where rows are aligned,
-// else as stores whose lines are asked for ahead.
-enum Way { kPlain, kOwn, kPast };
-GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step) {
+// else as stores whose lines are asked for ahead. Near: all arrays stay in a last cache of few
+// cores. There rows of dx are written one after another by plain stores, since those follow one
+// stream at 75 bytes a nanosecond and two at 45, and past the caches go 42 (Zen 5, 8 MB).
+enum Way { kPlain, kOwn, kPast, kNear };
+GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step,
+                     bool near = false) {
+  if (near) return kNear;
   if (bytes < ctx->stream) return kPlain;
   return streams(ctx, bytes, p, step) ? kPast : kOwn;
 }
 // How far ahead: nearer is slower where stores are most of the traffic, farther where rows are odd.
 constexpr int64_t kOwnAhead = 4096;
+// Asks for what lies a page on; near caches are followed better without.
+GS_INLINE void ahead(Way way, const void* p) {
+  if (way != kNear) fetch(p);
+}
 // Rows a task takes, of `rows` rows of `bytes` bytes.
 GS_INLINE int64_t rows_per_task(int64_t rows, int64_t bytes) {
   int64_t r = bytes > 0 ? 65536 / bytes : rows;
@@ -350,6 +358,10 @@ struct Lanes {
   static GS_MEMBER bool walks(const PoolParams& p, int64_t begin, int64_t end) {
     return !p.adaptive && p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 &&
            p.dw == 1 && p.oh >= kDeep / 2 && (end - begin) * p.c >= kStrip * N;
+  }
+  static GS_MEMBER bool near(const PoolParams& p, bool max) {
+    const int64_t y = p.n * p.oh * p.ow * p.c, x = p.n * p.h * p.w * p.c;
+    return 2 * (x + y) * (int64_t)sizeof(T) + (max ? 2 * y * p.index_bytes : 0) <= p.holds;
   }
   static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
     return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);
