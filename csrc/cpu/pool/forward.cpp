@@ -11,8 +11,6 @@
 // With few channels (less than half a vector) a vector holds a block of whole neighbouring pixels
 // of y; the pixels of a tap come from two vectors of x by one permutation, which is the same for
 // all blocks. What does not fit (steps of more than two pixels, edges) is gathered.
-#include <type_traits>
-
 #include "pool/windows.h"
 
 namespace gs {
@@ -40,37 +38,13 @@ struct Forward : Lanes<T> {
   using Lanes<T>::walks;
   using Lanes<T>::bytes_in;
   using Lanes<T>::inside;
+  using typename Lanes<T>::P;
+  using Lanes<T>::kBytes;
+  using Lanes<T>::place;
+  using Lanes<T>::load_place;
+  using Lanes<T>::store_place;
 
   // ---- forward, many channels
-  // Places of maxima: bytes where a vector instruction takes those by mask.
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-  static constexpr bool kBytes = sizeof(T) == 4;
-#else
-  static constexpr bool kBytes = false;
-#endif
-  typedef uint8_t Bytes __attribute__((vector_size(16)));
-  using P = typename std::conditional<kBytes, Bytes, I>::type;
-  static GS_MEMBER P place(int t) {
-    if constexpr (kBytes)
-      return P{} + (uint8_t)t;
-    else
-      return set1((S)t);
-  }
-  static GS_MEMBER P load_place(const uint8_t* p) {
-    if constexpr (kBytes) {
-      P v;
-      memcpy(&v, p, sizeof v);
-      return v;
-    } else {
-      return get_index<T, true>(p, N);
-    }
-  }
-  static GS_MEMBER void store_place(uint8_t* p, P v) {
-    if constexpr (kBytes)
-      memcpy(p, &v, sizeof v);
-    else
-      put_index<T, true>(p, v, N);
-  }
   // best = x and at = tap where x is larger, neither being NaN
   static GS_MEMBER void reach(V x, P tap, V& best, P& at) {
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)

@@ -3,6 +3,8 @@
 #pragma once
 #include <string.h>
 
+#include <type_traits>
+
 #include "pool.h"
 #include "simd/own.h"
 #include "simd/taps.h"
@@ -157,6 +159,35 @@ struct Lanes {
   static constexpr int N = simd<T>::N;
   static constexpr int64_t kFew = N / 2 < Geometry::kFew ? N / 2 : Geometry::kFew;
 
+  // Places of maxima: bytes where a vector instruction takes those by mask.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  static constexpr bool kBytes = sizeof(T) == 4;
+#else
+  static constexpr bool kBytes = false;
+#endif
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  using P = typename std::conditional<kBytes, Bytes, I>::type;
+  static GS_MEMBER P place(int t) {
+    if constexpr (kBytes)
+      return P{} + (uint8_t)t;
+    else
+      return set1((S)t);
+  }
+  static GS_MEMBER P load_place(const uint8_t* p) {
+    if constexpr (kBytes) {
+      P v;
+      memcpy(&v, p, sizeof v);
+      return v;
+    } else {
+      return get_index<T, true>(p, N);
+    }
+  }
+  static GS_MEMBER void store_place(uint8_t* p, P v) {
+    if constexpr (kBytes)
+      memcpy(p, &v, sizeof v);
+    else
+      put_index<T, true>(p, v, N);
+  }
   // lane l of the result: lane at[l] of v, of a and b side by side
   static GS_MEMBER V pick(V v, I at) {
 #if defined(__clang__)
