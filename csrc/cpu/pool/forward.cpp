@@ -225,7 +225,7 @@ struct Forward : Lanes<T> {
     const PoolParams& p = g.p;
     const int64_t line = p.w * p.c, row = p.ow * p.c, c = p.c, high = p.h;
     V best[3][kStrip], test[kStrip] = {}, more[kStrip] = {};
-    I at[3][kStrip];
+    P at[3][kStrip];
     int64_t t = g.y.start[i];
     const T* q = x + t * line;
     for (int64_t k = -2; k < count; ++k, ++t, q += line) {
@@ -235,7 +235,7 @@ struct Forward : Lanes<T> {
         for (int a = 0; a < 2; ++a) best[a][v] = best[a + 1][v], at[a][v] = at[a + 1][v];
         // a row outside: its tap is that of the first inside, should all of those be -inf
         best[2][v] = set1(-(T)__builtin_inf());
-        at[2][v] = set1((S)3);
+        at[2][v] = place(3);
       }
       if (t >= 0 && t < high)
 #pragma GCC unroll 2
@@ -245,23 +245,23 @@ struct Forward : Lanes<T> {
           const V e1 = load(r + c), e0 = b0 ? e1 : load(r);
           test[v] = fma(e0, e1, test[v]);
           best[2][v] = e0;
-          at[2][v] = b0 ? set1((S)1) : I{};
-          take_number<T>(e1, set1((S)1), best[2][v], at[2][v]);
+          at[2][v] = place(b0 ? 1 : 0);
+          reach(e1, place(1), best[2][v], at[2][v]);
           if (b1 == 3) {
             const V e2 = load(r + 2 * c);
             more[v] += e2;
-            take_number<T>(e2, set1((S)2), best[2][v], at[2][v]);
+            reach(e2, place(2), best[2][v], at[2][v]);
           }
         }
       if (k < 0) continue;
 #pragma GCC unroll 2
       for (int v = 0; v < kStrip; ++v) {
         V b = best[0][v];
-        I tap = at[0][v];
-        take_number<T>(best[1][v], at[1][v] + set1((S)3), b, tap);
-        take_number<T>(best[2][v], at[2][v] + set1((S)6), b, tap);
+        P tap = at[0][v];
+        reach(best[1][v], at[1][v] + place(3), b, tap);
+        reach(best[2][v], at[2][v] + place(6), b, tap);
         put<true>(way, y + v * N, b, N);
-        if (index) put_index<T, true>(index + v * N, tap, N);
+        if (index) store_place(index + v * N, tap);
       }
       y += row;
       index += index ? row : 0;
