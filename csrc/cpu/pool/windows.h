@@ -371,15 +371,17 @@ struct Lanes {
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (; r < rows && r < end; ++r) f(r);
   }
-  // The same, at most kDeep rows of one image of `h` a call: f(first, count).
+  // The same, at most kDeep rows of one image of `h` a call: f(first, count). Half as many where
+  // rows lie whole pages apart: those share the ways of a few sets of the first cache.
   static constexpr int64_t kDeep = 16;
   template <class F>
   static GS_MEMBER void each_block(int64_t rows, int64_t h, int64_t bytes, const Ctx* ctx, F f) {
+    const int64_t deep = bytes % 4096 == 0 ? kDeep / 2 : kDeep;
     int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per, n;
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (end = end < rows ? end : rows; r < end; r += n) {
       n = h - r % h < end - r ? h - r % h : end - r;
-      n = n < kDeep ? n : kDeep;
+      n = n < deep ? n : deep;
       f(r, n);
     }
   }
