@@ -48,7 +48,7 @@ struct Backward : Lanes<T> {
                                  int64_t ps, int a0, int a1, int b0, int b1, int kw, T inv, int n) {
     V g[B];
     I at[B];
-    ahead(way, dy);
+    fetch(dy);
 #pragma GCC unroll 4
     for (int v = 0; v < B; ++v) {
       g[v] = get<FULL>(dy + v * N, n);
@@ -328,7 +328,7 @@ struct Backward : Lanes<T> {
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < B; ++v) {
-        ahead(way, dy + i * row + v * N);
+        fetch(dy + i * row + v * N);
         d[i][v] = load(dy + i * row + v * N);
         at[i][v] = get_index<T, true>(index + i * row + v * N, N);
       }

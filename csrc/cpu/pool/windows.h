@@ -94,10 +94,6 @@ GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step,
 }
 // How far ahead: nearer is slower where stores are most of the traffic, farther where rows are odd.
 constexpr int64_t kOwnAhead = 4096;
-// Asks for what lies a page on; near caches are followed better without.
-GS_INLINE void ahead(Way way, const void* p) {
-  if (way != kNear) fetch(p);
-}
 // Rows a task takes, of `rows` rows of `bytes` bytes.
 GS_INLINE int64_t rows_per_task(int64_t rows, int64_t bytes) {
   int64_t r = bytes > 0 ? 65536 / bytes : rows;
