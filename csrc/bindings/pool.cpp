@@ -120,6 +120,7 @@ PoolParams make_params(const int64_t* shape, int ndim, const Window& w, double d
   p.include_pad = w.include_pad;
   p.divisor = divisor;
   p.index_bytes = p.kh * p.kw <= 255 ? 1 : 4;
+  p.holds = machine().holds;
   return p;
 }
 

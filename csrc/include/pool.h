@@ -23,7 +23,8 @@ struct PoolParams {
   int64_t kh, kw, sh, sw, ph, pw, dh, dw;
   double divisor;
   int32_t adaptive, include_pad, index_bytes;
-  int32_t relu;  // max_pool: of max(x, 0); index kh * kw where the maximum is not positive
+  int32_t relu;   // max_pool: of max(x, 0); index kh * kw where the maximum is not positive
+  int64_t holds;  // an op all of whose arrays are no more bytes keeps dx in the caches
 };
 
 }  // namespace gs

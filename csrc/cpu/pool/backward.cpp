@@ -33,6 +33,11 @@ struct Backward : Lanes<T> {
   using Lanes<T>::kStrip;
   using Lanes<T>::walks;
   using Lanes<T>::bytes_in;
+  using Lanes<T>::near;
+  using typename Lanes<T>::P;
+  using Lanes<T>::kBytes;
+  using Lanes<T>::place;
+  using Lanes<T>::load_place;
 
   // ---- backward, windows side by side: each writes its own elements of dx
   // taps a0 .. a1, b0 .. b1 of one window; dx: tap (0, 0). B vectors are a line of the cache, which
@@ -85,6 +90,33 @@ struct Backward : Lanes<T> {
         j = c - N;
       }
       tile_vec<K, MAX, 1, true>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
+    }
+  }
+  // d where the index says tap, else zero
+  static GS_MEMBER V only(V d, const uint8_t* index, S tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_maskz_mov_ps(
+          _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)index), _mm_set1_epi8((char)tap)),
+          (__m512)d);
+#endif
+    return get_index<T, true>(index, N) == set1(tap) ? d : V{};
+  }
+  // Windows of 2 x 2, near: their two rows of dx one after the other; c >= N
+  template <bool MAX>
+  static __attribute__((noinline)) void tile_near(const T* dy, const uint8_t* index, T* dx,
+                                                  int64_t windows, int64_t c, int64_t line, T inv) {
+    for (int a = 0; a < 2; ++a, dx += line) {
+      const T* d = dy;
+      const uint8_t* ix = index;
+      T* to = dx;
+      for (int64_t j = 0; j < windows; ++j, d += c, ix += c, to += 2 * c)
+        for (int64_t k = 0; k < c; k += N) {
+          if (k + N > c) k = c - N;
+          const V g = load(d + k);
+          store(to + k, MAX ? only(g, ix + k, (S)(2 * a)) : g * set1(inv));
+          store(to + c + k, MAX ? only(g, ix + k, (S)(2 * a + 1)) : g * set1(inv));
+        }
     }
   }
   // Few channels: a block of pixels of dy and the vectors of dx that their windows' taps in one
@@ -179,8 +211,15 @@ struct Backward : Lanes<T> {
       }
     }
     const bool two = p.kh == 2 && kw == 2 && a0 == 0 && a1 == 2;
+    if (way == kNear && two && c >= N && (MAX || same)) {
+      begin = g.x.first[0] > 0;
+      end = p.ow - (g.x.last[p.ow - 1] < 2);
+      if (begin < end)
+        tile_near<MAX>(dy + begin * c, MAX ? index + begin * c : index,
+                       dx + g.y.start[i] * line + g.x.start[begin] * c, end - begin, c, line, one);
+    }
     for (int64_t j = 0; j < p.ow; ++j) {
-      if (j == begin) j = end;
+      if (j == begin && begin < end) j = end;
       if (j >= p.ow) break;
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const uint8_t* ix = MAX ? index + j * c : (const uint8_t*)dx;
@@ -369,52 +408,54 @@ struct Backward : Lanes<T> {
     *end = e;
   }
   // acc += d where index is tap
-  static GS_MEMBER V add_equal(V acc, V d, I index, I tap) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4)
-      return (V)_mm512_mask_add_ps((__m512)acc,
-                                   _mm512_cmpeq_epi32_mask((__m512i)index, (__m512i)tap),
+  static GS_MEMBER V add_equal(V acc, V d, P index, P tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (kBytes)
+      return (V)_mm512_mask_add_ps((__m512)acc, _mm_cmpeq_epi8_mask((__m128i)index, (__m128i)tap),
                                    (__m512)acc, (__m512)d);
 #endif
-    return acc + (index == tap ? d : V{});
+    if constexpr (!kBytes) return acc + (index == tap ? d : V{});
   }
-  // Windows of 3 x 3 at stride 1: kStrip vectors of rows h .. h + count - 1 of dx, at dx, which lie
-  // in columns b0 .. b1 of windows; dy and index: their image where windows have their last column
-  // there. Sums in the order of windows.
+  // Sums depend on one another, so strips are wider here where there are registers.
+  static constexpr int kMany = GS_VBYTES == 64 ? 4 : kStrip;
+  // Windows of 3 x 3 at stride 1: B vectors of rows h .. h + count - 1 of dx, at dx, which lie
+  // in columns b0 .. b1 of windows (ALL: 0 .. 3); dy and index: their image where windows have
+  // their last column there. Sums in the order of windows.
+  template <int B, bool ALL>
   static GS_MEMBER void collect_strip(const PoolParams& p, Way way, const T* dy,
                                       const uint8_t* index, int64_t h, int64_t count, int b0,
-                                      int b1, const I* tap, T* dx) {
+                                      int b1, const P* tap, T* dx) {
     const int64_t c = p.c, row = p.ow * c, line = p.w * c, rows = p.oh;
-    V sum[3][kStrip] = {};
+    V sum[3][B] = {};
     int64_t i = h + p.ph - 2;  // a row of windows; it holds rows h + k .. h + k + 2
     const T* from = dy + i * row;
     const uint8_t* ix = index + i * row;
     for (int64_t k = -2; k < count; ++k, ++i, from += row, ix += row) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kStrip; ++v) {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
         sum[0][v] = sum[1][v];
         sum[1][v] = sum[2][v];
         sum[2][v] = V{};
       }
       if (i >= 0 && i < rows)
-#pragma GCC unroll 2
-        for (int v = 0; v < kStrip; ++v) {
-          __builtin_prefetch(from + v * N + 2 * c + 2 * kStrip * N);
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) {
+          __builtin_prefetch(from + v * N + 2 * c + 2 * B * N);
 #pragma GCC unroll 3
           for (int b = 2; b >= 0; --b) {
-            if (b < b0 || b >= b1) continue;
+            if (!ALL && (b < b0 || b >= b1)) continue;
             V d = load(from + v * N + (2 - b) * c);
 #if defined(__AVX512F__)
             asm("" : "+v"(d));  // GCC would load it three times
 #endif
-            const I at = get_index<T, true>(ix + v * N + (2 - b) * c, N);
+            const P at = load_place(ix + v * N + (2 - b) * c);
 #pragma GCC unroll 3
             for (int a = 0; a < 3; ++a) sum[a][v] = add_equal(sum[a][v], d, at, tap[3 * a + b]);
           }
         }
       if (k < 0) continue;
-#pragma GCC unroll 2
-      for (int v = 0; v < kStrip; ++v) put<true>(way, dx + v * N, sum[0][v], N);
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) put<true>(way, dx + v * N, sum[0][v], N);
       dx += line;
     }
   }
@@ -426,18 +467,23 @@ struct Backward : Lanes<T> {
     const int64_t n = (end - begin) * p.c, from = (begin + p.pw - 2) * p.c;
     const int b0 = (int)(begin + p.pw - g.x.hi[begin] + 1),
               b1 = (int)(begin + p.pw - g.x.lo[begin] + 1);
-    I tap[9];
+    P tap[9];
 #pragma GCC unroll 9
     for (int t = 0; t < 9; ++t) {
-      tap[t] = set1((S)t);
+      tap[t] = place(t);
 #if defined(__AVX512F__)
       asm("" : "+v"(tap[t]));  // GCC would make them anew in the loop
 #endif
     }
-    for (int64_t k = 0; k < n; k += kStrip * N) {
+    const T* d = dy + from;
+    const uint8_t* ix = index + from;
+    int64_t k = 0;
+    dx += begin * p.c;
+    for (; k + kMany * N <= n && b0 == 0 && b1 == 3; k += kMany * N)
+      collect_strip<kMany, true>(p, way, d + k, ix + k, h, count, 0, 3, tap, dx + k);
+    for (; k < n; k += kStrip * N) {
       if (k + kStrip * N > n) k = n - kStrip * N;
-      collect_strip(p, way, dy + from + k, index + from + k, h, count, b0, b1, tap,
-                    dx + begin * p.c + k);
+      collect_strip<kStrip, false>(p, way, d + k, ix + k, h, count, b0, b1, tap, dx + k);
     }
   }
   template <class IX>
@@ -776,7 +822,9 @@ struct Backward : Lanes<T> {
         return;
       }
     }
-    Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx, p.c * sizeof(T));
+    // maxima that read three rows of x at a time are slower when dx takes room from it
+    const bool keeps = !few && (!MAX || (tiled && p.kh == 2)) && near(p, MAX);
+    Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx, p.c * sizeof(T), keeps);
     // nothing to read: then stores are faster, as far as a cache shared by the cores may take them
     if (way == kPast && p.oh * p.ow * 16 < p.h * p.w &&
         p.n * image * (int64_t)sizeof(T) / 8 < ctx->stream)

@@ -3,6 +3,8 @@
 #pragma once
 #include <string.h>
 
+#include <type_traits>
+
 #include "pool.h"
 #include "simd/own.h"
 #include "simd/taps.h"
@@ -80,9 +82,13 @@ struct Geometry {
 };
 
 // How results are written when `bytes` pass through the caches: past them where rows are aligned,
-// else as stores whose lines are asked for ahead.
-enum Way { kPlain, kOwn, kPast };
-GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step) {
+// else as stores whose lines are asked for ahead. Near: all arrays stay in a last cache of few
+// cores. There rows of dx are written one after another by plain stores, since those follow one
+// stream at 75 bytes a nanosecond and two at 45, and past the caches go 42 (Zen 5, 8 MB).
+enum Way { kPlain, kOwn, kPast, kNear };
+GS_INLINE Way way_of(const Ctx* ctx, int64_t bytes, const void* p, int64_t step,
+                     bool near = false) {
+  if (near) return kNear;
   if (bytes < ctx->stream) return kPlain;
   return streams(ctx, bytes, p, step) ? kPast : kOwn;
 }
@@ -149,6 +155,35 @@ struct Lanes {
   static constexpr int N = simd<T>::N;
   static constexpr int64_t kFew = N / 2 < Geometry::kFew ? N / 2 : Geometry::kFew;
 
+  // Places of maxima: bytes where a vector instruction takes those by mask.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  static constexpr bool kBytes = sizeof(T) == 4;
+#else
+  static constexpr bool kBytes = false;
+#endif
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  using P = typename std::conditional<kBytes, Bytes, I>::type;
+  static GS_MEMBER P place(int t) {
+    if constexpr (kBytes)
+      return P{} + (uint8_t)t;
+    else
+      return set1((S)t);
+  }
+  static GS_MEMBER P load_place(const uint8_t* p) {
+    if constexpr (kBytes) {
+      P v;
+      memcpy(&v, p, sizeof v);
+      return v;
+    } else {
+      return get_index<T, true>(p, N);
+    }
+  }
+  static GS_MEMBER void store_place(uint8_t* p, P v) {
+    if constexpr (kBytes)
+      memcpy(p, &v, sizeof v);
+    else
+      put_index<T, true>(p, v, N);
+  }
   // lane l of the result: lane at[l] of v, of a and b side by side
   static GS_MEMBER V pick(V v, I at) {
 #if defined(__clang__)
@@ -332,15 +367,17 @@ struct Lanes {
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (; r < rows && r < end; ++r) f(r);
   }
-  // The same, at most kDeep rows of one image of `h` a call: f(first, count).
+  // The same, at most kDeep rows of one image of `h` a call: f(first, count). Half as many where
+  // rows lie whole pages apart: those share the ways of a few sets of the first cache.
   static constexpr int64_t kDeep = 16;
   template <class F>
   static GS_MEMBER void each_block(int64_t rows, int64_t h, int64_t bytes, const Ctx* ctx, F f) {
+    const int64_t deep = bytes % 4096 == 0 ? kDeep / 2 : kDeep;
     int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per, n;
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (end = end < rows ? end : rows; r < end; r += n) {
       n = h - r % h < end - r ? h - r % h : end - r;
-      n = n < kDeep ? n : kDeep;
+      n = n < deep ? n : deep;
       f(r, n);
     }
   }
@@ -350,6 +387,10 @@ struct Lanes {
   static GS_MEMBER bool walks(const PoolParams& p, int64_t begin, int64_t end) {
     return !p.adaptive && p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 &&
            p.dw == 1 && p.oh >= kDeep / 2 && (end - begin) * p.c >= kStrip * N;
+  }
+  static GS_MEMBER bool near(const PoolParams& p, bool max) {
+    const int64_t y = p.n * p.oh * p.ow * p.c, x = p.n * p.h * p.w * p.c;
+    return 2 * (x + y) * (int64_t)sizeof(T) + (max ? 2 * y * p.index_bytes : 0) <= p.holds;
   }
   static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
     return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);
