@@ -41,13 +41,17 @@ struct Row {
   static constexpr int N = simd<T>::N;
   static constexpr int L = 64 / N;  // vectors of 64 lanes
 
-  // 64 lanes to those of a vector: halves folded 32, 16, ...; hsum() goes on to 1.
+  // 64 lanes to those of a vector: halves folded 32, 16, ...; hsum() goes on to 1. Not a loop over
+  // h: GCC would keep the sums of whoever calls this in memory.
+  template <int H = L / 2>
   static GS_MEMBER V fold(V (&v)[L]) {
-#pragma GCC unroll 6
-    for (int h = L / 2; h > 0; h /= 2)
+    if constexpr (H > 0) {
 #pragma GCC unroll kUnroll
-      for (int i = 0; i < h; ++i) v[i] += v[i + h];
-    return v[0];
+      for (int i = 0; i < H; ++i) v[i] += v[i + H];
+      return fold<H / 2>(v);
+    } else {
+      return v[0];
+    }
   }
 
   // Sum over columns b .. e of f(j, n): a vector for columns j .. j + n, lanes past n zero.
