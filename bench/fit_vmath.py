@@ -169,6 +169,22 @@ def log_table():
     print_table("log: 1 / c, log c", rows)
 
 
+def power_tables():
+    """power.h: float64, points of the mantissa in [3/4, 3/2) and of 2^x, and their polynomials."""
+    edges = [1 + i / 16 for i in range(9)], [0.5 + i / 32 for i in range(8, 17)]
+    middles = [(a + b) / 2 for e in edges for a, b in zip(e[:-1], e[1:])]
+    inverse = [1.0 if i in (0, 15) else float(np.float32(1 / m)) for i, m in enumerate(middles)]
+    print("inverse", inverse)
+    print("log2", [float(-mp.log(mp.mpf(v), 2)) for v in inverse])
+    x, y = samples(lambda r: mp.log1p(r) / r / mp.log(2), -1 / 32, 1 / 16)
+    c, error = lawson(x, y, np.log(2.0) * np.ones_like(x), range(7))
+    print("log2(1 + r) / r", [float(v) for v in c], f"relative error {error:.1e}")
+    print("2^(i / 16)", [float(mp.mpf(2) ** (mp.mpf(i) / 16)) for i in range(16)])
+    x, y = samples(lambda r: (mp.mpf(2) ** r - 1) / r, -1 / 32, 1 / 32)
+    c, error = lawson(x, y, np.abs(x), range(4))
+    print("(2^r - 1) / r", [float(v) for v in c], f"relative error of 2^r {error:.1e}")
+
+
 def main():
     half = float(mp.log(2) / 2) + 1e-3
     fit("exp", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half, half, 4)
