@@ -12,7 +12,7 @@
 // end.
 //
 // Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows. Without
-// memory a vector of 512 columns takes 5 cycles forward and 8 backward (Zen 5).
+// memory a vector of 512 columns takes 5 cycles forward and 7 backward (Zen 5, second cache).
 // Sums run in 64 logical lanes over blocks of 4096 columns, blocks are added in double: the same
 // bits on every instruction set with FMA, and an error that does not grow with cols.
 #include <string.h>
@@ -446,8 +446,9 @@ struct Row {
   // Vectors of a strip of columns, whose dgamma and dbeta stay in registers for some rows.
   static constexpr int kStrip = GS_VBYTES == 64 ? 4 : 2;
   // Columns j .. j + S N (the last vector: n lanes) of rows 0 .. count: dx and, added to pg and pb,
-  // the sums over these rows for dgamma and dbeta
-  template <bool RMS, bool G, int S>
+  // the sums over these rows for dgamma and dbeta. kPlain: dx is there, is not streamed, and there
+  // is nothing to add to it; asking for each vector took a twentieth.
+  template <bool RMS, bool G, bool kPlain, int S>
   static GS_MEMBER void strip(bool stream, int64_t cols, int64_t ahead, int count, int64_t j, int n,
                               const T* dy, const T* x, const Grads& s, const T* gamma,
                               const T* more, T* dx, T* pg, T* pb) {
@@ -463,18 +464,18 @@ struct Row {
       const int64_t at = i * cols + j;
 #pragma GCC unroll 4
       for (int k = 0; k < S; ++k) {
-        if (ahead && !dx) __builtin_prefetch(dy + at + k * N + ahead);
+        if (!kPlain && ahead && !dx) __builtin_prefetch(dy + at + k * N + ahead);
         if (ahead) __builtin_prefetch(x + at + k * N + ahead);
         const V d = get(dy + at + k * N, n), v = get(x + at + k * N, n);
         const V h = RMS ? v * rs : fma(v - c, rs, off);
         a[k] = fma(d, h, a[k]);
         b[k] += d;
-        if (dx) {
+        if (kPlain || dx) {
           V u = G ? d * g[k] : d;
           u = RMS ? u * rs : fma(u, rs, m1);
           u = fma(h, m2, u);
-          if (more) u += get(more + at + k * N, n);
-          put(stream, dx + at + k * N, u, n);
+          if (!kPlain && more) u += get(more + at + k * N, n);
+          put(!kPlain && stream, dx + at + k * N, u, n);
         }
       }
     }
@@ -492,11 +493,15 @@ struct Row {
                                                       T* dx, T* pg, T* pb) {
     constexpr int S = kStrip;
     int64_t j = 0;
+    if (dx && !more && !stream)
+      for (; j + S * N <= cols; j += S * N)
+        strip<RMS, G, true, S>(false, cols, ahead, count, j, N, dy, x, s, gamma, nullptr, dx, pg,
+                               pb);
     for (; j + S * N <= cols; j += S * N)
-      strip<RMS, G, S>(stream, cols, ahead, count, j, N, dy, x, s, gamma, more, dx, pg, pb);
+      strip<RMS, G, false, S>(stream, cols, ahead, count, j, N, dy, x, s, gamma, more, dx, pg, pb);
     for (; j < cols; j += N)
-      strip<RMS, G, 1>(stream, cols, ahead, count, j, cols - j < N ? (int)(cols - j) : N, dy, x, s,
-                       gamma, more, dx, pg, pb);
+      strip<RMS, G, false, 1>(stream, cols, ahead, count, j, cols - j < N ? (int)(cols - j) : N, dy,
+                              x, s, gamma, more, dx, pg, pb);
   }
   template <bool RMS, bool G>
   static void backward_any(const RowNormParams& p, void* const* buf, const Ctx* ctx) {
