@@ -338,7 +338,7 @@ struct Row {
                            int64_t r1, const T* x, const T* gamma, const T* beta, T* y,
                            double* stats) {
     const int most = together(p.cols, ctx, stream);
-    const int64_t cols = p.cols, ahead = asks(ctx, stream) ? next_rows(most * cols) : 0;
+    const int64_t cols = p.cols, ahead = asks(ctx, stream) ? next_rows(2 * most * cols) : 0;
     Each mean{}, var;
     Sums sums;
     sums.clear();
@@ -357,9 +357,11 @@ struct Row {
         const T* last = x + (r - most) * cols;
         T* out = y + (r - most) * cols;
         int i = 0;
-        for (; i + 2 <= before; i += 2)
+        // a line that goes past the caches in parts should not wait for those of another row
+        for (; (GS_VBYTES == 64 || !stream) && i + 2 <= before; i += 2)
           results<RMS, G, B, 2>(stream, cols, ahead, last, s, i, gamma, beta, out);
-        if (i < before) results<RMS, G, B, 1>(stream, cols, ahead, last, s, i, gamma, beta, out);
+        for (; i < before; ++i)
+          results<RMS, G, B, 1>(stream, cols, ahead, last, s, i, gamma, beta, out);
       }
       if (!count) break;
       before = count;
