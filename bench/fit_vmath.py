@@ -169,6 +169,40 @@ def log_table():
     print_table("log: 1 / c, log c", rows)
 
 
+def exp_table(bits=9):
+    """moderate.h: 16 numbers of few bits close to 2^(i / 16), and the logarithm of what they lack."""
+    roots = [mp.mpf(2) ** (mp.mpf(i) / 16) for i in range(16)]
+    near = [mp.nint(t * 2**bits) / 2**bits for t in roots]
+    lack = [float(mp.log(t / s)) for t, s in zip(roots, near)]
+    short = [np.array([float(s)], "f4").view("u4") - np.uint32(i << 19) for i, s in enumerate(near)]
+    print_table("exp: 16ths, rest", [[float(v.view("f4")[0]), d] for v, d in zip(short, lack)])
+    reach = float(mp.log(2) / 32) + max(map(abs, lack))
+    for name, weight, degree in ("exp", mp.exp, 1), ("expm1", mp.expm1, 2):
+        fit(
+            name,
+            lambda r: (mp.expm1(r) - r) / r**2,
+            lambda r, of=weight: r**2 / of(r),
+            -reach,
+            reach,
+            degree,
+        )
+
+
+def power_tables():
+    """power.h: float64, points of the mantissa in [3/4, 3/2) and of 2^x, and their polynomials."""
+    middles = [1 + (i + 0.5) / 16 if i < 8 else 0.5 + (i + 0.5) / 32 for i in range(16)]
+    inverse = [1.0 if i in (0, 15) else float(np.float32(1 / m)) for i, m in enumerate(middles)]
+    print("inverse", inverse)
+    print("log2", [float(-mp.log(mp.mpf(v), 2)) for v in inverse])
+    x, y = samples(lambda r: mp.log1p(r) / r / mp.log(2), -1 / 32, 1 / 16)
+    c, error = lawson(x, y, np.log(2.0) * np.ones_like(x), range(7))
+    print("log2(1 + r) / r", [float(v) for v in c], f"relative error {error:.1e}")
+    print("2^(i / 16)", [float(mp.mpf(2) ** (mp.mpf(i) / 16)) for i in range(16)])
+    x, y = samples(lambda r: (mp.mpf(2) ** r - 1) / r, -1 / 32, 1 / 32)
+    c, error = lawson(x, y, np.abs(x), range(4))
+    print("(2^r - 1) / r", [float(v) for v in c], f"relative error of 2^r {error:.1e}")
+
+
 def main():
     half = float(mp.log(2) / 2) + 1e-3
     fit("exp", lambda r: (mp.expm1(r) - r) / r**2, lambda r: r**2 / mp.exp(r), -half, half, 4)
@@ -182,6 +216,8 @@ def main():
         8,
     )
     log_table()
+    exp_table()
+    power_tables()
     fit(
         "log, around a point",
         lambda r: (mp.log1p(r) - r) / r**2,

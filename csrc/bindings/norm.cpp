@@ -238,6 +238,7 @@ py::tuple layer_norm(py::handle xh, int dims, py::handle wh, py::handle bh, doub
   RowNormParams p = rows_of(x, dims, rms, op);
   if (!(eps >= 0)) value_error(op, "eps must be 0 or more, got " + std::to_string(eps));
   p.eps = eps;
+  p.holds = grad_enabled() ? 0 : machine().holds;
   Array w = per_row(wh, x, dims, op, "weight"), b = per_row(bh, x, dims, op, "bias");
   x = dense(x);
   Array y = array_like(x), stats = array_new(kF64, {p.rows, 2});

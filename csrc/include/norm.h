@@ -84,10 +84,13 @@ struct NormPieceParams {
 // row_norm_backward:
 //   buffers: dy, x, stats, gamma?, dx?, dgamma?, dbeta?; with `sum` (captured steps) more, added to
 //   dx
+// holds: y is kept in the caches where it and x are no more than so many bytes; 0 where a gradient
+// will need the room.
 struct RowNormParams {
   int64_t rows, cols;
   double eps;
   int32_t rms, sum;
+  int64_t holds;
 };
 
 }  // namespace gs

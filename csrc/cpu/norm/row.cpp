@@ -1,16 +1,18 @@
 // Layer norm and RMS norm: x is (rows, cols), every row by its own mean and variance (RMS: mean
 // square).
 //
-// Forward: a row is read once from memory; mean, then sums of x - c and (x - c)^2 with c the
-// rounded mean (so the variance is exact even when mean / std is large), then y, while the next row
-// is fetched: the first two sweeps find it in the first-level cache. Several short rows take each
-// step together, because what is done once a row (fold, division, root) is a chain of some 150
-// cycles and as many operations as a row of 64: sixteen rows are folded by one tree. Backward: sums
-// of dy g and dy g xhat in one sweep, which also fetches half of the next rows, then dx, and in the
-// same pass dgamma and dbeta of a chunk of rows, four rows at a time; chunks are added in order at
-// the end.
+// Forward: a row is read once from memory, for the sums of x - c and (x - c)^2, c being the mean of
+// its first columns; a row whose mean turns out to be far from c, which is rare, is summed again
+// from it, so the variance is exact even when mean / std is large. y then finds the row in the
+// first-level cache. Several short rows take each step together, because what is done once a row
+// (fold, division, root) is a chain of some 200 cycles and as many operations as a row of 64:
+// sixteen rows are folded by one tree, and sweeps of three groups of rows alternate. Backward: sums
+// of dy g and dy g (x - c) in one sweep, then dx in strips of columns whose dgamma and dbeta stay
+// in registers for a group of rows, added up over a chunk of rows; chunks are added in order at the
+// end.
 //
-// Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows.
+// Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows. Without
+// memory a vector of 512 columns takes 5 cycles forward and 7 backward (Zen 5, second cache).
 // Sums run in 64 logical lanes over blocks of 4096 columns, blocks are added in double: the same
 // bits on every instruction set with FMA, and an error that does not grow with cols.
 #include <string.h>
@@ -18,11 +20,31 @@
 #include "norm.h"
 #include "simd/fold.h"
 #include "simd/own.h"
-#include "simd/vec.h"
+#include "simd/vmath.h"
 
 namespace gs {
 namespace GS_ISA {
 namespace {
+
+// As many T as a vector has doubles
+template <class T>
+struct Narrow;
+template <>
+struct Narrow<float> {
+  typedef float V __attribute__((vector_size(GS_VBYTES / 2), may_alias, aligned(4)));
+  static GS_MEMBER vd wide(V v) {
+#if defined(__AVX512F__)
+    return (vd)_mm512_cvtps_pd((__m256)v);
+#else
+    return __builtin_convertvector(v, vd);
+#endif
+  }
+};
+template <>
+struct Narrow<double> {
+  using V = vd_u;
+  static GS_MEMBER vd wide(V v) { return v; }
+};
 
 constexpr int64_t kBlock = 4096;
 // 64 lanes are up to 32 vectors of 16 bytes: more than the registers, and minutes of compilation
@@ -41,13 +63,17 @@ struct Row {
   static constexpr int N = simd<T>::N;
   static constexpr int L = 64 / N;  // vectors of 64 lanes
 
-  // 64 lanes to those of a vector: halves folded 32, 16, ...; hsum() goes on to 1.
+  // 64 lanes to those of a vector: halves folded 32, 16, ...; hsum() goes on to 1. Not a loop over
+  // h: GCC would keep the sums of whoever calls this in memory.
+  template <int H = L / 2>
   static GS_MEMBER V fold(V (&v)[L]) {
-#pragma GCC unroll 6
-    for (int h = L / 2; h > 0; h /= 2)
+    if constexpr (H > 0) {
 #pragma GCC unroll kUnroll
-      for (int i = 0; i < h; ++i) v[i] += v[i + h];
-    return v[0];
+      for (int i = 0; i < H; ++i) v[i] += v[i + H];
+      return fold<H / 2>(v);
+    } else {
+      return v[0];
+    }
   }
 
   // Sum over columns b .. e of f(j, n): a vector for columns j .. j + n, lanes past n zero.
@@ -89,100 +115,180 @@ struct Row {
     return n == N ? v : (iota<T>() < set1((typename simd<T>::S)n) ? v : V{});
   }
 
-  // Two sums in the order of block(): f(j, n, &a, &b) gives their vectors.
+  // Two sums in the order of block(): f(j, n, &a, &b) adds its vectors to them.
   template <class F>
   static GS_MEMBER void blocks(int64_t b, int64_t e, V* first, V* second, F f) {
-    V s[L], q[L], u, v;
+    V s[L], q[L];
 #pragma GCC unroll kUnroll
     for (int i = 0; i < L; ++i) s[i] = q[i] = V{};
     int64_t j = b;
     for (; j + 64 <= e; j += 64)
 #pragma GCC unroll kUnroll
-      for (int i = 0; i < L; ++i) {
-        f(j + i * N, N, &u, &v);
-        s[i] += u;
-        q[i] += v;
-      }
+      for (int i = 0; i < L; ++i) f(j + i * N, N, s + i, q + i);
     if (j < e)
 #pragma GCC unroll kUnroll
       for (int i = 0; i < L; ++i) {
         int64_t n = e - j - i * N;
-        if (n <= 0) continue;
-        f(j + i * N, n < N ? (int)n : N, &u, &v);
-        s[i] += u;
-        q[i] += v;
+        if (n >= N)
+          f(j + i * N, N, s + i, q + i);
+        else if (n > 0)
+          f(j + i * N, (int)n, s + i, q + i);
       }
     *first = fold(s);
     *second = fold(q);
   }
-  // Rows that take each step together. total[i] += the sum of the 64 lanes of row i.
-  static constexpr int kRows = 16;
-  static GS_MEMBER void add_rows(const V* v, int count, double* total) {
-    T s[kRows];
+  // So many rows, or fewer, take each step together, so that what is done once a row is done in
+  // vectors of double. Of numbers of rows that are not there nobody reads anything.
+  static constexpr int kRows = 16, kWide = simd<double>::N, W = kRows / kWide;
+  struct Each {
+    vd v[W];
+  };
+  static GS_MEMBER vd wide(const T* p) { return Narrow<T>::wide(*(const typename Narrow<T>::V*)p); }
+  static GS_MEMBER void put_narrow(T* p, vd v) {
+    *(typename Narrow<T>::V*)p = __builtin_convertvector(v, typename Narrow<T>::V);
+  }
+  // to[i] += the sum of the 64 lanes of row i
+  static GS_MEMBER void add_sums(const V* v, int count, Each* to) {
+    alignas(64) T s[kRows];
     hsums(v, count, s);
-    for (int i = 0; i < count; ++i) total[i] += (double)s[i];
+    for (int w = 0; w * kWide < count; ++w) to->v[w] += wide(s + w * kWide);
   }
 
-  // Means of rows x (count, cols), or with RMS mean squares; fetches the lines of `to`, which will
-  // be written.
-  template <bool RMS>
-  static __attribute__((noinline)) void means(const T* x, int64_t cols, int count, T* to,
-                                              double* mean) {
-    V part[kRows];
-    for (int i = 0; i < count; ++i) mean[i] = 0;
-    for (int64_t b = 0; b < cols; b += kBlock) {
-      for (int i = 0; i < count; ++i) {
-        const T* row = x + i * cols;
-        T* line = RMS && to ? to + i * cols : nullptr;
-        part[i] = block(b, b + kBlock < cols ? b + kBlock : cols, [=](int64_t j, int n) {
-          if (RMS && line) own(line + j, 0);
-          V v = get(row + j, n);
-          return RMS ? v * v : v;
-        });
-      }
-      add_rows(part, count, mean);
+  // Room for the sums of a group of rows
+  struct Sums {
+    V a[kRows], b[kRows];
+    GS_MEMBER void clear() {
+      for (int i = 0; i < kRows; ++i) a[i] = b[i] = V{};
     }
-    for (int i = 0; i < count; ++i) mean[i] /= (double)cols;
-  }
-  // Variances, and the means to more than one float; fetches the same.
-  static __attribute__((noinline)) void variances(const T* x, int64_t cols, int count, T* to,
-                                                  double* mean, double* var) {
-    V part[kRows], square[kRows];
-    double d[kRows];
-    for (int i = 0; i < count; ++i) d[i] = var[i] = 0;
+  };
+
+  // Mean squares of rows x (count, cols); fetches the lines of `to`, which will be written.
+  static __attribute__((noinline)) void mean_squares(const T* x, int64_t cols, int count, T* to,
+                                                     Sums* sums, Each* mean) {
+    Each q{};
     for (int64_t b = 0; b < cols; b += kBlock) {
       for (int i = 0; i < count; ++i) {
         const T* row = x + i * cols;
         T* line = to ? to + i * cols : nullptr;
-        const V c = set1((T)mean[i]);
-        blocks(b, b + kBlock < cols ? b + kBlock : cols, part + i, square + i,
+        sums->a[i] = block(b, b + kBlock < cols ? b + kBlock : cols, [=](int64_t j, int n) {
+          if (line) own(line + j, 0);
+          V v = get(row + j, n);
+          return v * v;
+        });
+      }
+      add_sums(sums->a, count, &q);
+    }
+    for (int w = 0; w * kWide < count; ++w) mean->v[w] = q.v[w] * (1.0 / (double)cols);
+  }
+  // c[i]: the mean of the first 64 columns of row i
+  static __attribute__((noinline)) void samples(const T* x, int64_t cols, int count, Sums* sums,
+                                                T* c) {
+    const int64_t m = cols < 64 ? cols : 64;
+    for (int i = 0; i < count; ++i)
+      sums->a[i] = block(0, m, [=](int64_t j, int n) { return get(x + i * cols + j, n); });
+    Each s{};
+    add_sums(sums->a, count, &s);
+    for (int w = 0; w * kWide < count; ++w) put_narrow(c + w * kWide, s.v[w] * (1.0 / (double)m));
+  }
+  // Means, to more than one T, and variances from x - c; fetches the same. A mean that is far from
+  // c costs the variance accuracy: such rows are done again from the mean. (The columns that c is
+  // from are so far from it then that they alone make the variance large, so this is rare.)
+  static __attribute__((noinline)) void variances(const T* x, int64_t cols, int count, const T* c,
+                                                  T* to, Sums* sums, Each* mean, Each* var) {
+    Each d{}, q{};
+    for (int64_t b = 0; b < cols; b += kBlock) {
+      for (int i = 0; i < count; ++i) {
+        const T* row = x + i * cols;
+        T* line = to ? to + i * cols : nullptr;
+        const V from = set1(c[i]);
+        blocks(b, b + kBlock < cols ? b + kBlock : cols, sums->a + i, sums->b + i,
                [=](int64_t j, int n, V* a, V* q) {
                  if (line) own(line + j, 0);
-                 V v = keep(get(row + j, n) - c, n);
-                 *a = v;
-                 *q = v * v;
+                 V v = keep(get(row + j, n) - from, n);
+                 *a += v;
+                 *q = fma(v, v, *q);
                });
       }
-      add_rows(part, count, d);
-      add_rows(square, count, var);
+      add_sums(sums->a, count, &d);
+      add_sums(sums->b, count, &q);
     }
+    const double each = 1.0 / (double)cols;
+    vl far{};
+    for (int w = 0; w * kWide < count; ++w) {
+      const vd e = d.v[w] * each;
+      mean->v[w] = wide(c + w * kWide) + e;
+      var->v[w] = q.v[w] * each - e * e;
+      far |= 4 * (e * e) > var->v[w];
+    }
+    if (cols > 64 && __builtin_expect(any_lane((vi)far), 0)) again(x, cols, count, c, mean, var);
+  }
+  static __attribute__((noinline)) void again(const T* x, int64_t cols, int count, const T* c,
+                                              Each* mean, Each* var) {
+    alignas(64) T from[kRows] = {};
+    double m[kRows], v[kRows];
+    Sums sums;
+    sums.clear();
+    memcpy(m, mean, sizeof m);
+    memcpy(v, var, sizeof v);
     for (int i = 0; i < count; ++i) {
-      d[i] /= (double)cols;
-      mean[i] = (double)(T)mean[i] + d[i];
-      var[i] = var[i] / (double)cols - d[i] * d[i];
+      const double d = m[i] - (double)c[i];
+      if (!(4 * d * d > v[i]) || c[i] == (T)m[i]) continue;
+      Each one, its;
+      from[0] = (T)m[i];
+      variances(x + i * cols, cols, 1, from, nullptr, &sums, &one, &its);
+      m[i] = one.v[0][0];
+      v[i] = its.v[0][0];
     }
+    memcpy(mean, m, sizeof m);
+    memcpy(var, v, sizeof v);
   }
 
   // xhat = (x - c) * rs + off
-  struct Stats {
+  struct alignas(64) Stats {
     T c[kRows], rs[kRows], off[kRows];
-    GS_MEMBER void set(int i, double mean, double rstd) {
-      c[i] = (T)mean;
-      rs[i] = (T)rstd;
-      off[i] = (T)(-(mean - (double)c[i]) * rstd);
+    // kWide rows
+    GS_MEMBER void set(int i, vd mean, vd rstd) {
+      put_narrow(c + i, mean);
+      put_narrow(rs + i, rstd);
+      put_narrow(off + i, (wide(c + i) - mean) * rstd);
     }
   };
 
+#if GS_VBYTES == 64
+#define GS_FIRST 0, 8, 1, 9, 2, 10, 3, 11
+#define GS_SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#define GS_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define GS_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#elif GS_VBYTES == 32
+#define GS_FIRST 0, 4, 1, 5
+#define GS_SECOND 2, 6, 3, 7
+#define GS_EVEN 0, 2, 4, 6
+#define GS_ODD 1, 3, 5, 7
+#else
+#define GS_FIRST 0, 2
+#define GS_SECOND 1, 3
+#define GS_EVEN 0, 2
+#define GS_ODD 1, 3
+#endif
+  // mean and rstd of the first n rows of kWide, alternating at p
+  static GS_MEMBER void put_pairs(double* p, int n, vd mean, vd rstd) {
+    const int most = n < kWide ? 2 * n : 2 * kWide;
+    const vd a = __builtin_shufflevector(mean, rstd, GS_FIRST);
+    const vd b = __builtin_shufflevector(mean, rstd, GS_SECOND);
+    store_n(p, a, most < kWide ? most : kWide);
+    if (most > kWide) store_n(p + kWide, b, most - kWide);
+  }
+  static GS_MEMBER void get_pairs(const double* p, int n, vd* mean, vd* rstd) {
+    const int most = n < kWide ? 2 * n : 2 * kWide;
+    const vd a = load_n(p, most < kWide ? most : kWide);
+    const vd b = most > kWide ? load_n(p + kWide, most - kWide) : vd{};
+    *mean = __builtin_shufflevector(a, b, GS_EVEN);
+    *rstd = __builtin_shufflevector(a, b, GS_ODD);
+  }
+
+  // Whether lines are asked for ahead. A core that follows several arrays by itself is only slowed
+  // down, unless its results go past the caches.
+  static GS_MEMBER bool asks(const Ctx* ctx, bool stream) { return stream || !ctx->follows; }
   // How far ahead of sweeps over n elements the next ones are fetched.
   static GS_MEMBER int64_t next_rows(int64_t n) {
     const int64_t ahead = kAhead / (int64_t)sizeof(T);
@@ -192,49 +298,77 @@ struct Row {
   // past the caches one at a time, its stores overlapping with the next row's sums, unless the core
   // does not mind.
   static GS_MEMBER int together(int64_t cols, const Ctx* ctx, bool stream) {
-    if (cols <= 64) return 16;
+    if (cols <= 64) return kRows;
     if (stream && !ctx->follows) return 1;
-    return cols <= 128 ? 16 : cols <= 512 ? 4 : cols <= 1024 ? 2 : 1;
+    return cols <= 128 ? kRows : cols <= 256 ? 8 : cols <= 512 ? 4 : cols <= 1024 ? 2 : 1;
   }
-  template <bool RMS, bool G, bool B>
-  static void forward_rows(const RowNormParams& p, bool stream, int most, int64_t r0, int64_t r1,
-                           const T* x, const T* gamma, const T* beta, T* y, double* stats) {
-    const int64_t cols = p.cols, ahead = next_rows(most * cols);
-    double mean[kRows], rstd[kRows];
-    Stats s;
-    for (int64_t r = r0; r < r1; r += most) {
-      const int count = r1 - r < most ? (int)(r1 - r) : most;
-      T* to = stream ? nullptr : y + r * cols;
-      means<RMS>(x + r * cols, cols, count, to, mean);
-      if (RMS)
-        for (int i = 0; i < count; ++i) rstd[i] = mean[i], mean[i] = 0;
-      else
-        variances(x + r * cols, cols, count, to, mean, rstd);
-      for (int i = 0; i < count; ++i)
-        rstd[i] = 1.0 / __builtin_sqrt((rstd[i] < 0 ? 0 : rstd[i]) + p.eps);
-      for (int i = 0; i < count; ++i) s.set(i, mean[i], rstd[i]);
-      for (int i = 0; i < count; ++i) {
-        stats[2 * (r + i)] = mean[i];
-        stats[2 * (r + i) + 1] = rstd[i];
+  // y of R rows, i, i + 1, ... of s, at x and y
+  template <bool RMS, bool G, bool B, int R>
+  static GS_MEMBER void results(bool stream, int64_t cols, int64_t ahead, const T* x,
+                                const Stats& s, int i, const T* gamma, const T* beta, T* y) {
+    V c[R], rs[R], off[R];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      c[r] = set1(s.c[i + r]);
+      rs[r] = set1(s.rs[i + r]);
+      off[r] = set1(s.off[i + r]);
+    }
+    x += i * cols;
+    y += i * cols;
+    auto step = [&](int64_t j, int n) {
+      V g = G ? get(gamma + j, n) : V{}, b = B ? get(beta + j, n) : V{};
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        const T* in = x + r * cols + j;
+        if (ahead) __builtin_prefetch(in + ahead);
+        V v = RMS ? get(in, n) * rs[r] : fma(get(in, n) - c[r], rs[r], off[r]);
+        v = G && B ? fma(v, g, b) : G ? v * g : B ? v + b : v;
+        put(stream, y + r * cols + j, v, n);
       }
-      for (int i = 0; i < count; ++i) {
-        const T* in = x + (r + i) * cols;
-        T* out = y + (r + i) * cols;
-        const V c = set1(s.c[i]), rs = set1(s.rs[i]), off = set1(s.off[i]);
-        auto step = [=](int64_t j, int n) {
-          __builtin_prefetch(in + j + ahead);
-          V v = RMS ? get(in + j, n) * rs : fma(get(in + j, n) - c, rs, off);
-          if (G && B)
-            v = fma(v, get(gamma + j, n), get(beta + j, n));
-          else if (G)
-            v *= get(gamma + j, n);
-          else if (B)
-            v += get(beta + j, n);
-          put(stream, out + j, v, n);
-        };
-        int64_t j = 0;
-        for (; j + N <= cols; j += N) step(j, N);
-        if (j < cols) step(j, (int)(cols - j));
+    };
+    int64_t j = 0;
+    for (; j + N <= cols; j += N) step(j, N);
+    if (j < cols) step(j, (int)(cols - j));
+  }
+  // What is done once a row waits for the row's sums, and the sweeps wait for it, so sweeps of
+  // three groups of rows alternate: sums of one, the sample of the next and the results of the one
+  // before.
+  template <bool RMS, bool G, bool B>
+  static void forward_rows(const RowNormParams& p, const Ctx* ctx, bool stream, int64_t r0,
+                           int64_t r1, const T* x, const T* gamma, const T* beta, T* y,
+                           double* stats) {
+    const int most = together(p.cols, ctx, stream);
+    const int64_t cols = p.cols, ahead = asks(ctx, stream) ? next_rows(2 * most * cols) : 0;
+    Each mean{}, var;
+    Sums sums;
+    sums.clear();
+    alignas(64) T c[kRows];
+    Stats s;
+    auto rows_at = [=](int64_t r) { return r >= r1 ? 0 : r1 - r < most ? (int)(r1 - r) : most; };
+    if (!RMS) samples(x + r0 * cols, cols, rows_at(r0), &sums, c);
+    int before = 0;  // rows before r whose results are missing
+    for (int64_t r = r0;; r += most) {
+      const int count = rows_at(r), next = rows_at(r + most);
+      T* to = stream || ctx->follows ? nullptr : y + r * cols;
+      if (RMS && count) mean_squares(x + r * cols, cols, count, to, &sums, &var);
+      if (!RMS && count) variances(x + r * cols, cols, count, c, to, &sums, &mean, &var);
+      if (!RMS && next) samples(x + (r + most) * cols, cols, next, &sums, c);
+      if (before) {
+        const T* last = x + (r - most) * cols;
+        T* out = y + (r - most) * cols;
+        int i = 0;
+        // a line that goes past the caches in parts should not wait for those of another row
+        for (; (GS_VBYTES == 64 || !stream) && i + 2 <= before; i += 2)
+          results<RMS, G, B, 2>(stream, cols, ahead, last, s, i, gamma, beta, out);
+        for (; i < before; ++i)
+          results<RMS, G, B, 1>(stream, cols, ahead, last, s, i, gamma, beta, out);
+      }
+      if (!count) break;
+      before = count;
+      for (int w = 0; w * kWide < count; ++w) {
+        const vd rs = 1.0 / sqrt(max(vd{}, var.v[w]) + p.eps);
+        s.set(w * kWide, mean.v[w], rs);
+        put_pairs(stats + 2 * (r + w * kWide), count - w * kWide, mean.v[w], rs);
       }
     }
   }
@@ -243,19 +377,19 @@ struct Row {
     const T *x = (const T*)buf[0], *gamma = (const T*)buf[1], *beta = (const T*)buf[2];
     T* y = (T*)buf[3];
     double* stats = (double*)buf[4];
-    const bool stream = past_caches(p, ctx, y);
-    const int most = together(p.cols, ctx, stream);
-    int64_t per = p.cols < 512 ? 16384 / p.cols : 16;
+    const bool alone = 2 * p.rows * p.cols * (int64_t)sizeof(T) <= p.holds;
+    const bool stream = !alone && past_caches(p, ctx, y);
+    int64_t per = p.cols < 1024 ? 32768 / p.cols : 32;
     if (per * 4 > p.rows) per = p.rows / 4 ? p.rows / 4 : 1;
     int64_t tasks = (p.rows + per - 1) / per;
     for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
       int64_t a = t * per, b = a + per < p.rows ? a + per : p.rows;
       if (gamma)
-        beta ? forward_rows<RMS, true, true>(p, stream, most, a, b, x, gamma, beta, y, stats)
-             : forward_rows<RMS, true, false>(p, stream, most, a, b, x, gamma, beta, y, stats);
+        beta ? forward_rows<RMS, true, true>(p, ctx, stream, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, true, false>(p, ctx, stream, a, b, x, gamma, beta, y, stats);
       else
-        beta ? forward_rows<RMS, false, true>(p, stream, most, a, b, x, gamma, beta, y, stats)
-             : forward_rows<RMS, false, false>(p, stream, most, a, b, x, gamma, beta, y, stats);
+        beta ? forward_rows<RMS, false, true>(p, ctx, stream, a, b, x, gamma, beta, y, stats)
+             : forward_rows<RMS, false, false>(p, ctx, stream, a, b, x, gamma, beta, y, stats);
     }
     if (stream) write_fence();
   }
@@ -269,7 +403,7 @@ struct Row {
   }
 
   // ---- backward
-  // dx = rs * (dy g - m1 - xhat m2)
+  // dx = rs dy g + m1 + xhat m2
   struct Grads : Stats {
     T m1[kRows], m2[kRows];
   };
@@ -277,84 +411,99 @@ struct Row {
   // of `to`, which will be written.
   template <bool RMS, bool G>
   static __attribute__((noinline)) void grad_means(int64_t cols, int count, const T* dy, const T* x,
-                                                   const T* gamma, int64_t ahead, T* to, Grads* s) {
-    V part[kRows], with[kRows];
-    double first[kRows], second[kRows];
-    for (int i = 0; i < count; ++i) first[i] = second[i] = 0;
+                                                   const T* gamma, int64_t ahead, T* to, Sums* sums,
+                                                   Grads* s) {
+    Each first{}, second{};
     for (int64_t b = 0; b < cols; b += kBlock) {
       const int64_t e = b + kBlock < cols ? b + kBlock : cols;
       for (int i = 0; i < count; ++i) {
         const T *g = dy + i * cols, *row = x + i * cols;
         T* line = to ? to + i * cols : nullptr;
-        const V c = set1(s->c[i]), rs = set1(s->rs[i]), off = set1(s->off[i]);
+        const V c = set1(s->c[i]);
         auto dyg = [=](int64_t j, int n) {
-          __builtin_prefetch(g + j + ahead);
+          if (ahead) __builtin_prefetch(g + j + ahead);
           if (line) own(line + j, 0);
           return G ? get(g + j, n) * get(gamma + j, n) : get(g + j, n);
         };
         if (RMS)
-          with[i] =
-              block(b, e, [=](int64_t j, int n) { return dyg(j, n) * (get(row + j, n) * rs); });
+          sums->b[i] = block(b, e, [=](int64_t j, int n) { return dyg(j, n) * get(row + j, n); });
         else
-          blocks(b, e, part + i, with + i, [=](int64_t j, int n, V* a, V* q) {
+          blocks(b, e, sums->a + i, sums->b + i, [=](int64_t j, int n, V* a, V* q) {
             V v = dyg(j, n);
-            *a = v;
-            *q = v * fma(get(row + j, n) - c, rs, off);
+            *a += v;
+            *q = fma(v, get(row + j, n) - c, *q);
           });
       }
-      if (!RMS) add_rows(part, count, first);
-      add_rows(with, count, second);
+      if (!RMS) add_sums(sums->a, count, &first);
+      add_sums(sums->b, count, &second);
     }
-    for (int i = 0; i < count; ++i) {
-      s->m1[i] = (T)(first[i] / (double)cols);
-      s->m2[i] = (T)(second[i] / (double)cols);
+    for (int w = 0; w * kWide < count; ++w) {
+      const vd rs = wide(s->rs + w * kWide), f = rs * (-1.0 / (double)cols);
+      vd with = second.v[w] * rs;
+      if (!RMS) with += first.v[w] * wide(s->off + w * kWide);
+      put_narrow(s->m1 + w * kWide, f * first.v[w]);
+      put_narrow(s->m2 + w * kWide, f * with);
     }
   }
-  // Rows i .. i + R from x, dy (ld = cols): dx and sums of dgamma, dbeta
-  template <bool RMS, bool G, int R>
-  static GS_MEMBER void backward_rows(bool stream, int64_t cols, int64_t ahead, const T* dy,
-                                      const T* x, const Grads& s, int i, const T* gamma,
-                                      const T* more, T* dx, T* pg, T* pb) {
-    V c[R], rs[R], off[R], m1[R], m2[R];
+  // Vectors of a strip of columns, whose dgamma and dbeta stay in registers for some rows.
+  static constexpr int kStrip = GS_VBYTES == 64 ? 4 : 2;
+  // Columns j .. j + S N (the last vector: n lanes) of rows 0 .. count: dx and, added to pg and pb,
+  // the sums over these rows for dgamma and dbeta. kPlain: dx is there, is not streamed, and there
+  // is nothing to add to it; asking for each vector took a twentieth.
+  template <bool RMS, bool G, bool kPlain, int S>
+  static GS_MEMBER void strip(bool stream, int64_t cols, int64_t ahead, int count, int64_t j, int n,
+                              const T* dy, const T* x, const Grads& s, const T* gamma,
+                              const T* more, T* dx, T* pg, T* pb) {
+    V g[S], a[S], b[S];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      c[r] = set1(s.c[i + r]);
-      rs[r] = set1(s.rs[i + r]);
-      off[r] = set1(s.off[i + r]);
-      m1[r] = set1(s.m1[i + r]);
-      m2[r] = set1(s.m2[i + r]);
+    for (int k = 0; k < S; ++k) {
+      g[k] = G ? get(gamma + j + k * N, n) : V{};
+      a[k] = b[k] = V{};
     }
-    dy += i * cols;
-    x += i * cols;
-    if (more) more += i * cols;
-    if (dx) dx += i * cols;
-    auto step = [&](int64_t j, int n) {
-      V g = G ? get(gamma + j, n) : V{}, a[R], b[R];
+    for (int i = 0; i < count; ++i) {
+      const V c = set1(s.c[i]), rs = set1(s.rs[i]), off = set1(s.off[i]);
+      const V m1 = set1(s.m1[i]), m2 = set1(s.m2[i]);
+      const int64_t at = i * cols + j;
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        if (!dx) __builtin_prefetch(dy + r * cols + j + ahead);
-        __builtin_prefetch(x + r * cols + j + ahead);
-        b[r] = get(dy + r * cols + j, n);
-        V v = get(x + r * cols + j, n), h = RMS ? v * rs[r] : fma(v - c[r], rs[r], off[r]);
-        a[r] = b[r] * h;
-        if (dx) {
-          v = G ? b[r] * g : b[r];
-          v = RMS ? v : v - m1[r];
-          v = fnma(h, m2[r], v) * rs[r];
-          if (more) v += get(more + r * cols + j, n);
-          put(stream, dx + r * cols + j, v, n);
+      for (int k = 0; k < S; ++k) {
+        if (!kPlain && ahead && !dx) __builtin_prefetch(dy + at + k * N + ahead);
+        if (ahead) __builtin_prefetch(x + at + k * N + ahead);
+        const V d = get(dy + at + k * N, n), v = get(x + at + k * N, n);
+        const V h = RMS ? v * rs : fma(v - c, rs, off);
+        a[k] = fma(d, h, a[k]);
+        b[k] += d;
+        if (kPlain || dx) {
+          V u = G ? d * g[k] : d;
+          u = RMS ? u * rs : fma(u, rs, m1);
+          u = fma(h, m2, u);
+          if (!kPlain && more) u += get(more + at + k * N, n);
+          put(!kPlain && stream, dx + at + k * N, u, n);
         }
       }
-      if (pg)
-        put(pg + j, get(pg + j, n) + (R == 4 ? (a[0] + a[R / 4]) + (a[R / 2] + a[R - 1]) : a[0]),
-            n);
-      if (pb)
-        put(pb + j, get(pb + j, n) + (R == 4 ? (b[0] + b[R / 4]) + (b[R / 2] + b[R - 1]) : b[0]),
-            n);
-    };
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < S; ++k) {
+      if (pg) put(pg + j + k * N, get(pg + j + k * N, n) + a[k], n);
+      if (pb) put(pb + j + k * N, get(pb + j + k * N, n) + b[k], n);
+    }
+  }
+  // The same for all columns
+  template <bool RMS, bool G>
+  static __attribute__((noinline)) void backward_rows(bool stream, int64_t cols, int64_t ahead,
+                                                      int count, const T* dy, const T* x,
+                                                      const Grads& s, const T* gamma, const T* more,
+                                                      T* dx, T* pg, T* pb) {
+    constexpr int S = kStrip;
     int64_t j = 0;
-    for (; j + N <= cols; j += N) step(j, N);
-    if (j < cols) step(j, (int)(cols - j));
+    if (dx && !more && !stream)
+      for (; j + S * N <= cols; j += S * N)
+        strip<RMS, G, true, S>(false, cols, ahead, count, j, N, dy, x, s, gamma, nullptr, dx, pg,
+                               pb);
+    for (; j + S * N <= cols; j += S * N)
+      strip<RMS, G, false, S>(stream, cols, ahead, count, j, N, dy, x, s, gamma, more, dx, pg, pb);
+    for (; j < cols; j += N)
+      strip<RMS, G, false, 1>(stream, cols, ahead, count, j, cols - j < N ? (int)(cols - j) : N, dy,
+                              x, s, gamma, more, dx, pg, pb);
   }
   template <bool RMS, bool G>
   static void backward_any(const RowNormParams& p, void* const* buf, const Ctx* ctx) {
@@ -365,8 +514,10 @@ struct Row {
     T* part = (T*)ctx->scratch;  // (chunks, 2, cols)
     int64_t cols = p.cols, per = chunk_rows(cols), chunks = chunks_of(p);
     const bool stream = dx && past_caches(p, ctx, dx);
-    const int most = cols <= 128 ? 16 : 4;
-    const int64_t ahead = next_rows(most * cols);
+    const int most = cols <= 64 ? kRows : cols <= 256 ? 8 : 4;
+    const int64_t ahead = asks(ctx, stream) ? next_rows(most * cols) : 0;
+    Sums sums;
+    sums.clear();
     for (int64_t t = ctx->tid; t < chunks; t += ctx->nt) {
       int64_t r = t * per, e = r + per < p.rows ? r + per : p.rows;
       T *pg = dgamma ? part + t * 2 * cols : nullptr,
@@ -374,20 +525,20 @@ struct Row {
       if (pg) memset(pg, 0, (size_t)cols * sizeof(T));
       if (pb) memset(pb, 0, (size_t)cols * sizeof(T));
       Grads s;
+      memset(&s, 0, sizeof s);
       for (; r < e; r += most) {
         const int count = e - r < most ? (int)(e - r) : most;
         const T *g = dy + r * cols, *in = x + r * cols, *sum = more ? more + r * cols : more;
         T* out = dx ? dx + r * cols : dx;
-        for (int i = 0; i < count; ++i) {
-          s.set(i, stats[2 * (r + i)], stats[2 * (r + i) + 1]);
-          s.m1[i] = s.m2[i] = 0;
+        for (int w = 0; w * kWide < count; ++w) {
+          vd mean, rstd;
+          get_pairs(stats + 2 * (r + w * kWide), count - w * kWide, &mean, &rstd);
+          s.set(w * kWide, mean, rstd);
         }
-        if (dx) grad_means<RMS, G>(cols, count, g, in, gamma, ahead, stream ? nullptr : out, &s);
-        int i = 0;
-        for (; i + 4 <= count; i += 4)
-          backward_rows<RMS, G, 4>(stream, cols, ahead, g, in, s, i, gamma, sum, out, pg, pb);
-        for (; i < count; ++i)
-          backward_rows<RMS, G, 1>(stream, cols, ahead, g, in, s, i, gamma, sum, out, pg, pb);
+        if (dx)
+          grad_means<RMS, G>(cols, count, g, in, gamma, ahead,
+                             stream || ctx->follows ? nullptr : out, &sums, &s);
+        backward_rows<RMS, G>(stream, cols, ahead, count, g, in, s, gamma, sum, out, pg, pb);
       }
     }
     if (stream) write_fence();
@@ -398,13 +549,16 @@ struct Row {
         T* out = k ? dbeta : dgamma;
         if (!out) continue;
         int64_t j0 = t * 64, m = cols - j0 < 64 ? cols - j0 : 64;
-        double total[64];
-        for (int64_t j = 0; j < m; ++j) total[j] = 0;
+        vd total[64 / kWide];
+        for (int i = 0; i < 64 / kWide; ++i) total[i] = vd{};
         for (int64_t c = 0; c < chunks; ++c) {
-          const T* from = part + (c * 2 + k) * cols + j0;
-          for (int64_t j = 0; j < m; ++j) total[j] += (double)from[j];
+          const T* from = part + (c * 2 + k) * cols + j0;  // after the last: scratch to spare
+#pragma GCC unroll 8
+          for (int i = 0; i < 64 / kWide; ++i) total[i] += wide(from + i * kWide);
         }
-        for (int64_t j = 0; j < m; ++j) out[j0 + j] = (T)total[j];
+        alignas(64) T sum[64];
+        for (int i = 0; i < 64 / kWide; ++i) put_narrow(sum + i * kWide, total[i]);
+        memcpy(out + j0, sum, (size_t)m * sizeof(T));
       }
   }
   static void backward(const void* params, void* const* buf, const Ctx* ctx) {
@@ -425,7 +579,7 @@ void backward_plan(const void* params, Plan* plan) {
   const RowNormParams& p = *(const RowNormParams*)params;
   plan->tasks = chunks_of(p);
   plan->work = (int64_t)((double)p.rows * (30 + 0.4 * (double)p.cols));
-  plan->scratch = (size_t)(chunks_of(p) * 2 * p.cols) * sizeof(double);
+  plan->scratch = (size_t)(chunks_of(p) * 2 * p.cols + 64) * sizeof(double);
 }
 
 const KernelEntry entries[] = {
