@@ -474,7 +474,7 @@ def var_mean(
 
 
 class NormBackward(_Reduce):
-    """y = (sum |x|^p)^(1/p): dx = dy sign(x) (|x| / y)^(p - 1), 0 where y = 0."""
+    """y = (sum |x|^p)^(1/p): dx = dy sign(x) (|x| / y)^(p - 1), 0 where x = 0 or y = 0."""
 
     __slots__ = ("p",)
     p: float
@@ -489,7 +489,10 @@ class NormBackward(_Reduce):
         if self.p == 1:
             return (k.mul(g, k.sign(x)),)
         ratio = k.where(k.eq(y, 0.0), 0.0, k.div(k.abs(x), y))
-        return (k.mul(k.mul(g, k.sign(x)), k.pow(ratio, self.p - 1)),)
+        power = k.pow(ratio, self.p - 1)
+        if self.p < 1:  # infinite at 0, where the sign is 0
+            power = k.where(k.eq(ratio, 0.0), 0.0, power)
+        return (k.mul(k.mul(g, k.sign(x)), power),)
 
 
 def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
