@@ -252,10 +252,10 @@ def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     """
     x = _input(input, "transpose")
     n = x.data.ndim
-    if n == 0:
-        return x
     order = list(range(n))
     a, b = _axis(dim0, n, "transpose"), _axis(dim1, n, "transpose")
+    if n == 0:
+        return x
     order[a], order[b] = b, a
     dims = tuple(order)
     return apply_view(PermuteBackward, x, x.data.transpose(dims), order=dims)
@@ -390,7 +390,7 @@ class FlipBackward(Node):
 def flip(input: Any, *dims: Any) -> Tensor:
     """The order along the axes `dims` reversed, as a view.
 
-    IndexError for a dim that input lacks.
+    IndexError for a dim that input lacks, ValueError for one that is named twice.
 
     >>> import gradsmith as gs
     >>> gs.flip(gs.tensor([1.0, 2.0]), 0).tolist()
@@ -398,8 +398,12 @@ def flip(input: Any, *dims: Any) -> Tensor:
     """
     x = _input(input, "flip")
     n = x.data.ndim
-    axes = {_axis(d, n, "flip") for d in _ints(dims, "flip")}
-    index = tuple([slice(None, None, -1 if i in axes else 1) for i in range(n)])
+    given = _ints(dims, "flip")
+    axes = {_axis(d, n, "flip") for d in given}
+    if len(axes) != len(given):
+        raise ValueError(f"flip: dims {given} name an axis twice")
+    # The Ellipsis keeps an array of no axes an array: NumPy makes a number of it otherwise.
+    index = (*[slice(None, None, -1 if i in axes else 1) for i in range(n)], ...)
     return apply_view(FlipBackward, x, x.data[index], index=index)
 
 
@@ -878,8 +882,10 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     d = _axis(dim, x.data.ndim, "chunk")
     size = x.data.shape[d] if x.data.ndim else 0
-    if size == 0:
+    if x.data.ndim == 0:
         return split(x, 1, d)
+    if size == 0:
+        return _parts(x, [0] * chunks, d, False)
     step = -(-size // chunks)
     sizes = [step] * (size // step)
     if size % step:
