@@ -263,7 +263,11 @@ PyObject* apply_view(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* k
   Py_SETREF(t->version, base->version);
   t->at = base->version->value;
   t->view = true;
-  if (!base->requires_grad || !grad_enabled()) return (PyObject*)t;
+  t->apart = base->apart;
+  if (!base->requires_grad || !grad_enabled()) {
+    if (!base->requires_grad) plain_view(t);
+    return (PyObject*)t;
+  }
   Node* node = view_node(base, args, n, keywords);
   if (!node) {
     Py_DECREF(t);
@@ -294,6 +298,8 @@ PyObject* apply_views(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* 
     Py_SETREF(t->version, base->version);
     t->at = base->version->value;
     t->view = true;
+    t->apart = base->apart;
+    if (!base->requires_grad) plain_view(t);
   }
   return r;
 }
@@ -362,6 +368,16 @@ PyObject* keep(PyObject*, PyObject* const* args, Py_ssize_t n) {
   Py_RETURN_NONE;
 }
 
+// _changed(tensor): it has just been changed in place by an op that was recorded.
+PyObject* changed(PyObject*, PyObject* t) {
+  if (!is_tensor(t)) {
+    PyErr_SetString(PyExc_TypeError, "a Tensor is needed");
+    return nullptr;
+  }
+  plain_views_changed((Tensor*)t);
+  Py_RETURN_NONE;
+}
+
 PyObject* get_enabled(PyObject*, PyObject*) { return PyBool_FromLong(grad_enabled()); }
 
 // Sets the mode; returns the one before.
@@ -400,6 +416,7 @@ PyMethodDef recording_functions[] = {
     {"_record", GS_FAST(record_node), METH_FASTCALL,
      "_record($module, cls, k, inputs, needs, saved, attrs, /)\n--\n\nA node without outputs yet."},
     {"_keep", GS_FAST(keep), METH_FASTCALL, "Appends a Tensor to what a node saved."},
+    {"_changed", changed, METH_O, "Views without a gradient of what an op changed are refused."},
     {"is_grad_enabled", get_enabled, METH_NOARGS,
      "is_grad_enabled($module, /)\n--\n\nTrue when ops record the graph in this thread."},
     {"_set_grad_enabled", set_enabled, METH_O, "Sets the mode of this thread; returns the former."},

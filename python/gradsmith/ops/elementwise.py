@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.arguments import integer, number
-from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled
+from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled, written
 from ..core.tensor import Tensor, as_tensor, wrap
 
 __all__ = [
@@ -992,7 +992,7 @@ def _add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
         if isinstance(other, Tensor) and not (is_grad_enabled() and (self._rg or other._rg)):
             _fits("add_", self, other)
             self._k.add_scaled_(self.data, other.data, float(alpha))
-            self._ver[0] += 1
+            written(self)
             return self
         other = mul(other, alpha) if isinstance(other, Tensor) else other * alpha
     return _add_plain_(self, other)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core import recording
 from ..core.arguments import integer, integers, number
-from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled
+from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled, written
 from ..core.tensor import Tensor, as_tensor, wrap
 
 __all__ = [
@@ -403,7 +403,10 @@ def flip(input: Any, *dims: Any) -> Tensor:
     if len(axes) != len(given):
         raise ValueError(f"flip: dims {given} name an axis twice")
     # The Ellipsis keeps an array of no axes an array: NumPy makes a number of it otherwise.
-    index = (*[slice(None, None, -1 if i in axes else 1) for i in range(n)], ...)
+    index: tuple[Any, ...] = (
+        *[slice(None, None, -1 if i in axes else 1) for i in range(n)],
+        ...,
+    )
     return apply_view(FlipBackward, x, x.data[index], index=index)
 
 
@@ -685,14 +688,6 @@ class SetItemBackward(Node):
         return dx, dv
 
 
-def _written(x: Tensor) -> None:
-    """What apply_ does after a change in place of which nothing is recorded."""
-    box = x._ver
-    box[0] += 1
-    if x._node is not None:
-        x._at = box[0]
-
-
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
     """x[index] = value, in place; value broadcasts."""
     parts = index if type(index) is tuple else (index,)
@@ -712,7 +707,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
         if isinstance(value, (int, float, np.number, np.bool_)):
             if not (self._rg and is_grad_enabled()):
                 k.fill_(view, value)
-                _written(self)
+                written(self)
                 return
 
             def write() -> None:
@@ -728,7 +723,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
                 filled = k.copy(filled)
             if not ((self._rg or (source is not None and source._rg)) and is_grad_enabled()):
                 k.copy_(view, filled)
-                _written(self)
+                written(self)
                 return
 
             def write() -> None:
