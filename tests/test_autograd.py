@@ -589,3 +589,30 @@ def test_add_with_alpha_in_place_keeps_a_result_usable():
         y.add_(gs.ones(3), alpha=0.5)
     (y * 3).sum().backward()
     assert w.grad.tolist() == [6.0, 6.0, 6.0]
+
+
+@pytest.mark.parametrize("n", [63, 64, 65, 300])
+def test_an_op_of_many_inputs(n):
+    """More inputs than a word has bits, some of which need no gradient."""
+    xs = [gs.full((2,), float(i), requires_grad=i % 3 != 1) for i in range(n)]
+    weight = gs.arange(2.0 * n, dtype="float32")
+    (gs.cat(xs) * weight).sum().backward()
+    (gs.stack(xs, 1) * weight.reshape(n, 2).t()).sum().backward()
+    for i, x in enumerate(xs):
+        assert (x.grad is None) == (i % 3 == 1)
+        assert x.grad is None or x.grad.tolist() == [4.0 * i, 4.0 * i + 2]
+    assert gs.stack([x.detach() for x in xs]).shape == (n, 2)
+
+    class Sum(gs.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            return sum(inputs[1:], inputs[0] * 1)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return tuple(grad for _ in range(n))
+
+    for x in xs:
+        x.grad = None
+    Sum.apply(*xs).sum().backward()
+    assert all((x.grad is None) == (i % 3 == 1) for i, x in enumerate(xs))
