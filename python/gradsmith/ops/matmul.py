@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import not_tensors, number
+from ._arguments import REFUSED, not_tensors, number, renamed
 
 __all__ = ["addmm", "bilinear", "bmm", "dot", "linear", "matmul", "mm", "mv", "outer"]
 
@@ -104,6 +104,14 @@ def _dims(op: str, name: str, x: Tensor, ndim: int, layout: str) -> None:
         )
 
 
+def _product(op: str, a: Tensor, b: Tensor) -> Tensor:
+    """matmul, its errors under the name of the op that was called."""
+    try:
+        return matmul(a, b)
+    except REFUSED as error:
+        raise renamed(op, error) from None
+
+
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """Product of two matrices: (m, k) times (k, n). ValueError unless both have 2 dimensions.
 
@@ -113,7 +121,7 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """
     _dims("mm", "input", input, 2, "(m, k)")
     _dims("mm", "mat2", mat2, 2, "(k, n)")
-    return matmul(input, mat2)
+    return _product("mm", input, mat2)
 
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
@@ -131,7 +139,7 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
         raise ValueError(
             f"bmm: input has shape {input.shape} and mat2 {mat2.shape}; their batch sizes must be equal"
         )
-    return matmul(input, mat2)
+    return _product("bmm", input, mat2)
 
 
 def mv(input: Tensor, vec: Tensor) -> Tensor:
@@ -145,7 +153,7 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     """
     _dims("mv", "input", input, 2, "(m, k)")
     _dims("mv", "vec", vec, 1, "(k,)")
-    return matmul(input, vec)
+    return _product("mv", input, vec)
 
 
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
@@ -159,7 +167,7 @@ def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """
     _dims("dot", "input", input, 1, "(k,)")
     _dims("dot", "tensor", tensor, 1, "(k,)")
-    return matmul(input, tensor)
+    return _product("dot", input, tensor)
 
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
@@ -263,22 +271,25 @@ def addmm(
             raise ValueError(
                 f"addmm: input has shape {input.shape}; it must broadcast to ({m}, {n})"
             ) from None
-    if beta == 0:
-        out = k.matmul(left, right, alpha=alpha)
-    elif beta == 1 and input.data.shape == (n,):
-        out = k.matmul(left, right, input.data, alpha=alpha)
-    elif beta == 1 and left.dtype is wide.dtype:
-        out = k.copy(wide)
-        k.matmul_out(out, left, right, None, False, False, 0, alpha, True)
-    else:
-        # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
-        # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
-        out = k.matmul(
-            k.contiguous(wide).reshape(-1, 1),
-            np.full((1, 1), beta, left.dtype),
-            exact=True,
-        ).reshape(m, n)
-        k.matmul_out(out, left, right, alpha=alpha, accumulate=True)
+    try:
+        if beta == 0:
+            out = k.matmul(left, right, alpha=alpha)
+        elif beta == 1 and input.data.shape == (n,):
+            out = k.matmul(left, right, input.data, alpha=alpha)
+        elif beta == 1 and left.dtype is wide.dtype:
+            out = k.copy(wide)
+            k.matmul_out(out, left, right, None, False, False, 0, alpha, True)
+        else:
+            # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
+            # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
+            out = k.matmul(
+                k.contiguous(wide).reshape(-1, 1),
+                np.full((1, 1), beta, left.dtype),
+                exact=True,
+            ).reshape(m, n)
+            k.matmul_out(out, left, right, alpha=alpha, accumulate=True)
+    except REFUSED as error:
+        raise renamed("addmm", error) from None
     return apply(
         AddmmBackward, k, out, (input, mat1, mat2), (input, mat1, mat2), alpha=alpha, beta=beta
     )

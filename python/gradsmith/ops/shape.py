@@ -18,6 +18,7 @@ from ..core import recording
 from ..core.arguments import integer, integers, number
 from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled, written
 from ..core.tensor import Tensor, as_tensor, wrap
+from ._arguments import REFUSED, renamed
 
 __all__ = [
     "broadcast_to", "cat", "chunk", "concat", "concatenate", "diagonal", "expand", "flatten", "flip", "gather",
@@ -372,9 +373,9 @@ def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
     """
     try:
         return expand(input, *size)
-    except TypeError:
+    except REFUSED as error:
         _input(input, "broadcast_to"), integers("broadcast_to", "size", size)
-        raise
+        raise renamed("broadcast_to", error) from None
 
 
 class FlipBackward(Node):
@@ -1342,6 +1343,13 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     """
     x = input if isinstance(input, Tensor) else _input(input, "take_along_dim")
     i = _index_array(indices, "take_along_dim")
+    try:
+        return _taken_along(x, i, dim)
+    except REFUSED as error:
+        raise renamed("take_along_dim", error) from None
+
+
+def _taken_along(x: Tensor, i: np.ndarray, dim: int | None) -> Tensor:
     if dim is None:
         return gather(ravel(x), 0, wrap(i.reshape(-1), x._k))
     data, k = x.data, x._k
