@@ -8,57 +8,40 @@ namespace gs {
 
 namespace {
 
-// Which inputs of an op need a gradient. Nothing is allocated for up to 64 of them; cat and stack
-// may have any number.
-class Mask {
- public:
-  Mask() = default;
-  explicit Mask(uint64_t first) : first_(first) {}
-  bool operator[](size_t i) const {
-    if (i < 64) return (first_ >> i) & 1;
-    return i - 64 < more_.size() && more_[i - 64];
-  }
-  void set(size_t i) {
-    if (i < 64) {
-      first_ |= (uint64_t)1 << i;
-    } else {
-      if (more_.size() <= i - 64) more_.resize(i - 63);
-      more_[i - 64] = true;
-    }
-  }
-  bool any() const { return first_ || !more_.empty(); }
-  uint64_t first() const { return first_; }
+// Which inputs of an op need a gradient is a word: a bit each for the first 63, and one that says
+// whether any behind them does, which are then asked themselves (cat and stack of many Tensors).
+constexpr int kOwn = 63;
 
- private:
-  uint64_t first_ = 0;
-  std::vector<bool> more_;
-};
+bool needs(PyObject* const* inputs, uint64_t mask, int i) {
+  if (i < kOwn) return (mask >> i) & 1;
+  return (mask >> kOwn) && inputs[i] != Py_None && ((Tensor*)inputs[i])->requires_grad;
+}
 
 // The tuple of needs with the bits of `mask`; small ones are made once.
-PyObject* needs_tuple(int n, const Mask& mask) {
+PyObject* needs_tuple(PyObject* const* inputs, int n, uint64_t mask) {
   static PyObject* made[5][16];
   bool small = n <= 4;
-  const uint64_t bits = mask.first();
-  if (small && made[n][bits]) {
-    Py_INCREF(made[n][bits]);
-    return made[n][bits];
+  if (small && made[n][mask]) {
+    Py_INCREF(made[n][mask]);
+    return made[n][mask];
   }
   PyObject* t = PyTuple_New(n);
   if (!t) return nullptr;
   for (int i = 0; i < n; ++i) {
-    PyObject* b = mask[i] ? Py_True : Py_False;
+    PyObject* b = needs(inputs, mask, i) ? Py_True : Py_False;
     Py_INCREF(b);
     PyTuple_SET_ITEM(t, i, b);
   }
   if (small) {
     Py_INCREF(t);
-    made[n][bits] = t;
+    made[n][mask] = t;
   }
   return t;
 }
 
 // Which of the inputs (Tensors or None) require a gradient; false with an error set.
-bool inputs_need(PyObject* const* inputs, Py_ssize_t n, Mask* mask) {
+bool inputs_need(PyObject* const* inputs, Py_ssize_t n, uint64_t* mask) {
+  *mask = 0;
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* t = inputs[i];
     if (t == Py_None) continue;
@@ -67,7 +50,7 @@ bool inputs_need(PyObject* const* inputs, Py_ssize_t n, Mask* mask) {
                    Py_TYPE(t)->tp_name);
       return false;
     }
-    if (((Tensor*)t)->requires_grad) mask->set(i);
+    if (((Tensor*)t)->requires_grad) *mask |= (uint64_t)1 << (i < kOwn ? i : kOwn);
   }
   return true;
 }
@@ -79,16 +62,16 @@ bool check_class(PyObject* cls) {
 }
 
 // A node with edges to those of `inputs` whose bit is set.
-Node* record(PyObject* cls, PyObject* k, PyObject* const* inputs, int n, const Mask& mask) {
+Node* record(PyObject* cls, PyObject* k, PyObject* const* inputs, int n, uint64_t mask) {
   if (!check_class(cls)) return nullptr;
   Node* node = (Node*)node_new((PyTypeObject*)cls, nullptr, nullptr);
   if (!node) return nullptr;
   Py_XINCREF(k);
   node->k = k;
-  node->needs = needs_tuple(n, mask);
+  node->needs = needs_tuple(inputs, n, mask);
   bool ok = node->needs && reserve_edges(node, n);
   for (int i = 0; ok && i < n; ++i)
-    if (mask[i]) ok = tensor_edge((Tensor*)inputs[i], &node->edges[i]);
+    if (needs(inputs, mask, i)) ok = tensor_edge((Tensor*)inputs[i], &node->edges[i]);
   if (!ok) Py_CLEAR(node);
   return node;
 }
@@ -185,9 +168,9 @@ PyObject* apply(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* keywor
   Py_ssize_t attributes = keywords ? PyTuple_GET_SIZE(keywords) : 0;
   int count = (int)PyTuple_GET_SIZE(inputs);
   PyObject* const* items = ((PyTupleObject*)inputs)->ob_item;
-  Mask mask;
+  uint64_t mask;
   if (!inputs_need(items, count, &mask)) return nullptr;
-  if (!mask.any() || !grad_enabled()) {
+  if (!mask || !grad_enabled()) {
     if (PyTuple_CheckExact(out)) return outputs(out, k, nullptr, false);
     return (PyObject*)tensor_wrap(out, k);
   }
@@ -237,7 +220,7 @@ PyObject* apply_pair(PyObject*, PyObject* const* args, Py_ssize_t n) {
   uint64_t mask = (a->requires_grad ? 1 : 0) | (b->requires_grad ? 2 : 0);
   if (!mask || !grad_enabled()) return (PyObject*)tensor_wrap(out, k);
   long keep = PyLong_AsLong(args[5]);
-  Node* node = record(args[0], k, args + 3, 2, Mask(mask));
+  Node* node = record(args[0], k, args + 3, 2, mask);
   if (!node) return nullptr;
   bool ok = true;
   if (keep) {
@@ -262,7 +245,7 @@ PyObject* apply_pair(PyObject*, PyObject* const* args, Py_ssize_t n) {
 
 // The node behind views of base: args and keywords of apply_view.
 Node* view_node(Tensor* base, PyObject* const* args, Py_ssize_t n, PyObject* keywords) {
-  Node* node = record(args[0], base->k, args + 1, 1, Mask(1));
+  Node* node = record(args[0], base->k, args + 1, 1, 1);
   Py_ssize_t attributes = node && keywords ? PyTuple_GET_SIZE(keywords) : 0;
   for (Py_ssize_t i = 0; i < attributes; ++i)
     if (PyObject_SetAttr((PyObject*)node, PyTuple_GET_ITEM(keywords, i), args[n + i]) != 0) {
@@ -349,11 +332,11 @@ PyObject* wants(PyObject*, PyObject* inputs) {
     PyErr_SetString(PyExc_TypeError, "inputs must be a tuple");
     return nullptr;
   }
-  Mask mask;
+  uint64_t mask;
   Py_ssize_t n = PyTuple_GET_SIZE(inputs);
   if (!inputs_need(((PyTupleObject*)inputs)->ob_item, n, &mask)) return nullptr;
-  if (!mask.any() || !grad_enabled()) Py_RETURN_NONE;
-  return needs_tuple((int)n, mask);
+  if (!mask || !grad_enabled()) Py_RETURN_NONE;
+  return needs_tuple(((PyTupleObject*)inputs)->ob_item, (int)n, mask);
 }
 
 // record(cls, k, inputs, needs, saved, attributes): a node without outputs yet.
@@ -364,11 +347,11 @@ PyObject* record_node(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return nullptr;
   }
   int count = (int)PyTuple_GET_SIZE(args[2]);
-  Mask mask, wanted;
+  uint64_t mask, need = (uint64_t)1 << kOwn;
   if (!inputs_need(((PyTupleObject*)args[2])->ob_item, count, &mask)) return nullptr;
-  for (int i = 0; i < count; ++i)
-    if (mask[i] && PyTuple_GET_ITEM(args[3], i) == Py_True) wanted.set(i);
-  Node* node = record(args[0], args[1], ((PyTupleObject*)args[2])->ob_item, count, wanted);
+  for (int i = 0; i < count && i < kOwn; ++i)
+    if (PyTuple_GET_ITEM(args[3], i) == Py_True) need |= (uint64_t)1 << i;
+  Node* node = record(args[0], args[1], ((PyTupleObject*)args[2])->ob_item, count, mask & need);
   if (!node) return nullptr;
   bool ok = save_sequence(node, args[4]);
   PyObject *key, *value;
@@ -457,10 +440,10 @@ py::object tensor_apply(py::handle cls, py::handle out, std::initializer_list<py
   PyObject* const* items = (PyObject* const*)inputs.begin();
   const int count = (int)inputs.size();
   PyObject* k = ((Tensor*)items[0])->k;
-  Mask mask;
+  uint64_t mask;
   if (!inputs_need(items, count, &mask)) throw py::error_already_set();
   Node* node = nullptr;
-  if (mask.any() && grad_enabled()) {
+  if (mask && grad_enabled()) {
     node = record(cls.ptr(), k, items, count, mask);
     bool ok = node && (saved.size() == 0 ||
                        save(node, (PyObject* const*)saved.begin(), (Py_ssize_t)saved.size()));

@@ -104,14 +104,6 @@ def _dims(op: str, name: str, x: Tensor, ndim: int, layout: str) -> None:
         )
 
 
-def _product(op: str, a: Tensor, b: Tensor) -> Tensor:
-    """matmul, its errors under the name of the op that was called."""
-    try:
-        return matmul(a, b)
-    except REFUSED as error:
-        raise renamed(op, error) from None
-
-
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """Product of two matrices: (m, k) times (k, n). ValueError unless both have 2 dimensions.
 
@@ -121,7 +113,10 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """
     _dims("mm", "input", input, 2, "(m, k)")
     _dims("mm", "mat2", mat2, 2, "(k, n)")
-    return _product("mm", input, mat2)
+    try:
+        return matmul(input, mat2)
+    except REFUSED as error:
+        raise renamed("mm", error) from None
 
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
@@ -139,7 +134,10 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
         raise ValueError(
             f"bmm: input has shape {input.shape} and mat2 {mat2.shape}; their batch sizes must be equal"
         )
-    return _product("bmm", input, mat2)
+    try:
+        return matmul(input, mat2)
+    except REFUSED as error:
+        raise renamed("bmm", error) from None
 
 
 def mv(input: Tensor, vec: Tensor) -> Tensor:
@@ -153,7 +151,10 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     """
     _dims("mv", "input", input, 2, "(m, k)")
     _dims("mv", "vec", vec, 1, "(k,)")
-    return _product("mv", input, vec)
+    try:
+        return matmul(input, vec)
+    except REFUSED as error:
+        raise renamed("mv", error) from None
 
 
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
@@ -167,7 +168,10 @@ def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """
     _dims("dot", "input", input, 1, "(k,)")
     _dims("dot", "tensor", tensor, 1, "(k,)")
-    return _product("dot", input, tensor)
+    try:
+        return matmul(input, tensor)
+    except REFUSED as error:
+        raise renamed("dot", error) from None
 
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
