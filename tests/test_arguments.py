@@ -330,3 +330,63 @@ def test_initialisers_of_no_tensor(name):
 def test_initialisers_of_empty_weights():
     for fn in (nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.kaiming_normal_):
         assert fn(gs.ones(0, 0)).shape == (0, 0)  # no fan to divide by
+
+
+def test_composed_ops_name_themselves_in_errors():
+    """The op that was called, not the one that it is made of, in shape, dtype and dim errors."""
+    ints, tall, deep = gs.arange(6).reshape(2, 3), gs.ones(4, 5), gs.ones(*(1,) * 8).unsqueeze(0)
+    a, v = gs.ones(2, 3), gs.ones(3)
+    calls = {
+        "mm": lambda: gs.mm(a, a),
+        "bmm": lambda: gs.bmm(a.unsqueeze(0), a.unsqueeze(0)),
+        "mv": lambda: gs.mv(a, gs.ones(2)),
+        "dot": lambda: gs.dot(v, gs.ones(2)),
+        "addmm": lambda: gs.addmm(a, gs.ones(2, 4), a),
+        "allclose": lambda: gs.allclose(a, tall),
+        "isclose": lambda: gs.isclose(ints, a),
+        "max": lambda: gs.max(a, tall),
+        "min": lambda: gs.min(gs.zeros(0)),
+        "any": lambda: gs.any(deep),
+        "all": lambda: gs.all(deep),
+        "count_nonzero": lambda: gs.count_nonzero(deep),
+        "clamp": lambda: gs.clamp(a, tall),
+        "lerp": lambda: gs.lerp(a, tall, 0.5),
+        "log10": lambda: gs.log10(ints),
+        "masked_fill": lambda: gs.masked_fill(a, a, 0.0),
+        "broadcast_to": lambda: gs.broadcast_to(a, (4, 4)),
+        "take_along_dim": lambda: gs.take_along_dim(a, gs.full((2, 1), 9), 1),
+        "celu": lambda: gs.celu(ints),
+        "selu": lambda: gs.selu(ints),
+        "relu6": lambda: gs.relu6(ints),
+        "relu_": lambda: gs.relu_(ints),
+        "rrelu": lambda: gs.rrelu(ints),
+        "glu": lambda: gs.glu(gs.arange(4)),
+        "softmin": lambda: gs.softmin(a, 5),
+        "log_softmax": lambda: gs.log_softmax(a, 5),
+        "smooth_l1_loss": lambda: F.smooth_l1_loss(a, tall, beta=0),
+        "normalize": lambda: F.normalize(a, dim=7),
+        "cosine_similarity": lambda: F.cosine_similarity(a, a.double()),
+    }
+    for name, call in calls.items():
+        with pytest.raises((IndexError, TypeError, ValueError), match=rf"^{name}: "):
+            call()
+    with pytest.raises(TypeError, match=r"^log_softmax: dim must be an integer"):
+        gs.log_softmax(a, "0")
+
+
+def test_advice_on_mixed_dtypes_loses_nothing():
+    for a, b, to in (
+        (gs.arange(3), gs.ones(3), "float32"),
+        (gs.ones(3), gs.arange(3), "float32"),
+        (gs.ones(3), gs.ones(3, dtype="float64"), "float64"),
+        (gs.ones(3) > 0, gs.arange(3), "int64"),
+    ):
+        with pytest.raises(TypeError, match=rf"mixed silently. Convert one with .astype\('{to}'\)"):
+            gs.maximum(a, b)
+
+
+def test_isclose_of_integers():
+    a = gs.tensor([1, 2, 10**9])
+    assert gs.isclose(a, gs.tensor([1, 3, 10**9 + 1])).tolist() == [True, False, True]
+    assert gs.isclose(a, gs.tensor([1, 3, 10**9 + 1]), 0, 0).tolist() == [True, False, False]
+    assert gs.allclose(a, a) and not gs.allclose(a > 1, a > 2) and gs.isclose(a, 2).sum() == 1

@@ -540,3 +540,79 @@ def test_custom_function_tensors_by_keyword_and_outputs_without_gradient():
     with gs.no_grad():
         Split.apply(x=x)
     assert Split.apply(x, floor=gs.ones(1))[0].requires_grad
+
+
+def test_a_plain_view_of_what_got_a_gradient_in_place():
+    """A view taken while the memory had no gradient cannot pass one on: an error, not a silent zero."""
+    for change in (
+        lambda c, b: c.__setitem__(0, b),
+        lambda c, b: c.add_(b),
+        lambda c, b: c.copy_(b.expand(2, 3)),
+        lambda c, b: c.mul_(b),
+    ):
+        b = gs.ones(3, requires_grad=True)
+        c = gs.zeros(2, 3)
+        view, flat, gone, row = c[0], c.reshape(-1), c[1], c.unbind(0)[0]
+        alone = c.detach()[0]
+        inner = view[:2]
+        del gone
+        change(c, b)
+        for stale in (view, flat, row, inner):
+            with pytest.raises(RuntimeError, match="modified in place after the view was taken"):
+                (stale * 3).sum()
+            with pytest.raises(RuntimeError, match="modified in place after the view was taken"):
+                stale.sum().backward()
+            with gs.no_grad():
+                assert (stale * 3).shape == stale.shape
+            assert stale.detach().tolist() == stale.detach().numpy().tolist()
+        assert not alone.requires_grad and (alone * 3).shape == (3,)
+        (c[0] * 3).sum().backward()
+        assert b.grad is not None
+
+
+def test_a_stale_view_stays_stale():
+    w = gs.ones(2, 3, requires_grad=True)
+    c = w * 2
+    view = c[0]
+    c.mul_(5)
+    with gs.no_grad():
+        view.add_(1)
+        view[0] = 3.0
+    with pytest.raises(RuntimeError, match="modified in place after the view was taken"):
+        (view * 1).sum()
+
+
+def test_add_with_alpha_in_place_keeps_a_result_usable():
+    w = gs.ones(3, requires_grad=True)
+    y = w * 2
+    with gs.no_grad():
+        y.add_(gs.ones(3), alpha=0.5)
+    (y * 3).sum().backward()
+    assert w.grad.tolist() == [6.0, 6.0, 6.0]
+
+
+@pytest.mark.parametrize("n", [63, 64, 65, 300])
+def test_an_op_of_many_inputs(n):
+    """More inputs than a word has bits, some of which need no gradient."""
+    xs = [gs.full((2,), float(i), requires_grad=i % 3 != 1) for i in range(n)]
+    weight = gs.arange(2.0 * n, dtype="float32")
+    (gs.cat(xs) * weight).sum().backward()
+    (gs.stack(xs, 1) * weight.reshape(n, 2).t()).sum().backward()
+    for i, x in enumerate(xs):
+        assert (x.grad is None) == (i % 3 == 1)
+        assert x.grad is None or x.grad.tolist() == [4.0 * i, 4.0 * i + 2]
+    assert gs.stack([x.detach() for x in xs]).shape == (n, 2)
+
+    class Sum(gs.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            return sum(inputs[1:], inputs[0] * 1)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return tuple(grad for _ in range(n))
+
+    for x in xs:
+        x.grad = None
+    Sum.apply(*xs).sum().backward()
+    assert all((x.grad is None) == (i % 3 == 1) for i, x in enumerate(xs))

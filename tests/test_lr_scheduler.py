@@ -297,12 +297,59 @@ def test_resume_at_every_step(name):
     scheduler, opt = build()
     for t in range(30):
         state = json.loads(json.dumps(scheduler.state_dict()))
-        assert state == {"last_epoch": t}
+        assert state["last_epoch"] == t
         again, other = build()
         again.load_state_dict(state)
         for a, b in zip(opt.param_groups, other.param_groups):
             assert (a["lr"], a["momentum"]) == (b["lr"], b["momentum"])
         scheduler.step()
+
+
+@pytest.mark.parametrize("name", [*CASES, "sequence", "chain", "warmup"])
+@pytest.mark.parametrize("rates_first", [True, False])
+def test_resume_where_the_optimizer_was_made_with_another_rate(name, rates_first):
+    """The state of a schedule says where its curve starts, in whatever order states are loaded."""
+    gs = pytest.importorskip("gradsmith")
+
+    def build(lr):
+        opt = gs.optim.SGD([gs.zeros(2, requires_grad=True)], lr=lr, momentum=0.9)
+        if name in CASES:
+            return CASES[name](S, opt), opt
+        if name == "warmup":
+            return S.WarmupLR(opt, 4, S.CosineAnnealingLR(opt, 20)), opt
+        parts = [S.LinearLR(opt, 0.1, total_iters=9), S.ExponentialLR(opt, 0.9)]
+        if name == "chain":
+            return S.ChainedScheduler(parts), opt
+        return S.SequentialLR(opt, [*parts, S.MultiplicativeLR(opt, lambda t: 0.9)], [7, 12]), opt
+
+    for n in (5, 9, 14):
+        scheduler, opt = build(0.1)
+        for _ in range(n):
+            scheduler.step()
+        states = json.loads(json.dumps(scheduler.state_dict())), opt.state_dict()
+        again, other = build(7.0)
+        for loaded in (again, other) if rates_first else (other, again):
+            loaded.load_state_dict(states[loaded is other])
+        for _ in range(4):
+            assert other.param_groups[0]["lr"] == opt.param_groups[0]["lr"]
+            assert again.get_last_lr() == scheduler.get_last_lr()
+            scheduler.step()
+            again.step()
+
+
+def test_state_of_another_schedule():
+    opt = make([0.1, 0.2])
+    scheduler = S.SequentialLR(opt, [S.StepLR(opt, 2), S.StepLR(opt, 3)], [4])
+    scheduler.step()
+    one = make(0.3)
+    with pytest.raises(ValueError, match="2 parameter groups, the optimizer has 1"):
+        S.StepLR(one, 2).load_state_dict(scheduler.state_dict())
+    other = S.ChainedScheduler([S.StepLR(make([1.0, 2.0]), 2)])
+    with pytest.raises(ValueError, match="2 inner schedules, this one has 1"):
+        other.load_state_dict(scheduler.state_dict())
+    assert other.base_lrs == [1.0, 2.0] and other.last_epoch == 0
+    other.load_state_dict({"last_epoch": 3})  # states of before had nothing else
+    assert other.base_lrs == [1.0, 2.0] and other.last_epoch == 3
 
 
 def test_last_epoch_continues():

@@ -419,3 +419,15 @@ def test_axes_given_as_a_list_may_change_before_backward():
         out.sum().backward()
         op(y, dim=(0, 2)).sum().backward()
         np.testing.assert_array_equal(x.grad.numpy(), y.grad.numpy())
+
+
+@pytest.mark.parametrize("p", [0.5, -1, -2.5, 1.5, 3])
+def test_norm_gradient_at_zeros(p):
+    """A zero among the elements, and nothing but zeros: gradient 0, as in PyTorch, where NaN was."""
+    torch = pytest.importorskip("torch")
+    data = np.array([[0.0, 1.0, -2.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.5]])
+    x = gs.tensor(data, requires_grad=True)
+    t = torch.tensor(data, requires_grad=True)
+    gs.norm(x, p, 1).sum().backward()
+    torch.norm(t, p, 1).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), t.grad.numpy(), rtol=1e-12)

@@ -466,3 +466,15 @@ def test_pads_of_one_kind_do_not_disturb_each_other(rng, mode):
             np.testing.assert_array_equal(out.detach().numpy(), np.pad(a, full, names[mode]))
             out.sum().backward()
             assert x.grad.numpy().sum() == out.size
+
+
+def test_shapes_without_axes_or_elements():
+    x = gs.tensor(2.0, requires_grad=True)
+    y = gs.flip(x, 0)
+    y.backward()
+    assert y.shape == () and x.grad.item() == 1.0
+    with pytest.raises(ValueError, match="flip: dims .* twice"):
+        gs.flip(gs.zeros(3, 2), 0, -2)
+    with pytest.raises(IndexError, match="transpose: dim 1 is out of range"):
+        gs.transpose(x, 0, 1)
+    assert [t.shape for t in gs.chunk(gs.zeros(2, 0), 3, 1)] == [(2, 0)] * 3

@@ -8,8 +8,17 @@ namespace gs {
 
 namespace {
 
+// Which inputs of an op need a gradient is a word: a bit each for the first 63, and one that says
+// whether any behind them does, which are then asked themselves (cat and stack of many Tensors).
+constexpr int kOwn = 63;
+
+bool needs(PyObject* const* inputs, uint64_t mask, int i) {
+  if (i < kOwn) return (mask >> i) & 1;
+  return (mask >> kOwn) && inputs[i] != Py_None && ((Tensor*)inputs[i])->requires_grad;
+}
+
 // The tuple of needs with the bits of `mask`; small ones are made once.
-PyObject* needs_tuple(int n, uint64_t mask) {
+PyObject* needs_tuple(PyObject* const* inputs, int n, uint64_t mask) {
   static PyObject* made[5][16];
   bool small = n <= 4;
   if (small && made[n][mask]) {
@@ -19,7 +28,7 @@ PyObject* needs_tuple(int n, uint64_t mask) {
   PyObject* t = PyTuple_New(n);
   if (!t) return nullptr;
   for (int i = 0; i < n; ++i) {
-    PyObject* b = (mask >> i) & 1 ? Py_True : Py_False;
+    PyObject* b = needs(inputs, mask, i) ? Py_True : Py_False;
     Py_INCREF(b);
     PyTuple_SET_ITEM(t, i, b);
   }
@@ -33,10 +42,6 @@ PyObject* needs_tuple(int n, uint64_t mask) {
 // Which of the inputs (Tensors or None) require a gradient; false with an error set.
 bool inputs_need(PyObject* const* inputs, Py_ssize_t n, uint64_t* mask) {
   *mask = 0;
-  if (n > 64) {
-    PyErr_SetString(PyExc_ValueError, "apply: at most 64 inputs are supported");
-    return false;
-  }
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* t = inputs[i];
     if (t == Py_None) continue;
@@ -45,7 +50,7 @@ bool inputs_need(PyObject* const* inputs, Py_ssize_t n, uint64_t* mask) {
                    Py_TYPE(t)->tp_name);
       return false;
     }
-    if (((Tensor*)t)->requires_grad) *mask |= (uint64_t)1 << i;
+    if (((Tensor*)t)->requires_grad) *mask |= (uint64_t)1 << (i < kOwn ? i : kOwn);
   }
   return true;
 }
@@ -63,10 +68,10 @@ Node* record(PyObject* cls, PyObject* k, PyObject* const* inputs, int n, uint64_
   if (!node) return nullptr;
   Py_XINCREF(k);
   node->k = k;
-  node->needs = needs_tuple(n, mask);
+  node->needs = needs_tuple(inputs, n, mask);
   bool ok = node->needs && reserve_edges(node, n);
   for (int i = 0; ok && i < n; ++i)
-    if ((mask >> i) & 1) ok = tensor_edge((Tensor*)inputs[i], &node->edges[i]);
+    if (needs(inputs, mask, i)) ok = tensor_edge((Tensor*)inputs[i], &node->edges[i]);
   if (!ok) Py_CLEAR(node);
   return node;
 }
@@ -163,7 +168,7 @@ PyObject* apply(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* keywor
   Py_ssize_t attributes = keywords ? PyTuple_GET_SIZE(keywords) : 0;
   int count = (int)PyTuple_GET_SIZE(inputs);
   PyObject* const* items = ((PyTupleObject*)inputs)->ob_item;
-  uint64_t mask = 0;
+  uint64_t mask;
   if (!inputs_need(items, count, &mask)) return nullptr;
   if (!mask || !grad_enabled()) {
     if (PyTuple_CheckExact(out)) return outputs(out, k, nullptr, false);
@@ -263,7 +268,11 @@ PyObject* apply_view(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* k
   Py_SETREF(t->version, base->version);
   t->at = base->version->value;
   t->view = true;
-  if (!base->requires_grad || !grad_enabled()) return (PyObject*)t;
+  t->apart = base->apart;
+  if (!base->requires_grad || !grad_enabled()) {
+    if (!base->requires_grad) plain_view(t);
+    return (PyObject*)t;
+  }
   Node* node = view_node(base, args, n, keywords);
   if (!node) {
     Py_DECREF(t);
@@ -294,6 +303,8 @@ PyObject* apply_views(PyObject*, PyObject* const* args, Py_ssize_t n, PyObject* 
     Py_SETREF(t->version, base->version);
     t->at = base->version->value;
     t->view = true;
+    t->apart = base->apart;
+    if (!base->requires_grad) plain_view(t);
   }
   return r;
 }
@@ -325,7 +336,7 @@ PyObject* wants(PyObject*, PyObject* inputs) {
   Py_ssize_t n = PyTuple_GET_SIZE(inputs);
   if (!inputs_need(((PyTupleObject*)inputs)->ob_item, n, &mask)) return nullptr;
   if (!mask || !grad_enabled()) Py_RETURN_NONE;
-  return needs_tuple((int)n, mask);
+  return needs_tuple(((PyTupleObject*)inputs)->ob_item, (int)n, mask);
 }
 
 // record(cls, k, inputs, needs, saved, attributes): a node without outputs yet.
@@ -336,10 +347,9 @@ PyObject* record_node(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return nullptr;
   }
   int count = (int)PyTuple_GET_SIZE(args[2]);
-  uint64_t mask = 0, need;
+  uint64_t mask, need = (uint64_t)1 << kOwn;
   if (!inputs_need(((PyTupleObject*)args[2])->ob_item, count, &mask)) return nullptr;
-  need = 0;
-  for (int i = 0; i < count; ++i)
+  for (int i = 0; i < count && i < kOwn; ++i)
     if (PyTuple_GET_ITEM(args[3], i) == Py_True) need |= (uint64_t)1 << i;
   Node* node = record(args[0], args[1], ((PyTupleObject*)args[2])->ob_item, count, mask & need);
   if (!node) return nullptr;
@@ -359,6 +369,16 @@ PyObject* keep(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return nullptr;
   }
   if (!save((Node*)args[0], args + 1, 1)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+// _changed(tensor): it has just been changed in place by an op that was recorded.
+PyObject* changed(PyObject*, PyObject* t) {
+  if (!is_tensor(t)) {
+    PyErr_SetString(PyExc_TypeError, "a Tensor is needed");
+    return nullptr;
+  }
+  plain_views_changed((Tensor*)t);
   Py_RETURN_NONE;
 }
 
@@ -400,6 +420,7 @@ PyMethodDef recording_functions[] = {
     {"_record", GS_FAST(record_node), METH_FASTCALL,
      "_record($module, cls, k, inputs, needs, saved, attrs, /)\n--\n\nA node without outputs yet."},
     {"_keep", GS_FAST(keep), METH_FASTCALL, "Appends a Tensor to what a node saved."},
+    {"_changed", changed, METH_O, "Views without a gradient of what an op changed are refused."},
     {"is_grad_enabled", get_enabled, METH_NOARGS,
      "is_grad_enabled($module, /)\n--\n\nTrue when ops record the graph in this thread."},
     {"_set_grad_enabled", set_enabled, METH_O, "Sets the mode of this thread; returns the former."},
@@ -419,7 +440,7 @@ py::object tensor_apply(py::handle cls, py::handle out, std::initializer_list<py
   PyObject* const* items = (PyObject* const*)inputs.begin();
   const int count = (int)inputs.size();
   PyObject* k = ((Tensor*)items[0])->k;
-  uint64_t mask = 0;
+  uint64_t mask;
   if (!inputs_need(items, count, &mask)) throw py::error_already_set();
   Node* node = nullptr;
   if (mask && grad_enabled()) {

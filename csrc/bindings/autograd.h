@@ -6,12 +6,14 @@
 
 namespace gs {
 
+struct Node;
+struct Tensor;
+
 // The number of changes made to a piece of memory, shared by all views of it. Python sees box[0].
 struct Version {
   PyObject_HEAD int64_t value;
+  Tensor* plain;  // the views that have no gradient, a list through Tensor::next; not owned
 };
-
-struct Node;
 
 // Where a gradient goes: output `index` of `node`. Owns the node; empty where none is wanted.
 struct Edge {
@@ -36,6 +38,9 @@ struct Tensor {
   int64_t at;  // version at which `node` is valid
   int index;   // which output of the node
   bool requires_grad, view;
+  bool apart;     // detached: shares memory, but no gradient ever comes through it
+  Tensor* next;   // in the list Version::plain
+  Tensor** link;  // what points at this one there; nullptr: not in the list
 };
 
 struct Node {
@@ -69,6 +74,11 @@ bool tensor_edge(Tensor* t, Edge* out);
 PyObject* node_saved(Node* n);  // checks the versions
 void node_release_saved(Node* n);
 PyObject* node_name(Node* n);
+// A view without a gradient joins its version's list, so that plain_views_changed finds it.
+void plain_view(Tensor* t);
+// The memory of `t` was just given a value with a gradient, in place: views taken before, when it
+// had none, cannot say so. Using them where gradients are recorded is an error from here on.
+void plain_views_changed(Tensor* t);
 
 // What `apply` in Python does: the Tensor around the array `out` that an op computed from `inputs`
 // (Tensors or None), or a tuple of them for a tuple. Where a gradient is wanted the op is recorded

@@ -107,11 +107,17 @@ DType common_dtype(const Operand* args, int n, const char* op, const Array* targ
   for (int k = 0; k < n; ++k) {
     if (args[k].is_number) continue;
     DType t = args[k].array.dtype;
-    if (found >= 0 && found != t)
+    if (found >= 0 && found != t) {
+      // The advice is the dtype that holds both; what is changed in place cannot be converted.
+      const auto room = [](DType d) {
+        return d == kBool ? 0 : d == kI32 ? 1 : d == kI64 ? 2 : d == kF32 ? 3 : 4;
+      };
+      const DType to = target || room((DType)found) > room(t) ? (DType)found : t;
       type_error(op, std::string("the inputs are ") + dtype_name((DType)found) + " and " +
                          dtype_name(t) +
                          "; dtypes are never mixed silently. Convert one with .astype('" +
-                         dtype_name((DType)found) + "')");
+                         dtype_name(to) + "')");
+    }
     found = t;
   }
   if (found >= 0) return (DType)found;

@@ -18,6 +18,7 @@ Version* version_new() {
   Version* v = spare_count > 0 ? spare[--spare_count] : (Version*)PyObject_Malloc(sizeof(Version));
   if (!v) return (Version*)PyErr_NoMemory();
   v->value = 0;
+  v->plain = nullptr;
   return (Version*)PyObject_Init((PyObject*)v, &version_type);
 }
 
@@ -71,6 +72,14 @@ PyObject* tensor_new(PyTypeObject* type, PyObject*, PyObject*) {
 }
 
 namespace {
+
+void leave_list(Tensor* t) {
+  if (!t->link) return;
+  *t->link = t->next;
+  if (t->next) t->next->link = t->link;
+  t->next = nullptr;
+  t->link = nullptr;
+}
 
 int tensor_traverse(PyObject* o, visitproc visit, void* arg) {
   Tensor* t = (Tensor*)o;
@@ -134,6 +143,7 @@ void tensor_dealloc(PyObject* o) {
   PyObject_GC_UnTrack(o);
   Tensor* t = (Tensor*)o;
   if (t->accumulator) t->accumulator->leaf = nullptr;  // before anything can run Python
+  leave_list(t);
   if (t->weakrefs) PyObject_ClearWeakRefs(o);
   tensor_clear(o);
   Py_CLEAR(t->version);
@@ -179,6 +189,8 @@ int tensor_set_version(PyObject* o, PyObject* value, void*) {
     PyErr_SetString(PyExc_TypeError, "_ver must be the _ver of a Tensor");
     return -1;
   }
+  leave_list(t);
+  t->apart = true;
   Py_INCREF(value);
   Py_SETREF(t->version, (Version*)value);
   return 0;
@@ -235,6 +247,24 @@ Tensor* tensor_wrap(PyObject* data, PyObject* k) {
   Py_XINCREF(k);
   t->k = k;
   return t;
+}
+
+void plain_view(Tensor* t) {
+  if (t->apart) return;
+  t->next = t->version->plain;
+  if (t->next) t->next->link = &t->next;
+  t->link = &t->version->plain;
+  t->version->plain = t;
+}
+
+void plain_views_changed(Tensor* t) {
+  while (Tensor* v = t->version->plain) {
+    leave_list(v);
+    if (v == t || v->node || v->requires_grad) continue;
+    v->requires_grad = true;  // with a node older than the memory, which tensor_edge refuses
+    Py_XINCREF(t->node);
+    v->node = t->node;
+  }
 }
 
 void tensor_changed(py::handle h) {

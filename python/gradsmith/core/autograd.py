@@ -32,6 +32,7 @@ __all__ = [
     "is_grad_enabled",
     "no_grad",
     "set_grad_enabled",
+    "written",
 ]
 
 
@@ -51,6 +52,7 @@ _edge: Callable[[Tensor], tuple] = _cpu._edge
 _record: Callable[..., Any] = _cpu._record
 _wants: Callable[[tuple], tuple | None] = _cpu._wants
 _keep: Callable[[Any, Tensor], None] = _cpu._keep
+_changed: Callable[[Tensor], None] = _cpu._changed
 _run: Callable[..., None] = _cpu._run
 
 
@@ -193,17 +195,28 @@ def apply_(
         node = _record(cls, target._k, inputs, needs, saved, attrs)
     write()
     box = target._ver
-    box[0] += 1
+    before = box[0]
+    box[0] = before + 1
     if needs is not None:
         if save_output:
             _keep(node, target)
         target._node = node
         target._idx = 0
         target._rg = True
-        target._at = box[0]
-    elif target._node is not None:
-        target._at = box[0]
+        target._at = before + 1
+        _changed(target)
+    elif target._node is not None and target._at == before:
+        target._at = before + 1
     return target
+
+
+def written(x: Tensor) -> None:
+    """What apply_ does after a change in place of which nothing is recorded."""
+    box = x._ver
+    before = box[0]
+    box[0] = before + 1
+    if x._node is not None and x._at == before:
+        x._at = before + 1
 
 
 def backward(

@@ -8,7 +8,9 @@ from typing import Any
 from ..core.arguments import integer, integers, number
 from ..core.tensor import Tensor
 
-__all__ = ["integer", "integers", "kernels", "not_tensors", "number"]
+__all__ = ["REFUSED", "integer", "integers", "kernels", "not_tensors", "number", "renamed"]
+
+REFUSED = (IndexError, TypeError, ValueError)  # what kernels and ops raise for their arguments
 
 
 def kernels(op: str, x: Any, name: str = "input") -> Any:
@@ -31,3 +33,9 @@ def not_tensors(op: str, error: Exception | None, **arguments: Any) -> Exception
         return error
     missing = [name for name, x in arguments.items() if x is None]
     return TypeError(f"{op}: {(missing or ['input'])[0]} must be a Tensor, got None")
+
+
+def renamed(op: str, error: Exception) -> Exception:
+    """The error of an op or a kernel that `op` is made of, under the name of the op that was called."""
+    head, colon, rest = str(error).partition(":")
+    return type(error)(f"{op}:{rest}") if colon and head.isidentifier() else error

@@ -8,7 +8,7 @@ from .. import _cpu
 from ..core.autograd import Node, apply, apply_, is_grad_enabled
 from ..core.random import next_counter
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import integer, not_tensors, number
+from ._arguments import REFUSED, integer, not_tensors, number, renamed
 
 __all__ = [
     "celu",
@@ -109,13 +109,19 @@ def _from_output(
     op = _CODES[name]
     k = x._k
     if inplace:
-        return apply_(
-            ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,),
-            save_output=True, name=called or name, op=op, args=args,
-        )  # fmt: skip
+        try:
+            return apply_(
+                ActivationBackward, x, lambda: k.activation_(op, x.data, *args), (x,),
+                save_output=True, name=called or name, op=op, args=args,
+            )  # fmt: skip
+        except REFUSED as error:
+            raise renamed(called or name, error) from None
     if op in _MASKED and _large(x):
         return _save_less(x, op, args)
-    y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
+    try:
+        y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
+    except REFUSED as error:
+        raise renamed(called or name, error) from None
     return apply(ActivationBackward, k, y, (x,), (), True, op=op, args=args)
 
 
@@ -139,7 +145,10 @@ def _from_input(
         )
     if (op in _MASKED or (op == _GELU and x.data.size < _HUGE)) and _large(x):
         return _save_less(x, op, args)
-    y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
+    try:
+        y = k.activation(op, x.data, *args) if args else k.activation(op, x.data)
+    except REFUSED as error:
+        raise renamed(called or name, error) from None
     return apply(ActivationBackward, k, y, (x,), (x,), op=op, args=args)
 
 
@@ -417,7 +426,10 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
         before = (slice(None),) * at
         low, high = (*before, slice(0, half)), (*before, slice(half, n))
         first, second = data[low], data[high]
-    s = k.activation(_SIGMOID, second)
+    try:
+        s = k.activation(_SIGMOID, second)
+    except REFUSED as error:
+        raise renamed("glu", error) from None
     return apply(GluBackward, k, k.mul(first, s), (input,), (input, s), dim=at)
 
 
@@ -467,7 +479,10 @@ def rrelu(
         raise ValueError(f"rrelu: lower {lower} must not exceed upper {upper}")
     x = input if isinstance(input, Tensor) else as_tensor(input, op="rrelu")
     if not training:
-        return leaky_relu(x, (lower + upper) / 2, inplace)
+        try:
+            return leaky_relu(x, (lower + upper) / 2, inplace)
+        except REFUSED as error:
+            raise renamed("rrelu", error) from None
     k = x._k
     args = (lower, upper, *next_counter())
     if inplace:

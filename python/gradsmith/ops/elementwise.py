@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..core.arguments import integer, number
-from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled
+from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled, written
 from ..core.tensor import Tensor, as_tensor, wrap
+from ._arguments import REFUSED, renamed
 
 __all__ = [
     "abs", "add", "addcdiv", "addcmul", "allclose", "ceil", "clamp", "clip", "cos", "div", "divide", "eq", "exp",
@@ -589,7 +590,10 @@ def log10(input: Any) -> Tensor:
     >>> gs.log10(gs.tensor([1.0])).tolist()
     [0.0]
     """
-    return mul(log(input), 1.0 / math.log(10.0))
+    try:
+        return mul(log(input), 1.0 / math.log(10.0))
+    except REFUSED as error:
+        raise renamed("log10", error) from None
 
 
 class ClampBackward(Node):
@@ -614,8 +618,11 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     """
     x = _input(input, "clamp")
     if isinstance(min, Tensor) or isinstance(max, Tensor):
-        y = x if min is None else maximum(x, min)
-        return y if max is None else minimum(y, max)
+        try:
+            y = x if min is None else maximum(x, min)
+            return y if max is None else minimum(y, max)
+        except REFUSED as error:
+            raise renamed("clamp", error) from None
     k = x._k
     return apply(ClampBackward, k, k.clamp(x.data, min, max), (x,), (x,), low=min, high=max)
 
@@ -680,9 +687,11 @@ def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
     try:
         out = where(m, value, input)
         fits = out.data.shape == input.data.shape
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError) as error:
         _input(input, "masked_fill"), _operand(value, "masked_fill")
-        raise
+        if isinstance(error, AttributeError):
+            raise
+        raise renamed("masked_fill", error) from None
     if not fits:
         raise ValueError(
             f"masked_fill: mask of shape {m.shape} does not broadcast to the input's shape {input.shape}"
@@ -720,7 +729,10 @@ def lerp(input: Any, end: Any, weight: Any) -> Tensor:
     if isinstance(w, Tensor):
         out, tw = k.lerp(a.data, b.data, w.data), w
     else:
-        out, tw = k.lerp_scalar(a.data, b.data, float(w)), None
+        try:
+            out, tw = k.lerp_scalar(a.data, b.data, float(w)), None
+        except REFUSED as error:
+            raise renamed("lerp", error) from None
     shapes = (a.data.shape, b.data.shape, () if tw is None else tw.data.shape)
     return apply(LerpBackward, k, out, (a, b, tw), (a, b, w), shapes=shapes)
 
@@ -900,11 +912,14 @@ def isclose(
     y = b.data if isinstance(b, Tensor) else k.full((), b, x.dtype)
     if x.dtype.kind == "f":
         return wrap(k.isclose(x, y, rtol, atol, equal_nan), k)
-    near = k.le(k.abs(k.sub(x, y)), k.add(k.mul(k.abs(y), rtol), atol))
-    near = k.logical_or(k.logical_and(near, k.isfinite(y)), k.eq(x, y))
-    if equal_nan:
-        near = k.logical_or(near, k.logical_and(k.isnan(x), k.isnan(y)))
-    return wrap(near, k)
+    try:
+        same = k.eq(x, y)
+        if not (rtol or atol):
+            return wrap(same, k)
+        wide = np.dtype(np.float64)  # integers and bools: the tolerances are fractions
+        return wrap(k.isclose(k.cast(x, wide), k.cast(y, wide), rtol, atol, equal_nan), k)
+    except REFUSED as error:
+        raise renamed("isclose", error) from None
 
 
 def allclose(
@@ -916,7 +931,10 @@ def allclose(
     >>> gs.allclose(gs.tensor([1.0]), gs.tensor([1.0 + 1e-7]))
     True
     """
-    t = isclose(input, other, rtol, atol, equal_nan)
+    try:
+        t = isclose(input, other, rtol, atol, equal_nan)
+    except REFUSED as error:
+        raise renamed("allclose", error) from None
     return bool(t._k.any_(t.data, None, False, True))
 
 
@@ -992,7 +1010,7 @@ def _add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
         if isinstance(other, Tensor) and not (is_grad_enabled() and (self._rg or other._rg)):
             _fits("add_", self, other)
             self._k.add_scaled_(self.data, other.data, float(alpha))
-            self._ver[0] += 1
+            written(self)
             return self
         other = mul(other, alpha) if isinstance(other, Tensor) else other * alpha
     return _add_plain_(self, other)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import integer, number
+from ._arguments import REFUSED, integer, number, renamed
 
 __all__ = [
     "binary_cross_entropy",
@@ -148,7 +148,10 @@ def smooth_l1_loss(
     if not beta >= 0:
         raise ValueError(f"smooth_l1_loss: beta is {beta}; it must be at least 0")
     if beta == 0:
-        return _loss("l1_loss", input, target, reduction)
+        try:
+            return _loss("l1_loss", input, target, reduction)
+        except REFUSED as error:
+            raise renamed("smooth_l1_loss", error) from None
     return _loss("smooth_l1_loss", input, target, reduction, float(beta))
 
 

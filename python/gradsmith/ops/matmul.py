@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
-from ._arguments import not_tensors, number
+from ._arguments import REFUSED, not_tensors, number, renamed
 
 __all__ = ["addmm", "bilinear", "bmm", "dot", "linear", "matmul", "mm", "mv", "outer"]
 
@@ -113,7 +113,10 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """
     _dims("mm", "input", input, 2, "(m, k)")
     _dims("mm", "mat2", mat2, 2, "(k, n)")
-    return matmul(input, mat2)
+    try:
+        return matmul(input, mat2)
+    except REFUSED as error:
+        raise renamed("mm", error) from None
 
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
@@ -131,7 +134,10 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
         raise ValueError(
             f"bmm: input has shape {input.shape} and mat2 {mat2.shape}; their batch sizes must be equal"
         )
-    return matmul(input, mat2)
+    try:
+        return matmul(input, mat2)
+    except REFUSED as error:
+        raise renamed("bmm", error) from None
 
 
 def mv(input: Tensor, vec: Tensor) -> Tensor:
@@ -145,7 +151,10 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     """
     _dims("mv", "input", input, 2, "(m, k)")
     _dims("mv", "vec", vec, 1, "(k,)")
-    return matmul(input, vec)
+    try:
+        return matmul(input, vec)
+    except REFUSED as error:
+        raise renamed("mv", error) from None
 
 
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
@@ -159,7 +168,10 @@ def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """
     _dims("dot", "input", input, 1, "(k,)")
     _dims("dot", "tensor", tensor, 1, "(k,)")
-    return matmul(input, tensor)
+    try:
+        return matmul(input, tensor)
+    except REFUSED as error:
+        raise renamed("dot", error) from None
 
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
@@ -263,22 +275,25 @@ def addmm(
             raise ValueError(
                 f"addmm: input has shape {input.shape}; it must broadcast to ({m}, {n})"
             ) from None
-    if beta == 0:
-        out = k.matmul(left, right, alpha=alpha)
-    elif beta == 1 and input.data.shape == (n,):
-        out = k.matmul(left, right, input.data, alpha=alpha)
-    elif beta == 1 and left.dtype is wide.dtype:
-        out = k.copy(wide)
-        k.matmul_out(out, left, right, None, False, False, 0, alpha, True)
-    else:
-        # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
-        # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
-        out = k.matmul(
-            k.contiguous(wide).reshape(-1, 1),
-            np.full((1, 1), beta, left.dtype),
-            exact=True,
-        ).reshape(m, n)
-        k.matmul_out(out, left, right, alpha=alpha, accumulate=True)
+    try:
+        if beta == 0:
+            out = k.matmul(left, right, alpha=alpha)
+        elif beta == 1 and input.data.shape == (n,):
+            out = k.matmul(left, right, input.data, alpha=alpha)
+        elif beta == 1 and left.dtype is wide.dtype:
+            out = k.copy(wide)
+            k.matmul_out(out, left, right, None, False, False, 0, alpha, True)
+        else:
+            # out = beta * (input + alpha / beta * product) needs the sum scaled once more; a rank-one
+            # product with beta keeps it in one kernel: out = beta * input first, then accumulate.
+            out = k.matmul(
+                k.contiguous(wide).reshape(-1, 1),
+                np.full((1, 1), beta, left.dtype),
+                exact=True,
+            ).reshape(m, n)
+            k.matmul_out(out, left, right, alpha=alpha, accumulate=True)
+    except REFUSED as error:
+        raise renamed("addmm", error) from None
     return apply(
         AddmmBackward, k, out, (input, mat1, mat2), (input, mat1, mat2), alpha=alpha, beta=beta
     )

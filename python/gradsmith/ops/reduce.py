@@ -13,7 +13,7 @@ import numpy as np
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, resolve_dtype, wrap
 from . import elementwise as _ew
-from ._arguments import integers, number
+from ._arguments import REFUSED, integers, number, renamed
 
 __all__ = [
     "all", "amax", "amin", "any", "argmax", "argmin", "count_nonzero", "cumsum", "logsumexp", "max", "mean",
@@ -38,17 +38,12 @@ def _input(x: Any, op: str) -> Tensor:
     raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
 
 
-def _renamed(op: str, error: Exception) -> Exception:
-    """A kernel's error under the name of the op that was called."""
-    return type(error)(f"{op}:{str(error).partition(':')[2]}")
-
-
 def _named(op: str, kernel: Callable, *args: Any) -> Any:
     """kernel(*args), its errors under the name of the op that was called."""
     try:
         return kernel(*args)
-    except (IndexError, TypeError, ValueError) as error:
-        raise _renamed(op, error) from None
+    except REFUSED as error:
+        raise renamed(op, error) from None
 
 
 def _kept(shape: tuple, dim: Axes) -> tuple:
@@ -301,9 +296,12 @@ def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     >>> gs.max(gs.tensor([[1.0, 3.0], [5.0, 2.0]]), dim=1).values.tolist()
     [3.0, 5.0]
     """
-    if isinstance(dim, Tensor):
-        return _ew.maximum(input, dim)
-    return amax(input) if dim is None else _along("max", input, dim, keepdim)
+    try:
+        if isinstance(dim, Tensor):
+            return _ew.maximum(input, dim)
+        return amax(input) if dim is None else _along("max", input, dim, keepdim)
+    except REFUSED as error:
+        raise renamed("max", error) from None
 
 
 def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -315,9 +313,12 @@ def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     >>> gs.min(gs.tensor([[1.0, 3.0], [5.0, 2.0]]), dim=1).values.tolist()
     [1.0, 2.0]
     """
-    if isinstance(dim, Tensor):
-        return _ew.minimum(input, dim)
-    return amin(input) if dim is None else _along("min", input, dim, keepdim)
+    try:
+        if isinstance(dim, Tensor):
+            return _ew.minimum(input, dim)
+        return amin(input) if dim is None else _along("min", input, dim, keepdim)
+    except REFUSED as error:
+        raise renamed("min", error) from None
 
 
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
@@ -399,7 +400,7 @@ def _var(
     try:
         out, mean = k.var(data, dim, correction, keepdim, root)
     except (IndexError, TypeError, ValueError) as error:
-        raise _renamed(op, error) from None
+        raise renamed(op, error) from None
     if not x._rg:
         return wrap(out, k)
     return apply(
@@ -465,7 +466,7 @@ def var_mean(
     try:
         out, mean = k.var(data, dim, correction, keepdim, False)
     except (IndexError, TypeError, ValueError) as error:
-        raise _renamed("var_mean", error) from None
+        raise renamed("var_mean", error) from None
     shape = data.shape
     return apply(
         VarBackward, k, (out, mean if keepdim else mean.reshape(out.shape)), (x,), (x, mean),
@@ -474,7 +475,7 @@ def var_mean(
 
 
 class NormBackward(_Reduce):
-    """y = (sum |x|^p)^(1/p): dx = dy sign(x) (|x| / y)^(p - 1), 0 where y = 0."""
+    """y = (sum |x|^p)^(1/p): dx = dy sign(x) (|x| / y)^(p - 1), 0 where x = 0 or y = 0."""
 
     __slots__ = ("p",)
     p: float
@@ -489,7 +490,10 @@ class NormBackward(_Reduce):
         if self.p == 1:
             return (k.mul(g, k.sign(x)),)
         ratio = k.where(k.eq(y, 0.0), 0.0, k.div(k.abs(x), y))
-        return (k.mul(k.mul(g, k.sign(x)), k.pow(ratio, self.p - 1)),)
+        power = k.pow(ratio, self.p - 1)
+        if self.p < 1:  # infinite at 0, where the sign is 0
+            power = k.where(k.eq(ratio, 0.0), 0.0, power)
+        return (k.mul(k.mul(g, k.sign(x)), power),)
 
 
 def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
@@ -517,7 +521,7 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
         try:
             out = k.norm2(x.data, dim, keepdim)
         except (IndexError, TypeError, ValueError) as error:
-            raise _renamed("norm", error) from None
+            raise renamed("norm", error) from None
     elif p == 1:
         out = _named("norm", k.sum_abs, x.data, dim, keepdim)
     else:
@@ -580,8 +584,8 @@ def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     )
 
 
-def _truth(x: Tensor) -> np.ndarray:
-    return x.data if x.data.dtype == np.bool_ else x._k.ne(x.data, 0)
+def _truth(op: str, x: Tensor) -> np.ndarray:
+    return x.data if x.data.dtype == np.bool_ else _named(op, x._k.ne, x.data, 0)
 
 
 def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
@@ -594,7 +598,7 @@ def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     True
     """
     x = _input(input, "any")
-    return wrap(x._k.any_(_truth(x), dim, keepdim, False), x._k)
+    return wrap(x._k.any_(_truth("any", x), dim, keepdim, False), x._k)
 
 
 def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
@@ -607,7 +611,7 @@ def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     False
     """
     x = _input(input, "all")
-    return wrap(x._k.any_(_truth(x), dim, keepdim, True), x._k)
+    return wrap(x._k.any_(_truth("all", x), dim, keepdim, True), x._k)
 
 
 def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
@@ -620,7 +624,7 @@ def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
     2
     """
     x = _input(input, "count_nonzero")
-    return wrap(_named("count_nonzero", x._k.sum, _truth(x), dim, False), x._k)
+    return wrap(_named("count_nonzero", x._k.sum, _truth("count_nonzero", x), dim, False), x._k)
 
 
 class CumsumBackward(Node):

@@ -16,8 +16,9 @@ import numpy as np
 
 from ..core import recording
 from ..core.arguments import integer, integers, number
-from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled
+from ..core.autograd import Node, apply, apply_, apply_view, apply_views, is_grad_enabled, written
 from ..core.tensor import Tensor, as_tensor, wrap
+from ._arguments import REFUSED, renamed
 
 __all__ = [
     "broadcast_to", "cat", "chunk", "concat", "concatenate", "diagonal", "expand", "flatten", "flip", "gather",
@@ -252,10 +253,10 @@ def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     """
     x = _input(input, "transpose")
     n = x.data.ndim
-    if n == 0:
-        return x
     order = list(range(n))
     a, b = _axis(dim0, n, "transpose"), _axis(dim1, n, "transpose")
+    if n == 0:
+        return x
     order[a], order[b] = b, a
     dims = tuple(order)
     return apply_view(PermuteBackward, x, x.data.transpose(dims), order=dims)
@@ -372,9 +373,9 @@ def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
     """
     try:
         return expand(input, *size)
-    except TypeError:
+    except REFUSED as error:
         _input(input, "broadcast_to"), integers("broadcast_to", "size", size)
-        raise
+        raise renamed("broadcast_to", error) from None
 
 
 class FlipBackward(Node):
@@ -390,7 +391,7 @@ class FlipBackward(Node):
 def flip(input: Any, *dims: Any) -> Tensor:
     """The order along the axes `dims` reversed, as a view.
 
-    IndexError for a dim that input lacks.
+    IndexError for a dim that input lacks, ValueError for one that is named twice.
 
     >>> import gradsmith as gs
     >>> gs.flip(gs.tensor([1.0, 2.0]), 0).tolist()
@@ -398,8 +399,15 @@ def flip(input: Any, *dims: Any) -> Tensor:
     """
     x = _input(input, "flip")
     n = x.data.ndim
-    axes = {_axis(d, n, "flip") for d in _ints(dims, "flip")}
-    index = tuple([slice(None, None, -1 if i in axes else 1) for i in range(n)])
+    given = _ints(dims, "flip")
+    axes = {_axis(d, n, "flip") for d in given}
+    if len(axes) != len(given):
+        raise ValueError(f"flip: dims {given} name an axis twice")
+    # The Ellipsis keeps an array of no axes an array: NumPy makes a number of it otherwise.
+    index: tuple[Any, ...] = (
+        *[slice(None, None, -1 if i in axes else 1) for i in range(n)],
+        ...,
+    )
     return apply_view(FlipBackward, x, x.data[index], index=index)
 
 
@@ -681,14 +689,6 @@ class SetItemBackward(Node):
         return dx, dv
 
 
-def _written(x: Tensor) -> None:
-    """What apply_ does after a change in place of which nothing is recorded."""
-    box = x._ver
-    box[0] += 1
-    if x._node is not None:
-        x._at = box[0]
-
-
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
     """x[index] = value, in place; value broadcasts."""
     parts = index if type(index) is tuple else (index,)
@@ -708,7 +708,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
         if isinstance(value, (int, float, np.number, np.bool_)):
             if not (self._rg and is_grad_enabled()):
                 k.fill_(view, value)
-                _written(self)
+                written(self)
                 return
 
             def write() -> None:
@@ -724,7 +724,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
                 filled = k.copy(filled)
             if not ((self._rg or (source is not None and source._rg)) and is_grad_enabled()):
                 k.copy_(view, filled)
-                _written(self)
+                written(self)
                 return
 
             def write() -> None:
@@ -878,8 +878,10 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> tuple:
         raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
     d = _axis(dim, x.data.ndim, "chunk")
     size = x.data.shape[d] if x.data.ndim else 0
-    if size == 0:
+    if x.data.ndim == 0:
         return split(x, 1, d)
+    if size == 0:
+        return _parts(x, [0] * chunks, d, False)
     step = -(-size // chunks)
     sizes = [step] * (size // step)
     if size % step:
@@ -1341,6 +1343,13 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     """
     x = input if isinstance(input, Tensor) else _input(input, "take_along_dim")
     i = _index_array(indices, "take_along_dim")
+    try:
+        return _taken_along(x, i, dim)
+    except REFUSED as error:
+        raise renamed("take_along_dim", error) from None
+
+
+def _taken_along(x: Tensor, i: np.ndarray, dim: int | None) -> Tensor:
     if dim is None:
         return gather(ravel(x), 0, wrap(i.reshape(-1), x._k))
     data, k = x.data, x._k

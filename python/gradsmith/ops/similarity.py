@@ -9,7 +9,7 @@ import numpy as np
 from ..core.autograd import Node, apply
 from ..core.tensor import Tensor, as_tensor
 from . import reduce as _reduce
-from ._arguments import integer, number
+from ._arguments import REFUSED, integer, number, renamed
 from .elementwise import clamp, div
 from .shape import expand
 
@@ -47,9 +47,15 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> T
         eps = _eps(eps, "normalize")
     if p != 2.0 or type(dim) is not int:
         p = p if p in ("fro", None) else number("normalize", "p", p)
-        return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
+        try:
+            return div(x, clamp(_reduce.norm(x, p, dim, True), min=eps))
+        except REFUSED as error:
+            raise renamed("normalize", error) from None
     k = x._k
-    length = k.norm2(data, dim, True)
+    try:
+        length = k.norm2(data, dim, True)
+    except REFUSED as error:
+        raise renamed("normalize", error) from None
     most = k.clamp(length, eps, None)
     return apply(
         NormalizeBackward, k, k.div(data, most), (x,), (length, most), True, dim=dim, eps=eps
@@ -94,7 +100,10 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
         dim = integer("cosine_similarity", "dim", dim)
     k = a._k
     x, y = a.data, b.data
-    dot = k.sum(k.mul(x, y), dim, False)
+    try:
+        dot = k.sum(k.mul(x, y), dim, False)
+    except REFUSED as error:
+        raise renamed("cosine_similarity", error) from None
     na, nb = k.norm2(x, dim, False), k.norm2(y, dim, False)
     la, lb = k.clamp(na, eps, None), k.clamp(nb, eps, None)
     out = k.div(dot, k.mul(la, lb))

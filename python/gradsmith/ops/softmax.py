@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor
+from ._arguments import REFUSED, renamed
 
 __all__ = ["cross_entropy", "log_softmax", "softmax", "softmin"]
 
@@ -31,10 +32,8 @@ def _softmax(input: Tensor, dim: int, dtype: Any, log: bool) -> Tensor:
     k = input._k
     try:
         y = k.softmax(input.data, dim, log)
-    except (IndexError, TypeError) as error:
-        if not log:
-            raise
-        raise type(error)(f"log_{error}") from None  # the kernel calls both softmax
+    except REFUSED as error:
+        raise renamed("log_softmax" if log else "softmax", error) from None
     return apply(SoftmaxBackward, k, y, (input,), (), True, dim=dim, log=log)
 
 
@@ -70,11 +69,12 @@ def softmin(input: Tensor, dim: int = -1, dtype: Any = None) -> Tensor:
     >>> gs.softmin(gs.tensor([0.0, 0.0])).tolist()
     [0.5, 0.5]
     """
+    if not isinstance(input, Tensor):
+        input = as_tensor(input, op="softmin")
     try:
-        x = -input
-    except TypeError:
-        x = -as_tensor(input, op="softmin")
-    return _softmax(x, dim, dtype, False)
+        return _softmax(-input, dim, dtype, False)
+    except REFUSED as error:
+        raise renamed("softmin", error) from None
 
 
 class CrossEntropyBackward(Node):

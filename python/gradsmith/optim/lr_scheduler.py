@@ -3,8 +3,8 @@
 A scheduler is a pure function of the step: ``scheduler.lr_at(t)`` is the rate at step ``t >= 0``,
 a float for one parameter group and a list for several. ``step()`` adds one to ``t`` and writes
 ``lr`` (and, where a schedule cycles it, the momentum) into ``optimizer.param_groups``. Because
-nothing depends on the path, ``state_dict()`` holds ``t`` alone and a resumed run is on the curve
-by construction. Only ``ReduceLROnPlateau`` reacts to what it sees and keeps counters.
+nothing depends on the path, ``state_dict()`` holds ``t`` and the rates the curve starts from, and
+a resumed run is on the curve by construction. Only ``ReduceLROnPlateau`` reacts to what it sees and keeps counters.
 
 Two exceptions to "pure" are values that are defined by recursion, ``MultiplicativeLR`` and
 ``ChainedScheduler``: they walk from 0 to ``t`` once and remember the walk.
@@ -177,16 +177,58 @@ class LRScheduler:
         return list(self._last_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and nothing else."""
-        return {"last_epoch": self.last_epoch}
+        """The step and the rates that the curve starts from, those of inner schedules too."""
+        state = {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
+        if inner := self._parts():
+            state["schedulers"] = [s.state_dict() for s in inner]
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the saved step and write its rate into the optimizer."""
+        """Go to the saved step and write its rate into the optimizer.
+
+        The saved starting rates hold, whatever rate the optimizer here was made with, as in
+        PyTorch; the arguments stay those of this schedule. ValueError where the state is one of
+        another kind of schedule or of another number of groups; nothing is changed then.
+        """
         if "last_epoch" not in state_dict:
             raise ValueError(
                 f"{type(self).__name__}: the state has no 'last_epoch' (keys: {sorted(state_dict)})."
             )
-        self.step(state_dict["last_epoch"])
+        before = self._starts()
+        try:
+            self._restart(self._saved_starts(state_dict))
+            self.step(state_dict["last_epoch"])
+        except BaseException:
+            self._restart(before)
+            raise
+
+    def _parts(self) -> list[LRScheduler]:
+        """The schedules that this one is made of."""
+        return []
+
+    def _starts(self) -> list[Any]:
+        return [list(self.base_lrs), *(s._starts() for s in self._parts())]
+
+    def _saved_starts(self, state: dict[str, Any]) -> list[Any]:
+        owner, inner = type(self).__name__, self._parts()
+        rates = state.get("base_lrs", self.base_lrs)  # older states have none
+        if len(rates) != len(self.base_lrs):
+            raise ValueError(
+                f"{owner}: the state is for {len(rates)} parameter groups, the optimizer has "
+                f"{len(self.base_lrs)}."
+            )
+        states = state.get("schedulers", [{}] * len(inner))
+        if len(states) != len(inner):
+            raise ValueError(
+                f"{owner}: the state is of {len(states)} inner schedules, this one has {len(inner)}."
+            )
+        return [[float(r) for r in rates], *(s._saved_starts(t) for s, t in zip(inner, states))]
+
+    def _restart(self, starts: list[Any]) -> None:
+        """Other starting rates; what was computed from the old ones is forgotten."""
+        self.base_lrs = starts[0]
+        for s, inner in zip(self._parts(), starts[1:]):
+            s._restart(inner)
 
     # Shared work -------------------------------------------------------------------------------
 
@@ -575,6 +617,10 @@ class MultiplicativeLR(LRScheduler):
         self._factors: list[list[float]] = []
         super().__init__(optimizer, last_epoch)
 
+    def _restart(self, starts: list[Any]) -> None:
+        super()._restart(starts)
+        self._products.clear()
+
     def _values(self, t: float) -> list[float]:
         t = _whole("MultiplicativeLR", "step", t, 0)
         if not self._products:
@@ -941,6 +987,9 @@ class WarmupLR(LRScheduler):
         self.scheduler = scheduler
         super().__init__(optimizer, last_epoch)
 
+    def _parts(self) -> list[LRScheduler]:
+        return [self.scheduler] if self.scheduler else []
+
     def _values(self, t: float) -> list[float]:
         if t >= self.warmup_steps:
             after = t - self.warmup_steps
@@ -987,6 +1036,9 @@ class SequentialLR(LRScheduler):
             raise ValueError(f"SequentialLR: milestones {self.milestones} must increase.")
         super().__init__(optimizer, last_epoch)
 
+    def _parts(self) -> list[LRScheduler]:
+        return self.schedulers
+
     def _part(self, t: float) -> tuple[LRScheduler, float]:
         i = bisect_right(self.milestones, t)
         return self.schedulers[i], t - (self.milestones[i - 1] if i else 0)
@@ -1027,6 +1079,13 @@ class ChainedScheduler(LRScheduler):
         self.schedulers = _inner("ChainedScheduler", optimizer, schedulers, least=1)
         self._walk: list[list[float]] = []
         super().__init__(optimizer)
+
+    def _parts(self) -> list[LRScheduler]:
+        return self.schedulers
+
+    def _restart(self, starts: list[Any]) -> None:
+        super()._restart(starts)
+        self._walk.clear()
 
     def _values(self, t: float) -> list[float]:
         t = _whole("ChainedScheduler", "step", t, 0)
