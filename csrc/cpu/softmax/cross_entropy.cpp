@@ -254,6 +254,7 @@ __attribute__((noinline)) void block_rows(const Loss<float>& f, Kind kind, bool 
   const float *from = nullptr, *q0 = nullptr, *w = kind == kPlain ? nullptr : f.weight;
   const float u = kind == kGiven ? f.scale : kind == kPlain ? 0 : f.smooth * f.scale;
   float* to = nullptr;
+  Edge<float> line, *edge = past ? &line : nullptr;
   int now = 0;
   auto scaled = [&](int64_t b) __attribute__((always_inline)) {
     return Scaled{from + b * cut.size, factor[b]};
@@ -275,13 +276,13 @@ __attribute__((noinline)) void block_rows(const Loss<float>& f, Kind kind, bool 
         const float *a = x + row * C, *next = x + after * C;
         float *e = rooms[now], m, s, l, r = 1;
         if (!d)
-          s = row_blocks<false>(cut, a, e, base, &m, next, &most, to, past, nothing);
+          s = row_blocks<false>(cut, a, e, base, &m, next, &most, to, edge, nothing);
         else if (kind == kPlain)
-          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, past, scaled);
+          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, edge, scaled);
         else if (kind == kSmoothed)
-          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, past, smoothed);
+          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, edge, smoothed);
         else
-          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, past, given);
+          s = row_blocks<true>(cut, a, e, base, &m, next, &most, to, edge, given);
         for (int64_t b = 0; b < cut.blocks; ++b) factor[b] = block_factor(cut, base, b, m);
         // for a row of exp that is written anew
         auto filled = [&] {
@@ -333,6 +334,7 @@ __attribute__((noinline)) void block_rows(const Loss<float>& f, Kind kind, bool 
       },
       [&](int64_t task) { losses[task] = sum; });
   if (!d) return;
+  line.flush();
   for (int64_t b = 0; b < cut.blocks; ++b) {
     float* out = to + b * cut.size;
     const int64_t n = cut.count(b);

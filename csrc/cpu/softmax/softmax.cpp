@@ -34,6 +34,7 @@ void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, f
   float base[2][kLong / kPart], most = row_max(x + ctx->tid * group * n, cut.ahead()), m = 0, f = 0;
   const float* from = nullptr;  // of the row before
   float* to = nullptr;
+  Edge<float> line, *edge = past ? &line : nullptr;
   int now = 0;
   auto results = [&](int64_t b) __attribute__((always_inline)) {
     if constexpr (kLog)
@@ -46,7 +47,7 @@ void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, f
       [&](int64_t r, int64_t after) {
         float top;
         const float s = row_blocks<!kLog>(cut, x + r * n, rooms[now], base[now], &top,
-                                          x + after * n, &most, to, past, results);
+                                          x + after * n, &most, to, edge, results);
         f = kLog ? log_of(s) : 1 / s;
         m = top;
         to = y + r * n;
@@ -54,6 +55,7 @@ void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, f
         now = 1 - now;
       },
       [](int64_t) {});
+  line.flush();
   for (int64_t b = 0; b < cut.blocks; ++b)
     row_to(past, to + b * cut.size, cut.count(b), results(b));
 }
