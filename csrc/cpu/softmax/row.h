@@ -345,8 +345,7 @@ GS_INLINE int64_t row_scratch(int64_t n) {
 // `after`. Meanwhile y is written, by outs(b), block by block.
 template <bool kKeep, class F>
 GS_INLINE float row_blocks(const Cut& c, const float* x, float* e, float* base, float* m,
-                           const float* after, float* most, float* y, Edge<float>* edge,
-                           F outs) {
+                           const float* after, float* most, float* y, Edge<float>* edge, F outs) {
   if (c.blocks == 1) {
     *m = base[0] = *most;
     return sweep<kKeep>(x, e, *m, c.n, after, most, y, edge, outs(0));
