@@ -438,8 +438,8 @@ void softmax_columns(const T* x, T* y, const Columns<T>& c, bool log) {
 }
 
 // How (n, inner) is cut into blocks of columns: as wide as the second level of cache holds, all of
-// inner if it can be. Lines of memory one after the other are what counts: a copy in blocks of 1, 2,
-// 4, 8 lines a row takes 15, 13, 10, 7 cycles a line, and past the caches 20, 11, 7, 5.
+// inner if it can be. Lines of memory one after the other are what counts: a copy in blocks of 1,
+// 2, 4, 8 lines a row takes 15, 13, 10, 7 cycles a line, and past the caches 20, 11, 7, 5.
 struct Slabs {
   static constexpr int64_t kLeast = 64, kMost = 1024;  // columns, unless there are fewer
   int64_t n, inner, width, per;
@@ -454,6 +454,11 @@ struct Slabs {
     per = width > 0 ? (inner + width - 1) / width : 1;
   }
   GS_MEMBER int64_t place(int64_t b) const { return b / per * n * inner + b % per * width; }
+  // how far ahead rows are fetched: 8 KB, whole steps of four rows
+  GS_MEMBER int64_t ahead() const {
+    const int64_t rows = 2048 / width & ~(int64_t)3;
+    return (rows < 4 ? 4 : rows) * inner;
+  }
   GS_MEMBER int64_t count(int64_t b) const {
     const int64_t k = inner - b % per * width;
     return k < width ? k : width;
@@ -484,7 +489,7 @@ void softmax_slabs(const float* x, float* y, const Slabs& slabs, int64_t first, 
     const int64_t old = kBefore ? b - 1 : b, count_old = kBefore ? slabs.count(old) : 0;
     const float* from = x + slabs.place(old);
     float* to = y + slabs.place(old);
-    const int64_t most = count > count_old ? count : count_old;
+    const int64_t most = count > count_old ? count : count_old, ahead = slabs.ahead();
     const int64_t widest = kNow && count_after > most ? count_after : most;
     for (int64_t j = 0; j < widest; j += N) {
       store(next + j, set1(low));
@@ -506,6 +511,7 @@ void softmax_slabs(const float* x, float* y, const Slabs& slabs, int64_t first, 
         if (kNow) {
           v[r] = get(a + at, k) - m;
           h = max(h, get(c + at, kc));
+          __builtin_prefetch(c + at + ahead);
         }
         if (kBefore)
           late[r] = kLog ? (get(from + at, kb) - before) - f : load(e + (i + r) * pitch + j) * f;
@@ -580,6 +586,7 @@ void softmax_slabs_backward(const float* dy, const float* y, float* dx, const Sl
     const float *g = dy + slabs.place(b), *v = y + slabs.place(b);
     float* to = dx + slabs.place(b);
     const int64_t count = slabs.count(b);
+    const int64_t step = slabs.place(b + 1) - slabs.place(b);
     auto sweep_slab = [&](auto full_) __attribute__((always_inline)) {
       constexpr bool kFull = decltype(full_)::value;
       auto lanes = [=](int64_t j) __attribute__((always_inline)) {
@@ -621,6 +628,7 @@ void softmax_slabs_backward(const float* dy, const float* y, float* dx, const Sl
           for (int q = 0; q < kCount; ++q) {
             const int64_t at = (i + q) * inner + j;
             const vf d = get(g + at, k), p = get(v + at, k);
+            if (kLog) __builtin_prefetch(v + step + at, 0, 2);  // the sums do not read it
             r[q] = kLog ? d - exp_below(p) * s : p * (d - s);
           }
 #pragma GCC unroll 4
@@ -723,7 +731,8 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
         float* room = log ? nullptr : (float*)(ctx->scratch + ctx->tid * slab_scratch(p));
         const int64_t blocks = p.outer * slabs.per;
         const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
-        if (b < e) (log ? softmax_slabs<true> : softmax_slabs<false>)(x, y, slabs, b, e, past, room);
+        if (b < e)
+          (log ? softmax_slabs<true> : softmax_slabs<false>)(x, y, slabs, b, e, past, room);
         if (past) write_fence();
         return;
       }
