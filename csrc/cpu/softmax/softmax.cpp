@@ -105,6 +105,100 @@ void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spre
   exp_batch<true>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
 }
 
+// The same for rows of whole vectors: what belongs to a row is one number for all of a vector, and
+// sums and the maxima of the next batch are taken as exp is made: rows of 128 take 7.5 cycles a
+// vector, not 9.5.
+template <bool kLog>
+void softmax_whole(const float* x, float* y, int64_t count, int64_t n, bool past) {
+  constexpr int N = simd<float>::N;
+  alignas(64) float room[2][kBatch];
+  alignas(64) float top[3][kGroups * kN], low[2][kGroups * kN];
+  int now = 0, was = 2, next = 1;  // maxima of this batch, of the one before, of the next
+  int half = 0;                    // what else there is of this batch
+  int64_t before = 0;              // rows of the batch before, which have yet to be written
+  const float* last = nullptr;
+  float* to = nullptr;
+  const int64_t ahead = batch_groups(n) * n * kN;
+  auto late = [&](int64_t r, int64_t i) __attribute__((always_inline)) {
+    const float f = low[1 - half][r];
+    if (kLog) return (load(last + i) - top[was][r]) - f;
+    return load(room[1 - half] + i) * f;
+  };
+  // exp of a row of this batch, its lanes' sums; the results of the same row of the one before
+  auto row = [&](const float* a, const float* b, int64_t r, vf* most, auto late_)
+      __attribute__((always_inline)) {
+    constexpr bool kLate = decltype(late_)::value;
+    float* e = room[half];
+    const float m = top[now][r];
+    vf sum = {}, h = set1(-__builtin_inff());
+    auto some = [&](int64_t i, auto count_) __attribute__((always_inline)) {
+      constexpr int kCount = decltype(count_)::value;
+      vf v[kCount], w[kCount];
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) {
+        __builtin_prefetch(b + i + k * N + ahead);
+        v[k] = load(a + i + k * N) - m;
+        h = max(h, load(b + i + k * N));
+        if (kLate) w[k] = late(r, i + k * N);
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) v[k] = exp_below(v[k]);
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) {
+        if (!kLog) store(e + i + k * N, v[k]);
+        if (kLate) write(past, to + i + k * N, w[k]);
+      }
+      sum += kCount == 4 ? (v[0] + v[1]) + (v[kCount / 2] + v[kCount - 1])
+                         : (kCount == 2 ? v[0] + v[kCount - 1] : v[0]);
+    };
+    int64_t i = r * n;
+    const int64_t end = i + n;
+    for (; i + 4 * N <= end; i += 4 * N) some(i, Count<4>());
+    if (n & (2 * N)) some(i, Count<2>()), i += 2 * N;
+    if (n & N) some(i, Count<1>());
+    *most = h;
+    return sum;
+  };
+  batches(
+      count, n,
+      [&](int64_t first, int64_t groups) {
+        const float* a = x + first * n;
+        if (first == 0)
+          for (int64_t g = 0; g < groups; ++g)
+            store(top[now] + g * kN, rows_max(a + g * kN * n, n));
+        for (int64_t g = 0; g < groups; ++g) {
+          vf sums[kN], most[kN];
+          // the same group of the next batch, if there is one
+          const bool more = first + (groups + g + 1) * kN <= count;
+          const float* b = more ? a + groups * kN * n : a;
+          if (g * kN < before)
+            for (int r = 0; r < kN; ++r) sums[r] = row(a, b, g * kN + r, most + r, Flag<true>());
+          else
+            for (int r = 0; r < kN; ++r) sums[r] = row(a, b, g * kN + r, most + r, Flag<false>());
+          const vf s = fold_rows<Plus>(sums);
+          store(low[half] + g * kN, kLog ? log_of_sum(s) : reciprocal(s));
+          store(top[next] + g * kN, fold_rows<Most>(most));
+        }
+        for (int64_t r = groups * kN; r < before; ++r)
+          for (int64_t i = r * n; i < (r + 1) * n; i += N) write(past, to + i, late(r, i));
+        half = 1 - half;
+        const int old = was;
+        was = now, now = next, next = old;
+        before = groups * kN;
+        last = a;
+        to = y + first * n;
+      },
+      [&](int64_t first, int64_t rows) {
+        alignas(64) float in[kBatch], out[kBatch];
+        memset(in, 0, (size_t)(kN * n) * sizeof(float));
+        memcpy(in, x + first * n, (size_t)(rows * n) * sizeof(float));
+        softmax_whole<kLog>(in, out, kN, n, false);
+        memcpy(y + first * n, out, (size_t)(rows * n) * sizeof(float));
+      });
+  for (int64_t r = 0; r < before; ++r)
+    for (int64_t i = r * n; i < (r + 1) * n; i += N) write(past, to + i, late(r, i));
+}
+
 template <bool kLog>
 void softmax_flat_backward(const float* dy, const float* y, float* dx, int64_t count, int64_t n,
                            const Spread& spread, bool past) {
@@ -739,12 +833,18 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
     }
 #if defined(GS_FLAT)
     if (p.inner == 1 && n <= kFlat) {
-      const Spread spread(n);
       past = past && whole_lines(y);
-      auto f = log ? softmax_flat<true> : softmax_flat<false>;
-      softmax_tasks(
-          p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, spread, past); },
-          columns);
+      if (n % kN == 0 && n >= 64) {  // below, what is done a row costs more than it saves
+        auto f = log ? softmax_whole<true> : softmax_whole<false>;
+        softmax_tasks(
+            p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, past); }, columns);
+      } else {
+        const Spread spread(n);
+        auto f = log ? softmax_flat<true> : softmax_flat<false>;
+        softmax_tasks(
+            p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, spread, past); },
+            columns);
+      }
       if (past) write_fence();
       return;
     }
