@@ -286,7 +286,7 @@ void softmax_row_backward(const T* dy, const T* y, T* dx, int64_t n, bool log, b
 }
 
 // The sums of a few rows, then their dx, for cores whose prefetchers follow many streams: those of
-// dy they find by themselves; y, which went past the caches, is fetched two rounds ahead. In the
+// dy they find by themselves; y, which went past the caches, is fetched three rounds ahead. In the
 // caches a row takes 5 cycles a vector, where pairs of rows, which load twice as much that begins
 // within a line, take 8.
 template <bool kLog>
@@ -295,7 +295,7 @@ __attribute__((noinline)) void softmax_rows_few(const Ctx* ctx, int64_t rows, in
                                                 int64_t n, bool past) {
   constexpr int N = simd<float>::N;
   constexpr int64_t kFew = 2048;  // elements of a round
-  const int64_t few = kFew / n < 1 ? 1 : kFew / n, ahead = 2 * few * n;
+  const int64_t few = kFew / n < 1 ? 1 : kFew / n, ahead = 3 * few * n;
   float sums[kFew / kNarrow];
   Edge<float> line;
   auto sum_of = [=](const float* g, const float* v) __attribute__((always_inline)) {
