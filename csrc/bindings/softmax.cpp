@@ -15,7 +15,7 @@ SoftmaxParams axis_params(const Array& x, int64_t dim, bool log, const char* op)
   if (dim < -nd || dim >= nd)
     throw py::index_error(std::string(op) + ": dim " + std::to_string(dim) +
                           " is out of range for an input of shape " + x.shape_text());
-  SoftmaxParams p{1, 1, 1, log, get_num_threads()};
+  SoftmaxParams p{1, 1, 1, log, get_num_threads(), machine().l2 / 4};
   if (dim < 0) dim += nd;
   for (int i = 0; i < x.ndim; ++i) (i < dim ? p.outer : i > dim ? p.inner : p.n) *= x.shape[i];
   return p;

@@ -10,6 +10,7 @@ struct SoftmaxParams {
   int64_t outer, n, inner;
   int32_t log;      // 1: log-softmax
   int64_t threads;  // the most members: room for what each has of its own, nothing else
+  int64_t slab;     // bytes of a block of columns of which three stay in the second level
 };
 
 enum Reduction : int32_t { kReduceNone, kReduceMean, kReduceSum };

@@ -1,9 +1,10 @@
 // Softmax and log-softmax, forward and backward, along any axis.
 //
 // x, y, dx (outer, n, inner). Along the last axis rows pass as row.h says, short ones as flat.h
-// says. Along another axis neighbouring columns are worked on together, lane by lane. Floor: one
-// read and one write an element (three streams backward), 10 cycles a vector of 16 at the speed of
-// a copy; exp and what goes with it take 8. Tasks are groups of rows or of columns, cut by shape.
+// says. Along another axis blocks of neighbouring columns are worked on together, lane by lane, as
+// wide as the second level of cache holds. Floor: one read and one write an element (three streams
+// backward), 5 and 10 cycles a vector of 16 on Zen 5 for 8 MB past the caches; exp and what goes
+// with it take 7. Tasks are groups of rows or of columns, cut by shape.
 #include <string.h>
 
 #include "softmax/flat.h"
@@ -34,6 +35,7 @@ void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, f
   float base[2][kLong / kPart], most = row_max(x + ctx->tid * group * n, cut.ahead()), m = 0, f = 0;
   const float* from = nullptr;  // of the row before
   float* to = nullptr;
+  Edge<float> line, *edge = past ? &line : nullptr;
   int now = 0;
   auto results = [&](int64_t b) __attribute__((always_inline)) {
     if constexpr (kLog)
@@ -46,7 +48,7 @@ void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, f
       [&](int64_t r, int64_t after) {
         float top;
         const float s = row_blocks<!kLog>(cut, x + r * n, rooms[now], base[now], &top,
-                                          x + after * n, &most, to, past, results);
+                                          x + after * n, &most, to, edge, results);
         f = kLog ? log_of(s) : 1 / s;
         m = top;
         to = y + r * n;
@@ -54,6 +56,7 @@ void softmax_rows(const Ctx* ctx, int64_t rows, int64_t group, const float* x, f
         now = 1 - now;
       },
       [](int64_t) {});
+  line.flush();
   for (int64_t b = 0; b < cut.blocks; ++b)
     row_to(past, to + b * cut.size, cut.count(b), results(b));
 }
@@ -101,6 +104,100 @@ void softmax_flat(const float* x, float* y, int64_t count, int64_t n, const Spre
         memcpy(y + r * n, out, (size_t)(rows * n) * sizeof(float));
       });
   exp_batch<true>(x, nullptr, nullptr, 0, before, n, 0, spread, late, put);
+}
+
+// The same for rows of whole vectors: what belongs to a row is one number for all of a vector, and
+// sums and the maxima of the next batch are taken as exp is made: rows of 128 take 7.5 cycles a
+// vector, not 9.5.
+template <bool kLog>
+void softmax_whole(const float* x, float* y, int64_t count, int64_t n, bool past) {
+  constexpr int N = simd<float>::N;
+  alignas(64) float room[2][kBatch];
+  alignas(64) float top[3][kGroups * kN], low[2][kGroups * kN];
+  int now = 0, was = 2, next = 1;  // maxima of this batch, of the one before, of the next
+  int half = 0;                    // what else there is of this batch
+  int64_t before = 0;              // rows of the batch before, which have yet to be written
+  const float* last = nullptr;
+  float* to = nullptr;
+  const int64_t ahead = batch_groups(n) * n * kN;
+  auto late = [&](int64_t r, int64_t i) __attribute__((always_inline)) {
+    const float f = low[1 - half][r];
+    if (kLog) return (load(last + i) - top[was][r]) - f;
+    return load(room[1 - half] + i) * f;
+  };
+  // exp of a row of this batch, its lanes' sums; the results of the same row of the one before
+  auto row = [&](const float* a, const float* b, int64_t r, vf* most, auto late_)
+      __attribute__((always_inline)) {
+    constexpr bool kLate = decltype(late_)::value;
+    float* e = room[half];
+    const float m = top[now][r];
+    vf sum = {}, h = set1(-__builtin_inff());
+    auto some = [&](int64_t i, auto count_) __attribute__((always_inline)) {
+      constexpr int kCount = decltype(count_)::value;
+      vf v[kCount], w[kCount];
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) {
+        __builtin_prefetch(b + i + k * N + ahead);
+        v[k] = load(a + i + k * N) - m;
+        h = max(h, load(b + i + k * N));
+        if (kLate) w[k] = late(r, i + k * N);
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) v[k] = exp_below(v[k]);
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) {
+        if (!kLog) store(e + i + k * N, v[k]);
+        if (kLate) write(past, to + i + k * N, w[k]);
+      }
+      sum += kCount == 4 ? (v[0] + v[1]) + (v[kCount / 2] + v[kCount - 1])
+                         : (kCount == 2 ? v[0] + v[kCount - 1] : v[0]);
+    };
+    int64_t i = r * n;
+    const int64_t end = i + n;
+    for (; i + 4 * N <= end; i += 4 * N) some(i, Count<4>());
+    if (n & (2 * N)) some(i, Count<2>()), i += 2 * N;
+    if (n & N) some(i, Count<1>());
+    *most = h;
+    return sum;
+  };
+  batches(
+      count, n,
+      [&](int64_t first, int64_t groups) {
+        const float* a = x + first * n;
+        if (first == 0)
+          for (int64_t g = 0; g < groups; ++g)
+            store(top[now] + g * kN, rows_max(a + g * kN * n, n));
+        for (int64_t g = 0; g < groups; ++g) {
+          vf sums[kN], most[kN];
+          // the same group of the next batch, if there is one
+          const bool more = first + (groups + g + 1) * kN <= count;
+          const float* b = more ? a + groups * kN * n : a;
+          if (g * kN < before)
+            for (int r = 0; r < kN; ++r) sums[r] = row(a, b, g * kN + r, most + r, Flag<true>());
+          else
+            for (int r = 0; r < kN; ++r) sums[r] = row(a, b, g * kN + r, most + r, Flag<false>());
+          const vf s = fold_rows<Plus>(sums);
+          store(low[half] + g * kN, kLog ? log_of_sum(s) : reciprocal(s));
+          store(top[next] + g * kN, fold_rows<Most>(most));
+        }
+        for (int64_t r = groups * kN; r < before; ++r)
+          for (int64_t i = r * n; i < (r + 1) * n; i += N) write(past, to + i, late(r, i));
+        half = 1 - half;
+        const int old = was;
+        was = now, now = next, next = old;
+        before = groups * kN;
+        last = a;
+        to = y + first * n;
+      },
+      [&](int64_t first, int64_t rows) {
+        alignas(64) float in[kBatch], out[kBatch];
+        memset(in, 0, (size_t)(kN * n) * sizeof(float));
+        memcpy(in, x + first * n, (size_t)(rows * n) * sizeof(float));
+        softmax_whole<kLog>(in, out, kN, n, false);
+        memcpy(y + first * n, out, (size_t)(rows * n) * sizeof(float));
+      });
+  for (int64_t r = 0; r < before; ++r)
+    for (int64_t i = r * n; i < (r + 1) * n; i += N) write(past, to + i, late(r, i));
 }
 
 template <bool kLog>
@@ -187,6 +284,76 @@ void softmax_row_backward(const T* dy, const T* y, T* dx, int64_t n, bool log, b
         V g = get(dy + i, k), v = get(y + i, k);
         return log ? g - exp_below(v) * s : v * (g - s);
       });
+}
+
+// The sums of a few rows, then their dx, for cores whose prefetchers follow many streams: those of
+// dy they find by themselves; y, which went past the caches, is fetched three rounds ahead. In the
+// caches a row takes 5 cycles a vector, where pairs of rows, which load twice as much that begins
+// within a line, take 8.
+template <bool kLog>
+__attribute__((noinline)) void softmax_rows_few(const Ctx* ctx, int64_t rows, int64_t group,
+                                                const float* dy, const float* y, float* dx,
+                                                int64_t n, bool past) {
+  constexpr int N = simd<float>::N;
+  constexpr int64_t kFew = 2048;  // elements of a round
+  const int64_t few = kFew / n < 1 ? 1 : kFew / n, ahead = 3 * few * n;
+  float sums[kFew / kNarrow];
+  Edge<float> line;
+  auto sum_of = [=](const float* g, const float* v) __attribute__((always_inline)) {
+    auto part = [=](int64_t i, int k) __attribute__((always_inline)) {
+      const vf a = get(g + i, k);
+      return kLog ? a : a * get(v + i, k);
+    };
+    vf s[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * N <= n; i += 4 * N)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) s[j] += part(i + j * N, N);
+    for (; i + N <= n; i += N) s[0] += part(i, N);
+    if (i < n) s[1] += part(i, (int)(n - i));
+    return hsum((s[0] + s[1]) + (s[2] + s[3]));
+  };
+  auto write_row = [&](const float* g, const float* v, float* to, float sum)
+      __attribute__((always_inline)) {
+    auto result = [=](int64_t at, int k) __attribute__((always_inline)) {
+      const vf a = get(g + at, k), b = get(v + at, k);
+      return kLog ? a - exp_below(b) * sum : b * (a - sum);
+    };
+    const int k = past ? (int)((0 - (uintptr_t)to) % GS_VBYTES / sizeof(float)) : 0;
+    int64_t i = k;
+    if (k) line.head(to, result(0, k), k);
+    for (; i + 4 * N <= n; i += 4 * N) {
+      vf q[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        __builtin_prefetch(v + ahead + i + j * N);
+        q[j] = result(i + j * N, N);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) write(past, to + i + j * N, q[j]);
+    }
+    for (; i + N <= n; i += N) {
+      __builtin_prefetch(v + ahead + i);
+      write(past, to + i, result(i, N));
+    }
+    if (i == n) return;
+    __builtin_prefetch(v + ahead + i);
+    const int c = (int)(n - i);
+    if (past)
+      line.tail(to + i, result(i, c), c);
+    else
+      store_n(to + i, result(i, c), c);
+  };
+  for (int64_t b = ctx->tid * group; b < rows; b += ctx->nt * group) {
+    const int64_t e = b + group < rows ? b + group : rows;
+    for (int64_t r = b; r < e; r += few) {
+      const int64_t count = r + few < e ? few : e - r;
+      for (int64_t i = 0; i < count; ++i) sums[i] = sum_of(dy + (r + i) * n, y + (r + i) * n);
+      for (int64_t i = 0; i < count; ++i)
+        write_row(dy + (r + i) * n, y + (r + i) * n, dx + (r + i) * n, sums[i]);
+    }
+  }
+  line.flush();
 }
 
 // Rows of at most kPaired elements: while dx of one is written the sum of the next one is taken,
@@ -365,83 +532,220 @@ void softmax_columns(const T* x, T* y, const Columns<T>& c, bool log) {
   }
 }
 
-// Blocks first .. last - 1 of one vector of columns each, of at most kDeep rows, as row.h passes
-// its rows: exp of this block, the maxima of the next and the results of the one before in one
-// sweep.
-constexpr int64_t kDeep = 512;
+// How (n, inner) is cut into blocks of columns: as wide as the second level of cache holds, all of
+// inner if it can be. Lines of memory one after the other are what counts: a copy in blocks of 1,
+// 2, 4, 8 lines a row takes 15, 13, 10, 7 cycles a line, and past the caches 20, 11, 7, 5.
+struct Slabs {
+  static constexpr int64_t kLeast = 64, kMost = 1024;  // columns, unless there are fewer
+  int64_t n, inner, width, per;
+  GS_MEMBER Slabs(const SoftmaxParams& p, int members) : n(p.n), inner(p.inner) {
+    width = p.slab / (int64_t)sizeof(float) / n / kLeast * kLeast;
+    width = width > kMost ? kMost : width;
+    int64_t blocks = width > 0 ? (inner + width - 1) / width : 1;
+    const int64_t wanted = (4 * members + p.outer - 1) / p.outer;  // for all to have work
+    if (members > 1 && blocks < wanted) blocks = wanted;
+    const int64_t even = ((inner + blocks - 1) / blocks + kLeast - 1) / kLeast * kLeast;
+    width = width == 0 ? 0 : even < inner ? even : inner;
+    per = width > 0 ? (inner + width - 1) / width : 1;
+  }
+  GS_MEMBER int64_t place(int64_t b) const { return b / per * n * inner + b % per * width; }
+  // how far ahead rows are fetched: 8 KB, whole steps of four rows
+  GS_MEMBER int64_t ahead() const {
+    const int64_t rows = 2048 / width & ~(int64_t)3;
+    return (rows < 4 ? 4 : rows) * inner;
+  }
+  GS_MEMBER int64_t count(int64_t b) const {
+    const int64_t k = inner - b % per * width;
+    return k < width ? k : width;
+  }
+};
+
+// Blocks first .. last - 1 as row.h passes its rows: exp of this block, the maxima of the next and
+// the results of the one before in one sweep, four rows of a vector of columns at a time. exp takes
+// the place in e, n rows of whole vectors, that the one before leaves.
 template <bool kLog>
-void softmax_deep(const float* x, float* y, int64_t n, int64_t inner, int64_t first, int64_t last,
-                  bool past) {
-  using T = float;
-  using V = vf;
-  constexpr int N = simd<T>::N;
-  alignas(64) T room[2][kDeep * N];
-  const int64_t per = (inner + N - 1) / N;
-  auto place = [=](int64_t b) { return b / per * n * inner + b % per * N; };
-  auto lanes = [=](int64_t b) {
-    const int64_t k = inner - b % per * N;
-    return k < N ? (int)k : N;
-  };
-  // block b, the next one and the one before it; `before`: whether there is one
-  V m = set1(-(T)__builtin_inf()), m0 = m, f = V{};
-  for (int64_t i = 0; i < n; ++i) m = max(m, get(x + place(first) + i * inner, lanes(first)));
-  auto sweep_block = [&](int64_t b, auto before, auto full) __attribute__((always_inline)) {
-    constexpr bool kBefore = decltype(before)::value, kFull = decltype(full)::value;
-    const int64_t after = b + 1 < last ? b + 1 : b, far = b + 2 < last ? b + 2 : after;
-    const T *a = x + place(b), *c = x + place(after), *d = x + place(far);
-    const T* old = x + (kBefore ? place(b - 1) : 0);
-    T* to = y + (kBefore ? place(b - 1) : 0);
-    T *e = room[b & 1], *from = room[1 - (b & 1)];
-    const int k = kFull ? N : lanes(b), kc = kFull ? N : lanes(after);
-    const int kb = kFull || !kBefore ? N : lanes(b - 1);
-    V s[4] = {}, h = set1(-(T)__builtin_inf());
-    auto rows = [&](int64_t i, auto count_) __attribute__((always_inline)) {
+void softmax_slabs(const float* x, float* y, const Slabs& slabs, int64_t first, int64_t last,
+                   bool past, float* e) {
+  constexpr int N = simd<float>::N;
+  constexpr int64_t W = Slabs::kMost;
+  const int64_t n = slabs.n, inner = slabs.inner, pitch = (slabs.width + N - 1) / N * N;
+  const float low = -__builtin_inff();
+  // of this block and the next: maxima; of this one: sums; of the one before: maxima, and
+  // logarithms or reciprocals of sums
+  alignas(64) float top[W], next[W], sum[W], total[W], m0[W], factor[W];
+  auto sweep_slab = [&](int64_t b, auto now_, auto before_, auto full_)
+      __attribute__((always_inline)) {
+    // kNow: there is a block b; kBefore: there is one before it
+    constexpr bool kNow = decltype(now_)::value, kBefore = decltype(before_)::value;
+    constexpr bool kFull = decltype(full_)::value;
+    const int64_t after = b + 1 < last ? b + 1 : b;
+    const float *a = x + slabs.place(b), *c = x + slabs.place(after);
+    const int64_t count = kNow ? slabs.count(b) : 0, count_after = slabs.count(after);
+    const int64_t old = kBefore ? b - 1 : b, count_old = kBefore ? slabs.count(old) : 0;
+    const float* from = x + slabs.place(old);
+    float* to = y + slabs.place(old);
+    const int64_t most = count > count_old ? count : count_old, ahead = slabs.ahead();
+    const int64_t widest = kNow && count_after > most ? count_after : most;
+    for (int64_t j = 0; j < widest; j += N) {
+      store(next + j, set1(low));
+      store(sum + j, vf{});
+      store(total + j, vf{});
+    }
+    auto lanes = [](int64_t all, int64_t j) __attribute__((always_inline)) {
+      const int64_t k = all - j;
+      return kFull || k > simd<float>::N ? simd<float>::N : k < 0 ? 0 : (int)k;
+    };
+    auto rows = [&](int64_t i, int64_t j, auto count_) __attribute__((always_inline)) {
       constexpr int kCount = decltype(count_)::value;
-      V v[kCount], late[kCount];
+      const int k = lanes(count, j), kc = lanes(count_after, j), kb = lanes(count_old, j);
+      vf v[kCount], late[kCount], h = load(next + j);
+      const vf m = load(top + j), f = load(factor + j), before = load(m0 + j);
 #pragma GCC unroll 4
-      for (int j = 0; j < kCount; ++j) {
-        const int64_t at = (i + j) * inner;
-        __builtin_prefetch(d + at);
-        v[j] = get(a + at, k) - m;
-        h = max(h, get(c + at, kc));
-        if (kBefore) late[j] = kLog ? (get(old + at, kb) - m0) - f : load(from + (i + j) * N) * f;
+      for (int r = 0; r < kCount; ++r) {
+        const int64_t at = (i + r) * inner + j;
+        if (kNow) {
+          v[r] = get(a + at, k) - m;
+          h = max(h, get(c + at, kc));
+          __builtin_prefetch(c + at + ahead);
+        }
+        if (kBefore)
+          late[r] = kLog ? (get(from + at, kb) - before) - f : load(e + (i + r) * pitch + j) * f;
+      }
+      if (kNow) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kCount; ++r) v[r] = exp_below(v[r]);
+        store(next + j, h);
+        if (kCount == 4)
+          store(sum + j, load(sum + j) + ((v[0] + v[1]) + (v[kCount / 2] + v[kCount - 1])));
+        else
+          store(sum + j, load(sum + j) + v[0]);
       }
 #pragma GCC unroll 4
-      for (int j = 0; j < kCount; ++j) v[j] = exp_below(v[j]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kCount; ++j) {
-        s[j] += v[j];
-        if (!kLog) store(e + (i + j) * N, v[j]);
-        T* p = to + (i + j) * inner;
+      for (int r = 0; r < kCount; ++r) {
+        if (kNow && !kLog) store(e + (i + r) * pitch + j, v[r]);
+        float* p = to + (i + r) * inner + j;
         if (!kBefore) continue;
-        if (kFull)
-          write(past, p, late[j]);
+        if (kFull || kb == N)
+          write(past, p, late[r]);
         else
-          put(p, late[j], kb);
+          store_n(p, late[r], kb);
       }
     };
     int64_t i = 0;
-    for (; i + 4 <= n; i += 4) rows(i, Count<4>());
-    for (; i < n; ++i) rows(i, Count<1>());
-    const V sum = (s[0] + s[1]) + (s[2] + s[3]);
-    f = kLog ? GS_ISA::log(sum) : 1 / sum;
-    m0 = m;
-    m = h;
+    for (; i + 4 <= n; i += 4) {
+      for (int64_t j = 0; j < widest; j += N) rows(i, j, Count<4>());
+      if (kNow && i % 256 == 252)  // no long chains of additions
+        for (int64_t j = 0; j < count; j += N) {
+          store(total + j, load(total + j) + load(sum + j));
+          store(sum + j, vf{});
+        }
+    }
+    for (; i < n; ++i)
+      for (int64_t j = 0; j < widest; j += N) rows(i, j, Count<1>());
+    for (int64_t j = 0; j < widest && kNow; j += N) {
+      const vf s = load(total + j) + load(sum + j);
+      store(factor + j, kLog ? GS_ISA::log(s) : 1 / s);
+      store(m0 + j, load(top + j));
+      store(top + j, load(next + j));
+    }
   };
-  for (int64_t b = first; b < last; ++b) {
-    const bool whole = inner % N == 0;
-    if (b == first)
-      sweep_block(b, Flag<false>(), Flag<false>());
-    else if (whole)
-      sweep_block(b, Flag<true>(), Flag<true>());
-    else
-      sweep_block(b, Flag<true>(), Flag<false>());
+  {
+    const float* a = x + slabs.place(first);
+    const int64_t count = slabs.count(first);
+    for (int64_t j = 0; j < count; j += N) store(top + j, set1(low));
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < count; j += N) {
+        const int k = count - j < N ? (int)(count - j) : N;
+        store(top + j, max(load(top + j), get(a + i * inner + j, k)));
+      }
   }
-  const T *old = x + place(last - 1), *from = room[(last - 1) & 1];
-  T* to = y + place(last - 1);
-  const int k = lanes(last - 1);
-  for (int64_t i = 0; i < n; ++i)
-    put(to + i * inner, kLog ? (get(old + i * inner, k) - m0) - f : load(from + i * N) * f, k);
+  const bool whole = inner % N == 0 && inner % slabs.width == 0;
+  sweep_slab(first, Flag<true>(), Flag<false>(), Flag<false>());
+  for (int64_t b = first + 1; b < last; ++b)
+    if (whole)
+      sweep_slab(b, Flag<true>(), Flag<true>(), Flag<true>());
+    else
+      sweep_slab(b, Flag<true>(), Flag<true>(), Flag<false>());
+  sweep_slab(last, Flag<false>(), Flag<true>(), Flag<false>());
+}
+
+// The sums of a block, then its dx.
+template <bool kLog>
+void softmax_slabs_backward(const float* dy, const float* y, float* dx, const Slabs& slabs,
+                            int64_t first, int64_t last, bool past) {
+  constexpr int N = simd<float>::N;
+  constexpr int64_t W = Slabs::kMost;
+  const int64_t n = slabs.n, inner = slabs.inner;
+  alignas(64) float sum[W], total[W];
+  for (int64_t b = first; b < last; ++b) {
+    const float *g = dy + slabs.place(b), *v = y + slabs.place(b);
+    float* to = dx + slabs.place(b);
+    const int64_t count = slabs.count(b);
+    const int64_t step = slabs.place(b + 1) - slabs.place(b);
+    auto sweep_slab = [&](auto full_) __attribute__((always_inline)) {
+      constexpr bool kFull = decltype(full_)::value;
+      auto lanes = [=](int64_t j) __attribute__((always_inline)) {
+        return kFull || count - j > simd<float>::N ? simd<float>::N : (int)(count - j);
+      };
+      auto part = [=](int64_t at, int k) __attribute__((always_inline)) {
+        const vf d = get(g + at, k);
+        return kLog ? d : d * get(v + at, k);
+      };
+      for (int64_t j = 0; j < count; j += N) {
+        store(sum + j, vf{});
+        store(total + j, vf{});
+      }
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) {
+        for (int64_t j = 0; j < count; j += N) {
+          const int k = lanes(j);
+          const int64_t at = i * inner + j;
+          store(sum + j, load(sum + j) + ((part(at, k) + part(at + inner, k)) +
+                                          (part(at + 2 * inner, k) + part(at + 3 * inner, k))));
+        }
+        if (i % 256 == 252)
+          for (int64_t j = 0; j < count; j += N) {
+            store(total + j, load(total + j) + load(sum + j));
+            store(sum + j, vf{});
+          }
+      }
+      for (; i < n; ++i)
+        for (int64_t j = 0; j < count; j += N)
+          store(sum + j, load(sum + j) + part(i * inner + j, lanes(j)));
+      for (int64_t j = 0; j < count; j += N) store(sum + j, load(sum + j) + load(total + j));
+      auto results = [&](int64_t i, auto count_) __attribute__((always_inline)) {
+        constexpr int kCount = decltype(count_)::value;
+        for (int64_t j = 0; j < count; j += N) {
+          const int k = lanes(j);
+          const vf s = load(sum + j);
+          vf r[kCount];
+#pragma GCC unroll 4
+          for (int q = 0; q < kCount; ++q) {
+            const int64_t at = (i + q) * inner + j;
+            const vf d = get(g + at, k), p = get(v + at, k);
+            if (kLog) __builtin_prefetch(v + step + at, 0, 2);  // the sums do not read it
+            r[q] = kLog ? d - exp_below(p) * s : p * (d - s);
+          }
+#pragma GCC unroll 4
+          for (int q = 0; q < kCount; ++q) {
+            float* p = to + (i + q) * inner + j;
+            if (kFull)
+              write(past, p, r[q]);
+            else
+              put(p, r[q], k);
+          }
+        }
+      };
+      i = 0;
+      if (GS_VBYTES == 64 || !past)  // past the caches both halves of a line at once
+        for (; i + 4 <= n; i += 4) results(i, Count<4>());
+      for (; i < n; ++i) results(i, Count<1>());
+    };
+    if (inner % N == 0)
+      sweep_slab(Flag<true>());
+    else
+      sweep_slab(Flag<false>());
+  }
 }
 
 template <class T>
@@ -497,6 +801,13 @@ GS_INLINE bool whole_lines(const T* y) {
   return ((uintptr_t)y & (GS_VBYTES - 1)) == 0;
 }
 
+// Bytes of a member's block of exp.
+GS_INLINE int64_t slab_scratch(const SoftmaxParams& p) {
+  const int64_t all = p.n * ((p.inner + Slabs::kLeast - 1) / Slabs::kLeast * Slabs::kLeast);
+  const int64_t bytes = all * (int64_t)sizeof(float);
+  return bytes < p.slab ? bytes : p.slab & ~(int64_t)63;
+}
+
 template <class T>
 void softmax(const void* params, void* const* buf, const Ctx* ctx) {
   const SoftmaxParams& p = *(const SoftmaxParams*)params;
@@ -510,25 +821,34 @@ void softmax(const void* params, void* const* buf, const Ctx* ctx) {
   };
   if constexpr (sizeof(T) == 4) {
     bool past = p.outer * n * p.inner * (int64_t)sizeof(T) >= ctx->stream;
-    if (p.inner >= simd<T>::N && n <= kDeep && n >= 4) {
-      // a block has to be a line wide; single lines so far apart are 1.7 times slower past AMD's
-      // caches than kept
-      past =
-          past && !ctx->follows && GS_VBYTES == 64 && whole_lines(y) && p.inner % simd<T>::N == 0;
-      const int64_t blocks = p.outer * ((p.inner + simd<T>::N - 1) / simd<T>::N);
-      const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
-      if (b < e) (log ? softmax_deep<true> : softmax_deep<false>)(x, y, n, p.inner, b, e, past);
-      if (past) write_fence();
-      return;
+    if (p.inner >= simd<T>::N && n >= 4) {
+      const Slabs slabs(p, ctx->nt);
+      if (slabs.width > 0) {
+        // half lines, four rows of them at a time, do not go past the caches
+        past = past && GS_VBYTES == 64 && whole_lines(y) && p.inner % simd<T>::N == 0;
+        float* room = log ? nullptr : (float*)(ctx->scratch + ctx->tid * slab_scratch(p));
+        const int64_t blocks = p.outer * slabs.per;
+        const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
+        if (b < e)
+          (log ? softmax_slabs<true> : softmax_slabs<false>)(x, y, slabs, b, e, past, room);
+        if (past) write_fence();
+        return;
+      }
     }
 #if defined(GS_FLAT)
     if (p.inner == 1 && n <= kFlat) {
-      const Spread spread(n);
       past = past && whole_lines(y);
-      auto f = log ? softmax_flat<true> : softmax_flat<false>;
-      softmax_tasks(
-          p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, spread, past); },
-          columns);
+      if (n % kN == 0 && n >= 64) {  // below, what is done a row costs more than it saves
+        auto f = log ? softmax_whole<true> : softmax_whole<false>;
+        softmax_tasks(
+            p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, past); }, columns);
+      } else {
+        const Spread spread(n);
+        auto f = log ? softmax_flat<true> : softmax_flat<false>;
+        softmax_tasks(
+            p, ctx, [&](int64_t r, int64_t k) { f(x + r * n, y + r * n, k, n, spread, past); },
+            columns);
+      }
       if (past) write_fence();
       return;
     }
@@ -575,6 +895,18 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
     softmax_columns_backward(dy + at, y + at, dx + at, Columns<T>{p.n, p.inner, k}, p.log,
                              past_columns && k == kColumns);
   };
+  if constexpr (sizeof(T) == 4)
+    if (p.inner >= simd<T>::N && n >= 4) {
+      const Slabs slabs(p, ctx->nt);
+      if (slabs.width > 0) {
+        const int64_t blocks = p.outer * slabs.per;
+        const int64_t b = blocks * ctx->tid / ctx->nt, e = blocks * (ctx->tid + 1) / ctx->nt;
+        (log ? softmax_slabs_backward<true> : softmax_slabs_backward<false>)(dy, y, dx, slabs, b, e,
+                                                                             past_columns);
+        if (past_columns) write_fence();
+        return;
+      }
+    }
 #if defined(GS_FLAT)
   if constexpr (sizeof(T) == 4)
     if (p.inner == 1 && n <= kFlat && (log || n < 64 || n % kN)) {
@@ -591,9 +923,11 @@ void softmax_backward(const void* params, void* const* buf, const Ctx* ctx) {
 #endif
   if constexpr (sizeof(T) == 4)
     if (p.inner == 1 && n > kNarrow && n <= kPaired) {
-      (log ? softmax_rows_backward<true> : softmax_rows_backward<false>)(ctx, p.outer,
-                                                                         rows_per_task(p.outer, n),
-                                                                         dy, y, dx, n, stream);
+      // past the caches, short rows 0.9x, log-softmax 1.0x
+      auto f = ctx->follows && (!stream || (n >= 256 && !log))
+                   ? (log ? softmax_rows_few<true> : softmax_rows_few<false>)
+                   : (log ? softmax_rows_backward<true> : softmax_rows_backward<false>);
+      f(ctx, p.outer, rows_per_task(p.outer, n), dy, y, dx, n, stream);
       if (stream) write_fence();
       return;
     }
@@ -626,6 +960,8 @@ void softmax_plan(const void* params, Plan* plan) {
   plan->work = p.outer * p.n * p.inner * (sizeof(T) == 8 ? 8 : 1) / 2 + p.outer * 20;
   if (sizeof(T) == 4 && p.inner == 1 && !p.log)
     plan->scratch = (size_t)(p.threads * row_scratch(p.n)) * sizeof(T);
+  if (sizeof(T) == 4 && p.inner >= simd<float>::N && p.n >= 4 && !p.log)
+    plan->scratch = (size_t)(p.threads * slab_scratch(p));
 }
 
 #define GS_BOTH(name, f, plan) \
