@@ -21,7 +21,7 @@
 // Interpolation points: +-1/2, +-5/4, infinity. Half the rounding error of 0, +-1, 2: 5e-7 of the
 // root mean square at 512 channels.
 #pragma once
-#include "conv/winograd.h"
+#include "conv/winograd_products.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -30,7 +30,7 @@ namespace {
 using PV = simd<float>::V;
 constexpr int kLanes = simd<float>::N;
 
-// F(4, 2), in place or from the first to the second; see Points in winograd.h.
+// F(4, 2), in place or from the first to the second; see Points in winograd_points.h.
 struct Poly {
   static constexpr float a = 0.5f, b = 1.25f, a2 = a * a, b2 = b * b;
   static constexpr float c = 1 / (2 * (b2 - a2));

@@ -18,8 +18,7 @@
 //
 // Floor: 2 tiles A * A C K operations, plus some 150 vector operations a tile and vector of
 // channels.
-#include "conv/winograd.h"
-
+#include "conv/winograd_products.h"
 #include "prepare_unit.h"
 
 namespace gs {

@@ -18,7 +18,7 @@
 //
 // Slices, blocks and rounds follow from shapes and cache sizes. Floor: 4 tiles A * A C K
 // operations, plus some 400 vector operations a tile and vector of channels.
-#include "conv/winograd.h"
+#include "conv/winograd_products.h"
 #include "prepare_unit.h"
 
 namespace gs {
