@@ -54,7 +54,7 @@ GS_INLINE vf reduce(vf x, float sign, vf* power) {
   const vf magic = set1(12582912.0f);
   const vf t = fma(x, set1(sign * 23.0831206f), magic), n = t - magic;
   const __m512i i = (__m512i)t;
-  *power = (vf)((vi)_mm512_permutexvar_ps(i, _mm512_load_ps(sixteenths)) + ((vi)t << 19));
+  *power = (vf)((vu)_mm512_permutexvar_ps(i, _mm512_load_ps(sixteenths)) + ((vu)t << 19));
   // ln 2 / 16 in two parts; n times the first, of 13 bits, is exact
   const vf r = fnma(n, set1(sign * 0.0433197021484375f), x);
   const vf w = fnma(n, set1(1.99663656e-6f), (vf)_mm512_permutexvar_ps(i, _mm512_load_ps(rest)));
@@ -443,11 +443,11 @@ constexpr float kNormal = 13.0f;  // how far normal() goes
 GS_INLINE void normal(vf x, vf* cdf, vf* density) {
   vf t = abs(x), hh = t * t, lost = fnma(t, t, hh);  // t^2 = hh - lost
   vf s, r = fma(set1(0.5f), lost, reduce(-0.5f * hh, 1, &s));
-  vf e = fma(fma(exp_rest(r, 1), r * r, r), s, s);
+  vf q = fma(exp_rest(r, 1), r * r, r), e = fma(q, s, s), rounded = fma(q, s, s - e);
   vf d = fma(set1(0.25f), t, set1(1.0f)), u = reciprocal(d);
   vf delta = fnma(fma(set1(0.25f), t, 1.0f - d), u, fnma(d, u, set1(1.0f)));
-  vf p = mills(u);
-  p = fma(p * delta, fma(set1(2.2f), u, set1(1.0f)), p) * e;
+  vf p = mills(u, delta);
+  p = fma(p, e, p * rounded);
   *cdf = (vi)x < 0 ? p : 1.0f - p;
   *density = e * 0.39894228f;
 }
