@@ -109,10 +109,13 @@ def test_products_of_rounded_planes(case, l2, forced):
     for other in results[1:]:
         assert all(np.array_equal(p, q) for p, q in zip(results[0], other, strict=True))
     # A value that float32 computes on the other side of a tie is rounded away by a unit of 8 bits:
-    # some 1e-4 of them, the root of which is what remains.
+    # some 1e-4 of them, the root of which is what remains. Where there are few, that is up to four: an
+    # error of a unit has 12 times the square of one that is uniform in half a unit either way.
+    values = 36 * n * -(-g.shape[1] // 4) * -(-g.shape[2] // 4) * min(c, f)
+    bound = max(1e-3, FACTOR * DIRECT * np.sqrt(12 * 4 / values))
     both = [reference(x, w, g, pad, short) for short in (True, False)]
     for got, *want in zip(results[0], *both):
-        assert min(rms(got, r) for r in want) <= 1e-3
+        assert min(rms(got, r) for r in want) <= bound
     assert rms(results[0][3], g.astype(np.float64).sum((0, 1, 2))) <= 1e-6
 
 
