@@ -256,19 +256,21 @@ def test_choices_are_sensible_and_explained():
     assert "cycles, direct" in lines[0]
 
 
-def test_empty_batch_and_one_image(rng):
-    k.conv_force("winograd4")
+@pytest.mark.parametrize("name,stride", [("winograd4", 1), ("polyphase", 2)])
+def test_empty_batch_and_one_image(rng, name, stride):
+    k.conv_force(name)
+    args = (stride, 1, 1, 1)
     w = np.ones((20, 3, 3, 17), np.float32)
     x = np.ones((0, 8, 8, 17), np.float32)
-    y = k.conv(2, x, w, None, 1, 1, 1, 1, False)
-    assert y.shape == (0, 8, 8, 20)
-    dx, dw, db = k.conv_backward(2, x, y, w, 1, 1, 1, 1, True, True, True)
+    y = k.conv(2, x, w, None, *args, False)
+    assert y.shape == (0, 8 // stride, 8 // stride, 20)
+    dx, dw, db = k.conv_backward(2, x, y, w, *args, True, True, True)
     assert dx.shape == x.shape and not dw.any() and not db.any()
     one = rng.standard_normal((8, 8, 17), dtype=np.float32)
-    y = k.conv(2, one, w, None, 1, 1, 1, 1, False)
-    np.testing.assert_array_equal(y, k.conv(2, one[None], w, None, 1, 1, 1, 1, False)[0])
+    y = k.conv(2, one, w, None, *args, False)
+    np.testing.assert_array_equal(y, k.conv(2, one[None], w, None, *args, False)[0])
     with pytest.raises(ValueError, match="conv2d_backward: grad has shape"):
-        k.conv_backward(2, one, y[:-1], w, 1, 1, 1, 1, True, True, True)
+        k.conv_backward(2, one, y[:-1], w, *args, True, True, True)
 
 
 def test_only_the_gradients_that_are_wanted(rng):
