@@ -19,7 +19,7 @@ set(GS_PLAIN bfloat16 embedding norm/channel norm/row reduce/axis elementwise/co
 # measured slower without them. (recurrent/recurrent, too, and loss have options of their own.)
 set(GS_LEAN embedding elementwise/copy elementwise/binary elementwise/compare elementwise/index
     elementwise/random elementwise/ternary)
-set(GS_INTERLEAVED activation softmax/softmax softmax/cross_entropy)
+set(GS_INTERLEAVED activation/activation softmax/softmax softmax/cross_entropy)
 set(GS_LEAN_FLAGS -fno-tree-pre -fno-ivopts -fno-gcse -fno-thread-jumps -fno-tree-vrp -fno-code-hoisting
     -fno-tree-tail-merge -fno-crossjumping)
 set(GS_BASE_FLAGS "")

@@ -4,7 +4,7 @@
 
 namespace gs {
 
-// Name, and what a, b, c mean. Formulas stand beside the kernels in cpu/activation.cpp.
+// Name, and what a, b, c mean. Formulas stand beside the kernels in cpu/activation/functions.h.
 #define GS_ACTIVATIONS(X)                                                         \
   X(sigmoid)                                                                      \
   X(tanh)                                                                         \
