@@ -7,6 +7,8 @@ import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -98,6 +100,14 @@ def test_lazy_rooms_and_unknown_names():
     assert callable(gs.save) and callable(gs.load)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = gs.nonsense
+
+
+def test_files_of_ops_are_no_names_of_the_package():
+    """`gs.shape(x)` must say that there is no such op, not that a module cannot be called."""
+    families = [f.stem for f in Path(gs.ops.__file__).parent.glob("[!_]*.py")]
+    assert len(families) > 10
+    for name in families:
+        assert not isinstance(getattr(gs, name, None), ModuleType), name
 
 
 def test_type_checkers_know_the_public_names(tmp_path):

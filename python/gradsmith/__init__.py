@@ -63,6 +63,12 @@ _LAZY = {
 }
 
 if not TYPE_CHECKING:  # to which an unknown name is an error
+    for _name, _file in list(
+        globals().items()
+    ):  # `gs.shape` is no op, but came with those of ops/shape.py
+        if getattr(_file, "__package__", None) == "gradsmith.ops" and _file is not ops:
+            del globals()[_name]
+    del _name, _file
 
     def __getattr__(name: str) -> object:
         """Rooms that a small program may not need are imported at first use."""
