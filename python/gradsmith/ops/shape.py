@@ -567,10 +567,10 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
             for s in dims:
                 merged *= s
             flat = (*shape[:first], merged, *shape[last + 1 :])
-            return np.ascontiguousarray(total), flat, first, None
+            return np.asarray(total, order="C"), flat, first, None
     # any mixture: let NumPy index the positions
     positions = np.arange(x.data.size).reshape(shape)[parts]
-    return np.ascontiguousarray(positions), (x.data.size,), 0, None
+    return np.asarray(positions, order="C"), (x.data.size,), 0, None
 
 
 _INT64, _BOOL = np.dtype(np.int64), np.dtype(np.bool_)
