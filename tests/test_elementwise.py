@@ -494,7 +494,7 @@ def test_gradient_of_clamp_and_ties():
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
     x.grad = None
     low, high = gs.full((5,), -1.0, requires_grad=True), gs.ones(1, requires_grad=True)
-    x.clamp(low, high).sum().backward()  # bounds that are Tensors have what is beyond them, but no tie
+    x.clamp(low, high).sum().backward()  # a bound has what is beyond it, but no tie
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
     assert low.grad.tolist() == [1, 0, 0, 0, 0] and high.grad.tolist() == [1]
     low.grad = high.grad = x.grad = None

@@ -108,9 +108,7 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
     la, lb = k.clamp(na, eps, None), k.clamp(nb, eps, None)
     out = k.div(dot, k.mul(la, lb))
     axis = dim % (x.ndim or 1)
-    return apply(
-        CosineBackward, k, out, (a, b), (a, b, na, nb, la, lb), True, dim=axis, eps=eps
-    )
+    return apply(CosineBackward, k, out, (a, b), (a, b, na, nb, la, lb), True, dim=axis, eps=eps)
 
 
 class CosineBackward(Node):
