@@ -642,6 +642,9 @@ def test_errors():
         gs.tensor([1, 2]) + 0.5
     with pytest.raises(ValueError, match="fit"):
         gs.tensor(np.array([1], np.uint8)) + 300
+    for large in (2**63, -(2**70), 1e20):
+        with pytest.raises(ValueError, match="add: the number .* does not fit into dtype int64"):
+            gs.tensor([1, 2]) + large
     with pytest.raises(TypeError, match=r"div.*float"):
         gs.tensor([1, 2]) / 2
     with pytest.raises(TypeError, match="exp"):

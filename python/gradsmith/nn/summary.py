@@ -87,10 +87,12 @@ def _multiply_adds(m: Module, args: tuple, out: Any) -> int:
     """Multiplications that are added up in one call of a layer with weight matrices or filters; else 0."""
     first = args[0] if args else None
     if isinstance(m, (_Recurrent, _Cell)):
-        x = first.data if isinstance(first, PackedSequence) else first
+        x: Any = first.data if isinstance(first, PackedSequence) else first
+        if not isinstance(x, (Tensor, np.ndarray)):
+            return 0
         # every step of every sequence meets all matrices
         matrices = [p for name, p in m.named_parameters(recurse=False) if name.startswith("weight")]
-        return x.size // m.input_size * sum(p.size for p in matrices) if _is_array(x) else 0
+        return x.size // m.input_size * sum(p.size for p in matrices)
     if isinstance(m, MultiheadAttention):
         if len(args) < 3:  # by keyword, which hooks do not see
             return 0
@@ -106,13 +108,9 @@ def _multiply_adds(m: Module, args: tuple, out: Any) -> int:
         return 0
     taps = math.prod(weight.shape[1:])
     if isinstance(m, _Transposed):  # every input element meets all taps of its filter
-        return first.size * taps if _is_array(first) else 0
+        return first.size * taps if isinstance(first, (Tensor, np.ndarray)) else 0
     # Linear (out, in), Bilinear (out, in, in) and convolutions (out, ..., in/groups): every output is one sum
     return out.size * taps
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (Tensor, np.ndarray))
 
 
 def summary(model: Module, input_shape: Any, dtype: Any = np.float32) -> Summary:
