@@ -390,3 +390,31 @@ def test_isclose_of_integers():
     assert gs.isclose(a, gs.tensor([1, 3, 10**9 + 1])).tolist() == [True, False, True]
     assert gs.isclose(a, gs.tensor([1, 3, 10**9 + 1]), 0, 0).tolist() == [True, False, False]
     assert gs.allclose(a, a) and not gs.allclose(a > 1, a > 2) and gs.isclose(a, 2).sum() == 1
+
+
+def test_sizes_that_no_memory_holds_are_errors():
+    x = gs.ones(2, 3)
+    for widths in ((2**63 - 1, 2**63 - 1), (2**62, 2**62), (-(2**63), -(2**63)), (2**70, 0)):
+        for pad in (widths, (0, 0, *widths)):
+            with pytest.raises(ValueError, match="^pad: a border of axis . is larger than any mem"):
+                F.pad(x, pad)
+    with pytest.raises(ValueError, match=r"^pad: border .* of axis 1 with 3 elements"):
+        F.pad(x, (2**62, 2**62), "replicate")
+    with pytest.raises(ValueError, match="between 1 and 2\\^24, got 4611686018427387904"):
+        F.max_pool1d(gs.ones(1, 4, 1), 2**62)
+    with pytest.raises(TypeError, match="from -92.* to 92.*, got 9223372036854775808$"):
+        F.cross_entropy(x, gs.tensor([0, 1]), ignore_index=2**63)
+
+
+def test_diagonals_beyond_every_axis():
+    x, big = gs.ones(2, 3), 2**63 - 1
+    assert gs.triu(x, big).sum().item() == gs.tril(x, -big).sum().item() == 0
+    assert gs.triu(x, -big).sum().item() == gs.tril(x, big).sum().item() == 6
+    assert gs.diagonal(x, big).shape == gs.diagonal(x, -big).shape == (0,)
+
+
+def test_what_is_no_list_of_arrays():
+    rows = np.arange(40.0).reshape(5, 8)  # its rows live no longer than the loop over them
+    np.testing.assert_array_equal(gs._cpu.cat(rows, 0), rows.ravel())
+    with pytest.raises((TypeError, ValueError)):
+        gs._cpu.cat("ab", 0)

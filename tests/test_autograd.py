@@ -500,8 +500,14 @@ def test_format():
     loss = gs.tensor(1.23456, requires_grad=True) * 1.0
     assert f"{loss:.2f} {gs.tensor([7]):03d}" == "1.23 007"
     assert f"{gs.tensor([1.0, 2.0])}" == str(gs.tensor([1.0, 2.0]))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"format: '.2f' is for one number, .* shape \(2,\)"):
         f"{gs.ones(2):.2f}"
+    assert repr(gs.ones(0, 3)) == "tensor([], shape=(0, 3))" and repr(gs.ones(0)) == "tensor([])"
+
+
+def test_numbers_have_no_items():
+    with pytest.raises(TypeError, match="iteration over a 0-d tensor"):
+        iter(gs.tensor(1.0))
 
 
 def test_ragged_lists_are_named():

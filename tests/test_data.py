@@ -1072,6 +1072,11 @@ def test_csv_refuses_what_would_be_cut_or_is_ambiguous(tmp_path):
     path.write_text("a,a,y\n1.5,2,2.5\n")
     with pytest.raises(ValueError, match="CSVDataset: dtype must be .*got int64"):
         D.CSVDataset(path, dtype="int64")  # y was 2
+    with pytest.raises(TypeError, match="CSVDataset: 'foo' is not a dtype"):
+        D.CSVDataset(path, dtype="foo")
+    for target in (1.0, True, [1.5], [None]):
+        with pytest.raises(TypeError, match="CSVDataset: target must be a column's name or pos"):
+            D.CSVDataset(path, target=target)
     with pytest.raises(ValueError, match="2 columns are called 'a'.*position"):
         D.CSVDataset(path, target="a")
     assert D.CSVDataset(path, target=1).arrays[0].tolist() == [[1.5, 2.5]]

@@ -492,6 +492,14 @@ def test_gradient_of_clamp_and_ties():
     x = gs.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], requires_grad=True)
     x.clamp(-1, 1).sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
+    x.grad = None
+    low, high = gs.full((5,), -1.0, requires_grad=True), gs.ones(1, requires_grad=True)
+    x.clamp(low, high).sum().backward()  # a bound has what is beyond it, but no tie
+    assert x.grad.tolist() == [0, 1, 1, 1, 0]
+    assert low.grad.tolist() == [1, 0, 0, 0, 0] and high.grad.tolist() == [1]
+    low.grad = high.grad = x.grad = None
+    x.clamp(high, low).sum().backward()  # crossed: the upper one has it all
+    assert low.grad.tolist() == [1] * 5 and high.grad.tolist() == [0] and not x.grad.numpy().any()
     a, b = gs.ones(3, requires_grad=True), gs.ones(3, requires_grad=True)
     gs.maximum(a, b).sum().backward()
     assert a.grad.tolist() == b.grad.tolist() == [0.5, 0.5, 0.5]
@@ -634,6 +642,9 @@ def test_errors():
         gs.tensor([1, 2]) + 0.5
     with pytest.raises(ValueError, match="fit"):
         gs.tensor(np.array([1], np.uint8)) + 300
+    for large in (2**63, -(2**70), 1e20):
+        with pytest.raises(ValueError, match="add: the number .* does not fit into dtype int64"):
+            gs.tensor([1, 2]) + large
     with pytest.raises(TypeError, match=r"div.*float"):
         gs.tensor([1, 2]) / 2
     with pytest.raises(TypeError, match="exp"):

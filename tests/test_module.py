@@ -234,6 +234,45 @@ def test_summary_counts():
     assert net.training and net[0].training
 
 
+def test_summary_counts_what_each_kind_of_layer_multiplies():
+    B, T, E, H = 3, 4, 32, 16
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.rms = nn.LayerNorm((T, 8)), nn.RMSNorm((T, 8))
+            self.lstm = nn.LSTM(8, H, 2, batch_first=True, bidirectional=True)
+            self.place = nn.LearnedPositionalEncoding(E, 10)
+            self.attention = nn.MultiheadAttention(E, 4, batch_first=True)
+            self.cell = nn.GRUCell(E, 5)
+
+        def forward(self, x):
+            x, _ = self.lstm(self.rms(self.norm(x)))
+            x = self.place(x)
+            x, _ = self.attention(x, x[:, :3], x[:, :3])
+            return self.cell(x[:, 0])
+
+    rows = {r.name: r.multiply_adds for r in nn.summary(Net(), (B, T, 8)).rows}
+    assert rows["norm"] == rows["rms"] == rows["place"] == 0
+    assert rows["lstm"] == B * T * 4 * H * (2 * (8 + H) + 2 * (2 * H + H))
+    assert rows["attention"] == B * (T + 3 + 3) * E * E + 2 * B * T * 3 * E
+    assert rows["attention.out_proj"] == B * T * E * E
+    assert rows["cell"] == B * 3 * 5 * (E + 5)
+
+
+def test_names_of_the_module_itself_are_refused():
+    for name in ("training", "forward", "keys", "state_dict", "_parameters", "__class__"):
+        with pytest.raises(ValueError, match=f"ModuleDict: '{name}' cannot be a name: it is an"):
+            nn.ModuleDict({name: nn.Linear(2, 2)})
+    m = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="'training' cannot be a name"):
+        m.register_buffer("training", gs.ones(2))
+    with pytest.raises(ValueError, match="'train' cannot be a name"):
+        m.register_parameter("train", nn.Parameter(gs.ones(2)))
+    m.register_parameter("weight", nn.Parameter(gs.ones(2, 2)))  # one that it has is replaced
+    assert m.training and list(m.state_dict()) == ["weight", "bias"]
+
+
 def test_summary_leaves_the_network_as_it_was():
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     net[2].eval()

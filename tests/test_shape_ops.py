@@ -354,6 +354,29 @@ def test_index_arrays_out_of_range_and_of_two_shapes():
     )
 
 
+def test_index_arrays_of_no_axes_take_their_axis_away():
+    x = np.arange(12.0).reshape(3, 4)
+    for index in (
+        np.array(-2),
+        (slice(None), np.array(-2)),
+        (np.array(1), slice(None)),
+        (-1, np.array(2)),
+        (np.array(1), np.array(3)),
+        (None, np.array(1), slice(1, 3)),
+    ):
+        parts = index if isinstance(index, tuple) else (index,)
+        tensors = tuple(gs.tensor(p) if isinstance(p, np.ndarray) else p for p in parts)
+        for i in (index, tensors):
+            t = gs.tensor(x, requires_grad=True)
+            got = t[i]
+            assert got.shape == x[index].shape
+            np.testing.assert_array_equal(got.detach().numpy(), x[index])
+            got.sum().backward()
+            want = np.zeros((3, 4))
+            want[index] = 1
+            np.testing.assert_array_equal(t.grad.numpy(), want)
+
+
 def test_gather_takes_negative_indices_along_every_axis():
     r = np.random.default_rng(7)
     for shape in ((3, 70), (70, 3), (2, 9, 17)):

@@ -38,6 +38,13 @@ def test_cosine_similarity(sa, sb, dim, rng):
     assert gs.gradcheck(lambda x, y: F.cosine_similarity(x, y, dim), (x, y))
 
 
+def test_cosine_similarity_of_numbers(rng):
+    a, b = (gs.tensor(np.array(v), requires_grad=True) for v in (-1.5, 2.5))
+    for dim in (0, -1):
+        assert F.cosine_similarity(a, b, dim).item() == -1
+        assert gs.gradcheck(lambda x, y, dim=dim: F.cosine_similarity(x, y, dim), (a, b))
+
+
 def test_against_torch(rng):
     torch = pytest.importorskip("torch")
     T = torch.nn.functional

@@ -268,7 +268,7 @@ Array array_new(DType dtype, int ndim, const int64_t* shape) {
     a.shape[i] = shape[i];
     a.strides[i] = a.size;
     dims[i] = (Py_intptr_t)shape[i];
-    if (shape[i] < 0 || (shape[i] > 0 && a.size > ((int64_t)1 << 46) / shape[i])) overflow = true;
+    if (shape[i] < 0 || (shape[i] > 0 && a.size > kMostElements / shape[i])) overflow = true;
     a.size *= overflow ? 1 : shape[i];
   }
   auto& api = py::detail::npy_api::get();

@@ -24,6 +24,9 @@ PyObject* dtype_object(DType t);  // borrowed numpy.dtype
 // The dtype of an argument: a numpy.dtype, its name, or None for float32; TypeError for others.
 DType dtype_from(py::handle h, const char* op);
 
+// No array is larger: what a size is made of may be added and multiplied by an element's size.
+constexpr int64_t kMostElements = (int64_t)1 << 46;
+
 // A view of an array argument; keeps the Python object alive.
 struct Array {
   py::object object;

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include <cmath>
+
 namespace gs {
 
 namespace {
@@ -132,6 +134,9 @@ void set_number(const Operand& number, DType t, const char* op, double* d, int64
   *d = number.d;
   *i = number.i;
   if (t == kF32 || t == kF64) return;
+  if (std::abs(number.d) >= 0x1p63 && std::isfinite(number.d) && !number.is_int)
+    value_error(op, "the number " + std::string(py::str(py::float_(number.d))) +
+                        " does not fit into dtype " + dtype_name(t));
   if (!number.is_int)
     type_error(op, "the number " + std::string(py::str(py::float_(number.d))) +
                        " with a tensor of dtype " + dtype_name(t) +

@@ -1,6 +1,8 @@
 // Calls from Python into C++: arguments by position and keyword, defaults, exceptions.
 #include "functions.h"
 
+#include <string.h>
+
 #include <new>
 
 namespace gs {
@@ -76,7 +78,11 @@ void Function::add(const py::arg_v& a) {
 
 void Function::mismatch(int i, const char* expected, PyObject* got) const {
   std::string which = names[i] ? std::string(py::str(py::handle(names[i]))) : std::to_string(i);
-  fail(*this, which + " must be " + expected + ", got " + Py_TYPE(got)->tp_name);
+  // of a number that is out of range its type says nothing
+  const std::string what = PyLong_CheckExact(got) && strstr(expected, "an integer from")
+                               ? std::string(py::str(py::handle(got)))
+                               : Py_TYPE(got)->tp_name;
+  fail(*this, which + " must be " + expected + ", got " + what);
 }
 
 double as_double(const Function& f, int i, PyObject* o) {
@@ -102,7 +108,11 @@ int64_t as_int(const Function& f, int i, PyObject* o, int64_t low, int64_t high)
     }
     v = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
   }
-  if (overflow || v < low || v > high) f.mismatch(i, "an integer of sensible size", o);
+  if (overflow || v < low || v > high) {
+    const std::string range =
+        "an integer from " + std::to_string(low) + " to " + std::to_string(high);
+    f.mismatch(i, range.c_str(), o);
+  }
   return v;
 }
 

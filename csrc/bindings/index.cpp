@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
+
 #include "array.h"
 #include "broadcast.h"
 #include "elementwise.h"
@@ -251,8 +253,11 @@ py::object pad(py::handle x_h, py::tuple widths, py::handle value) {
     const int d = x.ndim - 1 - (int)i;
     int64_t w[2];
     for (int j = 0; j < 2; ++j) {
-      w[j] = PyLong_AsLongLong(PyTuple_GET_ITEM(widths.ptr(), 2 * i + j));
+      int overflow = 0;
+      w[j] = PyLong_AsLongLongAndOverflow(PyTuple_GET_ITEM(widths.ptr(), 2 * i + j), &overflow);
       if (w[j] == -1 && PyErr_Occurred()) throw py::error_already_set();
+      if (overflow || w[j] < -kMostElements || w[j] > kMostElements)
+        value_error(op, "a border of axis " + std::to_string(d) + " is larger than any memory");
     }
     const int64_t before = w[0] < 0 ? -w[0] : 0, after = w[1] < 0 ? -w[1] : 0;
     fits = fits && before + after <= x.shape[d];
@@ -282,7 +287,8 @@ py::object cat(py::sequence list, int64_t axis) {
   int n = (int)py::len(list);
   if (n == 0) value_error(op, "at least one tensor is needed");
   std::vector<Array> parts;
-  for (py::handle h : list) parts.push_back(array_in(h, op, "an input"));
+  // an item of what is no list lives no longer than its object
+  for (py::object item : list) parts.push_back(array_in(item, op, "an input"));
   const Array& first = parts[0];
   if (first.ndim == 0) value_error(op, "0-d tensors cannot be concatenated; use stack");
   int at = normal_axis(axis, first.ndim, op, first.shape_text());
@@ -312,6 +318,8 @@ py::object triangle(py::handle h, int64_t diagonal, bool upper) {
   if (a.ndim < 2)
     value_error(op, "input has shape " + a.shape_text() + "; at least 2 dimensions are needed");
   Array out = array_like(a);
+  // the same triangle, and no sum of it with a row overflows
+  diagonal = std::min(std::max(diagonal, -a.dim(-2)), a.dim(-1));
   TriangleParams p{1, a.dim(-2), a.dim(-1), diagonal, upper};
   for (int d = 0; d < a.ndim - 2; ++d) p.batch *= a.shape[d];
   if (a.size > 0) run(triangle_kernel, a.dtype, p, {in(a), gs::out(out)});

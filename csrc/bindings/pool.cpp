@@ -35,7 +35,7 @@ Window read_window(const py::tuple& t, const char* op) {
     for (int i = 0; i < 2; ++i) {
       w.k[i] = v[i];
       if (v[i] < 1 || v[i] > (1 << 24))
-        value_error(op, "output_size must be positive, got " + std::to_string(v[i]));
+        value_error(op, "output_size must lie between 1 and 2^24, got " + std::to_string(v[i]));
     }
     return w;
   }
@@ -47,7 +47,7 @@ Window read_window(const py::tuple& t, const char* op) {
     const int64_t limit = 1 << 24;
     if (w.k[i] < 1 || w.s[i] < 1 || w.d[i] < 1 || w.k[i] > limit || w.s[i] > limit ||
         w.d[i] > limit)
-      value_error(op, "kernel_size, stride and dilation must be positive, got " +
+      value_error(op, "kernel_size, stride and dilation must lie between 1 and 2^24, got " +
                           std::to_string(w.k[i]) + ", " + std::to_string(w.s[i]) + ", " +
                           std::to_string(w.d[i]));
     if (w.p[i] < 0 || w.p[i] > ((w.k[i] - 1) * w.d[i] + 1) / 2)

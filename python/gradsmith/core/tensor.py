@@ -233,14 +233,17 @@ class Tensor(_cpu.TensorBase):
         return self.data.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        for i in range(len(self)):
-            yield self[i]
+        if self.data.ndim == 0:
+            raise TypeError("iteration over a 0-d tensor; use .item() for its value")
+        return (self[i] for i in range(self.data.shape[0]))
 
     def __repr__(self) -> str:
         text = np.array2string(
             self.data, separator=", ", prefix="tensor(", threshold=200, precision=4
         )
         parts = [text]
+        if self.data.size == 0 and self.data.ndim != 1:
+            parts.append(f"shape={self.data.shape}")
         if self.data.dtype != np.float32:
             parts.append(f"dtype={self.data.dtype}")
         if self._node is not None:
@@ -251,9 +254,14 @@ class Tensor(_cpu.TensorBase):
 
     def __format__(self, spec: str) -> str:
         """One element formats as a number does (`f"{loss:.4f}"`), others as `str` does."""
-        return (
-            format(self.item(), spec) if spec and self.data.size == 1 else format(str(self), spec)
-        )
+        if spec and self.data.size == 1:
+            return format(self.item(), spec)
+        try:
+            return format(str(self), spec)
+        except ValueError:
+            raise ValueError(
+                f"format: {spec!r} is for one number, the tensor has shape {self.data.shape}"
+            ) from None
 
     # ---- graph
     def detach(self) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..core.tensor import resolve_dtype
+
 # A deflate stream cannot expand more than 1032 times: a header that promises more is a lie.
 _DEFLATE_RATIO = 1032
 
@@ -55,7 +57,7 @@ def read_into(file: BinaryIO, array: np.ndarray) -> int:
 
 def scaled(images: np.ndarray, dtype: Any, top: float, what: str) -> np.ndarray:
     """uint8 images as they are, or as float32 in [0, 1]: value / top."""
-    wanted = np.dtype(dtype)
+    wanted = resolve_dtype(dtype, what)
     if wanted == np.uint8:
         return images
     if wanted == np.float32:

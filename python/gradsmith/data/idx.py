@@ -170,7 +170,7 @@ class IDXDataset(ArrayDataset):
         if len(x) != len(y):
             raise ValueError(f"{images} holds {len(x)} images, but {labels} {len(y)} labels")
         if len(y) and (y.min() < 0 or (classes is not None and y.max() >= len(classes))):
-            known = "" if classes is None else f" to {len(classes) - 1}"
+            known = " or more" if classes is None else f" to {len(classes) - 1}"
             raise ValueError(f"{labels}: labels from {y.min()} to {y.max()}; expected 0{known}")
         super().__init__(x, y.astype(np.int64), classes=classes)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.tensor import resolve_dtype
 from .dataset import ArrayDataset
 
 __all__ = ["CSVDataset"]
@@ -61,14 +62,15 @@ class CSVDataset(ArrayDataset):
             raise ValueError(f"CSVDataset: missing must be 'error' or 'drop', got {missing!r}")
         if header not in (True, False, "auto"):
             raise ValueError(f"CSVDataset: header must be True, False or 'auto', got {header!r}")
-        if np.dtype(dtype) not in (np.float32, np.float64):
+        wanted = resolve_dtype(dtype, "CSVDataset")
+        if wanted.kind != "f":
             raise ValueError(
-                f"CSVDataset: dtype must be 'float32' or 'float64', got {np.dtype(dtype)}; whole "
+                f"CSVDataset: dtype must be 'float32' or 'float64', got {wanted}; whole "
                 "numbers in the target's column become int64 by themselves"
             )
         reader = _Reader(os.fspath(path), header, delimiter, missing == "drop")
         try:
-            x, y, columns, classes = reader.read(target, np.dtype(dtype))
+            x, y, columns, classes = reader.read(target, wanted)
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{reader.path}: not a CSV text file ({error})") from None
         super().__init__(*((x,) if y is None else (x, y)), classes=classes)
@@ -148,9 +150,14 @@ class _Reader:
     def _targets(self, target: Any, width: int) -> list[int]:
         if target is None:
             return []
-        wanted = [target] if isinstance(target, (int, np.integer, str)) else list(target)
+        several = isinstance(target, Iterable) and not isinstance(target, str)
+        wanted = list(target) if several else [target]
         found = []
         for column in wanted:
+            if isinstance(column, bool) or not isinstance(column, (int, np.integer, str)):
+                raise TypeError(
+                    f"CSVDataset: target must be a column's name or position, or several of them, got {column!r}"
+                )
             if isinstance(column, str):
                 if not self.named or column not in self.names:
                     known = ", ".join(self.names[:20]) if self.named else "no names"

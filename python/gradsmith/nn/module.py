@@ -24,6 +24,7 @@ __all__ = [
     "Unflatten",
 ]
 
+_OWN = ("training", "_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_hooks")
 M = TypeVar("M", bound="Module")
 O = TypeVar("O", bound="_Ordered")
 
@@ -152,6 +153,11 @@ class Module(_cpu.ModuleBase):
         if not isinstance(name, str) or not name or "." in name:
             raise ValueError(
                 f"{type(self).__name__}: {name!r} cannot be a name: it must be a string without dots"
+            )
+        if name in _OWN or hasattr(type(self), name):
+            raise ValueError(
+                f"{type(self).__name__}: {name!r} cannot be a name: it is an attribute of the module itself. Take "
+                "another one"
             )
 
     # ---- running

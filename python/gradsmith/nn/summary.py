@@ -10,7 +10,13 @@ import numpy as np
 from ..core import random
 from ..core.autograd import no_grad
 from ..core.tensor import Tensor
+from .attention import LearnedPositionalEncoding, MultiheadAttention
+from .conv import _Transposed
+from .embedding import Embedding
 from .module import Module
+from .norm import LayerNorm, RMSNorm
+from .recurrent import _Cell, _Recurrent
+from .utils.rnn import PackedSequence
 
 __all__ = ["Summary", "summary"]
 
@@ -78,20 +84,33 @@ class Summary:
 
 
 def _multiply_adds(m: Module, args: tuple, out: Any) -> int:
-    """Multiplications that are added up in one call of a layer with a weight matrix or filter; else 0."""
+    """Multiplications that are added up in one call of a layer with weight matrices or filters; else 0."""
+    first = args[0] if args else None
+    if isinstance(m, (_Recurrent, _Cell)):
+        x: Any = first.data if isinstance(first, PackedSequence) else first
+        if not isinstance(x, (Tensor, np.ndarray)):
+            return 0
+        # every step of every sequence meets all matrices
+        matrices = [p for name, p in m.named_parameters(recurse=False) if name.startswith("weight")]
+        return x.size // m.input_size * sum(p.size for p in matrices)
+    if isinstance(m, MultiheadAttention):
+        if len(args) < 3:  # by keyword, which hooks do not see
+            return 0
+        query, key, value = args[:3]
+        keys = key.shape[1 if m.batch_first and key.ndim == 3 else 0]
+        # the projections of all three, then every query's products with all keys and all values
+        projected = (query.size + key.size + value.size) * m.embed_dim
+        return projected + 2 * query.size * keys
     weight = getattr(m, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2 or not isinstance(out, Tensor):
         return 0
-    kind = type(m).__name__
-    if kind == "Embedding":
+    if isinstance(m, (Embedding, LayerNorm, LearnedPositionalEncoding, RMSNorm)):
         return 0
-    if kind == "Bilinear":
-        return out.size * math.prod(weight.shape[1:])
-    if kind.startswith("ConvTranspose"):
-        # every input element meets all taps of its filter
-        return args[0].size * math.prod(weight.shape[1:])
-    # Linear (out, in) and convolutions (out, ..., in/groups): every output element is one dot product
-    return out.size * math.prod(weight.shape[1:])
+    taps = math.prod(weight.shape[1:])
+    if isinstance(m, _Transposed):  # every input element meets all taps of its filter
+        return first.size * taps if isinstance(first, (Tensor, np.ndarray)) else 0
+    # Linear (out, in), Bilinear (out, in, in) and convolutions (out, ..., in/groups): every output is one sum
+    return out.size * taps
 
 
 def summary(model: Module, input_shape: Any, dtype: Any = np.float32) -> Summary:
@@ -99,7 +118,7 @@ def summary(model: Module, input_shape: Any, dtype: Any = np.float32) -> Summary
 
     input_shape: the shape of one input with its batch axis, (N, H, W, C) or (N, features); or a list of
     shapes for several inputs. Modes, running statistics and the random stream are left as they were.
-    Multiply-adds are counted for one call on that shape.
+    Multiply-adds are counted for one call on that shape: of weight matrices and filters, and of attention's products.
 
     >>> import gradsmith.nn as nn
     >>> nn.summary(nn.Sequential(nn.Flatten()), (1, 4, 4, 1)).rows[0].output_shape

@@ -607,6 +607,34 @@ class ClampBackward(Node):
         return (self.k.clamp_backward(grad, self.saved[0], self.low, self.high),)
 
 
+class ClampToBackward(Node):
+    """Bounds that are Tensors: dy goes to x where low <= x <= high, to the bound that y is elsewhere.
+
+    At a tie x has it all, as with bounds that are numbers; where low > high, high does.
+    """
+
+    __slots__ = ()
+
+    def backward(self, grad: Any) -> tuple:
+        x, low, high = self.saved
+        k = self.k
+        below = None if low is None else k.lt(x, low)
+        above = None if high is None else k.gt(x, high)
+        if below is not None and above is not None:
+            crossed = k.gt(low, high)
+            above = k.logical_or(above, crossed)
+            below = k.logical_and(below, k.logical_not(crossed))
+        dx, dlow, dhigh = grad, None, None
+        if below is not None:
+            dx, dlow = k.where(below, 0.0, dx), k.where(below, grad, 0.0)
+        if above is not None:
+            dx, dhigh = k.where(above, 0.0, dx), k.where(above, grad, 0.0)
+        return tuple(
+            k.sum_to(d, of.shape) if need else None
+            for need, d, of in zip(self.needs, (dx, dlow, dhigh), self.saved, strict=True)
+        )
+
+
 def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     """Each element limited to min <= y <= max; NaN stays. Bounds: numbers, Tensors or None.
 
@@ -617,13 +645,19 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     [0.0, 0.5, 1.0]
     """
     x = _input(input, "clamp")
+    k = x._k
     if isinstance(min, Tensor) or isinstance(max, Tensor):
+        low = None if min is None else _operand(min, "clamp", x)
+        high = None if max is None else _operand(max, "clamp", x)
+        bounds = [b.data if isinstance(b, Tensor) else b for b in (low, high)]
+        out = x.data
         try:
-            y = x if min is None else maximum(x, min)
-            return y if max is None else minimum(y, max)
+            out = out if low is None else k.maximum(out, bounds[0])
+            out = out if high is None else k.minimum(out, bounds[1])
         except REFUSED as error:
             raise renamed("clamp", error) from None
-    k = x._k
+        tensors = (x, *[b if isinstance(b, Tensor) else None for b in (low, high)])
+        return apply(ClampToBackward, k, out, tensors, (x, low, high))
     return apply(ClampBackward, k, k.clamp(x.data, min, max), (x,), (x,), low=min, high=max)
 
 

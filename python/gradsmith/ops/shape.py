@@ -439,9 +439,11 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
     n = x.data.ndim
     if type(offset) is not int:
         offset = integer("diagonal", "offset", offset)
-    args = (offset, _axis(dim1, n, "diagonal"), _axis(dim2, n, "diagonal"))
-    if n < 2 or args[1] == args[2]:
-        raise ValueError(f"diagonal: two different axes are needed, input has shape {x.data.shape}")
+    shape, a, b = x.data.shape, _axis(dim1, n, "diagonal"), _axis(dim2, n, "diagonal")
+    if n < 2 or a == b:
+        raise ValueError(f"diagonal: two different axes are needed, input has shape {shape}")
+    # beyond the axes it is empty, wherever; NumPy's offsets have 32 bits
+    args = (min(max(offset, -shape[a]), shape[b]), a, b)
     return apply_view(
         DiagonalBackward, x, np.diagonal(x.data, *args), shape=x.data.shape, args=args
     )
@@ -567,10 +569,10 @@ def _advanced(x: Tensor, parts: tuple) -> tuple[np.ndarray, tuple, int, np.ndarr
             for s in dims:
                 merged *= s
             flat = (*shape[:first], merged, *shape[last + 1 :])
-            return np.ascontiguousarray(total), flat, first, None
+            return np.asarray(total, order="C"), flat, first, None
     # any mixture: let NumPy index the positions
     positions = np.arange(x.data.size).reshape(shape)[parts]
-    return np.ascontiguousarray(positions), (x.data.size,), 0, None
+    return np.asarray(positions, order="C"), (x.data.size,), 0, None
 
 
 _INT64, _BOOL = np.dtype(np.int64), np.dtype(np.bool_)
@@ -1188,6 +1190,9 @@ def _pad_index(n: int, before: int, after: int, mode: str) -> np.ndarray:
     return np.where(i >= n, 2 * (n - 1) - i, i)
 
 
+_MOST = 2**46  # elements: no array is larger
+
+
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
     """Borders added to the last axes.
 
@@ -1227,7 +1232,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
         if a == 0 and b == 0:
             continue
         s = shape[d]
-        limit = s - 1 if mode == "reflect" else s if mode == "circular" else a + b
+        limit = s - 1 if mode == "reflect" else s if mode == "circular" else _MOST
         if a < 0 or b < 0 or s == 0 or a > limit or b > limit:
             raise ValueError(
                 f"pad: border {(a, b)} of axis {d} with {s} elements is outside what mode {mode!r} allows"

@@ -107,9 +107,8 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Tens
     na, nb = k.norm2(x, dim, False), k.norm2(y, dim, False)
     la, lb = k.clamp(na, eps, None), k.clamp(nb, eps, None)
     out = k.div(dot, k.mul(la, lb))
-    return apply(
-        CosineBackward, k, out, (a, b), (a, b, na, nb, la, lb), True, dim=dim % x.ndim, eps=eps
-    )
+    axis = dim % (x.ndim or 1)
+    return apply(CosineBackward, k, out, (a, b), (a, b, na, nb, la, lb), True, dim=axis, eps=eps)
 
 
 class CosineBackward(Node):
@@ -122,7 +121,7 @@ class CosineBackward(Node):
     def backward(self, grad: Any) -> tuple:
         a, b, na, nb, la, lb, y = self.saved
         k = self.k
-        wide = (*(slice(None),) * self.dim, None)
+        wide: Any = (*(slice(None),) * self.dim, None) if a.ndim else ...
         both = k.div(grad, k.mul(la, lb))[wide]
         turn = k.mul(grad, y)
         grads: list[Any] = []
