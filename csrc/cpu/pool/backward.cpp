@@ -3,9 +3,10 @@
 // dy (n, oh, ow, c) and, for max, its index to dx (n, h, w, c); the floor is memory, each once.
 // Windows that do not overlap write each element of dx once, row by row; otherwise each element of
 // dx looks at the windows that hold it, in order: nothing is scattered, so there are no atomics and
-// no zero fill. Averages over 3 columns at stride 1 are the forward sum over dy. Gradients of 3 x 3
-// maxima at stride 1 walk down the rows of windows with the sums of three rows of dx in registers:
-// 6 loads a vector in place of 18.
+// no zero fill. Averages over 3 columns at stride 1 are the forward sum over dy. Gradients of
+// maxima whose windows overlap much go row by row of dx, rows of windows first and then columns:
+// kw + kh comparisons an element in place of kw kh. Those of 3 x 3 windows at stride 1 and of few
+// channels walk down the rows of windows with the sums of three rows of dx in registers.
 //
 // With few channels blocks of pixels are spread by permutations, as forward.cpp collects them;
 // overlapping windows of few channels scatter within a sample, one task a sample.
@@ -28,16 +29,18 @@ struct Backward : Lanes<T> {
   using Lanes<T>::uniform;
   using Lanes<T>::slide_row;
   using Lanes<T>::slides;
-  using Lanes<T>::each_row;
-  using Lanes<T>::each_block;
   using Lanes<T>::kStrip;
+  using Lanes<T>::kDeep;
   using Lanes<T>::walks;
+  using Lanes<T>::each_block;
+  using Lanes<T>::each_row;
   using Lanes<T>::bytes_in;
   using Lanes<T>::near;
   using typename Lanes<T>::P;
   using Lanes<T>::kBytes;
   using Lanes<T>::place;
   using Lanes<T>::load_place;
+  using Lanes<T>::store_place;
 
   // ---- backward, windows side by side: each writes its own elements of dx
   // taps a0 .. a1, b0 .. b1 of one window; dx: tap (0, 0). B vectors are a line of the cache, which
@@ -366,10 +369,10 @@ struct Backward : Lanes<T> {
         const T* d = dy + i * row + v * N;
         const uint8_t* ix = index + i * row + v * N;
         fetch(d);
-        const V left = load(d);
+        const V left = load_once(d), right = load_once(d + c);
         one[v] = add_hit(one[v], left, ix, (S)(tap[i] + 1));
         two[v] = add_hit(two[v], left, ix, (S)(tap[i] + 2));
-        two[v] = add_hit(two[v], load(d + c), ix + c, (S)tap[i]);
+        two[v] = add_hit(two[v], right, ix + c, (S)tap[i]);
       }
     }
 #pragma GCC unroll 4
@@ -486,6 +489,122 @@ struct Backward : Lanes<T> {
       collect_strip<kStrip, false>(p, way, d + k, ix + k, h, count, b0, b1, tap, dx + k);
     }
   }
+  // ---- maxima row by row of dx: first dy is added up over the rows of windows that hold the row,
+  // then over their columns. All windows of a column whose maximum lies in the row have it in one
+  // place, the maximum of their columns there, so this takes kw + kh comparisons an element in
+  // place of kw kh. What the first step finds lies where windows begin, with gaps between: then
+  // ends of rows and strides need no code of their own.
+  static constexpr uint8_t kNone = 255;
+  // Elements of the sums of a row, each with the column in the window that it belongs to, or kNone.
+  static GS_MEMBER int64_t folded(const PoolParams& p) {
+    return ((p.w + (p.kw - 1) * p.dw) * p.c + 3 * N - 1) / N * N;
+  }
+  // Few windows that hold an element are looked at one by one.
+  static GS_MEMBER bool folds(const PoolParams& p) {
+    const int64_t rows = (p.kh + p.sh - 1) / p.sh, columns = (p.kw + p.sw - 1) / p.sw;
+    return p.index_bytes == 1 && !p.adaptive && p.c >= N && rows * columns > 4;
+  }
+  // sum += d and at = the column, where tap lies in the row whose first tap is `first`
+  static GS_MEMBER void fold(V d, P tap, int first, int kw, V& sum, P& at) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (kBytes) {
+      const __m128i column = _mm_sub_epi8((__m128i)tap, _mm_set1_epi8((char)first));
+      const __mmask16 m = _mm_cmplt_epu8_mask(column, _mm_set1_epi8((char)kw));
+      sum = (V)_mm512_mask_add_ps((__m512)sum, m, (__m512)sum, (__m512)d);
+      at = (P)_mm_mask_mov_epi8((__m128i)at, m, column);
+      return;
+    }
+#endif
+    if constexpr (!kBytes) {
+      const I column = tap - set1((S)first), m = (column >= I{}) & (column < set1((S)kw));
+      sum += m ? d : V{};
+      at = m ? column : at;
+    }
+  }
+  // B vectors of windows side by side; dy, index: in their first row
+  template <int B>
+  static GS_MEMBER void fold_vec(const Holders& y, int kw, int64_t row, const T* dy,
+                                 const uint8_t* index, T* value, uint8_t* places) {
+    V sum[B] = {};
+    P at[B];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) at[v] = place(kNone);
+    for (int i = 0; i < y.count; ++i, dy += row, index += row) {
+      const int a = y.tap(i);
+      if (a < 0) continue;
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v)
+        fold(load(dy + v * N), load_place(index + v * N), a * kw, kw, sum[v], at[v]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      __builtin_prefetch(dy + v * N);  // the row of windows that comes next
+      store(value + v * N, sum[v]);
+      store_place(places + v * N, at[v]);
+    }
+    __builtin_prefetch(index);
+  }
+  static GS_MEMBER void fold_run(const Holders& y, int kw, int64_t row, const T* dy,
+                                 const uint8_t* index, int64_t n, T* value, uint8_t* places) {
+    int64_t k = 0;
+    for (; k + 4 * N <= n; k += 4 * N)
+      fold_vec<4>(y, kw, row, dy + k, index + k, value + k, places + k);
+    for (; k < n; k += N) {
+      if (k + N > n) k = n - N;
+      fold_vec<1>(y, kw, row, dy + k, index + k, value + k, places + k);
+    }
+  }
+  // B vectors of dx of the sums that begin K columns, or kw if K is 0, before them
+  template <int K, int B>
+  static GS_MEMBER void unfold_vec(Way way, const T* value, const uint8_t* places, int64_t ps,
+                                   int kw, T* dx) {
+    V acc[B] = {};
+    auto column = [&](int m) __attribute__((always_inline)) {
+      const P tap = place(kw - 1 - m);
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v)
+        acc[v] = add_equal(acc[v], load(value + m * ps + v * N),
+                           load_place(places + m * ps + v * N), tap);
+    };
+    if (K == 3)
+      column(0), column(1), column(2);
+    else
+      for (int m = 0; m < kw; ++m) column(m);
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) put<true>(way, dx + v * N, acc[v], N);
+  }
+  template <int K>
+  static GS_MEMBER void unfold(Way way, const T* value, const uint8_t* places, int64_t ps, int kw,
+                               int64_t n, T* dx) {
+    int64_t k = 0;
+    for (; k + 4 * N <= n; k += 4 * N) unfold_vec<K, 4>(way, value + k, places + k, ps, kw, dx + k);
+    for (; k < n; k += N) {
+      if (k + N > n) k = n - N;
+      unfold_vec<K, 1>(way, value + k, places + k, ps, kw, dx + k);
+    }
+  }
+  // Row h of dx; dy and index: its image. value, places: `folded` elements; the places are kNone
+  // where no window begins.
+  static __attribute__((noinline)) void fold_row(const Geometry& g, Way way, const T* dy,
+                                                 const uint8_t* index, int64_t h, T* value,
+                                                 uint8_t* places, T* dx) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, row = p.ow * c, ps = p.dw * c, before = (p.kw - 1) * p.dw;
+    const Holders y(g.y, h);
+    const int kw = (int)p.kw;
+    dy += g.y.lo[h] * row;
+    index += g.y.lo[h] * row;
+    const int64_t windows = p.sw == 1 ? p.ow : 1;
+    for (int64_t j = 0; j < p.ow; j += windows) {
+      const int64_t at = (g.x.start[j] + before) * c;
+      fold_run(y, kw, row, dy + j * c, index + j * c, windows * c, value + at, places + at);
+    }
+    if (kw == 3)
+      unfold<3>(way, value, places, ps, 3, p.w * c, dx);
+    else
+      unfold<0>(way, value, places, ps, kw, p.w * c, dx);
+  }
+
   template <class IX>
   static void collect_row(const Geometry& g, Way way, int64_t run_begin, int64_t run_end,
                           const T* dy, const IX* index, int64_t h, T* dx, bool skip = false) {
@@ -810,13 +929,16 @@ struct Backward : Lanes<T> {
     Spread spread;
     Pattern pattern;
     bool blocks = false, patterns = false;
-    if (few) {
-      if (tiled) {
-        block.init(g);
-        blocks = spread.init(p, block);
-      }
-      if (!blocks && (end - begin) * p.c < N) patterns = pattern.init(g);
-      if (MAX && !blocks && !(patterns && sizeof(IX) == 1) && (end - begin) * p.c < N) {
+    if (few && tiled) {
+      block.init(g);
+      blocks = spread.init(p, block);
+    }
+    // windows of three rows and more go row by row of dx: stores to so many rows in turn are slow
+    const bool tiles = tiled && (few ? blocks : p.kh < 3);
+    const bool folding = MAX && !tiles && folds(p);
+    if (few && !tiles && (end - begin) * p.c < N) {
+      patterns = pattern.init(g);
+      if (MAX && !(patterns && sizeof(IX) == 1)) {
         for (int64_t t = ctx->tid; t < p.n; t += ctx->nt)
           few_sample(g, dy + t * p.oh * row, index + t * p.oh * row, dx + t * image);
         return;
@@ -824,31 +946,39 @@ struct Backward : Lanes<T> {
     }
     // maxima that read three rows of x at a time are slower when dx takes room from it
     const bool keeps = !few && (!MAX || (tiled && p.kh == 2)) && near(p, MAX);
-    Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx, p.c * sizeof(T), keeps);
+    Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx,
+                     (folding ? p.w : 1) * p.c * (int64_t)sizeof(T), keeps);
     // nothing to read: then stores are faster, as far as a cache shared by the cores may take them
     if (way == kPast && p.oh * p.ow * 16 < p.h * p.w &&
         p.n * image * (int64_t)sizeof(T) / 8 < ctx->stream)
       way = kOwn;
-    // windows of three rows and more go row by row of dx: stores to so many rows in turn are slow
-    if (tiled && (few ? blocks : p.kh < 3)) {
+    if (tiles) {
       each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
         tile_row<MAX>(g, &block, blocks ? &spread : nullptr, way, same, dy + r * row,
                       (const uint8_t*)index + (MAX ? r * row : 0), dx + r / p.oh * image, r % p.oh);
       });
+    } else if (folding) {
+      const int64_t line = p.w * p.c, room = folded(p);
+      T* value = (T*)(g.room + ctx->tid * room * (int64_t)(sizeof(T) + 1));
+      uint8_t* places = (uint8_t*)(value + room);
+      memset(places, kNone, (size_t)room);
+      each_row(p.n * p.h, line * (int64_t)sizeof(T), ctx, [&](int64_t r) {
+        const int64_t from = r / p.h * p.oh * row;
+        fold_row(g, way, dy + from, (const uint8_t*)index + from, r % p.h, value, places,
+                 dx + r * line);
+      });
     } else if (MAX && sizeof(IX) == 1 && !patterns && walks(p, begin, end)) {
-      each_block(
-          p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), ctx, [&](int64_t r, int64_t count) {
-            const int64_t from = r / p.h * p.oh * row, h = r % p.h;
-            T* to = dx + r * p.w * p.c;
-            const uint8_t* ix = (const uint8_t*)index + from;
-            const bool wide = p.c >= kStrip * N;  // then columns at the edges pass likewise
-            for (int64_t w = wide ? 0 : begin, e; w < (wide ? p.w : end); w = e) {
-              e = w == begin ? end : w + 1;
-              collect_block(g, way, w, e, dy + from, ix, h, count, to);
-            }
-            for (int64_t k = 0; k < count && !wide; ++k)
-              collect_row(g, way, begin, end, dy + from, ix, h + k, to + k * p.w * p.c, true);
-          });
+      const int64_t bytes = p.w * p.c * (int64_t)sizeof(T);
+      each_block(p.n * p.h, p.h, bytes, bytes % 4096 ? kDeep : kDeep / 2, ctx,
+                 [&](int64_t r, int64_t count) {
+                   const int64_t from = r / p.h * p.oh * row, h = r % p.h;
+                   T* to = dx + r * p.w * p.c;
+                   const uint8_t* ix = (const uint8_t*)index + from;
+                   collect_block(g, way, begin, end, dy + from, ix, h, count, to);
+                   for (int64_t k = 0; k < count; ++k)
+                     collect_row(g, way, begin, end, dy + from, ix, h + k, to + k * p.w * p.c,
+                                 true);
+                 });
     } else {
       T* sums = (T*)g.room + ctx->tid * sums_of(p);
       int64_t before = -1;  // whose sums these are
@@ -876,15 +1006,22 @@ struct Backward : Lanes<T> {
     }
     if (way == kPast) write_fence();
   }
-  // Averages: a member keeps a row of sums; there are not so many tasks that these get large.
-  static void avg_plan(const void* params, Plan* out) {
-    plan(params, out);
-    const PoolParams& p = *(const PoolParams*)params;
-    int64_t row = sums_of(p) * (int64_t)sizeof(T), most = ((int64_t)128 << 20) / row;
+  // A member keeps a row of sums; there are not so many tasks that these get large.
+  static void member_plan(const PoolParams& p, int64_t row, Plan* out) {
+    plan(&p, out);
+    int64_t most = ((int64_t)128 << 20) / row;
     if (most > 64) most = 64;
     if (most < 1) most = 1;
     if (out->tasks > most) out->tasks = most;
     out->scratch += (size_t)(out->tasks * row);
+  }
+  static void avg_plan(const void* params, Plan* out) {
+    const PoolParams& p = *(const PoolParams*)params;
+    member_plan(p, sums_of(p) * (int64_t)sizeof(T), out);
+  }
+  static void max_plan(const void* params, Plan* out) {
+    const PoolParams& p = *(const PoolParams*)params;
+    member_plan(p, folded(p) * (int64_t)(sizeof(T) + 1), out);
   }
   static void max_backward(const void* params, void* const* buf, const Ctx* ctx) {
     Geometry g;
@@ -904,8 +1041,8 @@ struct Backward : Lanes<T> {
 };
 
 const KernelEntry entries[] = {
-    {"max_pool_backward", kF32, Backward<float>::max_backward, plan},
-    {"max_pool_backward", kF64, Backward<double>::max_backward, plan},
+    {"max_pool_backward", kF32, Backward<float>::max_backward, Backward<float>::max_plan},
+    {"max_pool_backward", kF64, Backward<double>::max_backward, Backward<double>::max_plan},
     {"avg_pool_backward", kF32, Backward<float>::avg_backward, Backward<float>::avg_plan},
     {"avg_pool_backward", kF64, Backward<double>::avg_backward, Backward<double>::avg_plan},
 };

@@ -6,11 +6,12 @@
 // over 3 columns at stride 1 keep the sums of the last two columns in registers, 3 loads a vector
 // in place of 9. Maxima of 3 x 3 windows at stride 1 walk down the rows of x with those of three
 // columns of the last two rows in registers: 3 loads and 4 comparisons a vector in place of 9
-// and 8.
+// and 8. Larger windows that overlap, and all that overlap of few channels, go row by row of x:
+// kw + kh comparisons in place of kw kh.
 //
-// With few channels (less than half a vector) a vector holds a block of whole neighbouring pixels
-// of y; the pixels of a tap come from two vectors of x by one permutation, which is the same for
-// all blocks. What does not fit (steps of more than two pixels, edges) is gathered.
+// With few channels (less than a vector) a vector holds a block of whole neighbouring pixels of y;
+// the pixels of a tap come from two vectors of x by one permutation, which is the same for all
+// blocks. Averages that do not fit (steps of more than two pixels, edges) are gathered.
 #include "pool/windows.h"
 
 namespace gs {
@@ -25,7 +26,6 @@ struct Forward : Lanes<T> {
   using Lanes<T>::N;
   using Lanes<T>::kFew;
   using typename Lanes<T>::Block;
-  using typename Lanes<T>::Cut;
   using Lanes<T>::pick;
   using Lanes<T>::over;
   using Lanes<T>::divisor;
@@ -35,6 +35,7 @@ struct Forward : Lanes<T> {
   using Lanes<T>::each_row;
   using Lanes<T>::each_block;
   using Lanes<T>::kStrip;
+  using Lanes<T>::kDeep;
   using Lanes<T>::walks;
   using Lanes<T>::bytes_in;
   using Lanes<T>::inside;
@@ -290,17 +291,18 @@ struct Forward : Lanes<T> {
                      ix ? ix + r * row : ix);
     }
   }
-  // one row of y; begin .. end: columns whose windows lie inside the rows of x; skip: not those
+  // Columns from .. to of row i of y, which begins at y; begin .. end: columns whose windows lie
+  // inside the rows of x.
   template <int K, class IX>
   static void max_row(const Geometry& g, Way way, int64_t begin, int64_t end, const T* x, int64_t i,
-                      T* y, IX* index, bool skip = false) {
+                      T* y, IX* index, int64_t from, int64_t to) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c, ls = p.dh * line, ps = p.dw * p.c;
     int a0 = g.y.first[i], a1 = g.y.last[i];
     T low = p.relu ? (T)0 : -(T)__builtin_inf();
     int none = p.relu ? (int)(p.kh * p.kw) : 0;
     const bool whole = K && a0 == 0 && a1 == K;
-    for (int64_t j = 0; j < p.ow; ++j) {
+    for (int64_t j = from; j < to; ++j) {
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * p.c;
       T* out = y + j * p.c;
@@ -309,7 +311,6 @@ struct Forward : Lanes<T> {
       if (j == begin && begin < end && (whole || p.sw == 1)) {
         (p.sw == 1 ? c : windows) *= end - begin;
         j = end - 1;
-        if (skip) continue;
       }
       if (a0 == a1 || b0 == b1) {
         // every tap of a dilated window fell into the padding: no maximum, a tap that is none
@@ -327,6 +328,317 @@ struct Forward : Lanes<T> {
         max_whole<K>(q, windows, p.sw * p.c, c, ls, ps, low, none, way, out, ix);
       } else
         max_window(q, c, ls, ps, a0, a1, b0, b1, p.kw, low, none, way, out, ix);
+    }
+  }
+
+  // ---- maxima row by row: of each row of x the maxima of the windows' columns are kept, in the
+  // first cache, while windows reach into it. An element of y then costs kw + kh comparisons for
+  // kw kh.
+  struct Kept {
+    static constexpr int kRows = 16;
+    static constexpr int64_t kBytesMost = 40960, kBytesGood = 20480;
+    int rows;        // that are kept at once
+    bool few;        // a pixel is no vector: rows are taken as if -inf were around them
+    int64_t pixels;  // of y a block
+    bool whole;      // blocks begin and end where vectors of a row do
+    int64_t stride;  // of the rows that are kept, elements
+    Block block;     // windows of few channels that one vector takes, where those are not a run
+
+    // Whether windows are to be computed so.
+    GS_MEMBER bool init(const Geometry& g) {
+      const PoolParams& p = g.p;
+      const int64_t step = p.sh < p.kh ? p.sh : p.kh;
+      few = p.c < N;
+      if ((p.kh - 1) * p.dh >= kRows || p.index_bytes != 1) return false;
+      if (p.relu && (p.dh > 1 || p.dw > 1)) return false;
+      if (!few && (p.adaptive || step * (p.kw + 1) + p.kh + 1 >= p.kh * p.kw)) return false;
+      rows = (int)((p.kh - 1) * p.dh + 1);
+      const int64_t each = rows * (int64_t)(sizeof(T) + 1);
+      // blocks of whole vectors where they can be
+      pixels = p.ow;
+      while (pixels > 1 && each * room(pixels * p.c) > kBytesGood)
+        pixels = pixels > 32 ? pixels / 32 * 16 : pixels > 16 ? 16 : pixels / 2;
+      whole = pixels == p.ow || pixels * p.c % N == 0;
+      stride = room(pixels * p.c);
+      block.init(g);
+      return each * stride <= kBytesMost;
+    }
+    static GS_MEMBER int64_t room(int64_t n) { return (n + 3 * N - 1) / N * N; }
+  };
+  // The maxima of K columns, if K is not 0, else of b0 .. b1, `ps` apart, of B vectors. odd: NaN
+  // where an element is.
+  template <int K, int B>
+  static GS_MEMBER void keep_vec(const T* x, int64_t line, int64_t ps, int b0, int b1, V* odd,
+                                 T* value, uint8_t* places) {
+    V best[B];
+    P at[B];
+    if (K) b0 = 0, b1 = K;
+    x += b0 * ps;
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      __builtin_prefetch(x + line + v * N);  // the row that comes next
+      best[v] = load(x + v * N);
+      at[v] = place(b0);
+      odd[v] += best[v];
+    }
+    auto column = [&](int b) __attribute__((always_inline)) {
+      x += ps;
+      const P here = place(b);
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        const V e = load_once(x + v * N);
+        odd[v] += e;
+        reach(e, here, best[v], at[v]);
+      }
+    };
+    if (K == 3)
+      column(1), column(2);
+    else
+      for (int b = b0 + 1; b < b1; ++b) column(b);
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      store(value + v * N, best[v]);
+      store_place(places + v * N, at[v]);
+    }
+  }
+  // n >= N elements
+  template <int K>
+  static GS_MEMBER void keep_run(const T* x, int64_t line, int64_t n, int64_t ps, int b0, int b1,
+                                 V* odd, T* value, uint8_t* places) {
+    int64_t k = 0;
+    for (; k + 4 * N <= n; k += 4 * N)
+      keep_vec<K, 4>(x + k, line, ps, b0, b1, odd, value + k, places + k);
+    for (; k < n; k += N) {
+      if (k + N > n) k = n - N;
+      keep_vec<K, 1>(x + k, line, ps, b0, b1, odd, value + k, places + k);
+    }
+  }
+  // A row of y and the rows of maxima that it comes from.
+  struct Stack {
+    const T* value[Kept::kRows];         // rows a0 .. a1 of the windows
+    const uint8_t* places[Kept::kRows];  // and the columns that they came from
+    int a0, a1, kw;
+    int none;  // with ReLU: the place of a maximum that is no more than zero
+    Way way;
+  };
+  template <int K, int B>
+  static GS_MEMBER void stack_vec(const Stack& s, T* y, uint8_t* index, int64_t k, V* least,
+                                  int n = N) {
+    V best[B];
+    P at[B];
+    const int a0 = K ? 0 : s.a0, a1 = K ? K : s.a1, kw = K ? K : s.kw;
+    auto row = [&](int a) __attribute__((always_inline)) {
+      const P base = place(a * kw);
+      const T* from = s.value[a] + k;
+      const uint8_t* ix = s.places[a] + k;
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        const V e = load_once(from + v * N);
+        const P here = load_place(ix + v * N) + base;
+        if (a == a0)
+          best[v] = e, at[v] = here;
+        else
+          reach(e, here, best[v], at[v]);
+      }
+    };
+    row(a0);
+    if (K == 3)
+      row(1), row(2);
+    else
+      for (int a = a0 + 1; a < a1; ++a) row(a);
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      *least = min(*least, s.none ? abs(best[v]) : best[v]);
+      if (s.none) reach(V{}, place(s.none), best[v], at[v]);
+      if (n < N) {
+        uint8_t places[N];
+        store_n(y + k, best[v], n);
+        store_place(places, at[v]);
+        if (index) memcpy(index + k, places, (size_t)n);
+        continue;
+      }
+      put<true>(s.way, y + k + v * N, best[v], N);
+      if (index) store_place(index + k + v * N, at[v]);
+    }
+  }
+  // n elements of y. Whether that went well: not where a maximum is -inf, which may be that of the
+  // padding, or, with ReLU, zero, whose sign is the first tap's.
+  static __attribute__((noinline)) bool stack(const Stack& all, T* y, uint8_t* index, int64_t n) {
+    const Stack s = all;  // which no store of bytes can change
+    const V inf = set1((T)__builtin_inf()), nan = set1((T)__builtin_nan(""));
+    V least = inf;
+    int64_t k = 0;
+    if (s.a0 == 0 && s.a1 == 3 && s.kw == 3)
+      for (; k + 4 * N <= n; k += 4 * N) stack_vec<3, 4>(s, y, index, k, &least);
+    else
+      for (; k + 4 * N <= n; k += 4 * N) stack_vec<0, 4>(s, y, index, k, &least);
+    if (n < N) {
+      stack_vec<0, 1>(s, y, index, 0, &least, (int)n);
+      least = iota<T>() < set1((S)n) ? least : inf;
+    }
+    for (; k < n && n >= N; k += N) {
+      if (k + N > n) k = n - N;
+      stack_vec<0, 1>(s, y, index, k, &least);
+    }
+    return !any_nan(least > (s.none ? V{} : -inf) ? V{} : nan);
+  }
+  // Columns from .. to of a row of x. Whether that went well: not where there is a NaN.
+  static __attribute__((noinline)) bool keep_row(const Geometry& g, const T* x, int64_t from,
+                                                 int64_t to, T* value, uint8_t* places) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, ps = p.dw * c;
+    V odd[4] = {};
+    bool well = true;
+    for (int64_t j = from, e; j < to; j = e) {
+      const int b0 = g.x.first[j], b1 = g.x.last[j];
+      e = j + 1;
+      if (p.sw == 1)
+        while (e < to && g.x.first[e] == b0 && g.x.last[e] == b1) ++e;
+      const T* q = x + g.x.start[j] * c;
+      const int64_t k = (j - from) * c;
+      if (b0 == b1)
+        well = false;  // every tap of a dilated window fell into the padding
+      else if (b0 == 0 && b1 == 3)
+        keep_run<3>(q, p.w * c, (e - j) * c, ps, b0, b1, odd, value + k, places + k);
+      else
+        keep_run<0>(q, p.w * c, (e - j) * c, ps, b0, b1, odd, value + k, places + k);
+    }
+    return well && !any_nan((odd[0] + odd[1]) + (odd[2] + odd[3]));
+  }
+  // N elements of a row of x from `from` on, -inf where that is outside; end: its length
+  static GS_MEMBER V lanes(const T* x, int64_t from, int64_t end) {
+    const V low = set1(-(T)__builtin_inf());
+    int64_t e = end - from < N ? end - from : N, b = from < 0 ? -from : 0;
+    if (b >= e) return low;
+#if defined(__AVX512F__)
+    const uint32_t m = ((1u << e) - 1) & ~((1u << b) - 1);
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_mask_loadu_ps((__m512)low, (__mmask16)m, x + from);
+    else
+      return (V)_mm512_mask_loadu_pd((__m512d)low, (__mmask8)m, x + from);
+#else
+    T v[N];
+    store(v, low);
+    for (; b < e; ++b) v[b] = x[from + b];
+    return load(v);
+#endif
+  }
+  // One vector as by keep_vec, from `from` on, at an end of the row.
+  static __attribute__((noinline)) void keep_end(const T* x, int64_t from, int64_t end, int64_t ps,
+                                                 int kw, V* odd, T* value, uint8_t* places) {
+    V best = lanes(x, from, end);
+    P at = place(0);
+    *odd += best;
+    for (int b = 1; b < kw; ++b) {
+      const V e = lanes(x, from + b * ps, end);
+      *odd += e;
+      reach(e, place(b), best, at);
+    }
+    store(value, best);
+    store_place(places, at);
+  }
+  // The same for few channels, where vectors may begin and end anywhere in the row.
+  static __attribute__((noinline)) bool keep_few(const Geometry& g, const Kept& kept, const T* x,
+                                                 int64_t from, int64_t to, T* value,
+                                                 uint8_t* places) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, ps = p.dw * c, n = (to - from) * c, line = p.w * c;
+    const int64_t wide = (p.kw - 1) * ps + N;
+    const int kw = (int)p.kw;
+    int64_t q = g.x.start[from] * c, k = 0;
+    V odd[4] = {};
+    if (p.sw == 1 && !p.adaptive) {
+      const int64_t most = line - wide + N - q, end = most < n ? most : n;
+      while (k < n) {
+        if (q + k < 0 || k + N > end) {
+          keep_end(x, q + k, line, ps, kw, odd, value + k, places + k);
+          k += N;
+          continue;
+        }
+        if (kw == 3)
+          keep_run<3>(x + q + k, line, end - k, ps, 0, 3, odd, value + k, places + k);
+        else
+          keep_run<0>(x + q + k, line, end - k, ps, 0, kw, odd, value + k, places + k);
+        k = end;
+      }
+    } else if (kept.block.pixels > 1 && !p.adaptive) {
+      const int64_t lanes_ = kept.block.lanes, step = kept.block.pixels * p.sw * c;
+      auto blocks = [&](int cols) __attribute__((always_inline)) {
+        I at[3];
+#pragma GCC unroll 3
+        for (int b = 0; b < 3; ++b) at[b] = kept.block.at + set1((S)(b * ps));
+        for (; k < n; k += lanes_, q += step) {
+          const bool all = q >= 0 && q + 2 * N <= line;
+          const V left = all ? load(x + q) : lanes(x, q, line);
+          const V right = all ? load(x + q + N) : lanes(x, q + N, line);
+          note(left, right, odd);
+          V h = pick(left, right, at[0]);
+          P from = place(0);
+#pragma GCC unroll 3
+          for (int b = 1; b < cols; ++b)
+            reach(pick(left, right, b < 3 ? at[b] : at[0] + set1((S)(b * ps))), place(b), h, from);
+          store(value + k, h);
+          store_place(places + k, from);
+        }
+      };
+      if (kw == 3)
+        blocks(3);
+      else
+        blocks(kw);
+    } else {
+      for (int64_t j = from; j < to; ++j, k += c) {
+        const int most = p.adaptive ? g.x.last[j] : kw;
+        q = g.x.start[j] * c;
+        if (q >= 0 && q + (most - 1) * ps + N <= line)
+          keep_vec<0, 1>(x + q, line, ps, 0, most, odd, value + k, places + k);
+        else
+          keep_end(x, q, line, ps, most, odd, value + k, places + k);
+      }
+    }
+    return !any_nan((odd[0] + odd[1]) + (odd[2] + odd[3]));
+  }
+  // Rows i .. i + count - 1 of y of an image.
+  static __attribute__((noinline)) void max_rows(const Geometry& g, const Kept& kept, Way way,
+                                                 const T* x, int64_t i, int64_t count, T* y,
+                                                 uint8_t* index) {
+    const PoolParams& p = g.p;
+    const int64_t line = p.w * p.c, row = p.ow * p.c;
+    alignas(64) char keep[Kept::kBytesMost];
+    T* values = (T*)keep;
+    uint8_t* places = (uint8_t*)(values + kept.rows * kept.stride);
+    Stack s;
+    s.kw = (int)p.kw;
+    s.none = p.relu ? (int)(p.kh * p.kw) : 0;
+    s.way = way;
+    for (int64_t from = 0, to; from < p.ow; from = to) {
+      to = from + kept.pixels < p.ow ? from + kept.pixels : p.ow;
+      bool well[Kept::kRows];
+      int64_t next = 0;
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t start = g.y.start[i + k], a0 = g.y.first[i + k], a1 = g.y.last[i + k];
+        T* out = y + k * row;
+        uint8_t* ix = index ? index + k * row : index;
+        if (next < start) next = start;
+        for (; next <= start + (a1 - 1) * p.dh; ++next) {
+          const int64_t slot = (uint32_t)next % (uint32_t)kept.rows;
+          T* value = values + slot * kept.stride;
+          uint8_t* at = places + slot * kept.stride;
+          const T* r = x + next * line;
+          well[slot] = kept.few ? keep_few(g, kept, r, from, to, value, at)
+                                : keep_row(g, r, from, to, value, at);
+        }
+        s.a0 = (int)a0;
+        s.a1 = (int)a1;
+        bool fine = a0 < a1;
+        for (int64_t t = a0; t < a1; ++t) {
+          const int64_t slot = (uint32_t)(start + t * p.dh) % (uint32_t)kept.rows;
+          s.value[t] = values + slot * kept.stride;
+          s.places[t] = places + slot * kept.stride;
+          fine = fine && well[slot];
+        }
+        if (!fine || !stack(s, out + from * p.c, ix ? ix + from * p.c : ix, (to - from) * p.c))
+          max_row<0>(g, kPlain, 0, 0, x, i + k, out, ix, from, to);
+      }
     }
   }
 
@@ -467,10 +779,9 @@ struct Forward : Lanes<T> {
     for (int i = 0; i < N; ++i) v[i] = p[o[i]];
     return load(v);
   }
-  // columns from .. to of row i of y, gathered; x, y, index: their image, row
-  template <bool MAX, class IX>
+  // averages of columns from .. to of row i of y, gathered; x, y: their image, row
   static __attribute__((noinline)) void few_gather(const Geometry& g, const T* x, int64_t i, T* y,
-                                                   IX* index, int64_t from, int64_t to) {
+                                                   int64_t from, int64_t to) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c;
     for (int64_t j = from * p.c; j < to * p.c; j += N) {
@@ -483,39 +794,24 @@ struct Forward : Lanes<T> {
         wide[l] = p.include_pad ? g.x.size[o] : g.x.last[o] - g.x.first[o];
         if (++k == p.c) k = 0, ++o;
       }
-      V best = set1(MAX ? -(T)__builtin_inf() : (T)0);
-      I at = first + set1((S)(g.y.first[i] * p.kw)), none = set1((S)(p.kh * p.kw));
-      at = first < last ? at : none;
-      if (g.y.first[i] == g.y.last[i]) at = none;
+      V all = {};
       for (int a = g.y.first[i]; a < g.y.last[i]; ++a) {
         const T* q = x + (g.y.start[i] + a * p.dh) * line;
         V sum = {};
         for (int b = 0; b < p.kw; ++b) {
           I tap = set1((S)b), in = (tap >= first) & (tap < last);
           I off = (start + set1((S)(b * p.dw * p.c))) & in;
-          V v = gather(q, off);
-          if (MAX) {
-            if (p.relu) v = max(V{}, v);
-            I m = ((v > best) | (v != v)) & in;
-            best = m ? v : best;
-            at = m ? set1((S)(a * p.kw + b)) : at;
-          } else {
-            sum += in ? v : V{};
-          }
+          sum += in ? gather(q, off) : V{};
         }
-        if (!MAX) best += sum;
+        all += sum;
       }
-      if (!MAX) {
-        if (p.divisor != 0) {
-          best /= set1((T)p.divisor);
-        } else {
-          T high = (T)(p.include_pad ? g.y.size[i] : g.y.last[i] - g.y.first[i]);
-          best /= __builtin_convertvector(wide, V) * set1(high);
-        }
+      if (p.divisor != 0) {
+        all /= set1((T)p.divisor);
+      } else {
+        T high = (T)(p.include_pad ? g.y.size[i] : g.y.last[i] - g.y.first[i]);
+        all /= __builtin_convertvector(wide, V) * set1(high);
       }
-      store_n(y + j, best, n);
-      if (MAX && p.relu) at = best <= V{} ? none : at;
-      if (MAX && index) put_index<T, false>(index + j, at, n);
+      store_n(y + j, all, n);
     }
   }
 
@@ -600,39 +896,10 @@ struct Forward : Lanes<T> {
       }
     }
   }
-  // The maxima of a block at an end of row i; x: its image, limit: the end of all
-  template <class IX>
-  static __attribute__((noinline)) void few_cut(const Geometry& g, const Cut& cut, int n,
-                                                const T* x, const T* limit, int64_t i, T* y,
-                                                IX* index) {
-    const PoolParams& p = g.p;
-    const int64_t line = p.w * p.c;
-    const int a0 = g.y.first[i], a1 = g.y.last[i];
-    V best = set1(-(T)__builtin_inf());
-    I tap = cut.first + set1((S)(a0 * p.kw));
-    for (int a = a0; a < a1; ++a) {
-      const T* r = x + (g.y.start[i] + a * p.dh) * line + cut.from * p.c;
-      const int64_t room = limit - r;
-      const V left = load_n(r, room < N ? (int)room : N);
-      const V right = load_n(r + N, room <= N ? 0 : room < 2 * N ? (int)(room - N) : N);
-      for (int b = 0; b < p.kw; ++b) {
-        const I here = set1((S)b), in = (here >= cut.first) & (here < cut.last);
-        V v = pick(left, right, (cut.at + set1((S)(b * p.dw * p.c))) & set1((S)(2 * N - 1)));
-        if (p.relu) v = max(V{}, v);
-        const I m = ((v > best) | (v != v)) & in;
-        best = m ? v : best;
-        tap = m ? set1((S)(a * p.kw + b)) : tap;
-      }
-    }
-    if (p.relu) tap = best <= V{} ? set1((S)(p.kh * p.kw)) : tap;
-    store_n(y + cut.j * p.c, best, n);
-    if (index) put_index<T, false>(index + cut.j * p.c, tap, n);
-  }
-  // One row of y; limit: the end of x.
+  // One row of y; limit: the end of x. Maxima: of windows that all lie inside.
   template <bool MAX, class IX>
-  static __attribute__((noinline)) void few_row(const Geometry& g, const Block& block,
-                                                const Cut* cuts, const T* x, const T* limit,
-                                                int64_t i, T* y, IX* index) {
+  static __attribute__((noinline)) void few_row(const Geometry& g, const Block& block, const T* x,
+                                                const T* limit, int64_t i, T* y, IX* index) {
     const PoolParams& p = g.p;
     const int64_t line = p.w * p.c, c = p.c, step = p.dw * c;
     const int a0 = g.y.first[i], a1 = g.y.last[i], kw = (int)p.kw, n = block.lanes;
@@ -644,10 +911,7 @@ struct Forward : Lanes<T> {
                         ? (T)p.divisor
                         : (T)(p.include_pad ? g.x.size[block.begin] : (int32_t)kw) * high;
       const T inv = 1 / div;
-      if (MAX && j && cuts[0].is)
-        few_cut(g, cuts[0], n, x, limit, i, y, index);
-      else if (j)
-        few_gather<MAX>(g, x, i, y, index, 0, j);
+      if (!MAX && j) few_gather(g, x, i, y, 0, j);
       // two vectors that may end behind x
       auto two = [=](const T* r, V* l, V* m) __attribute__((always_inline)) {
         const int64_t n = limit - r;
@@ -739,10 +1003,7 @@ struct Forward : Lanes<T> {
       }
       if (!done) done = block.begin;
     }
-    if (MAX && done && done < p.ow && cuts[1].is && a0 < a1)
-      few_cut(g, cuts[1], n, x, limit, i, y, index);
-    else if (done < p.ow)
-      few_gather<MAX>(g, x, i, y, index, done, p.ow);
+    if (!MAX && done < p.ow) few_gather(g, x, i, y, done, p.ow);
   }
 
   // How windows are computed: vectors over the channels of one or, at stride 1, of all of columns
@@ -769,44 +1030,56 @@ struct Forward : Lanes<T> {
     const Kind kind = kind_of(g, &begin, &end);
     const Way way =
         way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
-    Block block;
-    Cut cuts[2];
-    if (kind == kBlocks) {
-      block.init(g);
-      for (int k = 0; k < 2; ++k) cuts[k].init(g, block, k == 1);
-    }
-    if constexpr (sizeof(IX) == 1)
-      if (kind == kChannels && walks(p, begin, end) && !p.relu) {
-        each_block(p.n * p.oh, p.oh, bytes_in(p), ctx, [&](int64_t r, int64_t count) {
-          const T* from = x + r / p.oh * image;
-          uint8_t* ix = index ? index + r * row : index;
-          const bool wide =
-              p.c >= kStrip * N && p.w > 1;  // then columns at the edges pass likewise
-          for (int64_t j = wide ? 0 : begin, e; j < (wide ? p.ow : end); j = e) {
-            e = j == begin ? end : j + 1;
-            max_block(g, j, e, from, r % p.oh, count, way, y + r * row, ix);
-          }
-          for (int64_t k = 0; k < count && !wide; ++k)
-            max_row<0>(g, way, begin, end, from, r % p.oh + k, y + (r + k) * row,
-                       ix ? ix + k * row : ix, true);
-        });
+    if constexpr (sizeof(IX) == 1) {
+      if (p.c >= kStrip * N && p.c % N == 0 && p.w > 1 && walks(p, begin, end) && !p.relu) {
+        each_block(p.n * p.oh, p.oh, bytes_in(p), bytes_in(p) % 4096 ? kDeep : kDeep / 2, ctx,
+                   [&](int64_t r, int64_t count) {
+                     const T* from = x + r / p.oh * image;
+                     uint8_t* ix = index ? index + r * row : index;
+                     for (int64_t j = 0, e; j < p.ow; j = e) {
+                       e = j == begin ? end : j + 1;
+                       max_block(g, j, e, from, r % p.oh, count, way, y + r * row, ix);
+                     }
+                   });
         if (way == kPast) write_fence();
         return;
       }
+      Kept kept;
+      // windows of few channels that do not overlap are faster one by one
+      if (kind == kBlocks && p.kh <= p.sh && p.dh == 1 && p.ph == 0 && p.oh * p.sh <= p.h) {
+        Block block;
+        block.init(g);
+        if (block.begin == 0 && block.end == p.ow && block.pixels > 1) {
+          each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
+            few_row<true>(g, block, x + r / p.oh * image, x + p.n * image, r % p.oh, y + r * row,
+                          index ? index + r * row : index);
+          });
+          return;
+        }
+      }
+      if (kind != kWide && kept.init(g)) {
+        const Way flat = way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y,
+                                (kept.whole ? row : 1) * (int64_t)sizeof(T));
+        each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
+          max_rows(g, kept, flat, x + r / p.oh * image, r % p.oh, count, y + r * row,
+                   index ? index + r * row : index);
+        });
+        if (flat == kPast) write_fence();
+        return;
+      }
+    }
     each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
       const T* from = x + r / p.oh * image;
       const int64_t i = r % p.oh;
       IX* ix = index ? index + r * row : index;
       if (kind == kWide)
         few_wide<true>(g, from, i, y + r * row, ix);
-      else if (kind == kBlocks)
-        few_row<true>(g, block, cuts, from, x + p.n * image, i, y + r * row, ix);
       else if (dense && p.kh == 2 && p.kw == 2)
-        max_row<2>(g, way, begin, end, from, i, y + r * row, ix);
+        max_row<2>(g, way, begin, end, from, i, y + r * row, ix, 0, p.ow);
       else if (dense && p.kh == 3 && p.kw == 3)
-        max_row<3>(g, way, begin, end, from, i, y + r * row, ix);
+        max_row<3>(g, way, begin, end, from, i, y + r * row, ix, 0, p.ow);
       else
-        max_row<0>(g, way, begin, end, from, i, y + r * row, ix);
+        max_row<0>(g, way, begin, end, from, i, y + r * row, ix, 0, p.ow);
     });
     if (way == kPast) write_fence();
   }
@@ -840,7 +1113,7 @@ struct Forward : Lanes<T> {
       if (kind == kWide)
         few_wide<false, uint8_t>(g, from, i, to, nullptr);
       else if (kind == kBlocks)
-        few_row<false, uint8_t>(g, block, nullptr, from, x + p.n * image, i, to, nullptr);
+        few_row<false, uint8_t>(g, block, from, x + p.n * image, i, to, nullptr);
       else if (slides(p) && p.c >= N)
         avg_slide_row(g, way, same, from, i, to);
       else if (p.kh == 2 && p.kw == 2)

@@ -125,6 +125,17 @@ GS_INLINE void put(Way way, T* p, typename simd<T>::V v, int n) {
     store_n(p, v, n);
 }
 
+// A load by itself: one that GCC makes part of a masked instruction waits for the mask, and several
+// uses may load again.
+template <class T>
+GS_INLINE typename simd<T>::V load_once(const T* p) {
+  typename simd<T>::V v = load(p);
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 template <class T, bool FULL>
 GS_INLINE typename simd<T>::I get_index(const uint8_t* p, int n) {
   return load_taps<T, FULL>(p, n);
@@ -331,35 +342,6 @@ struct Lanes {
       memcpy(&at, a, sizeof at);
     }
   };
-  // A block at an end of the row, some of whose windows are cut off: its first pixel and that of x
-  // that its vectors begin with, the lanes of its first taps, and each lane's taps inside.
-  struct Cut {
-    bool is;
-    int64_t j, from;
-    I at, first, last;
-
-    GS_MEMBER void init(const Geometry& g, const Block& block, bool right) {
-      const PoolParams& p = g.p;
-      const int c = (int)p.c;
-      const int64_t whole = right ? p.ow - block.end : block.begin;
-      is = block.pixels > 0 && block.begin < block.end && whole > 0 && whole <= block.pixels &&
-           p.ow >= block.pixels;
-      if (!is) return;
-      j = right ? p.ow - block.pixels : 0;
-      from = g.x.start[j] > 0 ? g.x.start[j] : 0;
-      S a[N], f[N], e[N];
-      for (int l = 0; l < N; ++l) {
-        const int64_t o = j + (l < block.lanes ? l / c : 0);
-        a[l] = (S)((g.x.start[o] - from) * c + l % c);
-        f[l] = g.x.first[o];
-        e[l] = g.x.last[o];
-        is = is && f[l] < e[l];
-      }
-      memcpy(&at, a, sizeof a);
-      memcpy(&first, f, sizeof f);
-      memcpy(&last, e, sizeof e);
-    }
-  };
   // Runs of neighbouring rows, so that lines asked for ahead are mostly one's own.
   template <class F>
   static GS_MEMBER void each_row(int64_t rows, int64_t bytes, const Ctx* ctx, F f) {
@@ -367,12 +349,10 @@ struct Lanes {
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (; r < rows && r < end; ++r) f(r);
   }
-  // The same, at most kDeep rows of one image of `h` a call: f(first, count). Half as many where
-  // rows lie whole pages apart: those share the ways of a few sets of the first cache.
-  static constexpr int64_t kDeep = 16;
+  // The same, at most `deep` rows of one image of `h` a call: f(first, count).
   template <class F>
-  static GS_MEMBER void each_block(int64_t rows, int64_t h, int64_t bytes, const Ctx* ctx, F f) {
-    const int64_t deep = bytes % 4096 == 0 ? kDeep / 2 : kDeep;
+  static GS_MEMBER void each_block(int64_t rows, int64_t h, int64_t bytes, int64_t deep,
+                                   const Ctx* ctx, F f) {
     int64_t per = rows_per_task(rows, bytes), tasks = (rows + per - 1) / per, n;
     int64_t r = tasks * ctx->tid / ctx->nt * per, end = tasks * (ctx->tid + 1) / ctx->nt * per;
     for (end = end < rows ? end : rows; r < end; r += n) {
@@ -382,7 +362,9 @@ struct Lanes {
     }
   }
   // Vectors side by side that walk down the rows of a block with what they know of two rows in
-  // registers, and whether windows are such that this is done.
+  // registers, and whether windows are such that this is done; kDeep: rows of a block. Half as many
+  // where rows lie whole pages apart: those share the ways of a few sets of the first cache.
+  static constexpr int64_t kDeep = 16;
   static constexpr int kStrip = GS_VBYTES == 64 ? 2 : 1;
   static GS_MEMBER bool walks(const PoolParams& p, int64_t begin, int64_t end) {
     return !p.adaptive && p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 &&
