@@ -51,6 +51,7 @@ struct TileArgs {
   int tail;                // lanes of the last vector that exist
   bool load;               // continue sums that lie in out
   bool relu;
+  int64_t sum;   // 0, or from out to what is added
   int64_t gate;  // 0, or from out to the output of a ReLU: where that is not positive, zeros
 };
 
@@ -94,6 +95,9 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
   if (a.gate)
     for (int m = 0; m < MR; ++m)
       for (int v = 0; v < NV; ++v) __builtin_prefetch(a.out[m] + a.gate + v * N, 0, 2);
+  if (a.sum)
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(a.out[m] + a.sum + v * N, 0, 2);
   if (a.load) {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -154,6 +158,15 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[m][v] = max(V{}, acc[m][v]);
+    }
+  }
+  if (a.sum) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      const T* s = a.out[m] + a.sum;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        acc[m][v] += v < NV - 1 ? load(s + v * N) : load_n(s + v * N, a.tail);
     }
   }
   if (a.gate) {
@@ -407,7 +420,7 @@ struct Walk {
 template <class T, int MR, int NV>
 void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t images, const T* x,
            const T* wp, const T* zeros, const T* bias, T* y, int64_t m0, int64_t m1, int tail,
-           bool relu, int64_t gate) {
+           bool relu, int64_t sum, int64_t gate) {
   constexpr int N = simd<T>::N;
   uintptr_t table[kMaxRuns * (1 + MR)];
   T* out[MR];
@@ -425,6 +438,7 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
   a.tail = tail;
   a.load = b.load;
   a.relu = relu && b.finish;
+  a.sum = b.finish ? sum : 0;
   a.gate = b.finish ? gate : 0;
   a.x_row = h.off_step * j.row;
   a.x_col = w.off_step * j.ld;
@@ -539,7 +553,7 @@ struct Direct {
   const Job& j;
   const T *x, *bias, *zeros;
   T* y;
-  int64_t gate;
+  int64_t sum, gate;
 
   // pixels [m0, m1) of one panel, all blocks of the reduction
   template <int NV>
@@ -554,7 +568,7 @@ struct Direct {
     T* yg = y + g * j.co + first * N;
     if (h.taps == 0 || w.taps == 0) {
       Block none{0, 0, 0, 0, 0, j.ci, false, true};
-      chunk<T, MR, NV>(j, h, w, none, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, gate);
+      chunk<T, MR, NV>(j, h, w, none, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, sum, gate);
       return;
     }
     int64_t si, sj, sc;
@@ -566,7 +580,8 @@ struct Direct {
                   c, min64(c + sc, j.ci),   false, false};
           b.load = i + k + c > 0;
           b.finish = b.i1 == h.taps && b.j1 == w.taps && b.c1 == j.ci;
-          chunk<T, MR, NV>(j, h, w, b, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, gate);
+          chunk<T, MR, NV>(j, h, w, b, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, sum,
+                           gate);
         }
   }
 
@@ -690,8 +705,9 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
   }
   ctx->sync();
 
-  const int64_t gate = p.gate ? (const T*)buf[4] - (const T*)buf[3] : 0;
-  Direct<T> d{p, j, x, (const T*)buf[2], zeros, (T*)buf[3], gate};
+  const int64_t sum = p.sum ? (const T*)buf[4] - (const T*)buf[3] : 0;
+  const int64_t gate = p.gate ? (const T*)buf[p.sum ? 5 : 4] - (const T*)buf[3] : 0;
+  Direct<T> d{p, j, x, (const T*)buf[2], zeros, (T*)buf[3], sum, gate};
   turn = 0;
   wp = packed;
   for (int64_t rh = 0; rh < j.phases_h; ++rh)

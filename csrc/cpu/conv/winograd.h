@@ -431,13 +431,13 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
 // dx += B dv B^T for tiles [t0, t1) in order, `channels` channels from dx's on. A pixel is stored
 // by the first tile that has it and added to by later ones, so dx needs no zeros. Tiles of the row
 // that starts at tile `first`, when it lies inside an image, put what they share with the row above
-// into seam (2, in_w, channels of x) instead; it is added to dx later. gate (like dx, may be
-// absent): the output of a ReLU, whose gradient dx is: zeros where that is not positive, set with
-// the last tile that has the pixel.
+// into seam (2, in_w, channels of x) instead; it is added to dx later. What is left to do for a
+// pixel is done with the last tile that has it: `sum` (like dx, may be absent) is added; gate (the
+// same): the output of a ReLU, whose gradient dx is: zeros where that is not positive.
 template <class T, int M>
 void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, Planes s, int64_t t0,
                           int64_t t1, Order order, int64_t first, const T* bias, T* dx, T* seam,
-                          int64_t channels, const T* gate) {
+                          int64_t channels, const T* sum, const T* gate) {
   using V = typename simd<T>::V;
   using Z = Points<T, M>;
   constexpr int N = simd<T>::N, A = M + 2;
@@ -452,7 +452,9 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
     bool whole =
         up && left && !split && row >= 0 && row + A <= p.in_h && col >= 0 && col + A <= p.in_w;
     T* o = dx + ((n * p.in_h + row) * p.in_w + col) * C;
-    int64_t pitch = p.in_w * C, apart_by = gate ? gate - dx : 0;
+    int64_t pitch = p.in_w * C;
+    const int64_t sum_at = sum ? sum - dx : 0, gate_at = gate ? gate - dx : 0;
+    const bool more = sum || gate;
     const bool last_row = ti + 1 == g.rows, last_col = tj + 1 == g.cols;
     for (int64_t c = 0; c < channels; c += N) {
       int lanes = (int)min64(N, channels - c);
@@ -490,14 +492,15 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
         }
         Z::input_adjoint(d[i]);
       }
-      if (whole && lanes == N && !(gate && (last_row || last_col))) {
+      if (whole && lanes == N && !(more && (last_row || last_col))) {
 #pragma GCC unroll 6
         for (int i = 0; i < A; ++i)
 #pragma GCC unroll 6
           for (int j = 0; j < A; ++j) {
             T* q = o + i * pitch + j * C + c;
             V r = d[i][j] + (i < 2 || j < 2 ? load(q) : b);
-            if (i < M && j < M && gate) r = load(q + apart_by) <= V{} ? V{} : r;
+            if (i < M && j < M && sum) r += load(q + sum_at);
+            if (i < M && j < M && gate) r = load(q + gate_at) <= V{} ? V{} : r;
             store(q, r);
           }
         continue;
@@ -510,7 +513,7 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
         T* line = (apart ? seam + (i * p.in_w + col) * C : o + i * pitch) + c;
         const bool add = above && !apart;
         const V start = apart ? V{} : b;
-        if (lanes == N && !gate) {
+        if (lanes == N && !more) {
           for (int j = j0; j < j1; ++j)
             store(line + j * C, d[i][j] + (add || (j < 2 && left) ? load(line + j * C) : start));
           continue;
@@ -518,8 +521,10 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
         for (int j = j0; j < j1; ++j) {
           T* q = line + j * C;
           V r = d[i][j] + (add || (j < 2 && left) ? load_n(q, lanes) : start);
-          if (gate && !apart && (i < M || last_row) && (j < M || last_col))
-            r = load_n(q + apart_by, lanes) <= V{} ? V{} : r;
+          if (!apart && (i < M || last_row) && (j < M || last_col)) {
+            if (sum) r += load_n(q + sum_at, lanes);
+            if (gate) r = load_n(q + gate_at, lanes) <= V{} ? V{} : r;
+          }
           store_n(q, r, lanes);
         }
       }

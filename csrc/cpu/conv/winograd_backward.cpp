@@ -183,6 +183,7 @@ struct Backward {
   const T *dy, *w, *bias, *x;
   T *dx, *dw, *db;
   const uint8_t* index;  // of a pool behind the convolution
+  const T* other;        // a gradient that is added to dx
   const T* gate;         // the output of a ReLU whose gradient dx is
   const T* prepared;     // the transformed filters, by tiles, or nothing
   const T* zeros;
@@ -197,6 +198,12 @@ struct Backward {
   Ahead x_ahead(int64_t t0, int64_t t1) const {
     return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1,
                         ctx->follows);
+  }
+
+  // Panel i of what tiles [t0, t1) see of an array like dx.
+  Ahead dx_ahead(const T* q, int64_t i, int64_t t0, int64_t t1) const {
+    return pixels_ahead(j.g, q + j.in.first(i) * N, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
+                        p.pad_h, t0, t1, ctx->follows);
   }
 
   void transform_dy(int64_t t0, int64_t t1, const Order& order, T* dm, Planes s, T* sum) const {
@@ -281,10 +288,16 @@ struct Backward {
             int nv = j.in.nv(i);
             int64_t c0 = j.in.first(i) * N;
             Planes q = planes(D, nv * N);
-            Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
-                                     p.pad_h, t0, t1, ctx->follows);
+            Ahead out = dx_ahead(dx, i, t0, t1), sums{}, gates{};
             out.write = true;
-            out.spread(product_steps(nv, t1 - t0, D) * (E / 2));
+            if (other) sums = dx_ahead(other, i, t0, t1);
+            if (gate && !(j.both && gate == x)) gates = dx_ahead(gate, i, t0, t1);
+            sums.then = &gates;
+            out.then = &sums;
+            const int64_t share = 1 + (sums.rows > 0) + (gates.rows > 0);
+            out.spread(product_steps(nv, t1 - t0, D) * (E / 2) / share);
+            sums.spread(product_steps(nv, t1 - t0, D) * (E / 2) / share);
+            gates.spread(product_steps(nv, t1 - t0, D) * (E / 2) / share);
             for (int e = 0; e < E; ++e) {
               const int64_t o = order.first(e, M + 2);
               if (j.both) weight(e, i, &in);
@@ -297,7 +310,7 @@ struct Backward {
             }
             input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, order, r0 * j.g.cols,
                                        bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i),
-                                       gate ? gate + c0 : gate);
+                                       other ? other + c0 : other, gate ? gate + c0 : gate);
           }
         if (j.weight && !j.both) {
           input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
@@ -320,6 +333,7 @@ struct Backward {
           for (int64_t c = ctx->tid * N; c < count; c += ctx->nt * N) {
             int n = (int)min64(N, count - c);
             V r = load_n(o + c, n) + load_n(q + c, n);
+            if (other) r += load_n(other + (o - dx) + c, n);
             if (gate) r = load_n(gate + (o - dx) + c, n) <= V{} ? V{} : r;
             store_n(o + c, r, n);
           }
@@ -346,8 +360,7 @@ struct Backward {
     next.then->spread(all / 3);
     for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
       int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
-      Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
-                               p.pad_h, first + t0, first + t1, ctx->follows);
+      Ahead out = dx_ahead(dx, i, first + t0, first + t1);
       const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, D)) * E;
       out.spread(steps * ceil_div(D, j.slice) / (next.rows ? 3 : 1));
       out.write = true;
@@ -363,10 +376,10 @@ struct Backward {
               nv, dm + k / kGroup * j.dm.group + e * j.dm.step + t0 * j.dm.ld + k % kGroup, j.dm.ld,
               t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0, &out);
       }
-      input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
-                                 Order(j.g, first + t0, first + t1),
-                                 first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
-                                 dx + c0, nullptr, lanes(i), gate ? gate + c0 : gate);
+      input_gradient_tiles<T, M>(
+          p, j.g, dv, j.dv, first + t0, first + t1, Order(j.g, first + t0, first + t1),
+          first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr, dx + c0, nullptr, lanes(i),
+          other ? other + c0 : other, gate ? gate + c0 : gate);
     }
   }
 
@@ -444,7 +457,8 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
   Job j = make_job<T, M>(p);
   char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   memset(own, 0, j.zeros);
-  const int last = 7 + (p.pool ? 1 : 0) + (p.gate ? 1 : 0);
+  const int sum = 7 + (p.pool ? 1 : 0), gate = sum + (p.sum ? 1 : 0);
+  const int last = gate + (p.gate ? 1 : 0);
   const bool made = p.prepared && prepared_ready(buf[last], p.prepared);
   Backward<T, M> b{p,
                    j,
@@ -457,7 +471,8 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    (T*)buf[5],
                    (T*)buf[6],
                    p.pool ? (const uint8_t*)buf[7] : nullptr,
-                   p.gate ? (const T*)buf[p.pool ? 8 : 7] : nullptr,
+                   p.sum ? (const T*)buf[sum] : nullptr,
+                   p.gate ? (const T*)buf[gate] : nullptr,
                    made ? (const T*)buf[last + 1] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros),
