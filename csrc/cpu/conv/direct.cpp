@@ -198,6 +198,7 @@ struct Job {
   int64_t in_h, in_w, out_h, out_w;
   int64_t phases_h, phases_w;
   bool backward, padded;
+  bool gaps;                               // backward: pixels that no tap reaches
   int64_t top, left, hp, wp;               // border of the copy
   int64_t ld, row, image, group, out_row;  // strides of the input as tiles read it
   int64_t vectors, panels, taps;
@@ -250,6 +251,7 @@ Job make_job(const ConvParams& p, bool backward) {
   for (int64_t r = 0; r < j.phases_h; ++r) {
     Axis a = axis_h(j, p, r);
     taps_h += a.taps;
+    j.gaps |= !a.taps;
     if (!a.taps || !a.out) continue;
     low_h = min64(low_h, a.first());
     high_h = max64(high_h, a.last());
@@ -257,6 +259,7 @@ Job make_job(const ConvParams& p, bool backward) {
   for (int64_t r = 0; r < j.phases_w; ++r) {
     Axis a = axis_w(j, p, r);
     taps_w += a.taps;
+    j.gaps |= !a.taps;
     if (!a.taps || !a.out) continue;
     low_w = min64(low_w, a.first());
     high_w = max64(high_w, a.last());
@@ -566,11 +569,6 @@ struct Direct {
     bool relu = p.activation == kConvRelu;
     const T* xg = x + g * j.group;
     T* yg = y + g * j.co + first * N;
-    if (h.taps == 0 || w.taps == 0) {
-      Block none{0, 0, 0, 0, 0, j.ci, false, true};
-      chunk<T, MR, NV>(j, h, w, none, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, sum, gate);
-      return;
-    }
     int64_t si, sj, sc;
     block_steps(h, w, NV, &si, &sj, &sc);
     for (int64_t i = 0; i < h.taps; i += si)
@@ -645,6 +643,38 @@ void pixels_written(const ConvParams& p, const Job& j, int64_t images, void* con
   }
 }
 
+// Rows [r0, r1) of dx (n x in_h of them), those of its pixels that no tap reaches: bias, sum and
+// gate alone. Row by row, since phase by phase would be a walk that no core foresees.
+template <class T>
+void untouched(const ConvParams& p, const Job& j, const T* bias, T* dx, int64_t sum, int64_t gate,
+               int64_t r0, int64_t r1) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const int64_t C = j.cout;
+  auto vector = [&](T* d, int64_t c, auto get) __attribute__((always_inline)) {
+    V v = bias ? get(bias + c) : V{};
+    if (p.activation == kConvRelu) v = max(V{}, v);
+    if (sum) v += get(d + sum);
+    if (gate) v = get(d + gate) <= V{} ? V{} : v;
+    return v;
+  };
+  auto pixel = [&](T* d) {
+    int64_t c = 0;
+    for (; c + N <= C; c += N)
+      store(d + c, vector(d + c, c, [](const T* q) { return load(q); }));
+    const int rest = (int)(C - c);
+    if (rest) store_n(d + c, vector(d + c, c, [=](const T* q) { return load_n(q, rest); }), rest);
+  };
+  for (int64_t r = r0; r < r1; ++r) {
+    T* row = dx + r * j.out_w * C;
+    const bool reached = axis_h(j, p, r % j.out_h % j.phases_h).taps > 0;
+    for (int64_t rw = 0; rw < (reached ? j.phases_w : 1); ++rw) {
+      if (reached && axis_w(j, p, rw).taps > 0) continue;
+      for (int64_t x = rw; x < j.out_w; x += reached ? j.phases_w : 1) pixel(row + x * C);
+    }
+  }
+}
+
 template <class T>
 void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
   constexpr int N = simd<T>::N;
@@ -703,10 +733,15 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
                  min64(r + step, rows));
     x = xp;
   }
-  ctx->sync();
-
   const int64_t sum = p.sum ? (const T*)buf[4] - (const T*)buf[3] : 0;
   const int64_t gate = p.gate ? (const T*)buf[p.sum ? 5 : 4] - (const T*)buf[3] : 0;
+  if (j.gaps) {
+    const int64_t rows = j.n * j.out_h;
+    untouched(p, j, (const T*)buf[2], (T*)buf[3], sum, gate, rows * ctx->tid / ctx->nt,
+              rows * (ctx->tid + 1) / ctx->nt);
+  }
+  ctx->sync();
+
   Direct<T> d{p, j, x, (const T*)buf[2], zeros, (T*)buf[3], sum, gate};
   turn = 0;
   wp = packed;
@@ -714,11 +749,11 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
     for (int64_t rw = 0; rw < j.phases_w; ++rw) {
       Axis h = axis_h(j, p, rh), a = axis_w(j, p, rw);
       int64_t reduce = h.taps * a.taps * j.ci, total = j.n * h.out * a.out;
-      if (!total) continue;
+      if (!total || !h.taps || !a.taps) continue;
       int mr = rows_of((int)widest);
       int64_t images = images_of(j, h, a, mr), step = chunk_of<T>(j, p, h, a, mr);
       int64_t chunks = ceil_div(total, step);
-      bool panels_inner = fits(reduce), own = reduce && !panels_inner && plenty;
+      bool panels_inner = fits(reduce), own = !panels_inner && plenty;
       int64_t packed_panel = -1;
       for (int64_t t = 0; t < chunks * panels; ++t) {
         int64_t c = panels_inner ? t / panels : t % chunks;
@@ -776,11 +811,12 @@ void plan_of(const void* params, Plan* plan, bool backward) {
     for (int64_t rw = 0; rw < j.phases_w; ++rw) {
       Axis h = axis_h(j, p, rh), a = axis_w(j, p, rw);
       int64_t total = j.n * h.out * a.out;
-      if (total)
+      if (total && h.taps && a.taps)
         plan->tasks +=
             ceil_div(total, chunk_of<T>(j, p, h, a, rows_of((int)ceil_div(j.vectors, j.panels)))) *
             j.groups * j.panels;
     }
+  plan->tasks = max64(1, plan->tasks);
   double work = 2.0 * (double)(p.n * p.out_h * p.out_w) *
                 (double)(p.filters * p.kernel_h * p.kernel_w) * (double)(p.channels / p.groups);
   plan->work = (int64_t)(work * (sizeof(T) == 8 ? 2 : 1) / (GS_VBYTES * 2)) + 1000;

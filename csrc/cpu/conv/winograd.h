@@ -482,50 +482,59 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
         for (int i = 0; i < A; ++i) d[i][j] = e[i];
       }
       V b = bias ? load_n(bias + c, lanes) : V{};
-#pragma GCC unroll 6
-      for (int i = 0; i < A; ++i) {
+      auto along = [&](int i) __attribute__((always_inline)) {  // row i of the tile
         if constexpr (Z::kShort) {
           if (two_cols) {
             Z::input_adjoint_short(d[i]);
-            continue;
+            return;
           }
         }
         Z::input_adjoint(d[i]);
-      }
-      if (whole && lanes == N && !(more && (last_row || last_col))) {
+      };
+      const bool full = lanes == N;
+      auto get = [&](const T* q) __attribute__((always_inline)) {
+        return full ? load(q) : load_n(q, lanes);
+      };
+      auto end = [&](V r, const T* q) __attribute__((always_inline)) {
+        if (sum) r += get(q + sum_at);
+        if (gate) r = get(q + gate_at) <= V{} ? V{} : r;
+        return r;
+      };
+      if (whole && full && !(more && (last_row || last_col))) {
 #pragma GCC unroll 6
-        for (int i = 0; i < A; ++i)
+        for (int i = 0; i < A; ++i) {
+          along(i);
 #pragma GCC unroll 6
           for (int j = 0; j < A; ++j) {
             T* q = o + i * pitch + j * C + c;
             V r = d[i][j] + (i < 2 || j < 2 ? load(q) : b);
-            if (i < M && j < M && sum) r += load(q + sum_at);
-            if (i < M && j < M && gate) r = load(q + gate_at) <= V{} ? V{} : r;
+            if (i < M && j < M && more) r = end(r, q);
             store(q, r);
           }
+        }
         continue;
       }
-      // at a border of the image
+      // at a border of the image; unrolled, so that d stays in registers
       const int i0 = (int)max64(0, -row), i1 = (int)min64(A, p.in_h - row);
       const int j0 = (int)max64(0, -col), j1 = (int)min64(A, p.in_w - col);
-      for (int i = i0; i < i1; ++i) {
-        bool above = i < 2 && up, apart = above && split;
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i) {
+        if (i < i0 || i >= i1) continue;
+        along(i);
+        const bool above = i < 2 && up, apart = above && split, add = above && !apart;
         T* line = (apart ? seam + (i * p.in_w + col) * C : o + i * pitch) + c;
-        const bool add = above && !apart;
         const V start = apart ? V{} : b;
-        if (lanes == N && !more) {
-          for (int j = j0; j < j1; ++j)
-            store(line + j * C, d[i][j] + (add || (j < 2 && left) ? load(line + j * C) : start));
-          continue;
-        }
-        for (int j = j0; j < j1; ++j) {
+        const bool last = more && !apart && (i < M || last_row);
+#pragma GCC unroll 6
+        for (int j = 0; j < A; ++j) {
+          if (j < j0 || j >= j1) continue;
           T* q = line + j * C;
-          V r = d[i][j] + (add || (j < 2 && left) ? load_n(q, lanes) : start);
-          if (!apart && (i < M || last_row) && (j < M || last_col)) {
-            if (sum) r += load_n(q + sum_at, lanes);
-            if (gate) r = load_n(q + gate_at, lanes) <= V{} ? V{} : r;
-          }
-          store_n(q, r, lanes);
+          V r = d[i][j] + (add || (j < 2 && left) ? get(q) : start);
+          if (last && (j < M || last_col)) r = end(r, q);
+          if (full)
+            store(q, r);
+          else
+            store_n(q, r, lanes);
         }
       }
     }

@@ -291,7 +291,7 @@ struct Backward {
             Ahead out = dx_ahead(dx, i, t0, t1), sums{}, gates{};
             out.write = true;
             if (other) sums = dx_ahead(other, i, t0, t1);
-            if (gate && !(j.both && gate == x)) gates = dx_ahead(gate, i, t0, t1);
+            if (gate) gates = dx_ahead(gate, i, t0, t1);
             sums.then = &gates;
             out.then = &sums;
             const int64_t share = 1 + (sums.rows > 0) + (gates.rows > 0);
