@@ -456,8 +456,22 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
     const int64_t sum_at = sum ? sum - dx : 0, gate_at = gate ? gate - dx : 0;
     const bool more = sum || gate;
     const bool last_row = ti + 1 == g.rows, last_col = tj + 1 == g.cols;
+    const T* next = dx + ((n * p.in_h + row) * p.in_w + col + M) * C;  // the next tile's
+    if (last_col) {
+      const int64_t nn = last_row ? n + 1 : n, nrow = last_row ? -p.pad_h : row + M;
+      next = dx + ((nn * p.in_h + nrow) * p.in_w - p.pad_w) * C;
+    }
     for (int64_t c = 0; c < channels; c += N) {
       int lanes = (int)min64(N, channels - c);
+      auto ahead = [&](int64_t at) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+          for (int j = 0; j < M; ++j)
+            __builtin_prefetch(next + at + i * pitch + j * C + c, 0, 3);
+      };
+      if (sum) ahead(sum_at);
+      if (gate) ahead(gate_at);
       V d[A][A];
 #pragma GCC unroll 6
       for (int j = 0; j < A; ++j) {

@@ -288,16 +288,9 @@ struct Backward {
             int nv = j.in.nv(i);
             int64_t c0 = j.in.first(i) * N;
             Planes q = planes(D, nv * N);
-            Ahead out = dx_ahead(dx, i, t0, t1), sums{}, gates{};
+            Ahead out = dx_ahead(dx, i, t0, t1);
             out.write = true;
-            if (other) sums = dx_ahead(other, i, t0, t1);
-            if (gate) gates = dx_ahead(gate, i, t0, t1);
-            sums.then = &gates;
-            out.then = &sums;
-            const int64_t share = 1 + (sums.rows > 0) + (gates.rows > 0);
-            out.spread(product_steps(nv, t1 - t0, D) * (E / 2) / share);
-            sums.spread(product_steps(nv, t1 - t0, D) * (E / 2) / share);
-            gates.spread(product_steps(nv, t1 - t0, D) * (E / 2) / share);
+            out.spread(product_steps(nv, t1 - t0, D) * (E / 2));
             for (int e = 0; e < E; ++e) {
               const int64_t o = order.first(e, M + 2);
               if (j.both) weight(e, i, &in);
