@@ -651,7 +651,7 @@ void untouched(const ConvParams& p, const Job& j, const T* bias, T* dx, int64_t 
   using V = typename simd<T>::V;
   constexpr int N = simd<T>::N;
   const int64_t C = j.cout;
-  auto vector = [&](T* d, int64_t c, auto get) __attribute__((always_inline)) {
+  auto vector = [&](T * d, int64_t c, auto get) __attribute__((always_inline)) {
     V v = bias ? get(bias + c) : V{};
     if (p.activation == kConvRelu) v = max(V{}, v);
     if (sum) v += get(d + sum);
@@ -660,8 +660,7 @@ void untouched(const ConvParams& p, const Job& j, const T* bias, T* dx, int64_t 
   };
   auto pixel = [&](T* d) {
     int64_t c = 0;
-    for (; c + N <= C; c += N)
-      store(d + c, vector(d + c, c, [](const T* q) { return load(q); }));
+    for (; c + N <= C; c += N) store(d + c, vector(d + c, c, [](const T* q) { return load(q); }));
     const int rest = (int)(C - c);
     if (rest) store_n(d + c, vector(d + c, c, [=](const T* q) { return load_n(q, rest); }), rest);
   };
@@ -754,11 +753,16 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
       int64_t images = images_of(j, h, a, mr), step = chunk_of<T>(j, p, h, a, mr);
       int64_t chunks = ceil_div(total, step);
       bool panels_inner = fits(reduce), own = !panels_inner && plenty;
+      // a member's own images, as in other kernels (winograd.h), where tasks are many
+      const bool stretch = panels_inner && chunks * panels >= 16 * ctx->nt;
       int64_t packed_panel = -1;
       for (int64_t t = 0; t < chunks * panels; ++t) {
         int64_t c = panels_inner ? t / panels : t % chunks;
         int64_t s = panels_inner ? t % panels : t / chunks;
-        if ((own ? s : turn++) % ctx->nt != ctx->tid) continue;
+        const int64_t member = own       ? s % ctx->nt
+                               : stretch ? t * ctx->nt / (chunks * panels)
+                                         : turn++ % ctx->nt;
+        if (member != ctx->tid) continue;
         const T* pw = place(wp, own ? ctx->tid : s, reduce);
         if (own && s != packed_panel) {
           pack(h, a, s, (T*)pw, 0, backward ? j.ci : reduce);

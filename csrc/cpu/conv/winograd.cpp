@@ -120,7 +120,7 @@ Job<T> make_job(const ConvParams& p) {
     j.own = align64(j.zeros + (size_t)(E * (j.u.step + j.m.step) * B));
   }
   // a counter of tasks a round; none where members do not meet before their tasks
-  int64_t queues = j.by_filters ? ceil_div(p.n, j.images) : j.own_filters ? 0 : 1;
+  int64_t queues = j.by_filters ? ceil_div(p.n, j.images) : j.own_filters ? 0 : members;
   j.queues_at = j.own_at + (size_t)members * j.own;
   j.scratch = j.queues_at + (size_t)(queues * kQueueBytes);
   return j;
@@ -176,9 +176,11 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   };
 
   char* queues = ctx->scratch + j.queues_at;
-  if (ctx->tid == 0 && !j.own_filters)
-    for (int64_t i = 0; i < (j.by_filters ? ceil_div(p.n, j.images) : 1); ++i)
-      queue_at(queues, i).reset();
+  const Shares shares{queues, j.blocks, ctx->nt, ctx->tid};
+  if (ctx->tid == 0 && j.by_filters)
+    for (int64_t i = 0; i < ceil_div(p.n, j.images); ++i) queue_at(queues, i).reset();
+  else if (ctx->tid == 0 && !j.own_filters)
+    shares.reset();
 
   if (!j.by_filters) {
     const int at = 4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0);
@@ -195,9 +197,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     }
     if (!j.own_filters) ctx->sync();
     T *v = mine + (j.own_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
-    auto after = [&](int64_t b) {
-      return j.own_filters ? b + ctx->nt : queue_at(queues, 0).take();
-    };
+    auto after = [&](int64_t b) { return j.own_filters ? b + ctx->nt : shares.take(); };
     int64_t next = 0;
     for (int64_t b = j.own_filters ? ctx->tid : after(0); b < j.blocks; b = next) {
       int64_t t0 = j.start(b), t1 = j.start(b + 1);
@@ -237,7 +237,9 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t n = 0; n < p.n; n += j.images) {
     int64_t first = n * per, end = min64(n + j.images, p.n) * per;
     if (n > 0) ctx->sync();
-    for (int64_t t = first + ctx->tid * kUnit; t < end; t += ctx->nt * kUnit) {
+    const int64_t units = ceil_div(end - first, kUnit);
+    for (int64_t u = units * ctx->tid / ctx->nt; u < units * (ctx->tid + 1) / ctx->nt; ++u) {
+      const int64_t t = first + u * kUnit;
       const int64_t next = min64(t + kUnit, end);
       input_tiles<T, M>(p, j.g, x, zeros, t, next, Order(j.g, t, next), v + (t - first) * j.v.ld,
                         j.v);

@@ -115,6 +115,25 @@ struct Queue {
 };
 GS_INLINE Queue queue_at(char* at, int64_t i) { return Queue{(int64_t*)(at + i * kQueueBytes)}; }
 
+// The same for tasks that are stretches of images: a member begins with its own share, the images
+// that it has in every kernel that knows how, so that where each core has a third level of its own
+// it finds there what the kernel before has left. Then it helps the others. A counter a member.
+struct Shares {
+  char* at;
+  int64_t tasks, nt, tid;
+  GS_MEMBER void reset() const {
+    for (int64_t m = 0; m < nt; ++m) queue_at(at, m).reset();
+  }
+  GS_MEMBER int64_t take() const {
+    for (int64_t k = 0; k < nt; ++k) {
+      const int64_t m = (tid + k) % nt, first = m * tasks / nt;
+      const int64_t t = first + queue_at(at, m).take();
+      if (t < (m + 1) * tasks / nt) return t;
+    }
+    return tasks;
+  }
+};
+
 // A transformed tensor: plane e (of A * A) is (rows, ld) of elements and starts at e * step. Steps
 // are no multiple of a page, so that the stores of a tile do not all meet in one set of the cache.
 // Elements c, c + kGroup, ... lie `group` apart: planes that are multiplied group by group hold one
@@ -467,8 +486,7 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
 #pragma GCC unroll 4
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-          for (int j = 0; j < M; ++j)
-            __builtin_prefetch(next + at + i * pitch + j * C + c, 0, 3);
+          for (int j = 0; j < M; ++j) __builtin_prefetch(next + at + i * pitch + j * C + c, 0, 3);
       };
       if (sum) ahead(sum_at);
       if (gate) ahead(gate_at);

@@ -156,9 +156,10 @@ Job make_job(const ConvParams& p) {
     int64_t own = max64(j.data ? E * (j.u.step + j.dv.step) : 0, j.weight ? E * j.du.step : 0);
     j.own = align64(j.zeros + j.pairs + (size_t)(own * B));
   }
-  // a counter of tasks a round; by tiles members meet before their tasks only for the filters
+  // a counter of tasks a round; by tiles, where members meet before their tasks only for the
+  // filters, one a member
   j.queues_at = j.own_at + (size_t)members * j.own;
-  j.queues = j.by_channels ? ceil_div(p.n, j.images) : j.data ? 1 : 0;
+  j.queues = j.by_channels ? ceil_div(p.n, j.images) : j.data ? members : 0;
   j.scratch = j.queues_at + (size_t)(j.queues * kQueueBytes);
   return j;
 }
@@ -250,7 +251,8 @@ struct Backward {
       ctx->sync();
     }
     T *dm = mine, *v = dm + E * j.dm.step, *dv = j.both ? v : v + E * j.v.step;
-    auto after = [&](int64_t s) { return j.data ? queue_at(queues, 0).take() : s + ctx->nt; };
+    const Shares shares{queues, j.slices, ctx->nt, ctx->tid};
+    auto after = [&](int64_t s) { return j.data ? shares.take() : s + ctx->nt; };
     for (int64_t s = j.data ? after(0) : ctx->tid; s < j.slices; s = after(s)) {
       int64_t r0 = s * j.rows / j.slices, r1 = (s + 1) * j.rows / j.slices;
       T* seam = at(j.seam_at) + s * j.seam;
@@ -397,7 +399,9 @@ struct Backward {
       int64_t count = min64(j.images, p.n - n), first = n * per, tiles = count * per;
       T* sums = at(j.db_at) + n / j.images * j.units * K;
       if (n > 0) ctx->sync();
-      for (int64_t t = ctx->tid * kUnit; t < tiles; t += ctx->nt * kUnit) {
+      const int64_t units = ceil_div(tiles, kUnit);
+      for (int64_t u = units * ctx->tid / ctx->nt; u < units * (ctx->tid + 1) / ctx->nt; ++u) {
+        const int64_t t = u * kUnit;
         T* sum = db ? sums + t / kUnit * K : nullptr;
         if (db) memset(sum, 0, (size_t)K * sizeof(T));
         int64_t t1 = first + min64(t + kUnit, tiles);
