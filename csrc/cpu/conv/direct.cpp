@@ -753,8 +753,8 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
       int64_t images = images_of(j, h, a, mr), step = chunk_of<T>(j, p, h, a, mr);
       int64_t chunks = ceil_div(total, step);
       bool panels_inner = fits(reduce), own = !panels_inner && plenty;
-      // a member's own images, as in other kernels (winograd.h), where tasks are many
-      const bool stretch = panels_inner && chunks * panels >= 16 * ctx->nt;
+      // a member's own images, as in other kernels (winograd.h), where chunks are many
+      const bool stretch = panels_inner && chunks >= 16 * ctx->nt;
       int64_t packed_panel = -1;
       for (int64_t t = 0; t < chunks * panels; ++t) {
         int64_t c = panels_inner ? t / panels : t % chunks;

@@ -156,10 +156,10 @@ Job make_job(const ConvParams& p) {
     int64_t own = max64(j.data ? E * (j.u.step + j.dv.step) : 0, j.weight ? E * j.du.step : 0);
     j.own = align64(j.zeros + j.pairs + (size_t)(own * B));
   }
-  // a counter of tasks a round; by tiles, where members meet before their tasks only for the
-  // filters, one a member
+  // counters of tasks, one a member, of each kind in each round; by tiles members meet before their
+  // tasks only for the filters
   j.queues_at = j.own_at + (size_t)members * j.own;
-  j.queues = j.by_channels ? ceil_div(p.n, j.images) : j.data ? members : 0;
+  j.queues = members * (j.by_channels ? 2 * ceil_div(p.n, j.images) : j.data ? 1 : 0);
   j.scratch = j.queues_at + (size_t)(j.queues * kQueueBytes);
   return j;
 }
@@ -414,18 +414,32 @@ struct Backward {
       // weights first: they may be the longer tasks
       const int64_t weights = j.weight ? j.in.count * j.filter_blocks : 0;
       const int64_t tasks = weights + (j.data ? j.in.count * j.ranges : 0);
-      // each task asks for its part of what the next round transforms
+      // with each task a member asks for a part of what it transforms in the next round
       const int64_t n1 = n + count, left = min64(j.images, p.n - n1), P = p.pool ? 2 : 1;
-      auto part = [&](int64_t t, const T* at, int64_t image) {
-        const int64_t i0 = t * left * image / tasks, i1 = (t + 1) * left * image / tasks;
-        return ahead(at + n1 * image + i0, i1 - i0, true);
+      const int64_t turns = ceil_div(tasks, ctx->nt);
+      auto part = [&](int64_t turn, const T* at, int64_t image) {
+        const int64_t first = left * image * ctx->tid / ctx->nt;
+        const int64_t size = left * image * (ctx->tid + 1) / ctx->nt - first;
+        const int64_t i0 = turn * size / turns, i1 = (turn + 1) * size / turns;
+        return ahead(at + n1 * image + first + i0, i1 - i0, true);
       };
-      const Queue queue = queue_at(queues, n / j.images);
-      for (int64_t t = queue.take(); t < tasks; t = queue.take()) {
+      char* counters = queues + n / j.images * 2 * ctx->nt * kQueueBytes;
+      const Shares first_kind{counters, weights, ctx->nt, ctx->tid};
+      const Shares second_kind{counters + ctx->nt * kQueueBytes, tasks - weights, ctx->nt,
+                               ctx->tid};
+      auto take = [&](int64_t last) {
+        if (last < weights) {
+          const int64_t t = first_kind.take();
+          if (t < weights) return t;
+        }
+        return weights + second_kind.take();
+      };
+      int64_t turn = 0;
+      for (int64_t t = take(-1); t < tasks; t = take(t), ++turn) {
         Ahead next{}, xs{};
-        if (left > 0 && ctx->follows) {
-          next = part(t, dy, p.out_h / P * (p.out_w / P) * p.filters);
-          if (j.weight) xs = part(t, x, p.in_h * p.in_w * p.channels);
+        if (left > 0 && ctx->follows && turn < turns) {
+          next = part(turn, dy, p.out_h / P * (p.out_w / P) * p.filters);
+          if (j.weight) xs = part(turn, x, p.in_h * p.in_w * p.channels);
         }
         next.then = &xs;
         if (t < weights) {
