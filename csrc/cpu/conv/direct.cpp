@@ -753,15 +753,17 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
       int64_t images = images_of(j, h, a, mr), step = chunk_of<T>(j, p, h, a, mr);
       int64_t chunks = ceil_div(total, step);
       bool panels_inner = fits(reduce), own = !panels_inner && plenty;
-      // a member's own images, as in other kernels (winograd.h), where chunks are many
-      const bool stretch = panels_inner && chunks >= 16 * ctx->nt;
+      // a member's own images, as in other kernels (winograd.h), where tasks are many
+      const bool stretch = panels_inner && chunks * panels >= 16 * ctx->nt;
+      auto owner = [&](int64_t c, int64_t s) {
+        const int64_t m = c * step, size = min64(step, total - m);
+        return (m * panels + s * size) * ctx->nt / (total * panels);
+      };
       int64_t packed_panel = -1;
       for (int64_t t = 0; t < chunks * panels; ++t) {
         int64_t c = panels_inner ? t / panels : t % chunks;
         int64_t s = panels_inner ? t % panels : t / chunks;
-        const int64_t member = own       ? s % ctx->nt
-                               : stretch ? t * ctx->nt / (chunks * panels)
-                                         : turn++ % ctx->nt;
+        const int64_t member = own ? s % ctx->nt : stretch ? owner(c, s) : turn++ % ctx->nt;
         if (member != ctx->tid) continue;
         const T* pw = place(wp, own ? ctx->tid : s, reduce);
         if (own && s != packed_panel) {
