@@ -112,6 +112,7 @@ struct Queue {
   int64_t* next;
   GS_MEMBER void reset() const { __atomic_store_n(next, (int64_t)0, __ATOMIC_RELAXED); }
   GS_MEMBER int64_t take() const { return __atomic_fetch_add(next, (int64_t)1, __ATOMIC_RELAXED); }
+  GS_MEMBER int64_t taken() const { return __atomic_load_n(next, __ATOMIC_RELAXED); }
 };
 GS_INLINE Queue queue_at(char* at, int64_t i) { return Queue{(int64_t*)(at + i * kQueueBytes)}; }
 
@@ -126,9 +127,11 @@ struct Shares {
   }
   GS_MEMBER int64_t take() const {
     for (int64_t k = 0; k < nt; ++k) {
-      const int64_t m = (tid + k) % nt, first = m * tasks / nt;
-      const int64_t t = first + queue_at(at, m).take();
-      if (t < (m + 1) * tasks / nt) return t;
+      const int64_t m = (tid + k) % nt, first = m * tasks / nt, end = (m + 1) * tasks / nt;
+      const Queue queue = queue_at(at, m);
+      if (first + queue.taken() >= end) continue;  // of many members most are done: no writes
+      const int64_t t = first + queue.take();
+      if (t < end) return t;
     }
     return tasks;
   }
