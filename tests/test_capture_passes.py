@@ -16,8 +16,8 @@ import gradsmith.nn.functional as F
 
 RULES = [
     "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation",
-    "activation_gradient", "conv_gradient", "residual", "norm_sum", "pieces", "optimizer",
-    "gradient_update", "transposed", "prepared_weights", "prepared_updates",
+    "activation_gradient", "gradient_sum", "conv_gradient", "norm_gradient", "residual", "norm_sum",
+    "pieces", "optimizer", "gradient_update", "transposed", "prepared_weights", "prepared_updates",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
@@ -36,8 +36,9 @@ def awkward(rng, shape):
 def compare(
     make, shape, rule, notes, *, loss=None, threads=2, optimizer=None, steps=6, training=True
 ):
-    """Trains eagerly, with `rule` alone and with all passes: equal bits. notes: what the report of `rule`
-    says how often."""
+    """Trains eagerly, with `rule` alone (or a list of them, of which the last one is tested) and with all
+    passes: equal bits. notes: what the report of `rule` says how often."""
+    rules = [rule] if isinstance(rule, str) else rule
     rng = np.random.default_rng(5)
     xs = [awkward(rng, shape) for _ in range(steps)]
     optimizer = optimizer or (lambda p: gs.optim.AdamW(p, lr=1e-2, weight_decay=0.1))
@@ -70,14 +71,14 @@ def compare(
 
     expected, _ = run("eager", 1)
     for n in (1, threads, 3):
-        for passes in ([rule], True, {rule: False}):
+        for passes in (rules, True, {rules[-1]: False}):
             got, report = run(passes, n)
             assert got == expected, (n, passes)
-            if passes == [rule]:
+            if passes == rules:
                 lines = report.split("\n")
                 for note, count in notes.items():
                     assert sum(line.endswith(note) for line in lines) == count, report
-            if passes == {rule: False}:
+            if passes == {rules[-1]: False}:
                 assert not any(line.endswith(note) for note in notes for line in report.split("\n"))
 
 
@@ -671,6 +672,112 @@ def test_conv_gradient_in_a_net():
             lines = [s for s in f.report(1).split("\n") if s.endswith("the ReLU's gradient")]
             assert [s.split()[0] for s in lines] == ["conv_winograd4_pool_backward"]
             assert "activation" not in [s.split(" ")[0] for s in f.report(1).split("\n")]
+
+
+class Around(Hidden):
+    """A convolution and a way around it: the gradient of its input is a sum. order: which of the two
+    gradients comes first, and whether the first one may be written over."""
+
+    def __init__(self, order, pool=False, **layer):
+        super().__init__(F.relu, pool, **layer)
+        self.order = order
+        self.short = nn.Conv2d(layer["in_channels"], 5, 2) if "conv" in order else None
+
+    def forward(self, x):
+        x = self.first(x)
+        short = (lambda: self.short(x)) if self.short else lambda: x * x
+        first = short() if self.order.startswith("last") else None
+        y = self.last(x)
+        y = F.max_pool2d(y, 2) if self.pool else y
+        return (y * y).mean() + ((short() if first is None else first) ** 2).mean()
+
+
+ORDERS = ["last", "first, conv", "last, conv"]
+SUMMED = [(name, "first") for name in CONV_GRADIENT if "phases" not in name]
+SUMMED += [(name, order) for name in ("winograd, seams", "no taps") for order in ORDERS]
+
+
+@pytest.mark.parametrize(("name", "order"), SUMMED)
+def test_gradient_sum(name, order, force):
+    (n, h, w), layer, kernel, l2 = CONV_GRADIENT[name]
+    force(kernel, l2)
+    note = {"with the other gradient": 1}
+    compare(lambda: Around(order, **layer), (n, h, w, 2), "gradient_sum", note, steps=5)
+    if "winograd" in name and order == "first":  # with a pool behind the convolution
+        compare(lambda: Around(order, True, **layer), (n, h, w, 2), "gradient_sum", note, steps=5)
+
+
+@pytest.mark.parametrize("name", ["winograd, seams", "winograd, by channels", "direct"])
+def test_gradient_sum_behind_a_relu(name, force):
+    """The sum is the gradient of a ReLU's output, whose zeros the convolution writes as well."""
+    (n, h, w), layer, kernel, l2 = CONV_GRADIENT[name]
+    force(kernel, l2)
+
+    class Model(Around):
+        def forward(self, x):
+            y = self.first(x).relu()
+            return (self.last(y) ** 2).mean() + (y * y * y).mean()
+
+    rules = ["gradient_sum", "conv_gradient"]
+    note = {"with the ReLU's gradient": 1}
+    compare(lambda: Model("first", **layer), (n, h, w, 2), rules, note, steps=5)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, -0.0])
+def test_gradient_sum_of_special_values(special, force):
+    rng = np.random.default_rng(0)
+    x = gs.tensor(awkward(rng, (35, 9, 8, 20)), requires_grad=True)
+    layer = nn.Conv2d(20, 17, 3, padding=1)
+
+    def step(g, h):
+        x.grad = None
+        y = x * 1.0
+        ((layer(y) * g).sum() + (y * h).sum()).backward()
+        return x.grad
+
+    for kernel in ("winograd4", "winograd2", "direct"):
+        force(kernel, 0)
+        f = gs.capture(step, passes=["gradient_sum"])
+        for _ in range(6):
+            g, h = awkward(rng, (35, 9, 8, 17)), awkward(rng, x.shape)
+            h[rng.random(h.shape) < 0.01] = special
+            g[rng.random(g.shape) < 0.001] = special
+            a, b = gs.tensor(g), gs.tensor(h)
+            got, expected = (np.nan_to_num(q(a, b).data, nan=9) for q in (f, step))
+            assert bits([got]) == bits([expected])  # a NaN is a NaN, whatever its sign
+        assert f.reason is None and f.report(1).count("with the other gradient") == 1
+
+
+def test_gradient_sum_not_where_it_may_not_be():
+    class Depthwise(Around):
+        def __init__(self):
+            super().__init__("first", **conv(16, 16, padding=1, groups=16))
+
+    class Before(Around):  # what is added is not there yet
+        def forward(self, x):
+            y = self.first(x)
+            z = self.last(y)
+            return (z * z).mean() + ((y * y).exp() * z).mean()
+
+    note = {"with the other gradient": 0}
+    compare(Depthwise, (3, 6, 6, 2), "gradient_sum", note)
+    note = {"with the other gradient": 1}  # the call moves
+    compare(lambda: Before("first", **conv(16, 16, padding=1)), (3, 6, 6, 2), "gradient_sum", note)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("width", [3, 16, 64])
+@pytest.mark.parametrize("kernel", ["winograd4", "winograd2", "direct"])
+def test_norm_gradient(kernel, width, training, force):
+    """Residual blocks: the zeros of the ReLU behind one are written by the next one's convolution."""
+    force(kernel, 0)
+    rules = ["norm_relu", "gradient_sum", "norm_gradient"]
+    notes = {"with the other gradient and the ReLU's": 1, "without the ReLU's, which is there": 1}
+    make = lambda: nn.Sequential(Block(2, width), Block(width, width))  # noqa: E731
+    compare(make, (5, 9, 10, 2), rules, notes, training=training, steps=5)
+    # the way around has a convolution of its own
+    make = lambda: nn.Sequential(Block(2, width), Block(width, width + 1))  # noqa: E731
+    compare(make, (5, 9, 10, 2), rules, notes, training=training, steps=5)
 
 
 def test_conv_gradient_not_where_it_is_read_elsewhere():

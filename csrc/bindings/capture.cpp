@@ -94,7 +94,9 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.bias_relu = flag("bias_relu", true);
   q->p.options.bias_activation = flag("bias_activation", true);
   q->p.options.activation_gradient = flag("activation_gradient", true);
+  q->p.options.gradient_sum = flag("gradient_sum", true);
   q->p.options.conv_gradient = flag("conv_gradient", true);
+  q->p.options.norm_gradient = flag("norm_gradient", true);
   q->p.options.in_place = flag("in_place", true);
   q->p.options.residual = flag("residual", true);
   q->p.options.norm_sum = flag("norm_sum", true);

@@ -186,7 +186,9 @@ void Program::fuse() {
   each(options.bias_relu, &Fuser::bias_relu);
   each(options.bias_activation, &Fuser::bias_activation);
   each(options.activation_gradient, &Fuser::activation_gradient);
+  each(options.gradient_sum, &Fuser::gradient_sum);
   each(options.conv_gradient, &Fuser::conv_gradient);
+  each(options.norm_gradient, &Fuser::norm_gradient);
   each(options.residual, &Fuser::residual);
   each(options.norm_sum, &Fuser::norm_sum);
   each(options.pieces, &Fuser::pieces);

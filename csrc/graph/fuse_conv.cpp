@@ -53,6 +53,58 @@ void Fuser::relu_pool(int k) {
   index();
 }
 
+// gradient of a convolution, sum with another gradient -> the convolution adds the other one before
+// it stores. Operand i of the sum at call k is the convolution's. Sums in place: of the
+// convolution's gradient there is nothing to do; where the sum took the place of the other one, the
+// array of the convolution's gradient holds it from here on.
+bool Fuser::add_in_conv(int k, int i) {
+  const RecordedBuffer a = buffer(k, i), sum = buffer(k, 2);
+  RecordedBuffer other = buffer(k, 1 - i);
+  if (a.object == other.object || !temporary(a)) return false;
+  int conv = -1;
+  for (const Use& u : uses[(size_t)a.object]) {
+    if (u.op > k && sum.object == a.object) continue;
+    if (u.op == k) continue;
+    if (conv >= 0 || !u.write || u.op > k) return false;
+    conv = u.op;
+  }
+  if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
+      !is(conv, "conv_winograd4_pool_backward") && !is(conv, "conv_winograd2_pool_backward") &&
+      !is(conv, "conv_bf16_winograd4_backward") && !is(conv, "conv_bf16_winograd4_pool_backward") &&
+      !is(conv, "conv_direct_backward_data"))
+    return false;
+  ConvParams c = params<ConvParams>(conv);
+  if (c.sum || c.gate || !same(buffer(conv, 3), a) || !adds(k, c.n * c.in_h * c.in_w * c.channels))
+    return false;
+  const bool moves = sum.object == other.object;
+  if (moves &&
+      (!temporary(sum) || objects[(size_t)sum.object].bytes != objects[(size_t)a.object].bytes))
+    return false;
+  // the call moves to where the sum was
+  RecordedOp op = ops[(size_t)conv];
+  if (!clear(op, conv, k)) return false;
+  for (const RecordedBuffer& b : op.buffers)
+    if (b.object >= 0 &&
+        (b.object == other.object || (b.object == sum.object && sum.object != a.object)))
+      return false;
+  other.access = kRead;
+  op.buffers[3] = moves ? a : sum;
+  op.buffers[3].access = kWrite;
+  op.buffers.push_back(other);
+  c.sum = 1;
+  memcpy(op.params.data(), &c, sizeof(c));
+  if (moves)
+    for (size_t n = (size_t)k + 1; n < ops.size(); ++n)
+      for (RecordedBuffer& b : ops[n].buffers)
+        if (b.object == sum.object) b.object = a.object;
+  join(op, k, conv, "with the other gradient");
+  return true;
+}
+
+void Fuser::gradient_sum(int k) {
+  if (is(k, "binary") && !add_in_conv(k, 0)) add_in_conv(k, 1);
+}
+
 // gradient of a convolution, a ReLU's gradient -> the convolution writes zeros where the ReLU's
 // output is not positive. Where the ReLU saved bits, none are made any more: its output is there,
 // for the gradient of the convolution's weights.

@@ -123,6 +123,45 @@ void Fuser::norm_stats(int k) {
   index();
 }
 
+// gradient of a convolution, gradient of a batch norm with a sum and the ReLU -> the convolution
+// writes the zeros of the ReLU's gradient, which then is the gradient of the other summand as it
+// is. Batch norm's gradient needs no look at the ReLU's output any more and has one array less to
+// write.
+void Fuser::norm_gradient(int k) {
+  if (!is(k, "channel_norm_backward")) return;
+  ChannelNormParams q = params<ChannelNormParams>(k);
+  const RecordedBuffer dy = buffer(k, 0), other = buffer(k, 9);
+  RecordedBuffer y = buffer(k, 5);
+  const int conv = temporary(dy) ? writer(dy) : -1;
+  if (!q.relu || y.object < 0 || other.object < 0 || conv < 0 || only_reader(dy) != k) return;
+  if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
+      !is(conv, "conv_bf16_winograd4_backward") && !is(conv, "conv_direct_backward_data"))
+    return;
+  ConvParams c = params<ConvParams>(conv);
+  if (c.gate || !same(buffer(conv, 3), dy) ||
+      c.n * c.in_h * c.in_w * c.channels != q.outer * q.rows * q.channels)
+    return;
+  RecordedOp op = ops[(size_t)conv], late;  // late: what is done earlier than by call k
+  for (const RecordedBuffer& b : op.buffers)
+    if (b.object == other.object || (b.object == y.object && (b.access & kWrite))) return;
+  y.access = kRead;
+  late.buffers = {y, other};
+  if (y.object == other.object || y.object == dy.object || !clear(late, conv, k)) return;
+  c.gate = 1;
+  op.buffers[3] = other;
+  op.buffers.push_back(y);
+  memcpy(op.params.data(), &c, sizeof(c));
+  changed(op, c.sum ? "with the other gradient and the ReLU's" : "with the ReLU's gradient");
+  ops[(size_t)conv] = op;
+  RecordedOp& norm = ops[(size_t)k];
+  ((ChannelNormParams*)norm.params.data())->relu = 0;
+  norm.buffers[0] = other;
+  norm.buffers[0].access = kRead;
+  norm.buffers[5] = norm.buffers[9] = RecordedBuffer{-1, 0, kRead};
+  changed(norm, "without the ReLU's, which is there");
+  index();
+}
+
 // row_norm_backward, sum with another gradient -> row_norm_backward that adds it.
 void Fuser::norm_sum(int k) {
   if (!is(k, "binary")) return;

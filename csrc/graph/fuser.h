@@ -73,7 +73,10 @@ struct Fuser {
 
   // fuse_conv.cpp
   void relu_pool(int k);
+  bool add_in_conv(int k, int i);
+  void gradient_sum(int k);
   void conv_gradient(int k);
+  void norm_gradient(int k);
   static bool pool_of(const PoolParams& q, const ConvParams& p);
   void conv_pool(int k);
   void pool_conv_backward(int k);

@@ -34,9 +34,11 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // Set by rewrites of captured steps, in kernels that then have more buffers behind the others:
 // - after, conv_direct_forward, conv_polyphase_forward and conv_winograd*_forward, of one group:
 //   channel_norm_piece, which hears of rows of y when they are there; its parts and counters.
+// - sum, conv_direct_backward_data and conv_winograd*_backward, also with a pool: another gradient,
+//   like dx, that is added to it.
 // - gate, conv_direct_backward_data, conv_polyphase_backward_data and conv_winograd*_backward, also
-//   with a pool: the output of a ReLU, like dx, whose gradient dx is: zeros where that output is
-//   not positive.
+//   with a pool: the output of a ReLU, like dx, whose gradient dx (with the sum) is: zeros where
+//   that output is not positive.
 // - prepared, conv_winograd*: the transformed filters may be there (prepared.h); the last buffers.
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;
@@ -51,7 +53,7 @@ struct ConvParams {
   int32_t pool;      // conv_winograd*_pool*, conv_pool_backward_weight
   KernelFn after;
   int64_t after_rows;  // channel_norm_piece: rows of y that it takes together
-  int32_t gate;
+  int32_t sum, gate;
   int32_t prepared;
 };
 

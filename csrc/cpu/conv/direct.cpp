@@ -51,6 +51,7 @@ struct TileArgs {
   int tail;                // lanes of the last vector that exist
   bool load;               // continue sums that lie in out
   bool relu;
+  int64_t sum;   // 0, or from out to what is added
   int64_t gate;  // 0, or from out to the output of a ReLU: where that is not positive, zeros
 };
 
@@ -94,6 +95,9 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
   if (a.gate)
     for (int m = 0; m < MR; ++m)
       for (int v = 0; v < NV; ++v) __builtin_prefetch(a.out[m] + a.gate + v * N, 0, 2);
+  if (a.sum)
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(a.out[m] + a.sum + v * N, 0, 2);
   if (a.load) {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -156,6 +160,15 @@ __attribute__((noinline)) void tile(const TileArgs<T>& a) {
       for (int v = 0; v < NV; ++v) acc[m][v] = max(V{}, acc[m][v]);
     }
   }
+  if (a.sum) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      const T* s = a.out[m] + a.sum;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        acc[m][v] += v < NV - 1 ? load(s + v * N) : load_n(s + v * N, a.tail);
+    }
+  }
   if (a.gate) {
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -185,6 +198,7 @@ struct Job {
   int64_t in_h, in_w, out_h, out_w;
   int64_t phases_h, phases_w;
   bool backward, padded;
+  bool gaps;                               // backward: pixels that no tap reaches
   int64_t top, left, hp, wp;               // border of the copy
   int64_t ld, row, image, group, out_row;  // strides of the input as tiles read it
   int64_t vectors, panels, taps;
@@ -237,6 +251,7 @@ Job make_job(const ConvParams& p, bool backward) {
   for (int64_t r = 0; r < j.phases_h; ++r) {
     Axis a = axis_h(j, p, r);
     taps_h += a.taps;
+    j.gaps |= !a.taps;
     if (!a.taps || !a.out) continue;
     low_h = min64(low_h, a.first());
     high_h = max64(high_h, a.last());
@@ -244,6 +259,7 @@ Job make_job(const ConvParams& p, bool backward) {
   for (int64_t r = 0; r < j.phases_w; ++r) {
     Axis a = axis_w(j, p, r);
     taps_w += a.taps;
+    j.gaps |= !a.taps;
     if (!a.taps || !a.out) continue;
     low_w = min64(low_w, a.first());
     high_w = max64(high_w, a.last());
@@ -407,7 +423,7 @@ struct Walk {
 template <class T, int MR, int NV>
 void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t images, const T* x,
            const T* wp, const T* zeros, const T* bias, T* y, int64_t m0, int64_t m1, int tail,
-           bool relu, int64_t gate) {
+           bool relu, int64_t sum, int64_t gate) {
   constexpr int N = simd<T>::N;
   uintptr_t table[kMaxRuns * (1 + MR)];
   T* out[MR];
@@ -425,6 +441,7 @@ void chunk(const Job& j, const Axis& h, const Axis& w, const Block& b, int64_t i
   a.tail = tail;
   a.load = b.load;
   a.relu = relu && b.finish;
+  a.sum = b.finish ? sum : 0;
   a.gate = b.finish ? gate : 0;
   a.x_row = h.off_step * j.row;
   a.x_col = w.off_step * j.ld;
@@ -539,7 +556,7 @@ struct Direct {
   const Job& j;
   const T *x, *bias, *zeros;
   T* y;
-  int64_t gate;
+  int64_t sum, gate;
 
   // pixels [m0, m1) of one panel, all blocks of the reduction
   template <int NV>
@@ -552,11 +569,6 @@ struct Direct {
     bool relu = p.activation == kConvRelu;
     const T* xg = x + g * j.group;
     T* yg = y + g * j.co + first * N;
-    if (h.taps == 0 || w.taps == 0) {
-      Block none{0, 0, 0, 0, 0, j.ci, false, true};
-      chunk<T, MR, NV>(j, h, w, none, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, gate);
-      return;
-    }
     int64_t si, sj, sc;
     block_steps(h, w, NV, &si, &sj, &sc);
     for (int64_t i = 0; i < h.taps; i += si)
@@ -566,7 +578,8 @@ struct Direct {
                   c, min64(c + sc, j.ci),   false, false};
           b.load = i + k + c > 0;
           b.finish = b.i1 == h.taps && b.j1 == w.taps && b.c1 == j.ci;
-          chunk<T, MR, NV>(j, h, w, b, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, gate);
+          chunk<T, MR, NV>(j, h, w, b, images, xg, wp, zeros, bp, yg, m0, m1, tail, relu, sum,
+                           gate);
         }
   }
 
@@ -630,6 +643,37 @@ void pixels_written(const ConvParams& p, const Job& j, int64_t images, void* con
   }
 }
 
+// Rows [r0, r1) of dx (n x in_h of them), those of its pixels that no tap reaches: bias, sum and
+// gate alone. Row by row, since phase by phase would be a walk that no core foresees.
+template <class T>
+void untouched(const ConvParams& p, const Job& j, const T* bias, T* dx, int64_t sum, int64_t gate,
+               int64_t r0, int64_t r1) {
+  using V = typename simd<T>::V;
+  constexpr int N = simd<T>::N;
+  const int64_t C = j.cout;
+  auto vector = [&](T * d, int64_t c, auto get) __attribute__((always_inline)) {
+    V v = bias ? get(bias + c) : V{};
+    if (p.activation == kConvRelu) v = max(V{}, v);
+    if (sum) v += get(d + sum);
+    if (gate) v = get(d + gate) <= V{} ? V{} : v;
+    return v;
+  };
+  auto pixel = [&](T* d) {
+    int64_t c = 0;
+    for (; c + N <= C; c += N) store(d + c, vector(d + c, c, [](const T* q) { return load(q); }));
+    const int rest = (int)(C - c);
+    if (rest) store_n(d + c, vector(d + c, c, [=](const T* q) { return load_n(q, rest); }), rest);
+  };
+  for (int64_t r = r0; r < r1; ++r) {
+    T* row = dx + r * j.out_w * C;
+    const bool reached = axis_h(j, p, r % j.out_h % j.phases_h).taps > 0;
+    for (int64_t rw = 0; rw < (reached ? j.phases_w : 1); ++rw) {
+      if (reached && axis_w(j, p, rw).taps > 0) continue;
+      for (int64_t x = rw; x < j.out_w; x += reached ? j.phases_w : 1) pixel(row + x * C);
+    }
+  }
+}
+
 template <class T>
 void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
   constexpr int N = simd<T>::N;
@@ -688,26 +732,39 @@ void run(const void* params, void* const* buf, const Ctx* ctx, bool backward) {
                  min64(r + step, rows));
     x = xp;
   }
+  const int64_t sum = p.sum ? (const T*)buf[4] - (const T*)buf[3] : 0;
+  const int64_t gate = p.gate ? (const T*)buf[p.sum ? 5 : 4] - (const T*)buf[3] : 0;
+  if (j.gaps) {
+    const int64_t rows = j.n * j.out_h;
+    untouched(p, j, (const T*)buf[2], (T*)buf[3], sum, gate, rows * ctx->tid / ctx->nt,
+              rows * (ctx->tid + 1) / ctx->nt);
+  }
   ctx->sync();
 
-  const int64_t gate = p.gate ? (const T*)buf[4] - (const T*)buf[3] : 0;
-  Direct<T> d{p, j, x, (const T*)buf[2], zeros, (T*)buf[3], gate};
+  Direct<T> d{p, j, x, (const T*)buf[2], zeros, (T*)buf[3], sum, gate};
   turn = 0;
   wp = packed;
   for (int64_t rh = 0; rh < j.phases_h; ++rh)
     for (int64_t rw = 0; rw < j.phases_w; ++rw) {
       Axis h = axis_h(j, p, rh), a = axis_w(j, p, rw);
       int64_t reduce = h.taps * a.taps * j.ci, total = j.n * h.out * a.out;
-      if (!total) continue;
+      if (!total || !h.taps || !a.taps) continue;
       int mr = rows_of((int)widest);
       int64_t images = images_of(j, h, a, mr), step = chunk_of<T>(j, p, h, a, mr);
       int64_t chunks = ceil_div(total, step);
-      bool panels_inner = fits(reduce), own = reduce && !panels_inner && plenty;
+      bool panels_inner = fits(reduce), own = !panels_inner && plenty;
+      // a member's own images, as in other kernels (winograd.h), where tasks are many
+      const bool stretch = panels_inner && chunks * panels >= 16 * ctx->nt;
+      auto owner = [&](int64_t c, int64_t s) {
+        const int64_t m = c * step, size = min64(step, total - m);
+        return (m * panels + s * size) * ctx->nt / (total * panels);
+      };
       int64_t packed_panel = -1;
       for (int64_t t = 0; t < chunks * panels; ++t) {
         int64_t c = panels_inner ? t / panels : t % chunks;
         int64_t s = panels_inner ? t % panels : t / chunks;
-        if ((own ? s : turn++) % ctx->nt != ctx->tid) continue;
+        const int64_t member = own ? s % ctx->nt : stretch ? owner(c, s) : turn++ % ctx->nt;
+        if (member != ctx->tid) continue;
         const T* pw = place(wp, own ? ctx->tid : s, reduce);
         if (own && s != packed_panel) {
           pack(h, a, s, (T*)pw, 0, backward ? j.ci : reduce);
@@ -760,11 +817,12 @@ void plan_of(const void* params, Plan* plan, bool backward) {
     for (int64_t rw = 0; rw < j.phases_w; ++rw) {
       Axis h = axis_h(j, p, rh), a = axis_w(j, p, rw);
       int64_t total = j.n * h.out * a.out;
-      if (total)
+      if (total && h.taps && a.taps)
         plan->tasks +=
             ceil_div(total, chunk_of<T>(j, p, h, a, rows_of((int)ceil_div(j.vectors, j.panels)))) *
             j.groups * j.panels;
     }
+  plan->tasks = max64(1, plan->tasks);
   double work = 2.0 * (double)(p.n * p.out_h * p.out_w) *
                 (double)(p.filters * p.kernel_h * p.kernel_w) * (double)(p.channels / p.groups);
   plan->work = (int64_t)(work * (sizeof(T) == 8 ? 2 : 1) / (GS_VBYTES * 2)) + 1000;

@@ -119,8 +119,8 @@ Job<T> make_job(const ConvParams& p) {
     j.own_at = align64((size_t)(j.v.group * ceil_div(j.channels, kGroup) * B));
     j.own = align64(j.zeros + (size_t)(E * (j.u.step + j.m.step) * B));
   }
-  // a counter of tasks a round; none where members do not meet before their tasks
-  int64_t queues = j.by_filters ? ceil_div(p.n, j.images) : j.own_filters ? 0 : 1;
+  // counters of tasks a round, one a member; none where members do not meet before their tasks
+  int64_t queues = j.by_filters ? ceil_div(p.n, j.images) * members : j.own_filters ? 0 : members;
   j.queues_at = j.own_at + (size_t)members * j.own;
   j.scratch = j.queues_at + (size_t)(queues * kQueueBytes);
   return j;
@@ -176,9 +176,12 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   };
 
   char* queues = ctx->scratch + j.queues_at;
+  auto shares_of = [&](int64_t round, int64_t tasks) {
+    return Shares{queues + round * ctx->nt * kQueueBytes, tasks, ctx->nt, ctx->tid};
+  };
   if (ctx->tid == 0 && !j.own_filters)
     for (int64_t i = 0; i < (j.by_filters ? ceil_div(p.n, j.images) : 1); ++i)
-      queue_at(queues, i).reset();
+      shares_of(i, 0).reset();
 
   if (!j.by_filters) {
     const int at = 4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0);
@@ -195,9 +198,8 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
     }
     if (!j.own_filters) ctx->sync();
     T *v = mine + (j.own_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
-    auto after = [&](int64_t b) {
-      return j.own_filters ? b + ctx->nt : queue_at(queues, 0).take();
-    };
+    const Shares shares = shares_of(0, j.blocks);
+    auto after = [&](int64_t b) { return j.own_filters ? b + ctx->nt : shares.take(); };
     int64_t next = 0;
     for (int64_t b = j.own_filters ? ctx->tid : after(0); b < j.blocks; b = next) {
       int64_t t0 = j.start(b), t1 = j.start(b + 1);
@@ -237,14 +239,16 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t n = 0; n < p.n; n += j.images) {
     int64_t first = n * per, end = min64(n + j.images, p.n) * per;
     if (n > 0) ctx->sync();
-    for (int64_t t = first + ctx->tid * kUnit; t < end; t += ctx->nt * kUnit) {
+    const int64_t units = ceil_div(end - first, kUnit);
+    for (int64_t u = units * ctx->tid / ctx->nt; u < units * (ctx->tid + 1) / ctx->nt; ++u) {
+      const int64_t t = first + u * kUnit;
       const int64_t next = min64(t + kUnit, end);
       input_tiles<T, M>(p, j.g, x, zeros, t, next, Order(j.g, t, next), v + (t - first) * j.v.ld,
                         j.v);
     }
     ctx->sync();
-    const Queue queue = queue_at(queues, n / j.images);
-    for (int64_t task = queue.take(); task < j.out.count * j.ranges; task = queue.take()) {
+    const Shares shares = shares_of(n / j.images, j.out.count * j.ranges);
+    for (int64_t task = shares.take(); task < shares.tasks; task = shares.take()) {
       int64_t i = task % j.out.count, r = task / j.out.count, k0 = j.out.first(i) * N;
       int64_t t0 = r * (end - first) / j.ranges, t1 = (r + 1) * (end - first) / j.ranges;
       if (t0 == t1) continue;

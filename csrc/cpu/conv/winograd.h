@@ -112,8 +112,30 @@ struct Queue {
   int64_t* next;
   GS_MEMBER void reset() const { __atomic_store_n(next, (int64_t)0, __ATOMIC_RELAXED); }
   GS_MEMBER int64_t take() const { return __atomic_fetch_add(next, (int64_t)1, __ATOMIC_RELAXED); }
+  GS_MEMBER int64_t taken() const { return __atomic_load_n(next, __ATOMIC_RELAXED); }
 };
 GS_INLINE Queue queue_at(char* at, int64_t i) { return Queue{(int64_t*)(at + i * kQueueBytes)}; }
+
+// The same for tasks that are stretches of images: a member begins with its own share, the images
+// that it has in every kernel that knows how, so that where each core has a third level of its own
+// it finds there what the kernel before has left. Then it helps the others. A counter a member.
+struct Shares {
+  char* at;
+  int64_t tasks, nt, tid;
+  GS_MEMBER void reset() const {
+    for (int64_t m = 0; m < nt; ++m) queue_at(at, m).reset();
+  }
+  GS_MEMBER int64_t take() const {
+    for (int64_t k = 0; k < nt; ++k) {
+      const int64_t m = (tid + k) % nt, first = m * tasks / nt, end = (m + 1) * tasks / nt;
+      const Queue queue = queue_at(at, m);
+      if (first + queue.taken() >= end) continue;  // of many members most are done: no writes
+      const int64_t t = first + queue.take();
+      if (t < end) return t;
+    }
+    return tasks;
+  }
+};
 
 // A transformed tensor: plane e (of A * A) is (rows, ld) of elements and starts at e * step. Steps
 // are no multiple of a page, so that the stores of a tile do not all meet in one set of the cache.
@@ -431,13 +453,13 @@ void gradient_tiles(const ConvParams& p, const Grid& g, const T* dy, const uint8
 // dx += B dv B^T for tiles [t0, t1) in order, `channels` channels from dx's on. A pixel is stored
 // by the first tile that has it and added to by later ones, so dx needs no zeros. Tiles of the row
 // that starts at tile `first`, when it lies inside an image, put what they share with the row above
-// into seam (2, in_w, channels of x) instead; it is added to dx later. gate (like dx, may be
-// absent): the output of a ReLU, whose gradient dx is: zeros where that is not positive, set with
-// the last tile that has the pixel.
+// into seam (2, in_w, channels of x) instead; it is added to dx later. What is left to do for a
+// pixel is done with the last tile that has it: `sum` (like dx, may be absent) is added; gate (the
+// same): the output of a ReLU, whose gradient dx is: zeros where that is not positive.
 template <class T, int M>
 void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, Planes s, int64_t t0,
                           int64_t t1, Order order, int64_t first, const T* bias, T* dx, T* seam,
-                          int64_t channels, const T* gate) {
+                          int64_t channels, const T* sum, const T* gate) {
   using V = typename simd<T>::V;
   using Z = Points<T, M>;
   constexpr int N = simd<T>::N, A = M + 2;
@@ -452,10 +474,25 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
     bool whole =
         up && left && !split && row >= 0 && row + A <= p.in_h && col >= 0 && col + A <= p.in_w;
     T* o = dx + ((n * p.in_h + row) * p.in_w + col) * C;
-    int64_t pitch = p.in_w * C, apart_by = gate ? gate - dx : 0;
+    int64_t pitch = p.in_w * C;
+    const int64_t sum_at = sum ? sum - dx : 0, gate_at = gate ? gate - dx : 0;
+    const bool more = sum || gate;
     const bool last_row = ti + 1 == g.rows, last_col = tj + 1 == g.cols;
+    const T* next = dx + ((n * p.in_h + row) * p.in_w + col + M) * C;  // the next tile's
+    if (last_col) {
+      const int64_t nn = last_row ? n + 1 : n, nrow = last_row ? -p.pad_h : row + M;
+      next = dx + ((nn * p.in_h + nrow) * p.in_w - p.pad_w) * C;
+    }
     for (int64_t c = 0; c < channels; c += N) {
       int lanes = (int)min64(N, channels - c);
+      auto ahead = [&](int64_t at) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+          for (int j = 0; j < M; ++j) __builtin_prefetch(next + at + i * pitch + j * C + c, 0, 3);
+      };
+      if (sum) ahead(sum_at);
+      if (gate) ahead(gate_at);
       V d[A][A];
 #pragma GCC unroll 6
       for (int j = 0; j < A; ++j) {
@@ -480,47 +517,59 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
         for (int i = 0; i < A; ++i) d[i][j] = e[i];
       }
       V b = bias ? load_n(bias + c, lanes) : V{};
-#pragma GCC unroll 6
-      for (int i = 0; i < A; ++i) {
+      auto along = [&](int i) __attribute__((always_inline)) {  // row i of the tile
         if constexpr (Z::kShort) {
           if (two_cols) {
             Z::input_adjoint_short(d[i]);
-            continue;
+            return;
           }
         }
         Z::input_adjoint(d[i]);
-      }
-      if (whole && lanes == N && !(gate && (last_row || last_col))) {
+      };
+      const bool full = lanes == N;
+      auto get = [&](const T* q) __attribute__((always_inline)) {
+        return full ? load(q) : load_n(q, lanes);
+      };
+      auto end = [&](V r, const T* q) __attribute__((always_inline)) {
+        if (sum) r += get(q + sum_at);
+        if (gate) r = get(q + gate_at) <= V{} ? V{} : r;
+        return r;
+      };
+      if (whole && full && !(more && (last_row || last_col))) {
 #pragma GCC unroll 6
-        for (int i = 0; i < A; ++i)
+        for (int i = 0; i < A; ++i) {
+          along(i);
 #pragma GCC unroll 6
           for (int j = 0; j < A; ++j) {
             T* q = o + i * pitch + j * C + c;
             V r = d[i][j] + (i < 2 || j < 2 ? load(q) : b);
-            if (i < M && j < M && gate) r = load(q + apart_by) <= V{} ? V{} : r;
+            if (i < M && j < M && more) r = end(r, q);
             store(q, r);
           }
+        }
         continue;
       }
-      // at a border of the image
+      // at a border of the image; unrolled, so that d stays in registers
       const int i0 = (int)max64(0, -row), i1 = (int)min64(A, p.in_h - row);
       const int j0 = (int)max64(0, -col), j1 = (int)min64(A, p.in_w - col);
-      for (int i = i0; i < i1; ++i) {
-        bool above = i < 2 && up, apart = above && split;
+#pragma GCC unroll 6
+      for (int i = 0; i < A; ++i) {
+        if (i < i0 || i >= i1) continue;
+        along(i);
+        const bool above = i < 2 && up, apart = above && split, add = above && !apart;
         T* line = (apart ? seam + (i * p.in_w + col) * C : o + i * pitch) + c;
-        const bool add = above && !apart;
         const V start = apart ? V{} : b;
-        if (lanes == N && !gate) {
-          for (int j = j0; j < j1; ++j)
-            store(line + j * C, d[i][j] + (add || (j < 2 && left) ? load(line + j * C) : start));
-          continue;
-        }
-        for (int j = j0; j < j1; ++j) {
+        const bool last = more && !apart && (i < M || last_row);
+#pragma GCC unroll 6
+        for (int j = 0; j < A; ++j) {
+          if (j < j0 || j >= j1) continue;
           T* q = line + j * C;
-          V r = d[i][j] + (add || (j < 2 && left) ? load_n(q, lanes) : start);
-          if (gate && !apart && (i < M || last_row) && (j < M || last_col))
-            r = load_n(q + apart_by, lanes) <= V{} ? V{} : r;
-          store_n(q, r, lanes);
+          V r = d[i][j] + (add || (j < 2 && left) ? get(q) : start);
+          if (last && (j < M || last_col)) r = end(r, q);
+          if (full)
+            store(q, r);
+          else
+            store_n(q, r, lanes);
         }
       }
     }

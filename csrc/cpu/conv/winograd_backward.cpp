@@ -156,9 +156,10 @@ Job make_job(const ConvParams& p) {
     int64_t own = max64(j.data ? E * (j.u.step + j.dv.step) : 0, j.weight ? E * j.du.step : 0);
     j.own = align64(j.zeros + j.pairs + (size_t)(own * B));
   }
-  // a counter of tasks a round; by tiles members meet before their tasks only for the filters
+  // counters of tasks, one a member, of each kind in each round; by tiles members meet before their
+  // tasks only for the filters
   j.queues_at = j.own_at + (size_t)members * j.own;
-  j.queues = j.by_channels ? ceil_div(p.n, j.images) : j.data ? 1 : 0;
+  j.queues = members * (j.by_channels ? 2 * ceil_div(p.n, j.images) : j.data ? 1 : 0);
   j.scratch = j.queues_at + (size_t)(j.queues * kQueueBytes);
   return j;
 }
@@ -183,6 +184,7 @@ struct Backward {
   const T *dy, *w, *bias, *x;
   T *dx, *dw, *db;
   const uint8_t* index;  // of a pool behind the convolution
+  const T* other;        // a gradient that is added to dx
   const T* gate;         // the output of a ReLU whose gradient dx is
   const T* prepared;     // the transformed filters, by tiles, or nothing
   const T* zeros;
@@ -197,6 +199,12 @@ struct Backward {
   Ahead x_ahead(int64_t t0, int64_t t1) const {
     return pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, M, M + 2, p.pad_h, t0, t1,
                         ctx->follows);
+  }
+
+  // Panel i of what tiles [t0, t1) see of an array like dx.
+  Ahead dx_ahead(const T* q, int64_t i, int64_t t0, int64_t t1) const {
+    return pixels_ahead(j.g, q + j.in.first(i) * N, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
+                        p.pad_h, t0, t1, ctx->follows);
   }
 
   void transform_dy(int64_t t0, int64_t t1, const Order& order, T* dm, Planes s, T* sum) const {
@@ -243,7 +251,8 @@ struct Backward {
       ctx->sync();
     }
     T *dm = mine, *v = dm + E * j.dm.step, *dv = j.both ? v : v + E * j.v.step;
-    auto after = [&](int64_t s) { return j.data ? queue_at(queues, 0).take() : s + ctx->nt; };
+    const Shares shares{queues, j.slices, ctx->nt, ctx->tid};
+    auto after = [&](int64_t s) { return j.data ? shares.take() : s + ctx->nt; };
     for (int64_t s = j.data ? after(0) : ctx->tid; s < j.slices; s = after(s)) {
       int64_t r0 = s * j.rows / j.slices, r1 = (s + 1) * j.rows / j.slices;
       T* seam = at(j.seam_at) + s * j.seam;
@@ -281,8 +290,7 @@ struct Backward {
             int nv = j.in.nv(i);
             int64_t c0 = j.in.first(i) * N;
             Planes q = planes(D, nv * N);
-            Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
-                                     p.pad_h, t0, t1, ctx->follows);
+            Ahead out = dx_ahead(dx, i, t0, t1);
             out.write = true;
             out.spread(product_steps(nv, t1 - t0, D) * (E / 2));
             for (int e = 0; e < E; ++e) {
@@ -297,7 +305,7 @@ struct Backward {
             }
             input_gradient_tiles<T, M>(p, j.g, dv, j.dv, t0, t1, order, r0 * j.g.cols,
                                        bias ? bias + c0 : nullptr, dx + c0, seam + c0, lanes(i),
-                                       gate ? gate + c0 : gate);
+                                       other ? other + c0 : other, gate ? gate + c0 : gate);
           }
         if (j.weight && !j.both) {
           input_tiles<T, M>(p, j.g, x, zeros, t0, t1, order, v, j.v);
@@ -320,6 +328,7 @@ struct Backward {
           for (int64_t c = ctx->tid * N; c < count; c += ctx->nt * N) {
             int n = (int)min64(N, count - c);
             V r = load_n(o + c, n) + load_n(q + c, n);
+            if (other) r += load_n(other + (o - dx) + c, n);
             if (gate) r = load_n(gate + (o - dx) + c, n) <= V{} ? V{} : r;
             store_n(o + c, r, n);
           }
@@ -346,8 +355,7 @@ struct Backward {
     next.then->spread(all / 3);
     for (int64_t r = n0 * j.g.rows; r < r1; r += j.strip) {
       int64_t t0 = r * j.g.cols, t1 = min64(r + j.strip, r1) * j.g.cols;
-      Ahead out = pixels_ahead(j.g, dx + c0, p.in_h, p.in_w, p.channels, lanes(i), M, M + 2,
-                               p.pad_h, first + t0, first + t1, ctx->follows);
+      Ahead out = dx_ahead(dx, i, first + t0, first + t1);
       const int64_t steps = product_steps(nv, t1 - t0, min64(j.slice, D)) * E;
       out.spread(steps * ceil_div(D, j.slice) / (next.rows ? 3 : 1));
       out.write = true;
@@ -363,10 +371,10 @@ struct Backward {
               nv, dm + k / kGroup * j.dm.group + e * j.dm.step + t0 * j.dm.ld + k % kGroup, j.dm.ld,
               t1 - t0, u + e * j.u.step, j.u.ld, count, dv + e * j.dv.step, j.dv.ld, k > 0, &out);
       }
-      input_gradient_tiles<T, M>(p, j.g, dv, j.dv, first + t0, first + t1,
-                                 Order(j.g, first + t0, first + t1),
-                                 first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr,
-                                 dx + c0, nullptr, lanes(i), gate ? gate + c0 : gate);
+      input_gradient_tiles<T, M>(
+          p, j.g, dv, j.dv, first + t0, first + t1, Order(j.g, first + t0, first + t1),
+          first + n0 * j.g.rows * j.g.cols, bias ? bias + c0 : nullptr, dx + c0, nullptr, lanes(i),
+          other ? other + c0 : other, gate ? gate + c0 : gate);
     }
   }
 
@@ -391,7 +399,9 @@ struct Backward {
       int64_t count = min64(j.images, p.n - n), first = n * per, tiles = count * per;
       T* sums = at(j.db_at) + n / j.images * j.units * K;
       if (n > 0) ctx->sync();
-      for (int64_t t = ctx->tid * kUnit; t < tiles; t += ctx->nt * kUnit) {
+      const int64_t units = ceil_div(tiles, kUnit);
+      for (int64_t u = units * ctx->tid / ctx->nt; u < units * (ctx->tid + 1) / ctx->nt; ++u) {
+        const int64_t t = u * kUnit;
         T* sum = db ? sums + t / kUnit * K : nullptr;
         if (db) memset(sum, 0, (size_t)K * sizeof(T));
         int64_t t1 = first + min64(t + kUnit, tiles);
@@ -404,18 +414,32 @@ struct Backward {
       // weights first: they may be the longer tasks
       const int64_t weights = j.weight ? j.in.count * j.filter_blocks : 0;
       const int64_t tasks = weights + (j.data ? j.in.count * j.ranges : 0);
-      // each task asks for its part of what the next round transforms
+      // with each task a member asks for a part of what it transforms in the next round
       const int64_t n1 = n + count, left = min64(j.images, p.n - n1), P = p.pool ? 2 : 1;
-      auto part = [&](int64_t t, const T* at, int64_t image) {
-        const int64_t i0 = t * left * image / tasks, i1 = (t + 1) * left * image / tasks;
-        return ahead(at + n1 * image + i0, i1 - i0, true);
+      const int64_t turns = ceil_div(tasks, ctx->nt);
+      auto part = [&](int64_t turn, const T* at, int64_t image) {
+        const int64_t first = left * image * ctx->tid / ctx->nt;
+        const int64_t size = left * image * (ctx->tid + 1) / ctx->nt - first;
+        const int64_t i0 = turn * size / turns, i1 = (turn + 1) * size / turns;
+        return ahead(at + n1 * image + first + i0, i1 - i0, true);
       };
-      const Queue queue = queue_at(queues, n / j.images);
-      for (int64_t t = queue.take(); t < tasks; t = queue.take()) {
+      char* counters = queues + n / j.images * 2 * ctx->nt * kQueueBytes;
+      const Shares first_kind{counters, weights, ctx->nt, ctx->tid};
+      const Shares second_kind{counters + ctx->nt * kQueueBytes, tasks - weights, ctx->nt,
+                               ctx->tid};
+      auto take = [&](int64_t last) {
+        if (last < weights) {
+          const int64_t t = first_kind.take();
+          if (t < weights) return t;
+        }
+        return weights + second_kind.take();
+      };
+      int64_t turn = 0;
+      for (int64_t t = take(-1); t < tasks; t = take(t), ++turn) {
         Ahead next{}, xs{};
-        if (left > 0 && ctx->follows) {
-          next = part(t, dy, p.out_h / P * (p.out_w / P) * p.filters);
-          if (j.weight) xs = part(t, x, p.in_h * p.in_w * p.channels);
+        if (left > 0 && ctx->follows && turn < turns) {
+          next = part(turn, dy, p.out_h / P * (p.out_w / P) * p.filters);
+          if (j.weight) xs = part(turn, x, p.in_h * p.in_w * p.channels);
         }
         next.then = &xs;
         if (t < weights) {
@@ -444,7 +468,8 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
   Job j = make_job<T, M>(p);
   char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   memset(own, 0, j.zeros);
-  const int last = 7 + (p.pool ? 1 : 0) + (p.gate ? 1 : 0);
+  const int sum = 7 + (p.pool ? 1 : 0), gate = sum + (p.sum ? 1 : 0);
+  const int last = gate + (p.gate ? 1 : 0);
   const bool made = p.prepared && prepared_ready(buf[last], p.prepared);
   Backward<T, M> b{p,
                    j,
@@ -457,7 +482,8 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
                    (T*)buf[5],
                    (T*)buf[6],
                    p.pool ? (const uint8_t*)buf[7] : nullptr,
-                   p.gate ? (const T*)buf[p.pool ? 8 : 7] : nullptr,
+                   p.sum ? (const T*)buf[sum] : nullptr,
+                   p.gate ? (const T*)buf[gate] : nullptr,
                    made ? (const T*)buf[last + 1] : nullptr,
                    (const T*)own,
                    (T*)(own + j.zeros),

@@ -53,6 +53,14 @@ struct Piece {
   }
 };
 
+// A member's tasks: a stretch, as convolutions deal out images (conv/winograd.h), so that it finds
+// what it has written itself.
+struct Share {
+  int64_t first, end;
+  GS_MEMBER Share(const Cut& cut, const Ctx* ctx)
+      : first(cut.tasks * ctx->tid / ctx->nt), end(cut.tasks * (ctx->tid + 1) / ctx->nt) {}
+};
+
 struct Scratch {
   double* part;  // (outer, chunks, 2, channels): chunk statistics or sums
   double* sums;  // (outer, 2, channels): backward sums
@@ -448,10 +456,11 @@ struct Kernel {
     T *y = (T*)buf[7], *coef = (T*)s.coef;
     double* stats = (double*)buf[8];
     int64_t per = p.channels / p.groups, cl = cut.padded();
+    const Share share(cut, ctx);
     if (p.parts) {
       s.part = (double*)buf[9];
     } else if (p.training) {
-      for (int64_t t = ctx->tid; t < cut.tasks; t += ctx->nt) {
+      for (int64_t t = share.first; t < share.end; ++t) {
         Piece w;
         w.init(p, cut, t);
         piece_stats(p, cut, w, x + w.at, s.part);
@@ -476,10 +485,9 @@ struct Kernel {
     if (p.training && buf[5] && ctx->tid == 0) ++((int64_t*)buf[5])[0];
     const bool stream = past_caches(p, cut, ctx, y);
     // own tasks from the last to the first
-    int64_t mine = (cut.tasks - ctx->tid + ctx->nt - 1) / ctx->nt;
-    for (int64_t i = mine - 1; i >= 0; --i) {
+    for (int64_t t = share.end - 1; t >= share.first; --t) {
       Piece w;
-      w.init(p, cut, ctx->tid + i * ctx->nt);
+      w.init(p, cut, t);
       if (p.relu)
         res ? apply_piece<true, true>(stream, cut, w, x, res, y, coef)
             : apply_piece<true, false>(stream, cut, w, x, res, y, coef);
@@ -674,6 +682,7 @@ struct Kernel {
       ctx->sync();
       return add_samples(p, s.sums, dgamma, dbeta, ctx);
     }
+    const Share share(cut, ctx);
     bool sums = (p.training && dx) || dgamma || dbeta;
     int64_t step = per >= 64 ? 1 : 64 / per, parts = (p.groups + step - 1) / step;
     for (int64_t t = ctx->tid; t < p.outer * parts; t += ctx->nt) {
@@ -684,7 +693,7 @@ struct Kernel {
     }
     ctx->sync();
     if (sums) {
-      for (int64_t t = ctx->tid; t < cut.tasks; t += ctx->nt) {
+      for (int64_t t = share.first; t < share.end; ++t) {
         Piece w;
         w.init(p, cut, t);
         if (mask == kNoMask)
@@ -706,10 +715,9 @@ struct Kernel {
     if (!dx && !dres) return;
     bool st = p.training, stream = past_caches(p, cut, ctx, dx ? dx : dres);
     if (dx && dres && !past_caches(p, cut, ctx, dres)) stream = false;
-    int64_t mine = (cut.tasks - ctx->tid + ctx->nt - 1) / ctx->nt;
-    for (int64_t i = mine - 1; i >= 0; --i) {
+    for (int64_t t = share.end - 1; t >= share.first; --t) {
       Piece w;
-      w.init(p, cut, ctx->tid + i * ctx->nt);
+      w.init(p, cut, t);
       if (mask == kNoMask)
         dx_any<kNoMask, false>(st, stream, cut, w, dy, x, y, dx, dres, coef);
       else if (mask == kFromX)
