@@ -120,7 +120,22 @@ bool is_polyphase(const ConvParams& p) {
          !p.pool;
 }
 
-// 81 products a tile of 4 x 4 outputs, see conv/polyphase.h.
+// 81 products a tile of 4 x 4 outputs, see conv/polyphase.h. rate: as of winograd_cycles()
+void polyphase_cycles(ConvPass pass, DType dtype, const ConvParams& p, double rate, double* own,
+                      double* direct) {
+  const double tiles = (double)(p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4));
+  const double C = (double)p.channels, K = (double)p.filters;
+  const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
+  const double taps = (double)(p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
+                               count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1));
+  const double forward = taps * C * Kv / 2, backward = taps * K * Cv / 2;
+  // a transform of a tile: 81 loads and stores; of a vector of filters: 36 stores to memory that is
+  // in no near cache
+  const double pixels = tiles * (250 * Cv + 180 * Kv), product = 0.55 * 81 * tiles * rate;
+  *direct = pass == kConvForward ? forward : backward;
+  *own = (product + 250) * (pass == kConvForward ? C * Kv : K * Cv) + pixels;
+}
+
 bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
   if (dtype != kF32 || pass == kConvBackward || strict.load(std::memory_order_relaxed))
     return false;
@@ -130,17 +145,7 @@ bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own
   if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
   // few tasks, and of few filters
   if (pass == kConvBackwardWeight && p.channels * p.filters < 4096) return false;
-  const double tiles = (double)(p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4));
-  const double C = (double)p.channels, K = (double)p.filters;
-  const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
-  const double taps = (double)(p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
-                               count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1));
-  const double forward = taps * C * Kv / 2, backward = taps * K * Cv / 2;
-  // a transform of a tile: 81 loads and stores; of a vector of filters: 36 stores to memory that is
-  // in no near cache
-  const double pixels = tiles * (250 * Cv + 180 * Kv), product = 0.55 * 81 * tiles;
-  *direct = pass == kConvForward ? forward : backward;
-  *own = (product + 250) * (pass == kConvForward ? C * Kv : K * Cv) + pixels;
+  polyphase_cycles(pass, dtype, p, 1, own, direct);
   return *own < 0.9 * *direct;
 }
 
@@ -224,7 +229,19 @@ bool bfloat16_winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, dou
   return *own < 0.9 * *direct && *own < winograd_cycles(2, pass, dtype, p);
 }
 
+// The same of stride 2, by half of the planes' products.
+bool bfloat16_polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
+                             double* direct) {
+  if (dtype != kF32 || !autocast() || pass == kConvBackward ||
+      strict.load(std::memory_order_relaxed) || !twice_as_fast())
+    return false;
+  polyphase_cycles(pass, dtype, p, 0.5, own, direct);
+  *direct *= 0.65;
+  return *own < 0.9 * *direct;
+}
+
 bool is_wide_winograd(const ConvParams& p) { return is_winograd(p) && is_wide(p); }
+bool is_wide_polyphase(const ConvParams& p) { return is_polyphase(p) && is_wide(p); }
 
 const Implementation implementations[] = {
     {"bfloat16_winograd4",
@@ -233,6 +250,12 @@ const Implementation implementations[] = {
      {Kernel("conv_bf16_winograd4_forward"), Kernel("conv_bf16_winograd4_backward"),
       Kernel("conv_bf16_winograd4_backward"), Kernel("conv_bf16_winograd4_backward")},
      true},
+    {"bfloat16_polyphase",
+     is_wide_polyphase,
+     bfloat16_polyphase_wins,
+     {Kernel("conv_bf16_polyphase_forward"), Kernel("conv_bf16_polyphase_backward_data"),
+      Kernel("conv_bf16_polyphase_backward_weight"), Kernel("")},
+     false},
     {"bfloat16",
      is_wide,
      bfloat16_wins,
@@ -277,7 +300,8 @@ const Implementation implementations[] = {
 };
 
 bool half_of(const Implementation& i) {
-  return i.accepts == bfloat16_wins || i.accepts == bfloat16_winograd_wins;
+  return i.accepts == bfloat16_wins || i.accepts == bfloat16_winograd_wins ||
+         i.accepts == bfloat16_polyphase_wins;
 }
 
 void explain(ConvPass pass, const ConvParams& p, const char* name, double own, double direct) {
@@ -385,7 +409,7 @@ const char* conv_force(const char* name, int64_t l2) {
       forced.store(i + 1);
       return nullptr;
     }
-  return "expected 'bfloat16_winograd4', 'bfloat16', 'stream', 'winograd4', 'winograd2', "
+  return "expected 'bfloat16_winograd4', 'bfloat16_polyphase', 'bfloat16', 'stream', 'winograd4', 'winograd2', "
          "'polyphase', 'direct' or ''";
 }
 

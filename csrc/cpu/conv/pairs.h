@@ -67,6 +67,10 @@ template <class T, class V>
 GS_INLINE void put_plane(T* to, V x) {
   store(to, x);
 }
+template <class T, class V>
+GS_INLINE void put_pairs(T* to, V x, V) {
+  store(to, x);
+}
 template <int NV, class V>
 GS_INLINE void multiply(V& c, V a, V b) {
   accumulate<NV>(c, a, b);

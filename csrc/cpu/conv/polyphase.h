@@ -20,6 +20,9 @@
 //
 // Interpolation points: +-1/2, +-5/4, infinity. Half the rounding error of 0, +-1, 2: 5e-7 of the
 // root mean square at 512 channels.
+//
+// In the table avx512bf16 the operands of products are rounded to bfloat16 and an element holds a
+// pair (conv/pairs.h): of channels in the operands of y and dx, of tiles in those of dw.
 #pragma once
 #include "conv/winograd_products.h"
 
@@ -101,11 +104,11 @@ GS_INLINE T anew(T x) {
   return x;
 }
 
-// Where planes of R tiles and one group of 64 channels lie: form f has planes(f) of them from
-// at(f) on. Forms are no multiple of a page apart, see Planes in winograd.h.
+// Where planes of R tiles and one group of 64 elements (pairs: up to 64) lie: form f has planes(f)
+// of them from at(f) on. Forms are no multiple of a page apart, see Planes in winograd.h.
 struct Phases {
-  int64_t rows;
-  GS_MEMBER int64_t plane() const { return rows * kGroup; }
+  int64_t rows, ld = kGroup;
+  GS_MEMBER int64_t plane() const { return rows * ld; }
   GS_MEMBER static int64_t planes(int f) { return (f / 6 < 5 ? 1 : 4) * (f % 6 < 5 ? 1 : 4); }
   GS_MEMBER int64_t at(int f) const {
     const int r = f / 6, c = f % 6;
@@ -167,13 +170,15 @@ GS_INLINE void give(float* p, PV v, int lanes) {
 struct Later {
   int64_t pixel, vector;
 };
+// Where channel c lies in a tile's row, whose groups are `group` apart.
+GS_INLINE int64_t place(int64_t c, int64_t group) {
+  return c / kPair / kGroup * group + c / kPair % kGroup;
+}
 // next: from a pixel to that of the next tile
-GS_INLINE Later later(int64_t c, int64_t channels, int64_t next, int64_t group) {
+GS_INLINE Later later(int64_t c, int64_t channels, int64_t next, Phases s, int64_t group) {
   const int64_t C = ceil_div(channels, kLanes) * kLanes, by = min64(kGroup, C), to = c + by;
-  if (to < C) return {by, to / kGroup * group + to % kGroup - c / kGroup * group - c % kGroup};
-  const int64_t at = to - C;
-  return {next + at - c,
-          kGroup + at / kGroup * group + at % kGroup - c / kGroup * group - c % kGroup};
+  if (to < C) return {by, place(to, group) - place(c, group)};
+  return {next + to - C - c, s.ld + place(to - C, group) - place(c, group)};
 }
 
 // One vector of a tile of inputs: at, from channel c on.
@@ -184,7 +189,7 @@ GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes
   const int64_t soon = anew(c + later.pixel), then = anew(later.vector);
   auto put = [&](float* p, PV v) __attribute__((always_inline)) {
     fetch_to_write(p + then);
-    store(p, v);
+    put_plane(p, v);
   };
   c = anew(c);
 #pragma GCC unroll 9
@@ -224,7 +229,7 @@ GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes
   }
 }
 
-// v = the phases of x for tiles [t0, t1), the first of which is tile t0 of v; groups of channels
+// v = the phases of x for tiles [t0, t1), the first of which is tile t0 of v; groups of elements
 // `group` apart, lanes past C are zero. zeros: C zeros
 void phase_inputs(const ConvParams& p, const Grid& g, const float* x, const float* zeros,
                   int64_t t0, int64_t t1, float* v, Phases s, int64_t group) {
@@ -233,11 +238,11 @@ void phase_inputs(const ConvParams& p, const Grid& g, const float* x, const floa
     const int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
     const float* at[9][9];
     pixels<9>(x, zeros, n, p.in_h, p.in_w, C, 8 * ti - p.pad_h, 8 * tj - p.pad_w, at);
-    float* out = v + (t - t0) * kGroup;
+    float* out = v + (t - t0) * s.ld;
     const int64_t next = next_tile(g, t, p.in_h, p.in_w, C, 8);
     for (int64_t c = 0; c < C; c += kLanes) {
-      float* o = out + c / kGroup * group + c % kGroup;
-      const Later l = later(c, C, next, group);
+      float* o = out + place(c, group);
+      const Later l = later(c, C, next, s, group);
       if (c + kLanes <= C)
         input_vector<true>(at, c, kLanes, l, s, o);
       else
@@ -257,7 +262,7 @@ void phase_outputs(const ConvParams& p, const Grid& g, const float* m, Phases s,
     float* to = y + ((n * p.out_h + row) * p.out_w + col) * p.filters;
     for (int64_t k = 0; k < channels; k += kLanes) {
       const int lanes = (int)min64(kLanes, channels - k);
-      const Vectors<const float> q(m + (t - t0) * kGroup + k, s);
+      const Vectors<const float> q(m + (t - t0) * s.ld + k, s);
       PV d[4][5], r[4][4], e[5], f[4];
 #pragma GCC unroll 5
       for (int j = 0; j < 5; ++j) {
@@ -297,7 +302,7 @@ GS_INLINE void gradient_vector(const float* const (&at)[4][4], int64_t k, int la
   const int64_t soon = anew(k + later.pixel), then = anew(later.vector);
   auto put = [&](float* p, PV v) __attribute__((always_inline)) {
     fetch_to_write(p + then);
-    store(p, v);
+    put_plane(p, v);
   };
   k = anew(k);
 #pragma GCC unroll 4
@@ -333,7 +338,7 @@ GS_INLINE void gradient_vector(const float* const (&at)[4][4], int64_t k, int la
 }
 
 // dm = the gradients of sums for tiles [t0, t1) and filters [k0, k1), the first of which is filter
-// k0 of dm; groups of filters `group` apart, lanes past K are zero. zeros: K zeros
+// k0 of dm; groups of elements `group` apart, lanes past K are zero. zeros: K zeros
 void phase_gradients(const ConvParams& p, const Grid& g, const float* dy, const float* zeros,
                      int64_t t0, int64_t t1, int64_t k0, int64_t k1, float* dm, Phases s,
                      int64_t group) {
@@ -343,10 +348,10 @@ void phase_gradients(const ConvParams& p, const Grid& g, const float* dy, const 
     const float* at[4][4];
     pixels<4>(dy, zeros, n, p.out_h, p.out_w, K, 4 * ti, 4 * tj, at);
     const int64_t next = next_tile(g, t, p.out_h, p.out_w, K, 4);
-    float* out = dm + (t - t0) * kGroup;
+    float* out = dm + (t - t0) * s.ld;
     for (int64_t k = k0; k < k1; k += kLanes) {
-      float* o = out + (k - k0) / kGroup * group + (k - k0) % kGroup;
-      const Later l = later(k - k0, k1 - k0, next, group);
+      float* o = out + place(k - k0, group);
+      const Later l = later(k - k0, k1 - k0, next, s, group);
       if (k + kLanes <= K)
         gradient_vector<true>(at, k, kLanes, l, s, o);
       else
@@ -431,7 +436,7 @@ void phase_input_gradients(const ConvParams& p, const Grid& g, const float* dv, 
     at.last_col = tj + 1 == g.cols;
     // at a border the gate follows pixel by pixel: the sink has none
     const bool inside = row >= 0 && col >= 0 && row + 9 <= p.in_h && col + 9 <= p.in_w;
-    const float* q = dv + (t - t0) * kGroup;
+    const float* q = dv + (t - t0) * s.ld;
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int lanes = (int)min64(kLanes, channels - c);
       if (lanes == kLanes)
@@ -466,33 +471,38 @@ void rest_of_images(const ConvParams& p, const Grid& g, int64_t n0, int64_t n1, 
                (size_t)channels * sizeof(float));
 }
 
-// The forms of a filter's taps g, each `step` from the last; the next vector's are `pitch` behind.
-GS_INLINE void form_vector(const PV (&g)[9], float* u, int64_t step, int64_t pitch) {
-  auto put = [&](int f, PV v) __attribute__((always_inline)) {
+// The forms of an element's filters, of taps g, each `step` from the last; the next vector's are
+// `pitch` behind.
+GS_INLINE void form_vector(const PV (&g)[kPair][9], float* u, int64_t step, int64_t pitch) {
+  auto put = [&](int f, PV v, PV w) __attribute__((always_inline)) {
     fetch_to_write(u + f * step + pitch);
-    store(u + f * step, v);
+    put_pairs(u + f * step, v, w);
   };
+  constexpr int L = kPair - 1;
   u = anew(u);
   step = anew(step);
-  PV r[6][3], e[5];
+  PV r[kPair][6][3], e[kPair][5];
+#pragma GCC unroll 2
+  for (int h = 0; h < kPair; ++h)
 #pragma GCC unroll 3
-  for (int j = 0; j < 3; ++j) {
-    Poly::filter(g[j], g[6 + j], e);
+    for (int j = 0; j < 3; ++j) {
+      Poly::filter(g[h][j], g[h][6 + j], e[0]);
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) r[i][j] = e[i];
-    r[5][j] = g[3 + j];
-  }
+      for (int i = 0; i < 5; ++i) r[h][i][j] = e[0][i];
+      r[h][5][j] = g[h][3 + j];
+    }
 #pragma GCC unroll 6
   for (int i = 0; i < 6; ++i) {
-    Poly::filter(r[i][0], r[i][2], e);
+#pragma GCC unroll 2
+    for (int h = 0; h < kPair; ++h) Poly::filter(r[h][i][0], r[h][i][2], e[h]);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(i * 6 + j, e[j]);
-    put(i * 6 + 5, r[i][1]);
+    for (int j = 0; j < 5; ++j) put(i * 6 + j, e[0][j], e[L][j]);
+    put(i * 6 + 5, r[0][i][1], r[L][i][1]);
   }
 }
 
 // u[f][c - c0][k - k0] for the nv vectors of filters from k0 on: the operand of forward; filters
-// and channels that do not exist give zeros
+// and channels that do not exist give zeros. Rows are elements.
 void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, int64_t c1,
            float* u, Planes s) {
   constexpr int N = kLanes;
@@ -506,7 +516,7 @@ void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, 
         PV r[N];
         const float* q = w + (k * 9 + tap) * C + c;
         // too many streams for the hardware to foresee
-        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + 16, 0, 2);
+        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + 16, 0, kFetch);
         if (filters == N && lanes == N) {
 #pragma GCC unroll 16
           for (int i = 0; i < N; ++i) r[i] = load(q + i * 9 * C);
@@ -517,11 +527,13 @@ void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, 
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) turned[tap][i] = r[i];
       }
-      for (int l = 0; l < lanes; ++l) {
-        PV g[9];
+      for (int l = 0; l < lanes; l += kPair) {
+        PV g[kPair][9];
+#pragma GCC unroll 2
+        for (int h = 0; h < kPair; ++h)
 #pragma GCC unroll 9
-        for (int tap = 0; tap < 9; ++tap) g[tap] = turned[tap][l];
-        form_vector(g, u + (c - c0 + l) * s.ld + v * N, s.step, s.ld);
+          for (int tap = 0; tap < 9; ++tap) g[h][tap] = l + h < lanes ? turned[tap][l + h] : PV{};
+        form_vector(g, u + (c - c0 + l) / kPair * s.ld + v * N, s.step, s.ld);
       }
     }
 }
@@ -530,18 +542,20 @@ void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, 
 void forms_backward(const ConvParams& p, const float* w, int64_t c0, int nv, int64_t k0, int64_t k1,
                     float* u, Planes s) {
   const int64_t C = p.channels;
-  for (int64_t k = k0; k < k1; ++k)
+  for (int64_t k = k0; k < k1; k += kPair)
     for (int v = 0; v < nv; ++v) {
       const int64_t c = c0 + v * kLanes;
       const int lanes = (int)min64(kLanes, C - c);
       const float* q = w + k * 9 * C + c;
+      PV g[kPair][9];
+#pragma GCC unroll 2
+      for (int h = 0; h < kPair; ++h)
 #pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(q + (9 + tap) * C, 0, 2);
-      PV g[9];
-#pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap)
-        g[tap] = lanes == kLanes ? load(q + tap * C) : load_n(q + tap * C, lanes);
-      form_vector(g, u + (k - k0) * s.ld + v * kLanes, s.step, s.ld);
+        for (int tap = 0; tap < 9; ++tap, q += C) {
+          __builtin_prefetch(q + 9 * kPair * C, 0, kFetch);
+          g[h][tap] = k + h >= k1 ? PV{} : lanes == kLanes ? load(q) : load_n(q, lanes);
+        }
+      form_vector(g, u + (k - k0) / kPair * s.ld + v * kLanes, s.step, s.ld);
     }
 }
 
