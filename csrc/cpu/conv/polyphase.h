@@ -192,15 +192,18 @@ GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes
     put_plane(p, v);
   };
   c = anew(c);
-#pragma GCC unroll 9
-  for (int i = 0; i < 9; ++i)
-#pragma GCC unroll 9
-    for (int j = 0; j < 9; ++j) __builtin_prefetch(at[i][j] + soon, 0, 3);
+  // pointers come from memory just where they are used: there are too many for registers
+  const float* const(*rows)[9] = anew(&at[0]);
+  auto get = [&](int i, int j) __attribute__((always_inline)) {
+    const float* q = rows[i][j];
+    __builtin_prefetch(q + soon, 0, 3);
+    return take<Full>(q + c, lanes);
+  };
   PV d[5][5], e[5];
 #pragma GCC unroll 5
   for (int j = 0; j < 5; ++j) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = take<Full>(at[2 * i][2 * j] + c, lanes);
+    for (int i = 0; i < 5; ++i) e[i] = get(2 * i, 2 * j);
     Poly::input(e);
 #pragma GCC unroll 5
     for (int i = 0; i < 5; ++i) d[i][j] = e[i];
@@ -214,18 +217,18 @@ GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = take<Full>(at[2 * i][2 * k + 1] + c, lanes);
+    for (int i = 0; i < 5; ++i) e[i] = get(2 * i, 2 * k + 1);
     Poly::input(e);
 #pragma GCC unroll 5
     for (int i = 0; i < 5; ++i) put(o.at(i, 5 + k), e[i]);
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = take<Full>(at[2 * k + 1][2 * i] + c, lanes);
+    for (int i = 0; i < 5; ++i) e[i] = get(2 * k + 1, 2 * i);
     Poly::input(e);
 #pragma GCC unroll 5
     for (int i = 0; i < 5; ++i) put(o.at(5 + k, i), e[i]);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      put(o.at(5 + k, 5 + i), take<Full>(at[2 * k + 1][2 * i + 1] + c, lanes));
+      put(o.at(5 + k, 5 + i), get(2 * k + 1, 2 * i + 1));
   }
 }
 
@@ -374,10 +377,11 @@ GS_INLINE void patch_vector(const float* from, Phases s, const Patch& at, int64_
   const Vectors<const float> q(from, s);
   c = anew(c);
   const int64_t next = anew(at.next);
+  const Patch* patch = anew(&at);  // as the pointers of input_vector()
   auto put = [&](int i, int j, PV r) __attribute__((always_inline)) {
-    float* to = at.to[i][j] + c;
+    float* to = patch->to[i][j] + c;
     if (j > 0) fetch_to_write(to + next);
-    r += take<Full>(at.from[i][j] + c, lanes);
+    r += take<Full>(patch->from[i][j] + c, lanes);
     if (gate && (i < 8 || at.last_row) && (j < 8 || at.last_col))
       r = take<Full>(to + gate, lanes) <= PV{} ? PV{} : r;
     give<Full>(to, r, lanes);
