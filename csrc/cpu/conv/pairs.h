@@ -14,7 +14,7 @@
 #pragma once
 #include <string.h>
 
-#include "simd/vec.h"
+#include "simd/transpose.h"
 
 namespace gs {
 namespace GS_ISA {
@@ -30,12 +30,30 @@ constexpr int kFetch = 3;
 GS_INLINE void put_plane(float* to, vf x) {
   _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
 }
-// Lane i: (a[i], b[i]).
+// Sixteen pairs, of which a has the first eight, one after the other, and b the others. What is
+// transformed before it is stored is brought into that order before the transform: it has 9 taps
+// and becomes 36 planes.
 GS_INLINE void put_pairs(float* to, vf a, vf b) {
-  const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                        8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
-  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(turn, both));
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+}
+// (a[i], b[i]) in that order.
+GS_INLINE void join_pairs(vf& a, vf& b) {
+  const vf low = interleave_lo(a, b);
+  b = interleave_hi(a, b);
+  a = low;
+}
+// r: of 16 rows 16 columns each. Then r[2j] and r[2j + 1] are columns 2j and 2j + 1 as the pairs of
+// rows.
+GS_INLINE void turn_pairs(vf (&r)[16]) {
+  vd q[2][8];
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) q[h][i] = (vd)r[8 * h + i];
+    transpose<double>(q[h]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) r[i] = (vf)q[i % 2][i / 2];
 }
 // c += the products of each lane's pair
 template <int NV>
@@ -70,6 +88,12 @@ GS_INLINE void put_plane(T* to, V x) {
 template <class T, class V>
 GS_INLINE void put_pairs(T* to, V x, V) {
   store(to, x);
+}
+template <class V>
+GS_INLINE void join_pairs(V&, V&) {}
+template <class V, int N>
+GS_INLINE void turn_pairs(V (&r)[N]) {
+  transpose<float>(r);
 }
 template <int NV, class V>
 GS_INLINE void multiply(V& c, V a, V b) {

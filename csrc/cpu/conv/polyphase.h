@@ -527,7 +527,7 @@ void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, 
         } else {
           for (int i = 0; i < N; ++i) r[i] = i < filters ? load_n(q + i * 9 * C, lanes) : PV{};
         }
-        transpose<float>(r);
+        turn_pairs(r);
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) turned[tap][i] = r[i];
       }
@@ -536,7 +536,7 @@ void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, 
 #pragma GCC unroll 2
         for (int h = 0; h < kPair; ++h)
 #pragma GCC unroll 9
-          for (int tap = 0; tap < 9; ++tap) g[h][tap] = l + h < lanes ? turned[tap][l + h] : PV{};
+          for (int tap = 0; tap < 9; ++tap) g[h][tap] = turned[tap][l + h];
         form_vector(g, u + (c - c0 + l) / kPair * s.ld + v * N, s.step, s.ld);
       }
     }
@@ -559,6 +559,8 @@ void forms_backward(const ConvParams& p, const float* w, int64_t c0, int nv, int
           __builtin_prefetch(q + 9 * kPair * C, 0, kFetch);
           g[h][tap] = k + h >= k1 ? PV{} : lanes == kLanes ? load(q) : load_n(q, lanes);
         }
+#pragma GCC unroll 9
+      for (int tap = 0; tap < 9; ++tap) join_pairs(g[0][tap], g[kPair - 1][tap]);
       form_vector(g, u + (k - k0) / kPair * s.ld + v * kLanes, s.step, s.ld);
     }
 }
