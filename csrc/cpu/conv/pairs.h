@@ -36,7 +36,30 @@ GS_INLINE void put_plane(float* to, vf x) {
 GS_INLINE void put_pairs(float* to, vf a, vf b) {
   _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
 }
-// (a[i], b[i]) in that order.
+// (a[i], b[i]) in lane i, of vectors that cannot be brought into that order before. put_half: only
+// those of one side, the other's are zero or, for the second side, kept.
+struct PairTurn {
+  __m512i both, half;
+  __mmask32 side;
+  __mmask16 kept;
+  GS_MEMBER explicit PairTurn(bool second)
+      : both(_mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
+                              22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0)),
+        half(_mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6,
+                              6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0)),
+        side(second ? 0xAAAAAAAA : 0x55555555),
+        kept(second ? (__mmask16)0xFFFF : (__mmask16)0) {}
+  GS_MEMBER void put_both(float* to, vf a, vf b) const {
+    const __m512i q = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(both, q));
+  }
+  GS_MEMBER void put_half(float* to, vf x) const {
+    const __m512i q = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh((__m512)x));
+    const __m512i mine = _mm512_maskz_permutexvar_epi16(side, half, q);
+    _mm512_storeu_si512(to, _mm512_or_si512(mine, _mm512_maskz_loadu_epi32(kept, to)));
+  }
+};
+// (a[i], b[i]) in the order of put_pairs().
 GS_INLINE void join_pairs(vf& a, vf& b) {
   const vf low = interleave_lo(a, b);
   b = interleave_hi(a, b);

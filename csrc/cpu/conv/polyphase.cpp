@@ -17,7 +17,7 @@
 // their own wait long for that.
 //
 // conv_bf16_polyphase_*, the same with rounded operands: what is transformed holds pairs of
-// channels; backward-weight interleaves rows of tiles just before they are multiplied.
+// channels, for backward-weight pairs of rows.
 //
 // Floor: 2 * 81 tiles C K operations a pass (pairs: in half of the time), some 200 vector
 // operations a tile and vector of channels, 36 stores a vector of filters.
@@ -28,7 +28,6 @@ namespace GS_ISA {
 namespace {
 
 constexpr int64_t B = sizeof(float), kWidth = kPanel * kLanes;
-constexpr int64_t kChunk = 128;  // tiles that are interleaved at a time
 
 struct Job {
   Grid g;
@@ -42,7 +41,8 @@ struct Job {
   int64_t units;          // by filters: tile rows of a range; forward by tiles: of a task
   int64_t slice;          // by filters: elements that are summed over at a time
   int64_t filters;        // backward-weight: of a task
-  Phases most, dm;        // tiles of a block, a range or a round; backward-weight: dy's
+  Phases most;            // tiles of a block or a range
+  TilePairs x, dm;        // backward-weight: of a round, dy's
   int64_t rounds;
   Planes u;        // of a slice
   bool own_first;  // each member has a first operand of its own
@@ -50,7 +50,7 @@ struct Job {
   // zeros, a sink, the first operand (own_first) and what a task needs
   size_t first, zeros, own_at, own, queue_at, scratch;
   size_t du_at;  // backward-weight: where tasks have their sums, if there are rounds
-  int64_t du, dm_room;  // floats of a task's du; of its dm and what is interleaved
+  int64_t du, dm_room;  // floats of a task's du, of its dm
 };
 
 // Cycles to transform a vector: of a tile, of filters.
@@ -176,7 +176,7 @@ struct Pass {
     if (data)
       phase_gradients(p, j.g, from, zeros, t0, t1, 0, p.filters, v, s, s.size());
     else
-      phase_inputs(p, j.g, from, zeros, t0, t1, v, s, s.size());
+      phase_inputs(p, j.g, from, zeros, t0, t1, v, 0, s, s.size());
   }
   // of elements [c0, c1)
   void filters(int64_t i, int64_t c0, int64_t c1, float* u, Planes s) const {
@@ -406,23 +406,25 @@ void plan(const void* params, Plan* plan) {
 
 Job make_weight_job(const ConvParams& p) {
   Job j = common(p, p.channels, p.channels);
+  // rows of pairs have a channel an element
+  j.groups = ceil_div(p.channels, kGroup);
+  j.ld = row_of(p.channels);
   const int64_t members = max64(1, p.threads), all = p.n * j.g.rows;
   // rounds whose tiles, both operands' of a task, pass through the second-level cache, or all tiles
-  const int64_t row = kPlanes * j.groups * j.ld * B * j.g.cols;
+  const int64_t row = kPlanes / kPair * j.groups * j.ld * B * j.g.cols;
   j.rows = max64(1, min64(all, all * row <= 3 * p.l2 ? all : p.l2 * 2 / 3 / row));
   j.rounds = max64(1, ceil_div(all, j.rows));
-  j.most = Phases{ceil_div(all, j.rounds) * j.g.cols, j.ld};
+  j.x = TilePairs{ceil_div(all, j.rounds) * j.g.cols, j.ld};
   // tasks for all members; which does what does not change a sum
   j.filters = kGroup;
   while (j.filters > 16 && ceil_div(p.filters, j.filters) * j.out.count < members) j.filters /= 2;
   j.tasks = ceil_div(p.filters, j.filters) * j.out.count;
   j.u = planes(kGroup, min64(kWidth, j.out.padded));
   j.du = kForms * j.u.step;
-  j.first = align64((size_t)(tile_elements(j.most, j.groups) * B));
-  // rows of dm, or of what is interleaved, are read beyond their end
-  const int64_t pairs = kPair == 1 ? 0 : kChunk / kPair * (kGroup + j.u.ld);
-  j.dm = Phases{j.most.rows, row_of(elements(j.filters))};
-  j.dm_room = j.dm.size() + pairs + kGroup;
+  j.first = align64((size_t)(j.x.size() * j.groups * B));
+  // rows of dm are read beyond their end
+  j.dm = TilePairs{j.x.rows, row_of(j.filters)};
+  j.dm_room = j.dm.size() + kGroup;
   // tiles of a round are written where those of the last one were read
   j.own_first =
       j.rounds > 1 &&
@@ -454,32 +456,6 @@ void bias_gradient(const ConvParams& p, const Grid& g, const float* dy, int64_t 
   }
 }
 
-// du (K rows; ldu) (+)= dm^T v over rows of tiles; v: nv vectors of channels. pairs: room for those
-// of kChunk tiles, interleaved where they are in the first-level cache
-void weight_product(int nv, const float* dm, int64_t ldm, int64_t K, const float* v, int64_t ldv,
-                    int64_t rows, [[maybe_unused]] float* pairs, float* du, int64_t ldu, bool add,
-                    Ahead* ahead) {
-#if defined(__AVX512BF16__)
-  const int64_t lda = ceil_div(K, kLanes) * kLanes, ldb = nv * kLanes;
-  int64_t r = 0;
-  do {
-    const int64_t count = min64(kChunk, rows - r), k = ceil_div(count, 2);
-    float *a = pairs, *b = a + k * lda;
-    pair_rows(dm + r * ldm, ldm, count, lda, a, lda);
-    pair_rows(v + r * ldv, ldv, count, ldb, b, ldb);
-    product<float, true>(nv, a, lda, K, b, ldb, k, du, ldu, add || r > 0, ahead);
-    r += kChunk;
-  } while (r < rows);
-#else
-  product<float, true>(nv, dm, ldm, K, v, ldv, rows, du, ldu, add, ahead);
-#endif
-}
-// Register tiles of that.
-GS_INLINE int64_t weight_steps(int nv, int64_t K, int64_t rows) {
-  return kPair == 1 ? product_steps(nv, K, rows)
-                    : product_steps(nv, K, 1) * max64(1, ceil_div(rows, kChunk));
-}
-
 void weight(const void* params, void* const* buf, const Ctx* ctx) {
   const ConvParams& p = *(const ConvParams*)params;
   const Job j = make_weight_job(p);
@@ -490,7 +466,6 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
   const float* zeros = (const float*)own;
   float* v = (float*)(j.own_first ? own + j.zeros : ctx->scratch);
   float* dm = (float*)(own + j.zeros + (j.own_first ? j.first : 0));
-  float* pairs = dm + j.dm.size();
   float* last = dm + j.dm_room;
   const int64_t all = p.n * j.g.rows;
   const int64_t tid = j.own_first ? 0 : ctx->tid, nt = j.own_first ? 1 : ctx->nt;
@@ -498,17 +473,19 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
   for (int64_t round = 0; round < j.rounds; ++round) {
     const int64_t t0 = round * all / j.rounds * j.g.cols;
     const int64_t t1 = (round + 1) * all / j.rounds * j.g.cols;
-    const Phases s{t1 - t0, j.ld}, ms{t1 - t0, j.dm.ld};
-    const int64_t u0 = tid * s.rows / nt, u1 = (tid + 1) * s.rows / nt;
+    const TilePairs s{t1 - t0, j.ld}, ms{t1 - t0, j.dm.ld};
+    // no two members have the tiles of a pair
+    const int64_t u0 = tid * s.rows / nt / kPair * kPair;
+    const int64_t u1 = tid + 1 == nt ? s.rows : (tid + 1) * s.rows / nt / kPair * kPair;
     if (round > 0 && !j.own_first) ctx->sync();
-    phase_inputs(p, j.g, x, zeros, t0 + u0, t0 + u1, v + u0 * s.ld, s, s.size());
+    phase_inputs(p, j.g, x, zeros, t0 + u0, t0 + u1, v, u0, s, s.size());
     if (!j.own_first) ctx->sync();
     // products bring what the next round transforms
     Ahead next{};
     if (round + 1 < j.rounds)
       next = pixels_ahead(j.g, x, p.in_h, p.in_w, p.channels, p.channels, 8, kPatch, p.pad_h, t1,
                           (round + 2) * all / j.rounds * j.g.cols, ctx->follows);
-    next.spread(max64(1, end - first) * kForms * weight_steps(kPanel, j.filters, s.rows) / 2);
+    next.spread(max64(1, end - first) * kForms * product_steps(kPanel, j.filters, s.rows) / 2);
     int64_t made = -1;
     for (int64_t task = first; task < end; ++task) {
       const int64_t i = task % j.out.count, kb = task / j.out.count, c0 = j.out.first(i) * kLanes;
@@ -533,16 +510,16 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
                     0,
                     0,
                     true};
-      out.spread(weight_steps(nv, k1 - k0, s.rows) * kForms / 2);
+      out.spread(product_steps(nv, k1 - k0, s.rows) * kForms / 2);
       float* du = j.rounds > 1 ? (float*)(ctx->scratch + j.du_at) + task * j.du : last;
       for (int f = 0; f < kForms; ++f) {
-        const int64_t rows = Phases::planes(f) * s.rows;
         Ahead sums = ahead(du + (f + 1) * j.u.step, f + 1 < kForms ? j.u.step : 0, true);
         sums.write = true;
         sums.then = out.rows > 0 ? &out : &next;
-        sums.spread(weight_steps(nv, k1 - k0, rows) / 2);
-        weight_product(nv, dm + ms.at(f), ms.ld, k1 - k0, v + place(c0, s.size()) + s.at(f), s.ld,
-                       rows, pairs, du + f * j.u.step, j.u.ld, round > 0, &sums);
+        sums.spread(product_steps(nv, k1 - k0, s.count(f)) / 2);
+        product<float, true>(nv, dm + ms.at(f), ms.ld, k1 - k0,
+                             v + s.place(c0, s.size()) + s.at(f), s.ld, s.count(f),
+                             du + f * j.u.step, j.u.ld, round > 0, &sums);
       }
       if (round + 1 == j.rounds) form_gradients(p, du, j.u, k0, k1, dw + c0, lanes);
     }

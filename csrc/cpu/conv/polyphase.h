@@ -22,7 +22,7 @@
 // root mean square at 512 channels.
 //
 // In the table avx512bf16 the operands of products are rounded to bfloat16 and an element holds a
-// pair (conv/pairs.h): of channels in the operands of y and dx, of tiles in those of dw.
+// pair (conv/pairs.h): of channels in the operands of y and dx, of rows of planes in those of dw.
 #pragma once
 #include "conv/winograd_products.h"
 
@@ -115,6 +115,13 @@ struct Phases {
     return (r < 5 ? r * 9 + c : 45 + c * 4) * plane() + 16 * f;
   }
   GS_MEMBER int64_t size() const { return kPlanes * plane() + 16 * kForms; }
+  GS_MEMBER int64_t count(int f) const { return planes(f) * rows; }
+  // Where channel c lies in a row, whose groups are `group` apart; from row t to the next, of forms
+  // of one plane and of more.
+  GS_MEMBER static int64_t place(int64_t c, int64_t group) {
+    return c / kPair / kGroup * group + c / kPair % kGroup;
+  }
+  GS_MEMBER int64_t next_of_one(int64_t) const { return ld; }
 };
 
 // Vectors of a tile at o: those of row r and column c of the nine.
@@ -129,6 +136,103 @@ struct Vectors {
     return o + 45 * plane + (c < 5 ? c * 4 + r - 5 : 20 + (r - 5) * 4 + c - 5) * plane + 16 * f;
   }
 };
+
+// What a transform that runs over all channels does four vectors later: where that is, seen from
+// its pixels and from its vectors, those of forms of more planes and of one. A transform's 81 lines
+// are far apart, so no core foresees them; fetched a tile of 64 channels ahead they cost a third (a
+// tile of more channels ahead they would leave the first cache before they are used).
+struct Later {
+  int64_t pixel, vector, one;
+};
+// Of row t. next: from a pixel to that of the next tile
+template <class S>
+GS_INLINE Later later(int64_t c, int64_t channels, int64_t next, S s, int64_t group, int64_t t) {
+  const int64_t C = ceil_div(channels, kLanes) * kLanes, by = min64(kGroup, C), to = c + by;
+  if (to < C) {
+    const int64_t d = s.place(to, group) - s.place(c, group);
+    return {by, d, d};
+  }
+  const int64_t d = s.place(to - C, group) - s.place(c, group);
+  return {next + to - C - c, d + s.ld, d + s.next_of_one(t)};
+}
+
+// Stores the vectors of row t of planes: one, of row r and column c of the nine, or that and the
+// next one, which is below it or beside it.
+struct PutPlanes {
+  Vectors<float> o;
+  int64_t then;
+  GS_MEMBER PutPlanes(float* planes, Phases s, int64_t t, Later l)
+      : o(planes + t * s.ld, s), then(anew(l.vector)) {}
+  GS_MEMBER void one(int r, int c, PV x) const {
+    float* p = o.at(r, c);
+    fetch_to_write(p + then);
+    put_plane(p, x);
+  }
+  GS_MEMBER void two(int r, int c, bool below, PV x, PV y) const {
+    one(r, c, x);
+    one(below ? r + 1 : r, below ? c : c + 1, y);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// The operands of dw: rows of pairs. Of a form of one plane these are two tiles, of other forms two
+// planes that a tile has there, one below or beside the other. An element is one channel.
+struct TilePairs {
+  int64_t rows, ld;  // tiles, the length of a row
+  GS_MEMBER int64_t half() const { return (rows + 1) / 2 * ld; }
+  GS_MEMBER int64_t line() const { return 5 * half() + 2 * rows * ld; }
+  GS_MEMBER int64_t at(int f) const {
+    const int r = f / 6, c = f % 6;
+    return r * line() + c * (r < 5 ? half() : 2 * rows * ld) + 16 * f;
+  }
+  GS_MEMBER int64_t count(int f) const {
+    return f == kForms - 1 ? 8 * rows : f / 6 < 5 && f % 6 < 5 ? (rows + 1) / 2 : 2 * rows;
+  }
+  GS_MEMBER int64_t size() const { return at(kForms - 1) + 8 * rows * ld + 16; }
+  GS_MEMBER static int64_t place(int64_t c, int64_t group) {
+    return c / kGroup * group + c % kGroup;
+  }
+  GS_MEMBER int64_t next_of_one(int64_t t) const { return t % 2 * ld; }
+};
+struct PutTiles {
+  float *single, *more;
+  int64_t half, plane, line, then, then_one;
+  PairTurn turn;
+  GS_MEMBER PutTiles(float* planes, TilePairs s, int64_t t, Later l)
+      : single(anew(planes + t / 2 * s.ld)),
+        more(anew(planes + t * s.ld)),
+        half(anew(s.half())),
+        plane(anew(s.rows * s.ld)),
+        line(anew(s.line())),
+        then(anew(l.vector)),
+        then_one(anew(l.one)),
+        turn(t % 2) {}
+  GS_MEMBER void one(int r, int c, PV x) const {
+    float* p = single + r * line + c * half + 16 * (r * 6 + c);
+    fetch_to_write(p + then_one);
+    turn.put_half(p, x);
+  }
+  GS_MEMBER void two(int r, int c, bool, PV x, PV y) const {
+    float* p = more + (r < 5 ? r : 5) * line;
+    if (r < 5)
+      p += 5 * half + (c - 5) / 2 * plane + 16 * (r * 6 + 5);
+    else if (c < 5)
+      p += (2 * c + (r - 5) / 2) * plane + 16 * (30 + c);
+    else
+      p += (10 + (r - 5) / 2 * 4 + c - 5) * plane + 16 * 35;
+    fetch_to_write(p + then);
+    turn.put_both(p, x, y);
+  }
+};
+GS_INLINE PutTiles put_of(float* planes, TilePairs s, int64_t t, Later l) {
+  return PutTiles(planes, s, t, l);
+}
+#else
+using TilePairs = Phases;
+#endif
+GS_INLINE PutPlanes put_of(float* planes, Phases s, int64_t t, Later l) {
+  return PutPlanes(planes, s, t, l);
+}
 
 // Pixels of a patch: `by` of rows, each `cols` of them; those outside point to `outside`.
 template <int R, class P>
@@ -163,34 +267,11 @@ GS_INLINE void give(float* p, PV v, int lanes) {
     store_n(p, v, lanes);
 }
 
-// What a transform that runs over all channels does four vectors later: where that is, seen from
-// its pixels and from its vectors. A transform's 81 lines are far apart, so no core foresees them;
-// fetched a tile of 64 channels ahead they cost a third (a tile of more channels ahead they would
-// leave the first cache before they are used).
-struct Later {
-  int64_t pixel, vector;
-};
-// Where channel c lies in a tile's row, whose groups are `group` apart.
-GS_INLINE int64_t place(int64_t c, int64_t group) {
-  return c / kPair / kGroup * group + c / kPair % kGroup;
-}
-// next: from a pixel to that of the next tile
-GS_INLINE Later later(int64_t c, int64_t channels, int64_t next, Phases s, int64_t group) {
-  const int64_t C = ceil_div(channels, kLanes) * kLanes, by = min64(kGroup, C), to = c + by;
-  if (to < C) return {by, place(to, group) - place(c, group)};
-  return {next + to - C - c, s.ld + place(to - C, group) - place(c, group)};
-}
-
-// One vector of a tile of inputs: at, from channel c on.
-template <bool Full>
-GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes, Later later,
-                            Phases s, float* out) {
-  const Vectors<float> o(out, s);
-  const int64_t soon = anew(c + later.pixel), then = anew(later.vector);
-  auto put = [&](float* p, PV v) __attribute__((always_inline)) {
-    fetch_to_write(p + then);
-    put_plane(p, v);
-  };
+// One vector of a tile of inputs: at, from channel c on; soon: Later::pixel
+template <bool Full, class Put>
+GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes, int64_t soon,
+                            const Put put) {
+  soon = anew(c + soon);
   c = anew(c);
   // pointers come from memory just where they are used: there are too many for registers
   const float* const(*rows)[9] = anew(&at[0]);
@@ -199,57 +280,63 @@ GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes
     __builtin_prefetch(q + soon, 0, 3);
     return take<Full>(q + c, lanes);
   };
-  PV d[5][5], e[5];
+  PV d[5][5], e[2][5];
 #pragma GCC unroll 5
   for (int j = 0; j < 5; ++j) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = get(2 * i, 2 * j);
-    Poly::input(e);
+    for (int i = 0; i < 5; ++i) e[0][i] = get(2 * i, 2 * j);
+    Poly::input(e[0]);
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) d[i][j] = e[i];
+    for (int i = 0; i < 5; ++i) d[i][j] = e[0][i];
   }
 #pragma GCC unroll 5
   for (int i = 0; i < 5; ++i) {
     Poly::input(d[i]);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(o.at(i, j), d[i][j]);
+    for (int j = 0; j < 5; ++j) put.one(i, j, d[i][j]);
   }
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 2
+  for (int k = 0; k < 4; k += 2) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = get(2 * i, 2 * k + 1);
-    Poly::input(e);
+      for (int i = 0; i < 5; ++i) e[h][i] = get(2 * i, 2 * (k + h) + 1);
+      Poly::input(e[h]);
+    }
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) put(o.at(i, 5 + k), e[i]);
+    for (int i = 0; i < 5; ++i) put.two(i, 5 + k, false, e[0][i], e[1][i]);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = get(2 * k + 1, 2 * i);
-    Poly::input(e);
+      for (int i = 0; i < 5; ++i) e[h][i] = get(2 * (k + h) + 1, 2 * i);
+      Poly::input(e[h]);
+    }
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) put(o.at(5 + k, i), e[i]);
+    for (int i = 0; i < 5; ++i) put.two(5 + k, i, true, e[0][i], e[1][i]);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      put(o.at(5 + k, 5 + i), get(2 * k + 1, 2 * i + 1));
+      put.two(5 + k, 5 + i, true, get(2 * k + 1, 2 * i + 1), get(2 * k + 3, 2 * i + 1));
   }
 }
 
-// v = the phases of x for tiles [t0, t1), the first of which is tile t0 of v; groups of elements
+// v = the phases of x for tiles [t0, t1), the first of which is row `row` of v; groups of elements
 // `group` apart, lanes past C are zero. zeros: C zeros
+template <class S>
 void phase_inputs(const ConvParams& p, const Grid& g, const float* x, const float* zeros,
-                  int64_t t0, int64_t t1, float* v, Phases s, int64_t group) {
+                  int64_t t0, int64_t t1, float* v, int64_t row, S s, int64_t group) {
   const int64_t C = p.channels;
-  for (int64_t t = t0; t < t1; ++t) {
+  for (int64_t t = t0; t < t1; ++t, ++row) {
     const int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
     const float* at[9][9];
     pixels<9>(x, zeros, n, p.in_h, p.in_w, C, 8 * ti - p.pad_h, 8 * tj - p.pad_w, at);
-    float* out = v + (t - t0) * s.ld;
     const int64_t next = next_tile(g, t, p.in_h, p.in_w, C, 8);
     for (int64_t c = 0; c < C; c += kLanes) {
-      float* o = out + place(c, group);
-      const Later l = later(c, C, next, s, group);
+      const Later l = later(c, C, next, s, group, row);
+      const auto put = put_of(v + s.place(c, group), s, row, l);
       if (c + kLanes <= C)
-        input_vector<true>(at, c, kLanes, l, s, o);
+        input_vector<true>(at, c, kLanes, l.pixel, put);
       else
-        input_vector<false>(at, c, (int)(C - c), l, s, o);
+        input_vector<false>(at, c, (int)(C - c), l.pixel, put);
     }
   }
 }
@@ -298,52 +385,51 @@ void phase_outputs(const ConvParams& p, const Grid& g, const float* m, Phases s,
   }
 }
 
-template <bool Full>
-GS_INLINE void gradient_vector(const float* const (&at)[4][4], int64_t k, int lanes, Later later,
-                               Phases s, float* out) {
-  const Vectors<float> o(out, s);
-  const int64_t soon = anew(k + later.pixel), then = anew(later.vector);
-  auto put = [&](float* p, PV v) __attribute__((always_inline)) {
-    fetch_to_write(p + then);
-    put_plane(p, v);
-  };
+template <bool Full, class Put>
+GS_INLINE void gradient_vector(const float* const (&at)[4][4], int64_t k, int lanes, int64_t soon,
+                               const Put put) {
+  soon = anew(k + soon);
   k = anew(k);
+  PV y[4][4], d[5][4], e[4], r[2][5];
+#pragma GCC unroll 2
+  for (int j = 0; j < 4; j += 2) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) __builtin_prefetch(at[i][j] + soon, 0, 3);
-  PV y[4][4], d[5][4], e[4], r[5];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) y[i][j] = e[i] = take<Full>(at[i][j] + k, lanes);
-    Poly::output_adjoint(e, r);
+      for (int i = 0; i < 4; ++i) {
+        __builtin_prefetch(at[i][j + h] + soon, 0, 3);
+        y[i][j + h] = e[i] = take<Full>(at[i][j + h] + k, lanes);
+      }
+      Poly::output_adjoint(e, r[h]);
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) {
-      d[i][j] = r[i];
-      put(o.at(i, 5 + j), r[i]);
+      for (int i = 0; i < 5; ++i) d[i][j + h] = r[h][i];
     }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    Poly::output_adjoint(y[i], r);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(o.at(5 + i, j), r[j]);
+    for (int i = 0; i < 5; ++i) put.two(i, 5 + j, false, r[0][i], r[1][i]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 4; i += 2) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) Poly::output_adjoint(y[i + h], r[h]);
+#pragma GCC unroll 5
+    for (int j = 0; j < 5; ++j) put.two(5 + i, j, true, r[0][j], r[1][j]);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) put(o.at(5 + i, 5 + j), y[i][j]);
+    for (int j = 0; j < 4; ++j) put.two(5 + i, 5 + j, true, y[i][j], y[i + 1][j]);
   }
 #pragma GCC unroll 5
   for (int i = 0; i < 5; ++i) {
-    Poly::output_adjoint(d[i], r);
+    Poly::output_adjoint(d[i], r[0]);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(o.at(i, j), r[j]);
+    for (int j = 0; j < 5; ++j) put.one(i, j, r[0][j]);
   }
 }
 
 // dm = the gradients of sums for tiles [t0, t1) and filters [k0, k1), the first of which is filter
-// k0 of dm; groups of elements `group` apart, lanes past K are zero. zeros: K zeros
+// k0 of dm, that of tile t0 in its first row; groups of elements `group` apart, lanes past K are
+// zero. zeros: K zeros
+template <class S>
 void phase_gradients(const ConvParams& p, const Grid& g, const float* dy, const float* zeros,
-                     int64_t t0, int64_t t1, int64_t k0, int64_t k1, float* dm, Phases s,
+                     int64_t t0, int64_t t1, int64_t k0, int64_t k1, float* dm, S s,
                      int64_t group) {
   const int64_t K = p.filters;
   for (int64_t t = t0; t < t1; ++t) {
@@ -351,14 +437,13 @@ void phase_gradients(const ConvParams& p, const Grid& g, const float* dy, const 
     const float* at[4][4];
     pixels<4>(dy, zeros, n, p.out_h, p.out_w, K, 4 * ti, 4 * tj, at);
     const int64_t next = next_tile(g, t, p.out_h, p.out_w, K, 4);
-    float* out = dm + (t - t0) * s.ld;
     for (int64_t k = k0; k < k1; k += kLanes) {
-      float* o = out + place(k - k0, group);
-      const Later l = later(k - k0, k1 - k0, next, s, group);
+      const Later l = later(k - k0, k1 - k0, next, s, group, t - t0);
+      const auto put = put_of(dm + s.place(k - k0, group), s, t - t0, l);
       if (k + kLanes <= K)
-        gradient_vector<true>(at, k, kLanes, l, s, o);
+        gradient_vector<true>(at, k, kLanes, l.pixel, put);
       else
-        gradient_vector<false>(at, k, (int)(K - k), l, s, o);
+        gradient_vector<false>(at, k, (int)(K - k), l.pixel, put);
     }
   }
 }
