@@ -411,13 +411,15 @@ Job make_weight_job(const ConvParams& p) {
   j.ld = row_of(p.channels);
   const int64_t members = max64(1, p.threads), all = p.n * j.g.rows;
   // rounds whose tiles, both operands' of a task, pass through the second-level cache, or all tiles
-  const int64_t row = kPlanes / kPair * j.groups * j.ld * B * j.g.cols;
+  const int64_t row = kPlanes * j.groups * j.ld * B * j.g.cols / kPair;
   j.rows = max64(1, min64(all, all * row <= 3 * p.l2 ? all : p.l2 * 2 / 3 / row));
   j.rounds = max64(1, ceil_div(all, j.rows));
   j.x = TilePairs{ceil_div(all, j.rounds) * j.g.cols, j.ld};
   // tasks for all members; which does what does not change a sum
   j.filters = kGroup;
   while (j.filters > 16 && ceil_div(p.filters, j.filters) * j.out.count < members) j.filters /= 2;
+  // of about one size
+  j.filters = ceil_div(ceil_div(p.filters, ceil_div(p.filters, j.filters)), 16) * 16;
   j.tasks = ceil_div(p.filters, j.filters) * j.out.count;
   j.u = planes(kGroup, min64(kWidth, j.out.padded));
   j.du = kForms * j.u.step;
