@@ -11,6 +11,7 @@
 // below that of the direct kernel. Estimates are cycles of one core that does two vector
 // multiply-adds a cycle: products plus transforms. They follow from the shape and the width of the
 // vectors, so the choice is the same for any number of threads.
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,22 +121,16 @@ bool is_polyphase(const ConvParams& p) {
          !p.pool;
 }
 
-// 81 products a tile of 4 x 4 outputs, see conv/polyphase.h. rate: as of winograd_cycles()
-void polyphase_cycles(ConvPass pass, DType dtype, const ConvParams& p, double rate, double* own,
-                      double* direct) {
-  const double tiles = (double)(p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4));
-  const double C = (double)p.channels, K = (double)p.filters;
-  const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
-  const double taps = (double)(p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
-                               count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1));
-  const double forward = taps * C * Kv / 2, backward = taps * K * Cv / 2;
-  // a transform of a tile: 81 loads and stores; of a vector of filters: 36 stores to memory that is
-  // in no near cache
-  const double pixels = tiles * (250 * Cv + 180 * Kv), product = 0.55 * 81 * tiles * rate;
-  *direct = pass == kConvForward ? forward : backward;
-  *own = (product + 250) * (pass == kConvForward ? C * Kv : K * Cv) + pixels;
+// Multiply-adds of taps that lie inside, of convolutions that is_polyphase() accepts.
+int64_t polyphase_taps(const ConvParams& p) {
+  return p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
+         count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1);
+}
+int64_t polyphase_tiles(const ConvParams& p) {
+  return p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4);
 }
 
+// 81 products a tile of 4 x 4 outputs, see conv/polyphase.h.
 bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
   if (dtype != kF32 || pass == kConvBackward || strict.load(std::memory_order_relaxed))
     return false;
@@ -145,7 +140,15 @@ bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own
   if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
   // few tasks, and of few filters
   if (pass == kConvBackwardWeight && p.channels * p.filters < 4096) return false;
-  polyphase_cycles(pass, dtype, p, 1, own, direct);
+  const double tiles = (double)polyphase_tiles(p), taps = (double)polyphase_taps(p);
+  const double C = (double)p.channels, K = (double)p.filters;
+  const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
+  const double forward = taps * C * Kv / 2, backward = taps * K * Cv / 2;
+  // a transform of a tile: 81 loads and stores; of a vector of filters: 36 stores to memory that is
+  // in no near cache
+  const double pixels = tiles * (250 * Cv + 180 * Kv), product = 0.55 * 81 * tiles;
+  *direct = pass == kConvForward ? forward : backward;
+  *own = (product + 250) * (pass == kConvForward ? C * Kv : K * Cv) + pixels;
   return *own < 0.9 * *direct;
 }
 
@@ -229,15 +232,28 @@ bool bfloat16_winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, dou
   return *own < 0.9 * *direct && *own < winograd_cycles(2, pass, dtype, p);
 }
 
-// The same of stride 2, by half of the planes' products.
+// The same of stride 2, beside the direct products of pairs. Cycles as measured: products of either
+// at 0.57 and 0.55 a vector, the transforms of a tile, which wait for memory, and what the direct
+// kernel packs, so that it gains less from few channels.
 bool bfloat16_polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
                              double* direct) {
   if (dtype != kF32 || !autocast() || pass == kConvBackward ||
       strict.load(std::memory_order_relaxed) || !twice_as_fast())
     return false;
-  polyphase_cycles(pass, dtype, p, 0.5, own, direct);
-  *direct *= 0.65;
-  return *own < 0.9 * *direct;
+  // tasks for some members: see polyphase_wins()
+  if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
+  if (pass == kConvBackwardWeight && ceil_div(p.channels, 64) * ceil_div(p.filters, 16) < 4)
+    return false;
+  const double tiles = (double)polyphase_tiles(p), taps = (double)polyphase_taps(p);
+  const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
+  const int64_t in = pass == kConvForward ? p.channels : p.filters;
+  const double sums = (double)in, out = pass == kConvForward ? Kv : Cv;
+  const double pixels = pass == kConvForward ? 500 : pass == kConvBackwardData ? 900 : 600;
+  *direct = taps * (0.55 * sums * ceil((double)out / 2) + 7 * ceil(sums / 32) + 2 * out) +
+            40 * sums * out;
+  *own = (0.57 / 2 * 81 * tiles + 150) * sums * out + tiles * (pixels * Cv + 100 * Kv);
+  // what is this short is over before other members have their part
+  return *direct > 150e3 && *own < 0.9 * *direct;
 }
 
 bool is_wide_winograd(const ConvParams& p) { return is_winograd(p) && is_wide(p); }

@@ -106,7 +106,9 @@ Job make_job(const ConvParams& p, bool data) {
     const int64_t most = max64(min64(space / (kPlanes * (j.groups * j.ld + width) * B), 48), 12);
     j.panel_tasks = 1;
     if (data) {
-      j.images = max64(1, min64(most / per, p.n));
+      // tasks for all members; how many images one has does not change a sum
+      const int64_t share = members > 1 ? ceil_div(p.n, 2 * members) : p.n;
+      j.images = max64(1, min64(most / per, share));
       j.tasks = max64(1, ceil_div(p.n, j.images));
       j.rows = max64(1, per <= most ? j.images * j.g.rows : most / j.g.cols);
       if (j.tasks < 2 * members) j.panel_tasks = min64(j.out.count, ceil_div(2 * members, j.tasks));
