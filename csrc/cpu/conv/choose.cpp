@@ -252,8 +252,9 @@ bool bfloat16_polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, do
   *direct = taps * (0.55 * sums * ceil((double)out / 2) + 7 * ceil(sums / 32) + 2 * out) +
             40 * sums * out;
   *own = (0.57 / 2 * 81 * tiles + 150) * sums * out + tiles * (pixels * Cv + 100 * Kv);
-  // what is this short is over before other members have their part
-  return *direct > 150e3 && *own < 0.9 * *direct;
+  // what is this short, or has few tiles for the transformed filters that members share, is over
+  // before other members have their part
+  return *direct > (tiles < 32 ? 1e6 : 150e3) && *own < 0.9 * *direct;
 }
 
 bool is_wide_winograd(const ConvParams& p) { return is_winograd(p) && is_wide(p); }

@@ -12,9 +12,9 @@
 // - backward-weight: x; a task takes up to 64 filters and a panel of channels, transforms dy of
 //   these filters and keeps du of 36 forms in the second-level cache. Tiles pass in rounds.
 //
-// Members make that first operand together, but few of them each for itself where it is small, or
-// where rounds would write again and again what the others have read: cores with third levels of
-// their own wait long for that.
+// Members make that first operand together, but few of them each for itself where it is a small
+// part of the work, or where rounds would write again and again what the others have read: cores
+// with third levels of their own wait long for that.
 //
 // conv_bf16_polyphase_*, the same with rounded operands: what is transformed holds pairs of
 // channels, for backward-weight pairs of rows.
@@ -55,6 +55,10 @@ struct Job {
 
 // Cycles to transform a vector: of a tile, of filters.
 constexpr double kTileCycles = 250, kFormCycles = 150;
+// The part of the work up to which each member rather makes the first operand for itself: filters,
+// tiles, tiles of rounds. Pairs are multiplied in half of the time, so waiting weighs more.
+constexpr double kOwnForms = kPair == 2 ? 0.13 : 0.015, kOwnTiles = kPair == 2 ? 0.2 : 0,
+                 kOwnRounds = 0.08;
 
 GS_INLINE int64_t tile_elements(const Phases& s, int64_t groups) { return s.size() * groups; }
 // The length of a row that holds `count` elements of a group: pairs of few channels leave no gaps.
@@ -120,7 +124,7 @@ Job make_job(const ConvParams& p, bool data) {
     }
     j.most = Phases{j.rows * j.g.cols, j.ld};
     j.first = align64((size_t)(floats * B));
-    j.own_first = makes_own(p, j, kFormCycles * (double)(j.in * j.out.vectors), 0.015);
+    j.own_first = makes_own(p, j, kFormCycles * (double)(j.in * j.out.vectors), kOwnForms);
     mine = (size_t)((tile_elements(j.most, j.groups) + Phases{j.most.rows}.size()) * B);
   } else {
     const int64_t rows = data ? j.g.rows : 1;  // that stay together
@@ -430,9 +434,8 @@ Job make_weight_job(const ConvParams& p) {
   j.dm = TilePairs{j.x.rows, row_of(j.filters)};
   j.dm_room = j.dm.size() + kGroup;
   // tiles of a round are written where those of the last one were read
-  j.own_first =
-      j.rounds > 1 &&
-      makes_own(p, j, kTileCycles * (double)(j.g.tiles * ceil_div(p.channels, kLanes)), 0.08);
+  j.own_first = makes_own(p, j, kTileCycles * (double)(j.g.tiles * ceil_div(p.channels, kLanes)),
+                          j.rounds > 1 ? kOwnRounds : kOwnTiles);
   j.own_at = j.own_first ? 0 : j.first;
   j.own = align64(j.zeros + (j.own_first ? j.first : 0) +
                   (size_t)((j.dm_room + (j.rounds > 1 ? 0 : j.du)) * B));
