@@ -53,9 +53,7 @@ def reference(x, w, g, pad):
             dv = rounded(np.einsum("ia,tabc,jb->ijtc", INPUT, xp[tile], INPUT))
             dm = rounded(np.einsum("ai,tabk,bj->ijtk", OUTPUT, gp[out], OUTPUT))
             y[out] = np.einsum("ai,ijtk,bj->tabk", OUTPUT, dv @ u, OUTPUT)
-            dxp[tile] += np.einsum(
-                "ia,ijtc,jb->tabc", INPUT, dm @ u.transpose(0, 1, 3, 2), INPUT
-            )
+            dxp[tile] += np.einsum("ia,ijtc,jb->tabc", INPUT, dm @ u.transpose(0, 1, 3, 2), INPUT)
             du += dm.transpose(0, 1, 3, 2) @ dv
     dw = np.einsum("ia,ijkc,jb->kabc", FILTER, du, FILTER)
     return y[:, :p, :q], dxp[inside], dw

@@ -5,7 +5,8 @@
 // bfloat16 accepts what runs under autocast, has at least 8 channels on either side of a group and
 // would be slower in float32: everything where there are tiles, nothing where products of rounded
 // operands are float32's own. Before it, where those products take half of the time and the
-// precision is not strict, bfloat16_winograd4 accepts what it has fewer of, by the same estimates.
+// precision is not strict, bfloat16_winograd4 accepts what it has fewer of, by the same estimates,
+// and bfloat16_polyphase for stride 2.
 // stream accepts few pixels, forward, where reading the weights in place costs less than packing
 // them. Winograd, of stride 2 that of its phases (polyphase), accepts when its estimated time is
 // below that of the direct kernel. Estimates are cycles of one core that does two vector
@@ -426,8 +427,8 @@ const char* conv_force(const char* name, int64_t l2) {
       forced.store(i + 1);
       return nullptr;
     }
-  return "expected 'bfloat16_winograd4', 'bfloat16_polyphase', 'bfloat16', 'stream', 'winograd4', 'winograd2', "
-         "'polyphase', 'direct' or ''";
+  return "expected 'bfloat16_winograd4', 'bfloat16_polyphase', 'bfloat16', 'stream', 'winograd4', "
+         "'winograd2', 'polyphase', 'direct' or ''";
 }
 
 }  // namespace gs

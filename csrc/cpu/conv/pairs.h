@@ -1,16 +1,17 @@
 // Planes of Winograd's transformed tensors in bfloat16, where the processor multiplies pairs of
-// them (conv/winograd.h in the table avx512bf16).
+// them (conv/winograd.h and conv/polyphase.h in the table avx512bf16).
 //
 // An element of a plane, 4 bytes, then holds two values that a product sums over: two channels in
 // the operands of y and dx, so that a row of a plane is a row of channels, rounded; two tiles in
-// those of dw, which are interleaved from such rows just before they are multiplied. vdpbf16ps adds
-// the products of a pair to a float32 sum, at twice the rate of a multiply-add, and the planes have
-// half of the bytes. Elements are called T, float32 outside, but nothing computes with one.
+// those of dw. At stride 1 these are interleaved from such rows just before they are multiplied; at
+// stride 2, where no operand serves both gradients, they are stored so. vdpbf16ps adds the products
+// of a pair to a float32 sum, at twice the rate of a multiply-add, and the planes have half of the
+// bytes. Elements are called T, float32 outside, but nothing computes with one.
 //
 // Rounding: both operands to 8 bits in Winograd's domain, whose transform back magnifies the error
 // of F(4 x 4, 3 x 3) 3 to 5 times (rms, against the direct sum of rounded operands; 5.02 = 2.24^2
 // for white noise at any choice of shape and pass, 3 to 4 behind a ReLU). No choice of points has
-// less than 4.7.
+// less than 4.7. Stride 2: 2.35 = 1.53^2, since four of nine planes along an axis are as they are.
 #pragma once
 #include <string.h>
 

@@ -49,7 +49,7 @@ struct Job {
   // bytes: of the first operand; of zeros; of what a member has of its own from own_at on, in it
   // zeros, a sink, the first operand (own_first) and what a task needs
   size_t first, zeros, own_at, own, queue_at, scratch;
-  size_t du_at;  // backward-weight: where tasks have their sums, if there are rounds
+  size_t du_at;         // backward-weight: where tasks have their sums, if there are rounds
   int64_t du, dm_room;  // floats of a task's du, of its dm
 };
 
@@ -455,7 +455,8 @@ void bias_gradient(const ConvParams& p, const Grid& g, const float* dy, int64_t 
       const float* q = dy + (r / g.rows * p.out_h + row) * p.out_w * p.filters + k;
       for (int64_t i = 0; i < pixels; i += 128) {
         PV sum = {};
-        for (int64_t l = i; l < min64(i + 128, pixels); ++l) sum += load_n(q + l * p.filters, lanes);
+        for (int64_t l = i; l < min64(i + 128, pixels); ++l)
+          sum += load_n(q + l * p.filters, lanes);
         all += sum;
       }
     }
@@ -524,9 +525,8 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
         sums.write = true;
         sums.then = out.rows > 0 ? &out : &next;
         sums.spread(product_steps(nv, k1 - k0, s.count(f)) / 2);
-        product<float, true>(nv, dm + ms.at(f), ms.ld, k1 - k0,
-                             v + s.place(c0, s.size()) + s.at(f), s.ld, s.count(f),
-                             du + f * j.u.step, j.u.ld, round > 0, &sums);
+        product<float, true>(nv, dm + ms.at(f), ms.ld, k1 - k0, v + s.place(c0, s.size()) + s.at(f),
+                             s.ld, s.count(f), du + f * j.u.step, j.u.ld, round > 0, &sums);
       }
       if (round + 1 == j.rounds) form_gradients(p, du, j.u, k0, k1, dw + c0, lanes);
     }
