@@ -3,6 +3,10 @@ in its own domain. The reference does the same in float64."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from test_bfloat16 import conv_reference, normal, rms, rounded
@@ -234,3 +238,37 @@ def test_strict_float32_and_float64_have_no_part_in_it():
         assert rms(y, want) <= 1.05 * DIRECT
     finally:
         gs.set_conv_precision("default")
+
+
+CHOICES = """
+import numpy as np
+from gradsmith import _cpu as k
+import gradsmith as gs
+def run(n, size, c, f):
+    x, w = np.ones((n, size, size, c), "float32"), np.ones((f, 3, 3, c), "float32")
+    with gs.autocast():
+        y = k.conv(2, x, w, None, 2, 1, 1, 1, False)
+        k.conv_backward(2, x, y, w, 2, 1, 1, 1, True, True, False)
+run(32, 16, 128, 256)
+run(32, 8, 256, 512)
+run(2, 8, 32, 32)
+gs.set_conv_precision("strict")
+run(32, 16, 128, 256)
+"""
+
+
+def twice_as_fast():
+    if k.isa() != "avx512bf16" or not os.path.exists("/proc/cpuinfo"):
+        return False
+    with open("/proc/cpuinfo") as f:
+        return "AuthenticAMD" in f.read()
+
+
+@pytest.mark.skipif(not twice_as_fast(), reason="pairs are no faster than float32")
+def test_choices_are_sensible():
+    env = {**os.environ, "GRADSMITH_VERBOSE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    out = subprocess.run([sys.executable, "-c", CHOICES], env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    lines = [line for line in out.stderr.splitlines() if line.startswith("gradsmith: conv ")]
+    taken = [s.split(": ")[2].split(" ")[0] for s in lines if " backward: " not in s]
+    assert taken == [NAME] * 6 + ["bfloat16"] * 6
