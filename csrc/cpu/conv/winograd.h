@@ -129,6 +129,14 @@ GS_INLINE Planes grouped(int64_t rows, int E) {
   return Planes{kGroup, rows * kGroup + 16, E * (rows * kGroup + 16)};
 }
 
+// Whether each member transforms all filters for itself rather than wait for what another one has
+// just written: with cores that have third levels of their own that takes longer than the transform
+// of an element, 270 cycles, where this is a fiftieth of its `products`, half a cycle each, or
+// less. Of pairs, which are multiplied in half of the time.
+GS_INLINE bool repeats_filters(const ConvParams& p, int64_t products) {
+  return kPair == 2 && (double)(p.threads - 1) * 270 < 0.02 * 0.5 * (double)products;
+}
+
 // Elements that hold c channels.
 GS_INLINE int64_t elements(int64_t c) { return ceil_div(c, kPair); }
 // Where channel c lies in a row.
