@@ -39,7 +39,8 @@ else()
   set(GS_BASE_FLAGS -march=x86-64-v2)
   # On top of avx512, and only the families that use the bfloat16 instructions.
   set(GS_FLAGS_avx512bf16 ${GS_FLAGS_avx512} -mavx512bf16)
-  set(GS_OVERRIDES_avx512bf16 bfloat16 matmul/bfloat16 conv/bfloat16 conv/winograd conv/winograd_backward)
+  set(GS_OVERRIDES_avx512bf16 bfloat16 matmul/bfloat16 conv/bfloat16 conv/winograd conv/winograd_backward
+      conv/polyphase)
   set(GS_ISA_DEFINITIONS GS_HAVE_AVX2 GS_HAVE_AVX512 GS_HAVE_AVX512BF16)
   # On top of avx512bf16: tiles of bfloat16, where the compiler knows them.
   include(CheckCXXCompilerFlag)

@@ -173,23 +173,29 @@ def test_captured_as_eager(forced):
     x, g = normal(rng, 4, 8, 8, 32), normal(rng, 4, 4, 4, 48)
     w, v = normal(rng, 32, 3, 3, 32) * 0.1, normal(rng, 48, 3, 3, 32) * 0.1
 
-    def step(x, w, v, scale, shift, g):
-        y = F.relu(F.conv2d(x, w, None, 1, 1))
-        y = F.conv2d(F.relu(F.batch_norm(y, None, None, scale, shift, True)), v, None, 1, 1)
-        y = F.max_pool2d(F.relu(y), 2)
-        y.backward(g)
-        return y
-
-    results = []
-    for run in (step, gs.capture(step), gs.capture(step)):
+    def run(capture):
         scale, shift = np.ones(32, np.float32), np.zeros(32, np.float32)
         leaves = [gs.tensor(t, requires_grad=True) for t in (x, w, v, scale, shift)]
+
+        def step(g):  # leaves are no arguments: with such there would be no program
+            for leaf in leaves:
+                leaf.grad = None
+            x, w, v, scale, shift = leaves
+            y = F.relu(F.conv2d(x, w, None, 1, 1))
+            y = F.conv2d(F.relu(F.batch_norm(y, None, None, scale, shift, True)), v, None, 1, 1)
+            y = F.max_pool2d(F.relu(y), 2)
+            y.backward(g)
+            return [y, *(leaf.grad for leaf in leaves)]
+
+        f = gs.capture(step) if capture else step
         with gs.autocast():
-            for _ in range(3):
-                for leaf in leaves:
-                    leaf.grad = None
-                y = run(*leaves, gs.tensor(g))
-        results.append([y.data, *(leaf.grad.data for leaf in leaves)])
+            for _ in range(4):
+                out = [t.data.copy() for t in f(gs.tensor(g))]
+        if capture:
+            assert "conv_bf16_winograd4_pool_backward" in f.report(1)
+        return out
+
+    results = [run(False), run(True), run(True)]
     for other in results[1:]:
         assert all(np.array_equal(p, q) for p, q in zip(results[0], other, strict=True))
 

@@ -38,7 +38,7 @@ namespace avx512 {
 #if defined(GS_HAVE_AVX512BF16)
 namespace avx512bf16 {
 extern const KernelList bfloat16_kernels, matmul_bfloat16_kernels, conv_bfloat16_kernels,
-    conv_winograd_kernels, conv_winograd_backward_kernels;
+    conv_winograd_kernels, conv_winograd_backward_kernels, conv_polyphase_kernels;
 }
 #endif
 #if defined(GS_HAVE_AMX)
@@ -80,10 +80,12 @@ const KernelList* const avx512_lists[] = {
 #endif
 #if defined(GS_HAVE_AVX512BF16)
 // Overrides on top of avx512: only the kernels that use the bfloat16 instructions.
-const KernelList* const avx512bf16_lists[] = {
-    &avx512bf16::bfloat16_kernels, &avx512bf16::matmul_bfloat16_kernels,
-    &avx512bf16::conv_bfloat16_kernels, &avx512bf16::conv_winograd_kernels,
-    &avx512bf16::conv_winograd_backward_kernels};
+const KernelList* const avx512bf16_lists[] = {&avx512bf16::bfloat16_kernels,
+                                              &avx512bf16::matmul_bfloat16_kernels,
+                                              &avx512bf16::conv_bfloat16_kernels,
+                                              &avx512bf16::conv_winograd_kernels,
+                                              &avx512bf16::conv_winograd_backward_kernels,
+                                              &avx512bf16::conv_polyphase_kernels};
 #endif
 #if defined(GS_HAVE_AMX)
 const KernelList* const amx_lists[] = {&amx::matmul_bfloat16_kernels, &amx::conv_bfloat16_kernels};

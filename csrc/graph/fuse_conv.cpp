@@ -118,7 +118,8 @@ void Fuser::conv_gradient(int k) {
   if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
       !is(conv, "conv_winograd4_pool_backward") && !is(conv, "conv_winograd2_pool_backward") &&
       !is(conv, "conv_bf16_winograd4_backward") && !is(conv, "conv_bf16_winograd4_pool_backward") &&
-      !is(conv, "conv_polyphase_backward_data") && !is(conv, "conv_direct_backward_data"))
+      !is(conv, "conv_polyphase_backward_data") && !is(conv, "conv_bf16_polyphase_backward_data") &&
+      !is(conv, "conv_direct_backward_data"))
     return;
   if (bits) {
     forward = writer(y);

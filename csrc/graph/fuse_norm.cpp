@@ -99,7 +99,7 @@ void Fuser::norm_stats(int k) {
   if (!p.training || p.parts || p.outer != 1 || p.groups != p.channels ||
       (!is(conv, "conv_winograd4_forward") && !is(conv, "conv_winograd2_forward") &&
        !is(conv, "conv_bf16_winograd4_forward") && !is(conv, "conv_polyphase_forward") &&
-       !is(conv, "conv_direct_forward")))
+       !is(conv, "conv_bf16_polyphase_forward") && !is(conv, "conv_direct_forward")))
     return;
   ConvParams& c = params<ConvParams>(conv);
   if (c.after || c.groups != 1 || !same(buffer(conv, 3), x) || c.filters != p.channels ||

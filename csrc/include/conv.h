@@ -29,16 +29,17 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // "pool" (the second is direct, of one group and fewer than 16 channels), but dy is the gradient of
 // such a pool's output and its index the last buffer
 //
-// conv_bf16_winograd4_*: as conv_winograd4_*, with operands rounded in their domain (conv/pairs.h)
+// conv_bf16_winograd4_*, conv_bf16_polyphase_*: as conv_winograd4_* and conv_polyphase_*, with
+// operands rounded in their domain (conv/pairs.h)
 //
 // Set by rewrites of captured steps, in kernels that then have more buffers behind the others:
-// - after, conv_direct_forward, conv_polyphase_forward and conv_winograd*_forward, of one group:
+// - after, conv_direct_forward, conv_*polyphase_forward and conv_*winograd*_forward, of one group:
 //   channel_norm_piece, which hears of rows of y when they are there; its parts and counters.
-// - sum, conv_direct_backward_data and conv_winograd*_backward, also with a pool: another gradient,
+// - sum, conv_direct_backward_data and conv_*winograd*_backward, also with a pool: another gradient,
 //   like dx, that is added to it.
-// - gate, conv_direct_backward_data, conv_polyphase_backward_data and conv_winograd*_backward, also
-//   with a pool: the output of a ReLU, like dx, whose gradient dx (with the sum) is: zeros where
-//   that output is not positive.
+// - gate, conv_direct_backward_data, conv_*polyphase_backward_data and conv_*winograd*_backward,
+//   also with a pool: the output of a ReLU, like dx, whose gradient dx (with the sum) is: zeros
+//   where that output is not positive.
 // - prepared, conv_winograd*: the transformed filters may be there (prepared.h); the last buffers.
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;

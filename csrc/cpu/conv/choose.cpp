@@ -5,12 +5,14 @@
 // bfloat16 accepts what runs under autocast, has at least 8 channels on either side of a group and
 // would be slower in float32: everything where there are tiles, nothing where products of rounded
 // operands are float32's own. Before it, where those products take half of the time and the
-// precision is not strict, bfloat16_winograd4 accepts what it has fewer of, by the same estimates.
+// precision is not strict, bfloat16_winograd4 accepts what it has fewer of, by the same estimates,
+// and bfloat16_polyphase for stride 2.
 // stream accepts few pixels, forward, where reading the weights in place costs less than packing
 // them. Winograd, of stride 2 that of its phases (polyphase), accepts when its estimated time is
 // below that of the direct kernel. Estimates are cycles of one core that does two vector
 // multiply-adds a cycle: products plus transforms. They follow from the shape and the width of the
 // vectors, so the choice is the same for any number of threads.
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,6 +122,15 @@ bool is_polyphase(const ConvParams& p) {
          !p.pool;
 }
 
+// Multiply-adds of taps that lie inside, of convolutions that is_polyphase() accepts.
+int64_t polyphase_taps(const ConvParams& p) {
+  return p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
+         count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1);
+}
+int64_t polyphase_tiles(const ConvParams& p) {
+  return p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4);
+}
+
 // 81 products a tile of 4 x 4 outputs, see conv/polyphase.h.
 bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own, double* direct) {
   if (dtype != kF32 || pass == kConvBackward || strict.load(std::memory_order_relaxed))
@@ -130,11 +141,9 @@ bool polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own
   if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
   // few tasks, and of few filters
   if (pass == kConvBackwardWeight && p.channels * p.filters < 4096) return false;
-  const double tiles = (double)(p.n * ceil_div(p.out_h, 4) * ceil_div(p.out_w, 4));
+  const double tiles = (double)polyphase_tiles(p), taps = (double)polyphase_taps(p);
   const double C = (double)p.channels, K = (double)p.filters;
   const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
-  const double taps = (double)(p.n * count_inside(p.in_h, p.out_h, 3, 2, p.pad_h, 1) *
-                               count_inside(p.in_w, p.out_w, 3, 2, p.pad_w, 1));
   const double forward = taps * C * Kv / 2, backward = taps * K * Cv / 2;
   // a transform of a tile: 81 loads and stores; of a vector of filters: 36 stores to memory that is
   // in no near cache
@@ -224,7 +233,33 @@ bool bfloat16_winograd_wins(ConvPass pass, DType dtype, const ConvParams& p, dou
   return *own < 0.9 * *direct && *own < winograd_cycles(2, pass, dtype, p);
 }
 
+// The same of stride 2, beside the direct products of pairs. Cycles as measured: products of either
+// at 0.57 and 0.55 a vector, the transforms of a tile, which wait for memory, and what the direct
+// kernel packs, so that it gains less from few channels.
+bool bfloat16_polyphase_wins(ConvPass pass, DType dtype, const ConvParams& p, double* own,
+                             double* direct) {
+  if (dtype != kF32 || !autocast() || pass == kConvBackward ||
+      strict.load(std::memory_order_relaxed) || !twice_as_fast())
+    return false;
+  // tasks for some members: see polyphase_wins()
+  if (pass == kConvBackwardData && p.n * ceil_div(p.channels, 64) < 8) return false;
+  if (pass == kConvBackwardWeight && ceil_div(p.channels, 64) * ceil_div(p.filters, 16) < 4)
+    return false;
+  const double tiles = (double)polyphase_tiles(p), taps = (double)polyphase_taps(p);
+  const double Cv = vectors(p.channels, dtype), Kv = vectors(p.filters, dtype);
+  const int64_t in = pass == kConvForward ? p.channels : p.filters;
+  const double sums = (double)in, out = pass == kConvForward ? Kv : Cv;
+  const double pixels = pass == kConvForward ? 500 : pass == kConvBackwardData ? 900 : 600;
+  *direct = taps * (0.55 * sums * ceil((double)out / 2) + 7 * ceil(sums / 32) + 2 * out) +
+            40 * sums * out;
+  *own = (0.57 / 2 * 81 * tiles + 150) * sums * out + tiles * (pixels * Cv + 100 * Kv);
+  // what is this short, or has few tiles for the transformed filters that members share, is over
+  // before other members have their part
+  return *direct > (tiles < 32 ? 1e6 : 150e3) && *own < 0.9 * *direct;
+}
+
 bool is_wide_winograd(const ConvParams& p) { return is_winograd(p) && is_wide(p); }
+bool is_wide_polyphase(const ConvParams& p) { return is_polyphase(p) && is_wide(p); }
 
 const Implementation implementations[] = {
     {"bfloat16_winograd4",
@@ -233,6 +268,12 @@ const Implementation implementations[] = {
      {Kernel("conv_bf16_winograd4_forward"), Kernel("conv_bf16_winograd4_backward"),
       Kernel("conv_bf16_winograd4_backward"), Kernel("conv_bf16_winograd4_backward")},
      true},
+    {"bfloat16_polyphase",
+     is_wide_polyphase,
+     bfloat16_polyphase_wins,
+     {Kernel("conv_bf16_polyphase_forward"), Kernel("conv_bf16_polyphase_backward_data"),
+      Kernel("conv_bf16_polyphase_backward_weight"), Kernel("")},
+     false},
     {"bfloat16",
      is_wide,
      bfloat16_wins,
@@ -277,7 +318,8 @@ const Implementation implementations[] = {
 };
 
 bool half_of(const Implementation& i) {
-  return i.accepts == bfloat16_wins || i.accepts == bfloat16_winograd_wins;
+  return i.accepts == bfloat16_wins || i.accepts == bfloat16_winograd_wins ||
+         i.accepts == bfloat16_polyphase_wins;
 }
 
 void explain(ConvPass pass, const ConvParams& p, const char* name, double own, double direct) {
@@ -385,8 +427,8 @@ const char* conv_force(const char* name, int64_t l2) {
       forced.store(i + 1);
       return nullptr;
     }
-  return "expected 'bfloat16_winograd4', 'bfloat16', 'stream', 'winograd4', 'winograd2', "
-         "'polyphase', 'direct' or ''";
+  return "expected 'bfloat16_winograd4', 'bfloat16_polyphase', 'bfloat16', 'stream', 'winograd4', "
+         "'winograd2', 'polyphase', 'direct' or ''";
 }
 
 }  // namespace gs

@@ -12,12 +12,15 @@
 // - backward-weight: x; a task takes up to 64 filters and a panel of channels, transforms dy of
 //   these filters and keeps du of 36 forms in the second-level cache. Tiles pass in rounds.
 //
-// Members make that first operand together, but few of them each for itself where it is small, or
-// where rounds would write again and again what the others have read: cores with third levels of
-// their own wait long for that.
+// Members make that first operand together, but few of them each for itself where it is a small
+// part of the work, or where rounds would write again and again what the others have read: cores
+// with third levels of their own wait long for that.
 //
-// Floor: 2 * 81 tiles C K operations a pass, some 200 vector operations a tile and vector of
-// channels, 36 stores a vector of filters.
+// conv_bf16_polyphase_*, the same with rounded operands: what is transformed holds pairs of
+// channels, for backward-weight pairs of rows.
+//
+// Floor: 2 * 81 tiles C K operations a pass (pairs: in half of the time), some 200 vector
+// operations a tile and vector of channels, 36 stores a vector of filters.
 #include "conv/polyphase.h"
 
 namespace gs {
@@ -29,29 +32,39 @@ constexpr int64_t B = sizeof(float), kWidth = kPanel * kLanes;
 struct Job {
   Grid g;
   Panels out;          // of what is made
-  int64_t in, groups;  // channels that are summed over, in groups of 64
+  int64_t in, groups;  // elements that are summed over, in groups of 64
+  int64_t ld;          // of their rows
   bool by_filters;
   int64_t images, tasks;  // images of a task, tasks
   int64_t rows;           // tile rows of a block (by tiles), of a round (backward-weight)
   int64_t panel_tasks;    // backward-data by tiles: tasks of the same images
   int64_t units;          // by filters: tile rows of a range; forward by tiles: of a task
-  int64_t slice;          // by filters: channels that are summed over at a time
+  int64_t slice;          // by filters: elements that are summed over at a time
   int64_t filters;        // backward-weight: of a task
-  Phases most;            // tiles of a block, a range or a round
+  Phases most;            // tiles of a block or a range
+  TilePairs x, dm;        // backward-weight: of a round, dy's
   int64_t rounds;
   Planes u;        // of a slice
   bool own_first;  // each member has a first operand of its own
   // bytes: of the first operand; of zeros; of what a member has of its own from own_at on, in it
   // zeros, a sink, the first operand (own_first) and what a task needs
   size_t first, zeros, own_at, own, queue_at, scratch;
-  size_t du_at;  // backward-weight: where tasks have their sums, if there are rounds
-  int64_t du;    // floats of a task's du
+  size_t du_at;         // backward-weight: where tasks have their sums, if there are rounds
+  int64_t du, dm_room;  // floats of a task's du, of its dm
 };
 
 // Cycles to transform a vector: of a tile, of filters.
 constexpr double kTileCycles = 250, kFormCycles = 150;
+// The part of the work up to which each member rather makes the first operand for itself: filters,
+// tiles, tiles of rounds. Pairs are multiplied in half of the time, so waiting weighs more.
+constexpr double kOwnForms = kPair == 2 ? 0.13 : 0.015, kOwnTiles = kPair == 2 ? 0.2 : 0,
+                 kOwnRounds = 0.08;
 
 GS_INLINE int64_t tile_elements(const Phases& s, int64_t groups) { return s.size() * groups; }
+// The length of a row that holds `count` elements of a group: pairs of few channels leave no gaps.
+GS_INLINE int64_t row_of(int64_t count) {
+  return kPair == 1 ? kGroup : min64(kGroup, ceil_div(count, 16) * 16);
+}
 
 // Transformed filters: panels of 36 planes of `rows` rows
 GS_INLINE int64_t forms_at(int64_t rows, const Panels& out, int64_t i) {
@@ -67,8 +80,9 @@ Job common(const ConvParams& p, int64_t in, int64_t made) {
   Job j{};
   j.g = grid_of<4>(p);
   j.out = panels_of<float>(made);
-  j.in = in;
-  j.groups = ceil_div(in, kGroup);
+  j.in = elements(in);
+  j.groups = ceil_div(j.in, kGroup);
+  j.ld = row_of(j.in);
   j.zeros = align64((size_t)((max64(p.channels, p.filters) + kLanes) * B));
   j.rounds = 1;
   return j;
@@ -77,8 +91,8 @@ Job common(const ConvParams& p, int64_t in, int64_t made) {
 // A first operand that takes `cycles` to make is made by each member for itself where that is at
 // most `part` of the work.
 bool makes_own(const ConvParams& p, const Job& j, double cycles, double part) {
-  const double products =
-      0.5 * kPlanes * (double)j.g.tiles * (double)p.channels * (double)ceil_div(p.filters, kLanes);
+  const double products = 0.5 / kPair * kPlanes * (double)j.g.tiles * (double)p.channels *
+                          (double)ceil_div(p.filters, kLanes);
   return (double)(p.threads - 1) * cycles < part * products;
 }
 
@@ -93,10 +107,12 @@ Job make_job(const ConvParams& p, bool data) {
   if (!j.by_filters) {
     const int64_t space =
         floats * B < p.l2 / 2 ? max64(p.l2 * 55 / 100 - floats * B, p.l2 / 5) : p.l2 * 6 / 10;
-    const int64_t most = max64(min64(space / (kPlanes * (j.groups * kGroup + width) * B), 48), 12);
+    const int64_t most = max64(min64(space / (kPlanes * (j.groups * j.ld + width) * B), 48), 12);
     j.panel_tasks = 1;
     if (data) {
-      j.images = max64(1, min64(most / per, p.n));
+      // tasks for all members; how many images one has does not change a sum
+      const int64_t share = members > 1 ? ceil_div(p.n, 2 * members) : p.n;
+      j.images = max64(1, min64(most / per, share));
       j.tasks = max64(1, ceil_div(p.n, j.images));
       j.rows = max64(1, per <= most ? j.images * j.g.rows : most / j.g.cols);
       if (j.tasks < 2 * members) j.panel_tasks = min64(j.out.count, ceil_div(2 * members, j.tasks));
@@ -106,22 +122,22 @@ Job make_job(const ConvParams& p, bool data) {
       if (j.tasks > 1 && j.tasks < all) j.tasks += j.tasks % 2;
       j.rows = ceil_div(all, j.tasks);
     }
-    j.most = Phases{j.rows * j.g.cols};
+    j.most = Phases{j.rows * j.g.cols, j.ld};
     j.first = align64((size_t)(floats * B));
-    j.own_first = makes_own(p, j, kFormCycles * (double)(j.in * j.out.vectors), 0.015);
-    mine = (size_t)(tile_elements(j.most, j.groups + 1) * B);
+    j.own_first = makes_own(p, j, kFormCycles * (double)(j.in * j.out.vectors), kOwnForms);
+    mine = (size_t)((tile_elements(j.most, j.groups) + Phases{j.most.rows}.size()) * B);
   } else {
     const int64_t rows = data ? j.g.rows : 1;  // that stay together
     j.units = max64(rows, room / j.g.cols / rows * rows);
     j.units = ceil_div(all / rows, ceil_div(all, j.units)) * rows;
-    j.most = Phases{j.units * j.g.cols};
+    j.most = Phases{j.units * j.g.cols, j.ld};
     const int64_t ranges = ceil_div(all, j.units);
     j.tasks = ranges * j.out.count;
     j.slice = kGroup;
     while (j.slice > 16 && kForms * j.slice * width * B > p.l2 * 6 / 10) j.slice /= 2;
     j.u = planes(j.slice, width);
     j.first = align64((size_t)(ranges * tile_elements(j.most, j.groups) * B));
-    mine = (size_t)((kForms * j.u.step + tile_elements(j.most, 1)) * B);
+    mine = (size_t)((kForms * j.u.step + Phases{j.most.rows}.size()) * B);
   }
   j.own_at = j.own_first ? 0 : j.first;
   j.own = align64(2 * j.zeros + (j.own_first ? j.first : 0) + mine);
@@ -130,16 +146,17 @@ Job make_job(const ConvParams& p, bool data) {
   return j;
 }
 
-// m (+)= v u for all planes of groups [g0, g1): v (groups, planes, tiles, 64), u (forms, channels
+// m (+)= v u for all planes of groups [g0, g1): v (groups, planes, tiles, 64), u (forms, elements
 // of these groups, nv vectors), m (planes, tiles, 64)
 void multiply(int nv, const float* v, Phases s, int64_t g0, int64_t g1, int64_t c0, int64_t c1,
               const float* u, Planes us, float* m, bool add, Ahead* first, Ahead* then) {
+  const Phases ms{s.rows};
   for (int f = 0; f < kForms; ++f)
     for (int64_t g = g0; g < g1; ++g) {
       const int64_t from = max64(g * kGroup, c0), to = min64((g + 1) * kGroup, c1);
-      product<float, false>(nv, v + g * s.size() + s.at(f) + from % kGroup, kGroup,
+      product<float, false>(nv, v + g * s.size() + s.at(f) + from % kGroup, s.ld,
                             Phases::planes(f) * s.rows, u + f * us.step + (from - c0) * us.ld,
-                            us.ld, to - from, m + s.at(f), kGroup, add || g > g0,
+                            us.ld, to - from, m + ms.at(f), kGroup, add || g > g0,
                             f < 24 ? first : then);
     }
 }
@@ -165,13 +182,15 @@ struct Pass {
     if (data)
       phase_gradients(p, j.g, from, zeros, t0, t1, 0, p.filters, v, s, s.size());
     else
-      phase_inputs(p, j.g, from, zeros, t0, t1, v, s, s.size());
+      phase_inputs(p, j.g, from, zeros, t0, t1, v, 0, s, s.size());
   }
+  // of elements [c0, c1)
   void filters(int64_t i, int64_t c0, int64_t c1, float* u, Planes s) const {
+    const int64_t k0 = j.out.first(i) * kLanes;
     if (data)
-      forms_backward(p, w, j.out.first(i) * kLanes, j.out.nv(i), c0, c1, u, s);
+      forms_backward(p, w, k0, j.out.nv(i), c0 * kPair, min64(c1 * kPair, p.filters), u, s);
     else
-      forms(p, w, j.out.first(i) * kLanes, j.out.nv(i), c0, c1, u, s);
+      forms(p, w, k0, j.out.nv(i), c0 * kPair, min64(c1 * kPair, p.channels), u, s);
   }
   int64_t lanes(int64_t i) const {
     return min64(j.out.nv(i) * kLanes, j.out.channels - j.out.first(i) * kLanes);
@@ -246,7 +265,7 @@ struct Pass {
       const int64_t i1 = (part + 1) * j.out.count / j.panel_tasks;
       for (int64_t r = r0; r < r1; r += j.rows) {
         const int64_t end = min64(r + j.rows, r1), t0 = r * j.g.cols, t1 = end * j.g.cols;
-        const Phases s{t1 - t0};
+        const Phases s{t1 - t0, j.ld}, ms{t1 - t0};
         transform(t0, t1, v, s);
         // half of the products bring the next block, half what this one makes
         Ahead in{};
@@ -262,7 +281,7 @@ struct Pass {
           const Planes us = planes(j.in, j.out.nv(i) * kLanes);
           multiply(j.out.nv(i), v, s, 0, j.groups, 0, j.in, first + forms_at(j.in, j.out, i), us, m,
                    false, &out, &in);
-          finish(i, m, s, t0, t1);
+          finish(i, m, ms, t0, t1);
         }
         tell(r, end, 0, p.filters, 0, 1);
       }
@@ -285,6 +304,8 @@ struct Pass {
   // The weights that filters(i, c0, c1) reads.
   Ahead weights_ahead(int64_t i, int64_t c0, int64_t c1) const {
     const int64_t C = p.channels, k0 = j.out.first(i) * kLanes;
+    c0 *= kPair;
+    c1 = min64(c1 * kPair, data ? p.filters : C);
     const int64_t bytes = (data ? lanes(i) : c1 - c0) * B;
     return Ahead{(const char*)(w + (data ? c0 * 9 * C + k0 : k0 * 9 * C + c0)),
                  (data ? c1 - c0 : lanes(i)) * 9,
@@ -301,12 +322,12 @@ struct Pass {
     const int64_t all = p.n * j.g.rows, ranges = ceil_div(all, j.units);
     const int64_t size = tile_elements(j.most, j.groups);
     auto phases = [&](int64_t r) {
-      return Phases{(min64((r + 1) * j.units, all) - r * j.units) * j.g.cols};
+      return Phases{(min64((r + 1) * j.units, all) - r * j.units) * j.g.cols, j.ld};
     };
     for (int64_t r = 0; r < ranges; ++r) {
       const Phases s = phases(r);
       const int64_t t0 = r * j.units * j.g.cols, t = ctx->tid * s.rows / ctx->nt;
-      transform(t0 + t, t0 + (ctx->tid + 1) * s.rows / ctx->nt, first + r * size + t * kGroup, s);
+      transform(t0 + t, t0 + (ctx->tid + 1) * s.rows / ctx->nt, first + r * size + t * s.ld, s);
     }
     ctx->sync();
     float *u = mine, *m = u + kForms * j.u.step;
@@ -336,7 +357,7 @@ struct Pass {
         }
         multiply(j.out.nv(i), first + r * size, s, g, g + 1, c, end, u, j.u, m, c > 0, &ws, &ws);
       }
-      finish(i, m, s, t0, t1);
+      finish(i, m, Phases{s.rows}, t0, t1);
       tell(r0, r0 + s.rows / j.g.cols, j.out.first(i) * kLanes, lanes(i), i, j.out.count);
       if (data) rest(i, r0 / j.g.rows, min64(r0 + j.units, all) / j.g.rows);
     }
@@ -374,7 +395,7 @@ void run(const void* params, void* const* buf, const Ctx* ctx) {
 
 int64_t work(const ConvParams& p) {
   return (int64_t)((double)grid_of<4>(p).tiles * kPlanes * (double)p.channels * (double)p.filters /
-                   GS_VBYTES) +
+                   (GS_VBYTES * kPair)) +
          1000;
 }
 
@@ -391,46 +412,55 @@ void plan(const void* params, Plan* plan) {
 
 Job make_weight_job(const ConvParams& p) {
   Job j = common(p, p.channels, p.channels);
+  // rows of pairs have a channel an element
+  j.groups = ceil_div(p.channels, kGroup);
+  j.ld = row_of(p.channels);
   const int64_t members = max64(1, p.threads), all = p.n * j.g.rows;
   // rounds whose tiles, both operands' of a task, pass through the second-level cache, or all tiles
-  const int64_t row = kPlanes * j.groups * kGroup * B * j.g.cols;
+  const int64_t row = kPlanes * j.groups * j.ld * B * j.g.cols / kPair;
   j.rows = max64(1, min64(all, all * row <= 3 * p.l2 ? all : p.l2 * 2 / 3 / row));
   j.rounds = max64(1, ceil_div(all, j.rows));
-  j.most = Phases{ceil_div(all, j.rounds) * j.g.cols};
+  j.x = TilePairs{ceil_div(all, j.rounds) * j.g.cols, j.ld};
   // tasks for all members; which does what does not change a sum
   j.filters = kGroup;
   while (j.filters > 16 && ceil_div(p.filters, j.filters) * j.out.count < members) j.filters /= 2;
+  // of about one size
+  j.filters = ceil_div(ceil_div(p.filters, ceil_div(p.filters, j.filters)), 16) * 16;
   j.tasks = ceil_div(p.filters, j.filters) * j.out.count;
   j.u = planes(kGroup, min64(kWidth, j.out.padded));
   j.du = kForms * j.u.step;
-  j.first = align64((size_t)(tile_elements(j.most, j.groups) * B));
+  j.first = align64((size_t)(j.x.size() * j.groups * B));
   // rows of dm are read beyond their end
-  const size_t dm = (size_t)((tile_elements(j.most, 1) + kGroup) * B);
+  j.dm = TilePairs{j.x.rows, row_of(j.filters)};
+  j.dm_room = j.dm.size() + kGroup;
   // tiles of a round are written where those of the last one were read
-  j.own_first =
-      j.rounds > 1 &&
-      makes_own(p, j, kTileCycles * (double)(j.g.tiles * ceil_div(p.channels, kLanes)), 0.08);
+  j.own_first = makes_own(p, j, kTileCycles * (double)(j.g.tiles * ceil_div(p.channels, kLanes)),
+                          j.rounds > 1 ? kOwnRounds : kOwnTiles);
   j.own_at = j.own_first ? 0 : j.first;
-  j.own =
-      align64(j.zeros + (j.own_first ? j.first : 0) + dm + (j.rounds > 1 ? 0 : (size_t)(j.du * B)));
+  j.own = align64(j.zeros + (j.own_first ? j.first : 0) +
+                  (size_t)((j.dm_room + (j.rounds > 1 ? 0 : j.du)) * B));
   j.du_at = j.own_at + (size_t)members * j.own;
   j.scratch = j.du_at + (j.rounds > 1 ? (size_t)(j.tasks * j.du * B) : 0);
   return j;
 }
 
-// db of filters [k0, k1) (+)= sums of dy, which dm has as it is
-void bias_gradient(const float* dm, Phases s, int64_t k0, int64_t k1, bool add, float* db) {
-  const float* rows = dm + s.at(35);
-  const int64_t count = 16 * s.rows;
-  for (int64_t k = 0; k < k1 - k0; k += kLanes) {
-    const int lanes = (int)min64(kLanes, k1 - k0 - k);
-    PV all = add ? load_n(db + k0 + k, lanes) : PV{};
-    for (int64_t r = 0; r < count; r += 128) {
-      PV sum = {};
-      for (int64_t i = r; i < min64(r + 128, count); ++i) sum += load(rows + i * kGroup + k);
-      all += sum;
+// db of filters [k0, k1) (+)= sums of dy over tile rows [r0, r1)
+void bias_gradient(const ConvParams& p, const Grid& g, const float* dy, int64_t r0, int64_t r1,
+                   int64_t k0, int64_t k1, bool add, float* db) {
+  for (int64_t k = k0; k < k1; k += kLanes) {
+    const int lanes = (int)min64(kLanes, k1 - k);
+    PV all = add ? load_n(db + k, lanes) : PV{};
+    for (int64_t r = r0; r < r1; ++r) {
+      const int64_t row = r % g.rows * 4, pixels = min64(4, p.out_h - row) * p.out_w;
+      const float* q = dy + (r / g.rows * p.out_h + row) * p.out_w * p.filters + k;
+      for (int64_t i = 0; i < pixels; i += 128) {
+        PV sum = {};
+        for (int64_t l = i; l < min64(i + 128, pixels); ++l)
+          sum += load_n(q + l * p.filters, lanes);
+        all += sum;
+      }
     }
-    store_n(db + k0 + k, all, lanes);
+    store_n(db + k, all, lanes);
   }
 }
 
@@ -444,17 +474,19 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
   const float* zeros = (const float*)own;
   float* v = (float*)(j.own_first ? own + j.zeros : ctx->scratch);
   float* dm = (float*)(own + j.zeros + (j.own_first ? j.first : 0));
-  float* last = dm + tile_elements(j.most, 1) + kGroup;
+  float* last = dm + j.dm_room;
   const int64_t all = p.n * j.g.rows;
   const int64_t tid = j.own_first ? 0 : ctx->tid, nt = j.own_first ? 1 : ctx->nt;
   const int64_t first = ctx->tid * j.tasks / ctx->nt, end = (ctx->tid + 1) * j.tasks / ctx->nt;
   for (int64_t round = 0; round < j.rounds; ++round) {
     const int64_t t0 = round * all / j.rounds * j.g.cols;
     const int64_t t1 = (round + 1) * all / j.rounds * j.g.cols;
-    const Phases s{t1 - t0};
-    const int64_t u0 = tid * s.rows / nt, u1 = (tid + 1) * s.rows / nt;
+    const TilePairs s{t1 - t0, j.ld}, ms{t1 - t0, j.dm.ld};
+    // no two members have the tiles of a pair
+    const int64_t u0 = tid * s.rows / nt / kPair * kPair;
+    const int64_t u1 = tid + 1 == nt ? s.rows : (tid + 1) * s.rows / nt / kPair * kPair;
     if (round > 0 && !j.own_first) ctx->sync();
-    phase_inputs(p, j.g, x, zeros, t0 + u0, t0 + u1, v + u0 * kGroup, s, s.size());
+    phase_inputs(p, j.g, x, zeros, t0 + u0, t0 + u1, v, u0, s, s.size());
     if (!j.own_first) ctx->sync();
     // products bring what the next round transforms
     Ahead next{};
@@ -468,10 +500,11 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
       const int64_t k0 = kb * j.filters, k1 = min64(k0 + j.filters, p.filters);
       const int nv = j.out.nv(i);
       if (made != kb) {
-        phase_gradients(p, j.g, dy, zeros, t0, t1, k0, k1, dm, s, 0);
+        phase_gradients(p, j.g, dy, zeros, t0, t1, k0, k1, dm, ms, 0);
         made = kb;
       }
-      if (db && i == 0) bias_gradient(dm, s, k0, k1, round > 0, db);
+      if (db && i == 0)
+        bias_gradient(p, j.g, dy, t0 / j.g.cols, t1 / j.g.cols, k0, k1, round > 0, db);
       // the last products bring what becomes of them
       const int64_t lanes = min64(nv * kLanes, p.channels - c0);
       Ahead out{};
@@ -488,14 +521,12 @@ void weight(const void* params, void* const* buf, const Ctx* ctx) {
       out.spread(product_steps(nv, k1 - k0, s.rows) * kForms / 2);
       float* du = j.rounds > 1 ? (float*)(ctx->scratch + j.du_at) + task * j.du : last;
       for (int f = 0; f < kForms; ++f) {
-        const int64_t rows = Phases::planes(f) * s.rows;
         Ahead sums = ahead(du + (f + 1) * j.u.step, f + 1 < kForms ? j.u.step : 0, true);
         sums.write = true;
         sums.then = out.rows > 0 ? &out : &next;
-        sums.spread(product_steps(nv, k1 - k0, rows) / 2);
-        product<float, true>(nv, dm + s.at(f), kGroup, k1 - k0,
-                             v + c0 / kGroup * s.size() + s.at(f) + c0 % kGroup, kGroup, rows,
-                             du + f * j.u.step, j.u.ld, round > 0, &sums);
+        sums.spread(product_steps(nv, k1 - k0, s.count(f)) / 2);
+        product<float, true>(nv, dm + ms.at(f), ms.ld, k1 - k0, v + s.place(c0, s.size()) + s.at(f),
+                             s.ld, s.count(f), du + f * j.u.step, j.u.ld, round > 0, &sums);
       }
       if (round + 1 == j.rounds) form_gradients(p, du, j.u, k0, k1, dw + c0, lanes);
     }
@@ -511,9 +542,15 @@ void weight_plan(const void* params, Plan* plan) {
 }
 
 const KernelEntry entries[] = {
+#if defined(__AVX512BF16__)
+    {"conv_bf16_polyphase_forward", kF32, run<false>, plan<false>},
+    {"conv_bf16_polyphase_backward_data", kF32, run<true>, plan<true>},
+    {"conv_bf16_polyphase_backward_weight", kF32, weight, weight_plan},
+#else
     {"conv_polyphase_forward", kF32, run<false>, plan<false>},
     {"conv_polyphase_backward_data", kF32, run<true>, plan<true>},
     {"conv_polyphase_backward_weight", kF32, weight, weight_plan},
+#endif
 };
 
 }  // namespace

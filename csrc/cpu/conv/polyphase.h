@@ -20,6 +20,9 @@
 //
 // Interpolation points: +-1/2, +-5/4, infinity. Half the rounding error of 0, +-1, 2: 5e-7 of the
 // root mean square at 512 channels.
+//
+// In the table avx512bf16 the operands of products are rounded to bfloat16 and an element holds a
+// pair (conv/pairs.h): of channels in the operands of y and dx, of rows of planes in those of dw.
 #pragma once
 #include "conv/winograd_products.h"
 
@@ -101,17 +104,24 @@ GS_INLINE T anew(T x) {
   return x;
 }
 
-// Where planes of R tiles and one group of 64 channels lie: form f has planes(f) of them from
-// at(f) on. Forms are no multiple of a page apart, see Planes in winograd.h.
+// Where planes of R tiles and one group of 64 elements (pairs: up to 64) lie: form f has planes(f)
+// of them from at(f) on. Forms are no multiple of a page apart, see Planes in winograd.h.
 struct Phases {
-  int64_t rows;
-  GS_MEMBER int64_t plane() const { return rows * kGroup; }
+  int64_t rows, ld = kGroup;
+  GS_MEMBER int64_t plane() const { return rows * ld; }
   GS_MEMBER static int64_t planes(int f) { return (f / 6 < 5 ? 1 : 4) * (f % 6 < 5 ? 1 : 4); }
   GS_MEMBER int64_t at(int f) const {
     const int r = f / 6, c = f % 6;
     return (r < 5 ? r * 9 + c : 45 + c * 4) * plane() + 16 * f;
   }
   GS_MEMBER int64_t size() const { return kPlanes * plane() + 16 * kForms; }
+  GS_MEMBER int64_t count(int f) const { return planes(f) * rows; }
+  // Where channel c lies in a row, whose groups are `group` apart; from row t to the next, of forms
+  // of one plane and of more.
+  GS_MEMBER static int64_t place(int64_t c, int64_t group) {
+    return c / kPair / kGroup * group + c / kPair % kGroup;
+  }
+  GS_MEMBER int64_t next_of_one(int64_t) const { return ld; }
 };
 
 // Vectors of a tile at o: those of row r and column c of the nine.
@@ -126,6 +136,103 @@ struct Vectors {
     return o + 45 * plane + (c < 5 ? c * 4 + r - 5 : 20 + (r - 5) * 4 + c - 5) * plane + 16 * f;
   }
 };
+
+// What a transform that runs over all channels does four vectors later: where that is, seen from
+// its pixels and from its vectors, those of forms of more planes and of one. A transform's 81 lines
+// are far apart, so no core foresees them; fetched a tile of 64 channels ahead they cost a third (a
+// tile of more channels ahead they would leave the first cache before they are used).
+struct Later {
+  int64_t pixel, vector, one;
+};
+// Of row t. next: from a pixel to that of the next tile
+template <class S>
+GS_INLINE Later later(int64_t c, int64_t channels, int64_t next, S s, int64_t group, int64_t t) {
+  const int64_t C = ceil_div(channels, kLanes) * kLanes, by = min64(kGroup, C), to = c + by;
+  if (to < C) {
+    const int64_t d = s.place(to, group) - s.place(c, group);
+    return {by, d, d};
+  }
+  const int64_t d = s.place(to - C, group) - s.place(c, group);
+  return {next + to - C - c, d + s.ld, d + s.next_of_one(t)};
+}
+
+// Stores the vectors of row t of planes: one, of row r and column c of the nine, or that and the
+// next one, which is below it or beside it.
+struct PutPlanes {
+  Vectors<float> o;
+  int64_t then;
+  GS_MEMBER PutPlanes(float* planes, Phases s, int64_t t, Later l)
+      : o(planes + t * s.ld, s), then(anew(l.vector)) {}
+  GS_MEMBER void one(int r, int c, PV x) const {
+    float* p = o.at(r, c);
+    fetch_to_write(p + then);
+    put_plane(p, x);
+  }
+  GS_MEMBER void two(int r, int c, bool below, PV x, PV y) const {
+    one(r, c, x);
+    one(below ? r + 1 : r, below ? c : c + 1, y);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// The operands of dw: rows of pairs. Of a form of one plane these are two tiles, of other forms two
+// planes that a tile has there, one below or beside the other. An element is one channel.
+struct TilePairs {
+  int64_t rows, ld;  // tiles, the length of a row
+  GS_MEMBER int64_t half() const { return (rows + 1) / 2 * ld; }
+  GS_MEMBER int64_t line() const { return 5 * half() + 2 * rows * ld; }
+  GS_MEMBER int64_t at(int f) const {
+    const int r = f / 6, c = f % 6;
+    return r * line() + c * (r < 5 ? half() : 2 * rows * ld) + 16 * f;
+  }
+  GS_MEMBER int64_t count(int f) const {
+    return f == kForms - 1 ? 8 * rows : f / 6 < 5 && f % 6 < 5 ? (rows + 1) / 2 : 2 * rows;
+  }
+  GS_MEMBER int64_t size() const { return at(kForms - 1) + 8 * rows * ld + 16; }
+  GS_MEMBER static int64_t place(int64_t c, int64_t group) {
+    return c / kGroup * group + c % kGroup;
+  }
+  GS_MEMBER int64_t next_of_one(int64_t t) const { return t % 2 * ld; }
+};
+struct PutTiles {
+  float *single, *more;
+  int64_t half, plane, line, then, then_one;
+  PairTurn turn;
+  GS_MEMBER PutTiles(float* planes, TilePairs s, int64_t t, Later l)
+      : single(anew(planes + t / 2 * s.ld)),
+        more(anew(planes + t * s.ld)),
+        half(anew(s.half())),
+        plane(anew(s.rows * s.ld)),
+        line(anew(s.line())),
+        then(anew(l.vector)),
+        then_one(anew(l.one)),
+        turn(t % 2) {}
+  GS_MEMBER void one(int r, int c, PV x) const {
+    float* p = single + r * line + c * half + 16 * (r * 6 + c);
+    fetch_to_write(p + then_one);
+    turn.put_half(p, x);
+  }
+  GS_MEMBER void two(int r, int c, bool, PV x, PV y) const {
+    float* p = more + (r < 5 ? r : 5) * line;
+    if (r < 5)
+      p += 5 * half + (c - 5) / 2 * plane + 16 * (r * 6 + 5);
+    else if (c < 5)
+      p += (2 * c + (r - 5) / 2) * plane + 16 * (30 + c);
+    else
+      p += (10 + (r - 5) / 2 * 4 + c - 5) * plane + 16 * 35;
+    fetch_to_write(p + then);
+    turn.put_both(p, x, y);
+  }
+};
+GS_INLINE PutTiles put_of(float* planes, TilePairs s, int64_t t, Later l) {
+  return PutTiles(planes, s, t, l);
+}
+#else
+using TilePairs = Phases;
+#endif
+GS_INLINE PutPlanes put_of(float* planes, Phases s, int64_t t, Later l) {
+  return PutPlanes(planes, s, t, l);
+}
 
 // Pixels of a patch: `by` of rows, each `cols` of them; those outside point to `outside`.
 template <int R, class P>
@@ -160,88 +267,76 @@ GS_INLINE void give(float* p, PV v, int lanes) {
     store_n(p, v, lanes);
 }
 
-// What a transform that runs over all channels does four vectors later: where that is, seen from
-// its pixels and from its vectors. A transform's 81 lines are far apart, so no core foresees them;
-// fetched a tile of 64 channels ahead they cost a third (a tile of more channels ahead they would
-// leave the first cache before they are used).
-struct Later {
-  int64_t pixel, vector;
-};
-// next: from a pixel to that of the next tile
-GS_INLINE Later later(int64_t c, int64_t channels, int64_t next, int64_t group) {
-  const int64_t C = ceil_div(channels, kLanes) * kLanes, by = min64(kGroup, C), to = c + by;
-  if (to < C) return {by, to / kGroup * group + to % kGroup - c / kGroup * group - c % kGroup};
-  const int64_t at = to - C;
-  return {next + at - c,
-          kGroup + at / kGroup * group + at % kGroup - c / kGroup * group - c % kGroup};
-}
-
-// One vector of a tile of inputs: at, from channel c on.
-template <bool Full>
-GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes, Later later,
-                            Phases s, float* out) {
-  const Vectors<float> o(out, s);
-  const int64_t soon = anew(c + later.pixel), then = anew(later.vector);
-  auto put = [&](float* p, PV v) __attribute__((always_inline)) {
-    fetch_to_write(p + then);
-    store(p, v);
-  };
+// One vector of a tile of inputs: at, from channel c on; soon: Later::pixel
+template <bool Full, class Put>
+GS_INLINE void input_vector(const float* const (&at)[9][9], int64_t c, int lanes, int64_t soon,
+                            const Put put) {
+  soon = anew(c + soon);
   c = anew(c);
-#pragma GCC unroll 9
-  for (int i = 0; i < 9; ++i)
-#pragma GCC unroll 9
-    for (int j = 0; j < 9; ++j) __builtin_prefetch(at[i][j] + soon, 0, 3);
-  PV d[5][5], e[5];
+  // pointers come from memory just where they are used: there are too many for registers
+  const float* const(*rows)[9] = anew(&at[0]);
+  auto get = [&](int i, int j) __attribute__((always_inline)) {
+    const float* q = rows[i][j];
+    __builtin_prefetch(q + soon, 0, 3);
+    return take<Full>(q + c, lanes);
+  };
+  PV d[5][5], e[2][5];
 #pragma GCC unroll 5
   for (int j = 0; j < 5; ++j) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = take<Full>(at[2 * i][2 * j] + c, lanes);
-    Poly::input(e);
+    for (int i = 0; i < 5; ++i) e[0][i] = get(2 * i, 2 * j);
+    Poly::input(e[0]);
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) d[i][j] = e[i];
+    for (int i = 0; i < 5; ++i) d[i][j] = e[0][i];
   }
 #pragma GCC unroll 5
   for (int i = 0; i < 5; ++i) {
     Poly::input(d[i]);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(o.at(i, j), d[i][j]);
+    for (int j = 0; j < 5; ++j) put.one(i, j, d[i][j]);
   }
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 2
+  for (int k = 0; k < 4; k += 2) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = take<Full>(at[2 * i][2 * k + 1] + c, lanes);
-    Poly::input(e);
+      for (int i = 0; i < 5; ++i) e[h][i] = get(2 * i, 2 * (k + h) + 1);
+      Poly::input(e[h]);
+    }
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) put(o.at(i, 5 + k), e[i]);
+    for (int i = 0; i < 5; ++i) put.two(i, 5 + k, false, e[0][i], e[1][i]);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) e[i] = take<Full>(at[2 * k + 1][2 * i] + c, lanes);
-    Poly::input(e);
+      for (int i = 0; i < 5; ++i) e[h][i] = get(2 * (k + h) + 1, 2 * i);
+      Poly::input(e[h]);
+    }
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) put(o.at(5 + k, i), e[i]);
+    for (int i = 0; i < 5; ++i) put.two(5 + k, i, true, e[0][i], e[1][i]);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      put(o.at(5 + k, 5 + i), take<Full>(at[2 * k + 1][2 * i + 1] + c, lanes));
+      put.two(5 + k, 5 + i, true, get(2 * k + 1, 2 * i + 1), get(2 * k + 3, 2 * i + 1));
   }
 }
 
-// v = the phases of x for tiles [t0, t1), the first of which is tile t0 of v; groups of channels
+// v = the phases of x for tiles [t0, t1), the first of which is row `row` of v; groups of elements
 // `group` apart, lanes past C are zero. zeros: C zeros
+template <class S>
 void phase_inputs(const ConvParams& p, const Grid& g, const float* x, const float* zeros,
-                  int64_t t0, int64_t t1, float* v, Phases s, int64_t group) {
+                  int64_t t0, int64_t t1, float* v, int64_t row, S s, int64_t group) {
   const int64_t C = p.channels;
-  for (int64_t t = t0; t < t1; ++t) {
+  for (int64_t t = t0; t < t1; ++t, ++row) {
     const int64_t n = t / (g.rows * g.cols), ti = t / g.cols % g.rows, tj = t % g.cols;
     const float* at[9][9];
     pixels<9>(x, zeros, n, p.in_h, p.in_w, C, 8 * ti - p.pad_h, 8 * tj - p.pad_w, at);
-    float* out = v + (t - t0) * kGroup;
     const int64_t next = next_tile(g, t, p.in_h, p.in_w, C, 8);
     for (int64_t c = 0; c < C; c += kLanes) {
-      float* o = out + c / kGroup * group + c % kGroup;
-      const Later l = later(c, C, next, group);
+      const Later l = later(c, C, next, s, group, row);
+      const auto put = put_of(v + s.place(c, group), s, row, l);
       if (c + kLanes <= C)
-        input_vector<true>(at, c, kLanes, l, s, o);
+        input_vector<true>(at, c, kLanes, l.pixel, put);
       else
-        input_vector<false>(at, c, (int)(C - c), l, s, o);
+        input_vector<false>(at, c, (int)(C - c), l.pixel, put);
     }
   }
 }
@@ -257,7 +352,7 @@ void phase_outputs(const ConvParams& p, const Grid& g, const float* m, Phases s,
     float* to = y + ((n * p.out_h + row) * p.out_w + col) * p.filters;
     for (int64_t k = 0; k < channels; k += kLanes) {
       const int lanes = (int)min64(kLanes, channels - k);
-      const Vectors<const float> q(m + (t - t0) * kGroup + k, s);
+      const Vectors<const float> q(m + (t - t0) * s.ld + k, s);
       PV d[4][5], r[4][4], e[5], f[4];
 #pragma GCC unroll 5
       for (int j = 0; j < 5; ++j) {
@@ -290,52 +385,51 @@ void phase_outputs(const ConvParams& p, const Grid& g, const float* m, Phases s,
   }
 }
 
-template <bool Full>
-GS_INLINE void gradient_vector(const float* const (&at)[4][4], int64_t k, int lanes, Later later,
-                               Phases s, float* out) {
-  const Vectors<float> o(out, s);
-  const int64_t soon = anew(k + later.pixel), then = anew(later.vector);
-  auto put = [&](float* p, PV v) __attribute__((always_inline)) {
-    fetch_to_write(p + then);
-    store(p, v);
-  };
+template <bool Full, class Put>
+GS_INLINE void gradient_vector(const float* const (&at)[4][4], int64_t k, int lanes, int64_t soon,
+                               const Put put) {
+  soon = anew(k + soon);
   k = anew(k);
+  PV y[4][4], d[5][4], e[4], r[2][5];
+#pragma GCC unroll 2
+  for (int j = 0; j < 4; j += 2) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) __builtin_prefetch(at[i][j] + soon, 0, 3);
-  PV y[4][4], d[5][4], e[4], r[5];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) y[i][j] = e[i] = take<Full>(at[i][j] + k, lanes);
-    Poly::output_adjoint(e, r);
+      for (int i = 0; i < 4; ++i) {
+        __builtin_prefetch(at[i][j + h] + soon, 0, 3);
+        y[i][j + h] = e[i] = take<Full>(at[i][j + h] + k, lanes);
+      }
+      Poly::output_adjoint(e, r[h]);
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) {
-      d[i][j] = r[i];
-      put(o.at(i, 5 + j), r[i]);
+      for (int i = 0; i < 5; ++i) d[i][j + h] = r[h][i];
     }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    Poly::output_adjoint(y[i], r);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(o.at(5 + i, j), r[j]);
+    for (int i = 0; i < 5; ++i) put.two(i, 5 + j, false, r[0][i], r[1][i]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 4; i += 2) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) Poly::output_adjoint(y[i + h], r[h]);
+#pragma GCC unroll 5
+    for (int j = 0; j < 5; ++j) put.two(5 + i, j, true, r[0][j], r[1][j]);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) put(o.at(5 + i, 5 + j), y[i][j]);
+    for (int j = 0; j < 4; ++j) put.two(5 + i, 5 + j, true, y[i][j], y[i + 1][j]);
   }
 #pragma GCC unroll 5
   for (int i = 0; i < 5; ++i) {
-    Poly::output_adjoint(d[i], r);
+    Poly::output_adjoint(d[i], r[0]);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(o.at(i, j), r[j]);
+    for (int j = 0; j < 5; ++j) put.one(i, j, r[0][j]);
   }
 }
 
 // dm = the gradients of sums for tiles [t0, t1) and filters [k0, k1), the first of which is filter
-// k0 of dm; groups of filters `group` apart, lanes past K are zero. zeros: K zeros
+// k0 of dm, that of tile t0 in its first row; groups of elements `group` apart, lanes past K are
+// zero. zeros: K zeros
+template <class S>
 void phase_gradients(const ConvParams& p, const Grid& g, const float* dy, const float* zeros,
-                     int64_t t0, int64_t t1, int64_t k0, int64_t k1, float* dm, Phases s,
+                     int64_t t0, int64_t t1, int64_t k0, int64_t k1, float* dm, S s,
                      int64_t group) {
   const int64_t K = p.filters;
   for (int64_t t = t0; t < t1; ++t) {
@@ -343,14 +437,13 @@ void phase_gradients(const ConvParams& p, const Grid& g, const float* dy, const 
     const float* at[4][4];
     pixels<4>(dy, zeros, n, p.out_h, p.out_w, K, 4 * ti, 4 * tj, at);
     const int64_t next = next_tile(g, t, p.out_h, p.out_w, K, 4);
-    float* out = dm + (t - t0) * kGroup;
     for (int64_t k = k0; k < k1; k += kLanes) {
-      float* o = out + (k - k0) / kGroup * group + (k - k0) % kGroup;
-      const Later l = later(k - k0, k1 - k0, next, group);
+      const Later l = later(k - k0, k1 - k0, next, s, group, t - t0);
+      const auto put = put_of(dm + s.place(k - k0, group), s, t - t0, l);
       if (k + kLanes <= K)
-        gradient_vector<true>(at, k, kLanes, l, s, o);
+        gradient_vector<true>(at, k, kLanes, l.pixel, put);
       else
-        gradient_vector<false>(at, k, (int)(K - k), l, s, o);
+        gradient_vector<false>(at, k, (int)(K - k), l.pixel, put);
     }
   }
 }
@@ -369,10 +462,11 @@ GS_INLINE void patch_vector(const float* from, Phases s, const Patch& at, int64_
   const Vectors<const float> q(from, s);
   c = anew(c);
   const int64_t next = anew(at.next);
+  const Patch* patch = anew(&at);  // as the pointers of input_vector()
   auto put = [&](int i, int j, PV r) __attribute__((always_inline)) {
-    float* to = at.to[i][j] + c;
+    float* to = patch->to[i][j] + c;
     if (j > 0) fetch_to_write(to + next);
-    r += take<Full>(at.from[i][j] + c, lanes);
+    r += take<Full>(patch->from[i][j] + c, lanes);
     if (gate && (i < 8 || at.last_row) && (j < 8 || at.last_col))
       r = take<Full>(to + gate, lanes) <= PV{} ? PV{} : r;
     give<Full>(to, r, lanes);
@@ -431,7 +525,7 @@ void phase_input_gradients(const ConvParams& p, const Grid& g, const float* dv, 
     at.last_col = tj + 1 == g.cols;
     // at a border the gate follows pixel by pixel: the sink has none
     const bool inside = row >= 0 && col >= 0 && row + 9 <= p.in_h && col + 9 <= p.in_w;
-    const float* q = dv + (t - t0) * kGroup;
+    const float* q = dv + (t - t0) * s.ld;
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int lanes = (int)min64(kLanes, channels - c);
       if (lanes == kLanes)
@@ -466,33 +560,38 @@ void rest_of_images(const ConvParams& p, const Grid& g, int64_t n0, int64_t n1, 
                (size_t)channels * sizeof(float));
 }
 
-// The forms of a filter's taps g, each `step` from the last; the next vector's are `pitch` behind.
-GS_INLINE void form_vector(const PV (&g)[9], float* u, int64_t step, int64_t pitch) {
-  auto put = [&](int f, PV v) __attribute__((always_inline)) {
+// The forms of an element's filters, of taps g, each `step` from the last; the next vector's are
+// `pitch` behind.
+GS_INLINE void form_vector(const PV (&g)[kPair][9], float* u, int64_t step, int64_t pitch) {
+  auto put = [&](int f, PV v, PV w) __attribute__((always_inline)) {
     fetch_to_write(u + f * step + pitch);
-    store(u + f * step, v);
+    put_pairs(u + f * step, v, w);
   };
+  constexpr int L = kPair - 1;
   u = anew(u);
   step = anew(step);
-  PV r[6][3], e[5];
+  PV r[kPair][6][3], e[kPair][5];
+#pragma GCC unroll 2
+  for (int h = 0; h < kPair; ++h)
 #pragma GCC unroll 3
-  for (int j = 0; j < 3; ++j) {
-    Poly::filter(g[j], g[6 + j], e);
+    for (int j = 0; j < 3; ++j) {
+      Poly::filter(g[h][j], g[h][6 + j], e[0]);
 #pragma GCC unroll 5
-    for (int i = 0; i < 5; ++i) r[i][j] = e[i];
-    r[5][j] = g[3 + j];
-  }
+      for (int i = 0; i < 5; ++i) r[h][i][j] = e[0][i];
+      r[h][5][j] = g[h][3 + j];
+    }
 #pragma GCC unroll 6
   for (int i = 0; i < 6; ++i) {
-    Poly::filter(r[i][0], r[i][2], e);
+#pragma GCC unroll 2
+    for (int h = 0; h < kPair; ++h) Poly::filter(r[h][i][0], r[h][i][2], e[h]);
 #pragma GCC unroll 5
-    for (int j = 0; j < 5; ++j) put(i * 6 + j, e[j]);
-    put(i * 6 + 5, r[i][1]);
+    for (int j = 0; j < 5; ++j) put(i * 6 + j, e[0][j], e[L][j]);
+    put(i * 6 + 5, r[0][i][1], r[L][i][1]);
   }
 }
 
 // u[f][c - c0][k - k0] for the nv vectors of filters from k0 on: the operand of forward; filters
-// and channels that do not exist give zeros
+// and channels that do not exist give zeros. Rows are elements.
 void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, int64_t c1,
            float* u, Planes s) {
   constexpr int N = kLanes;
@@ -506,22 +605,24 @@ void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, 
         PV r[N];
         const float* q = w + (k * 9 + tap) * C + c;
         // too many streams for the hardware to foresee
-        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + 16, 0, 2);
+        for (int i = 0; i < filters; ++i) __builtin_prefetch(q + i * 9 * C + 16, 0, kFetch);
         if (filters == N && lanes == N) {
 #pragma GCC unroll 16
           for (int i = 0; i < N; ++i) r[i] = load(q + i * 9 * C);
         } else {
           for (int i = 0; i < N; ++i) r[i] = i < filters ? load_n(q + i * 9 * C, lanes) : PV{};
         }
-        transpose<float>(r);
+        turn_pairs(r);
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) turned[tap][i] = r[i];
       }
-      for (int l = 0; l < lanes; ++l) {
-        PV g[9];
+      for (int l = 0; l < lanes; l += kPair) {
+        PV g[kPair][9];
+#pragma GCC unroll 2
+        for (int h = 0; h < kPair; ++h)
 #pragma GCC unroll 9
-        for (int tap = 0; tap < 9; ++tap) g[tap] = turned[tap][l];
-        form_vector(g, u + (c - c0 + l) * s.ld + v * N, s.step, s.ld);
+          for (int tap = 0; tap < 9; ++tap) g[h][tap] = turned[tap][l + h];
+        form_vector(g, u + (c - c0 + l) / kPair * s.ld + v * N, s.step, s.ld);
       }
     }
 }
@@ -530,18 +631,22 @@ void forms(const ConvParams& p, const float* w, int64_t k0, int nv, int64_t c0, 
 void forms_backward(const ConvParams& p, const float* w, int64_t c0, int nv, int64_t k0, int64_t k1,
                     float* u, Planes s) {
   const int64_t C = p.channels;
-  for (int64_t k = k0; k < k1; ++k)
+  for (int64_t k = k0; k < k1; k += kPair)
     for (int v = 0; v < nv; ++v) {
       const int64_t c = c0 + v * kLanes;
       const int lanes = (int)min64(kLanes, C - c);
       const float* q = w + k * 9 * C + c;
+      PV g[kPair][9];
+#pragma GCC unroll 2
+      for (int h = 0; h < kPair; ++h)
 #pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(q + (9 + tap) * C, 0, 2);
-      PV g[9];
+        for (int tap = 0; tap < 9; ++tap, q += C) {
+          __builtin_prefetch(q + 9 * kPair * C, 0, kFetch);
+          g[h][tap] = k + h >= k1 ? PV{} : lanes == kLanes ? load(q) : load_n(q, lanes);
+        }
 #pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap)
-        g[tap] = lanes == kLanes ? load(q + tap * C) : load_n(q + tap * C, lanes);
-      form_vector(g, u + (k - k0) * s.ld + v * kLanes, s.step, s.ld);
+      for (int tap = 0; tap < 9; ++tap) join_pairs(g[0][tap], g[kPair - 1][tap]);
+      form_vector(g, u + (k - k0) / kPair * s.ld + v * kLanes, s.step, s.ld);
     }
 }
 

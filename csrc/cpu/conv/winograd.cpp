@@ -31,9 +31,10 @@ template <class T>
 struct Job {
   Grid g;
   Panels out;
-  int64_t channels;  // padded; elements
-  bool by_filters, own_filters;
-  int64_t blocks, block, unit;           // by tiles: tasks, the most tiles of one, a step of these
+  int64_t channels;              // padded; elements
+  bool by_filters, own_filters;  // own: and tasks dealt out in turn, so that members never meet
+  bool repeat_filters;           // own, but members meet
+  int64_t blocks, block, unit;   // by tiles: tasks, the most tiles of one, a step of these
   int64_t images, ranges, range, slice;  // by filters: of a round, of a task
   Planes v, m, u;                        // u: of a panel (by tiles) or of a slice
   // bytes; own: of a member, in it zeros, filters (own_filters), then v or u, m
@@ -99,8 +100,9 @@ Job<T> make_job(const ConvParams& p) {
     // written
     j.own_filters = filters < p.l2 / 2 && tiles <= 512;
     j.filters = form_bytes<T, M>(p);
-    j.own_at = j.own_filters ? 0 : j.filters;
-    j.own = align64(j.zeros + (j.own_filters ? j.filters : 0) +
+    j.repeat_filters = j.own_filters || repeats_filters(p, tiles * E);
+    j.own_at = j.repeat_filters ? 0 : j.filters;
+    j.own = align64(j.zeros + (j.repeat_filters ? j.filters : 0) +
                     (size_t)(E * (j.v.step + j.m.step) * B));
   } else {
     // tiles of a task are not those of a transform: no order of theirs
@@ -186,9 +188,9 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   if (!j.by_filters) {
     const int at = 4 + (p.pool ? 1 : 0) + (p.after ? 2 : 0);
     const bool made = p.prepared && prepared_ready(buf[at], p.prepared);
-    T* all = made ? (T*)buf[at + 1] : j.own_filters ? mine : (T*)ctx->scratch;
+    T* all = made ? (T*)buf[at + 1] : j.repeat_filters ? mine : (T*)ctx->scratch;
     auto panel = [&](int64_t i) { return all + panel_at<T, M>(D, j.out, i); };
-    int64_t start = j.own_filters ? 0 : ctx->tid, step = j.own_filters ? 1 : ctx->nt;
+    int64_t start = j.repeat_filters ? 0 : ctx->tid, step = j.repeat_filters ? 1 : ctx->nt;
     int64_t slices = ceil_div(C, N), transforms = made ? 0 : j.out.count * slices;
     for (int64_t t = start; t < transforms; t += step) {
       int64_t i = t / slices, c = t % slices * N;
@@ -197,7 +199,7 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
                          panel(i) + c / kPair * s.ld, s);
     }
     if (!j.own_filters) ctx->sync();
-    T *v = mine + (j.own_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
+    T *v = mine + (j.repeat_filters ? j.filters / sizeof(T) : 0), *m = v + E * j.v.step;
     const Shares shares = shares_of(0, j.blocks);
     auto after = [&](int64_t b) { return j.own_filters ? b + ctx->nt : shares.take(); };
     int64_t next = 0;

@@ -151,6 +151,14 @@ GS_INLINE Planes grouped(int64_t rows, int E) {
   return Planes{kGroup, rows * kGroup + 16, E * (rows * kGroup + 16)};
 }
 
+// Whether each member transforms all filters for itself rather than wait for what another one has
+// just written: with cores that have third levels of their own that takes longer than the transform
+// of an element, 270 cycles, where this is a fiftieth of its `products`, half a cycle each, or
+// less. Of pairs, which are multiplied in half of the time.
+GS_INLINE bool repeats_filters(const ConvParams& p, int64_t products) {
+  return kPair == 2 && (double)(p.threads - 1) * 270 < 0.02 * 0.5 * (double)products;
+}
+
 // Elements that hold c channels.
 GS_INLINE int64_t elements(int64_t c) { return ceil_div(c, kPair); }
 // Where channel c lies in a row.
@@ -577,7 +585,7 @@ void input_gradient_tiles(const ConvParams& p, const Grid& g, const T* planes, P
 }
 
 #if defined(__AVX512BF16__)
-// G g G^T of two filters' vectors as pairs; g(i, j, h): tap (i, j) of the first or second.
+// G g G^T of pairs of filters; g(i, j, h): of the first eight pairs or the others tap (i, j).
 template <int M, class Taps>
 GS_INLINE void filter_pair(Taps g, float* out, Planes s) {
   constexpr int A = M + 2;
@@ -629,16 +637,19 @@ void filter_tiles(const ConvParams& p, const T* w, int64_t k0, int nv, int64_t c
         } else {
           for (int i = 0; i < N; ++i) r[i] = i < filters ? load_n(q + i * 9 * C, lanes) : V{};
         }
+#if defined(__AVX512BF16__)
+        turn_pairs(r);
+#else
         transpose<T>(r);
+#endif
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) turned[tap][i] = r[i];
       }
 #if defined(__AVX512BF16__)
       for (int l = 0; l < lanes; l += 2)
         filter_pair<M>(
-            [&](int i, int j, int h) __attribute__((always_inline)) {
-              return l + h < lanes ? turned[i * 3 + j][l + h] : V{};
-            },
+            [&](int i, int j, int h)
+                __attribute__((always_inline)) { return turned[i * 3 + j][l + h]; },
             u + (c - c0 + l) / 2 * s.ld + v * N, s);
 #else
       for (int l = 0; l < lanes; ++l) {
@@ -678,11 +689,16 @@ void filter_tiles_backward(const ConvParams& p, const T* w, int64_t c0, int nv, 
       const bool second = k + 1 < k1;
 #pragma GCC unroll 18
       for (int tap = 0; tap < 18; ++tap) __builtin_prefetch(q + (18 + tap) * C, 0, kFetch);
+      V taps[2][9];
+#pragma GCC unroll 9
+      for (int tap = 0; tap < 9; ++tap) {
+        const T *at = q + tap * C, *next = at + 9 * C;
+        V& a = taps[0][tap] = lanes == N ? load(at) : load_n(at, lanes);
+        V& b = taps[1][tap] = !second ? V{} : lanes == N ? load(next) : load_n(next, lanes);
+        join_pairs(a, b);
+      }
       filter_pair<M>(
-          [&](int i, int j, int h) __attribute__((always_inline)) {
-            const T* at = q + (9 * h + i * 3 + j) * C;
-            return h && !second ? V{} : lanes == N ? load(at) : load_n(at, lanes);
-          },
+          [&](int i, int j, int h) __attribute__((always_inline)) { return taps[h][i * 3 + j]; },
           u + (k - k0) / 2 * s.ld + v * N, s);
     }
 #else

@@ -41,6 +41,7 @@ struct Job {
   int64_t chain;              // pairs: tiles that are interleaved at a time, see weight_product()
   bool by_channels, data, weight;
   bool both;     // by tiles: the two products of a plane follow each other, dv in the place of v
+  bool repeat;   // by tiles: each member has transformed filters of its own
   int64_t rows;  // tile rows in all
   int64_t slices, block;                        // by tiles: of rows; rows of a block
   int64_t images, ranges, strip, slice, units;  // by channels: of a round; tile rows; filters
@@ -109,7 +110,8 @@ Job make_job(const ConvParams& p) {
     j.du = planes(p.filters, C);
     j.part = E * j.du.step;
     if (j.data) {
-      j.u_at = take(form_size<T, M>(p));
+      j.repeat = repeats_filters(p, tiles * E * (1 + j.weight));
+      if (!j.repeat) j.u_at = take(form_size<T, M>(p));
       j.seam_at = take(j.slices * j.seam);
     }
     if (j.weight) {
@@ -123,8 +125,8 @@ Job make_job(const ConvParams& p) {
     j.chain = t;
     j.pairs = pair_bytes(t, K, width);
     j.own_at = at;
-    j.own = align64(j.zeros + j.pairs +
-                    (size_t)(E * (j.dm.step + j.v.step + (j.both ? 0 : j.dv.step)) * B));
+    const int64_t own = E * (j.dm.step + j.v.step + (j.both ? 0 : j.dv.step));
+    j.own = align64(j.zeros + j.pairs + (size_t)((own + (j.repeat ? form_size<T, M>(p) : 0)) * B));
   } else {
     // tiles of a task are not those of a transform: no order of theirs
     j.g.short_row = j.g.short_col = false;
@@ -238,11 +240,12 @@ struct Backward {
 
   void by_tiles() const {
     int64_t K = p.filters, D = elements(K), P = p.pool ? 2 : 1;
-    T* all = prepared ? (T*)prepared : at(j.u_at);
+    T *dm = mine, *v = dm + E * j.dm.step, *dv = j.both ? v : v + E * j.v.step;
+    T* all = prepared ? (T*)prepared : j.repeat ? dv + E * j.dv.step : at(j.u_at);
     auto panel = [&](int64_t i) { return all + panel_at<T, M>(D, j.in, i); };
     if (j.data) {
       int64_t steps = ceil_div(K, 16), transforms = prepared ? 0 : j.in.count * steps;
-      for (int64_t t = ctx->tid; t < transforms; t += ctx->nt) {
+      for (int64_t t = j.repeat ? 0 : ctx->tid; t < transforms; t += j.repeat ? 1 : ctx->nt) {
         int64_t i = t / steps, k = t % steps * 16;
         Planes s = planes(D, j.in.nv(i) * N);
         filter_tiles_backward<T, M>(p, w, j.in.first(i) * N, j.in.nv(i), k, min64(k + 16, K),
@@ -250,7 +253,6 @@ struct Backward {
       }
       ctx->sync();
     }
-    T *dm = mine, *v = dm + E * j.dm.step, *dv = j.both ? v : v + E * j.v.step;
     const Shares shares{queues, j.slices, ctx->nt, ctx->tid};
     auto after = [&](int64_t s) { return j.data ? shares.take() : s + ctx->nt; };
     for (int64_t s = j.data ? after(0) : ctx->tid; s < j.slices; s = after(s)) {
