@@ -1156,6 +1156,40 @@ def test_hooks_on_gradients_are_seen():
     assert f.programs
 
 
+@pytest.mark.parametrize("kind", ["closure", "object", "effect"])
+def test_what_hooks_on_gradients_see_is_guarded(kind):
+    """Their code is reached through the parameter, not from the captured function."""
+
+    class Factor:
+        k = 2.0
+
+        def __call__(self, g):
+            return g * self.k
+
+    x, y = data((6,), 4, 12)
+    out = []
+    for captured in (False, True):
+        model, opt, f = subject(captured, 3)
+        factor, calls = Factor(), []
+        hooks = {
+            "closure": lambda g, factor=factor: g * factor.k,
+            "object": factor,
+            "effect": lambda g, calls=calls: calls.append(1),
+        }
+        model[0].weight.register_hook(hooks[kind])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for i in range(12):
+                factor.k = 2.0 if i < 6 else 0.5
+                f(gs.tensor(x[i]), gs.tensor(y[i]))
+        out.append((bits(state_of(model, opt)), len(calls)))
+    assert out[0] == out[1]
+    if kind == "effect":
+        assert "it changes" in f.reason
+    else:
+        assert f.reason is None and sum(p["replays"] for p in f.programs) >= 5
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_gradients_from_before_the_call_may_be_any_arrays(threads):
     """Two functions of one model, as in a GAN: each leaves gradients that the other one adds to."""

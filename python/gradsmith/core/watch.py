@@ -619,6 +619,10 @@ class Watch:
         if id(t) in self.tensors:
             return
         self.tensors[id(t)] = (name, t)
+        node = t._acc  # what runs the hooks on a leaf
+        for hooks in ((node and node.hooks) or {}).values():
+            for hook in hooks.values():
+                self._value(hook, f"a hook on the gradient of {name}")
 
     def _optimizer(self, o: Any, name: str) -> None:
         base = self._kinds[1]
