@@ -301,6 +301,24 @@ def test_dropout_counters_and_seeds():
     same(make, adamw, x, y, replays=9, before=before)
 
 
+def test_without_a_slot_for_the_counter_it_is_an_error():
+    """Not a program that draws the same mask at each replay."""
+    x, drop, taken = gs.ones(2, 8), nn.Dropout(0.5), []
+    step = gs.capture(gs.no_grad()(lambda x: drop(x)))
+    with pytest.raises(RuntimeError, match="the table of slots is full"):
+        while True:
+            taken.append(gs._cpu.slot_new())
+    try:
+        with pytest.raises(RuntimeError, match="the table of slots is full. Drop"):
+            for _ in range(4):
+                step(x)
+    finally:
+        for i in taken:
+            gs._cpu.slot_free(i)
+    masks = {step(x).numpy().tobytes() for _ in range(8)}
+    assert len(masks) > 4 and step.programs[0]["replays"] > 4
+
+
 def test_dropout_rate_changed():
     make = lambda: nn.Sequential(nn.Linear(6, 32), nn.Dropout(0.5), nn.Linear(32, 4))  # noqa: E731
     x, y = data((6,), 4, 12)
