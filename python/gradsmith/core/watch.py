@@ -100,9 +100,13 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, float):
         return a.hex() == b.hex()
+    if isinstance(a, np.number):
+        return a.tobytes() == b.tobytes()
+    if isinstance(a, complex):
+        return _same((a.real, a.imag), (b.real, b.imag))
     if isinstance(a, tuple):
         return len(a) == len(b) and all([_same(x, y) for x, y in zip(a, b)])
-    return isinstance(a, _PLAIN) and not isinstance(a, complex) and a == b
+    return isinstance(a, _PLAIN) and a == b
 
 
 def _identifiers(code: types.CodeType) -> set[str]:
@@ -168,16 +172,20 @@ class Watch:
         for mode, value in recording.modes.items():
             self._guard(("item", recording.modes, mode, value, f"the {mode}"))
         self._root(fn)
+        arguments = list(arguments)
         for i, x in enumerate(arguments):
             if not isinstance(x, Tensor):
                 self._value(x, f"argument {i}")
+            elif type(x) not in (Tensor, Parameter):
+                self._value(type(x), f"the class of argument {i}")
         # Attributes of objects count when some code reached names them; new code may name more.
         while self.reason is None:
-            size = (len(self._names), len(self._strings), len(self._objects))
-            for obj, name in list(self._objects):
+            size = self._size()
+            for obj, name in [*self._objects, *self._attributed()]:
                 self._attributes(obj, name)
-            if size == (len(self._names), len(self._strings), len(self._objects)):
+            if size == self._size():
                 break
+        self._of_arguments(arguments)
         # So are step counts to code that looks for them.
         if "state" in self._names and any(
             [self._words & set(o.numbers) for o in self.optimizers.values()]
@@ -211,12 +219,43 @@ class Watch:
         self.trainable = [
             t
             for _, t in self.tensors.values()
-            if t._rg or t._grad is not None or isinstance(t, Parameter)
+            if t._rg or t._grad is not None or isinstance(t, Parameter) or self.reads_gradients()
         ]
         self._options = [
             (o, [{k: v for k, v in g.items() if k != "params"} for g in o.param_groups])
             for o in self.optimizers.values()
         ]
+
+    def _size(self) -> tuple:
+        return len(self._names), len(self._strings), len(self._objects), len(self.tensors)
+
+    def _attributed(self) -> list[tuple[Any, str]]:
+        """Tensors with attributes of their own or of a user's class; all where code looks attributes up."""
+        return [
+            (t, name)
+            for name, t in self.tensors.values()
+            if self._strings or type(t) not in (Tensor, Parameter) or _attributes_of(t)
+        ]
+
+    def _of_arguments(self, arguments: list[Any]) -> None:
+        """Arguments are other objects at each call, so what they carry beside their arrays cannot be guarded."""
+        looks = self._names | self._strings
+        self.plain_arguments = bool(self._strings) or "grad" in looks
+        for i, x in enumerate(arguments):
+            if not isinstance(x, Tensor):
+                continue
+            # an attribute of its own may stand before one of its class
+            users = [c.__dict__ for c in type(x).__mro__ if not _ours(c)]
+            self.plain_arguments |= any([n in own for own in users for n in looks])
+            own = _attributes_of(x)
+            found = sorted(looks & own.keys()) or (sorted(own) if self._strings else [])
+            if "grad" in looks and x._grad is not None:
+                found.append("grad")
+            if found:
+                self.reason = self.reason or (
+                    f"it may look at the attribute {found[0]} of argument {i}, and a replay would not. Pass "
+                    "that as an argument of its own"
+                )
 
     # ---- the walk
     def _root(self, fn: Any) -> None:
@@ -531,7 +570,7 @@ class Watch:
         computes = self._of_class(cls, name)
         plain = _cpu.has_dict(obj)
         every = computes or bool(self._strings) or isinstance(obj, _HOLDERS)
-        if every and _ours(cls) and not isinstance(obj, _HOLDERS):
+        if every and _ours(cls) and not isinstance(obj, (*_HOLDERS, Tensor)):
             every = False
         if plain:
             self._place(obj, name)
@@ -550,6 +589,8 @@ class Watch:
                 continue
             raw = _raw(cls, n)
             if raw is _MISSING or n == "__dict__":
+                continue
+            if isinstance(obj, Tensor) and raw is _raw(Tensor, n):
                 continue
             if isinstance(raw, types.MemberDescriptorType):  # a slot
                 value = getattr(obj, n, _MISSING)
@@ -692,6 +733,10 @@ class Watch:
             ("grad", "zero_grad", "clip_grad_norm_", "clip_grad_value_")
         )
 
+    def reads_gradients(self) -> bool:
+        """Whether the code names `.grad`: whether there is one may decide what it does."""
+        return "grad" in self._names or "grad" in self._strings
+
     def only_gradients(self, entry: list[tuple[Tensor, Tensor | None]]) -> list[np.ndarray | None]:
         """The arrays of the gradients that are reached in no other way: those may be other ones later."""
         at = Counter(t.data.__array_interface__["data"][0] for _, t in self.tensors.values())
@@ -807,6 +852,11 @@ class Watch:
             s.__dict__.update(before)
 
 
+def _attributes_of(t: Tensor) -> dict[str, Any]:
+    """What somebody has written onto a tensor."""
+    return t.__dict__ if _cpu.has_dict(t) else {}
+
+
 def _parts(fn: types.FunctionType) -> tuple:
     return fn.__code__, fn.__defaults__, fn.__kwdefaults__
 
@@ -838,7 +888,7 @@ def _holds(kind: str, owner: Any, key: Any, value: Any) -> bool:
     if kind == "absent":
         return key not in owner
     if kind == "type":
-        return _raw(owner, key) is value
+        return _same(_raw(owner, key), value)
     if kind == "function":
         return all([a is b for a, b in zip(_parts(owner), value)])
     if kind == "content":
