@@ -84,6 +84,23 @@ class Scaled(nn.Parameter):
         return x * self * self.k
 
 
+class Custom(gs.Function):
+    factors = {"forward": 2.0, "backward": 3.0}
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * Custom.factors["forward"]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * Custom.factors["backward"]
+
+
+def gradient_of_custom(x):
+    x = x.clone().requires_grad_()
+    return gs.grad(Custom.apply(x).sum(), [x])[0]
+
+
 class Parent:
     k = 2.0
     numbers = [2.0]
@@ -669,6 +686,16 @@ on_parent(
 )
 on_parent("forward", lambda x: NET(x), lambda p: p.setattr(Net, "forward", lambda s, x: x * 7))
 on_parent("function of the library", lambda x: F.relu(x), lambda p: p.setattr(F, "relu", gs.tanh))
+on_parent(
+    "forward of a function",
+    lambda x: Custom.apply(x) + 1,
+    lambda p: p.setitem(Custom.factors, "forward", 7.0),
+)
+on_parent(
+    "backward of a function",
+    gradient_of_custom,
+    lambda p: p.setitem(Custom.factors, "backward", 7.0),
+)
 NET = Net()
 
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from .. import _cpu
 from . import recording
+from .function import Function
 from .tensor import Parameter, Tensor
 
 __all__ = ["AverageState", "OptimizerState", "SchedulerState", "Watch"]
@@ -557,6 +558,8 @@ class Watch:
             return
         if isinstance(obj, type):
             self._of_class(obj, name)
+            if issubclass(obj, Function):  # called by `apply` and by the backward pass
+                names |= {"forward", "backward"}
             for n in names:
                 raw = _raw(obj, n)
                 if raw is not _MISSING:
