@@ -208,6 +208,21 @@ def test_norm_clipping_switched_on_later():
     same(small, adamw, x, y, before=before)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_norm_clipping_switched_off_again(skip):
+    """Programs with and without a limit read one slot, where the norm is needed for the skipping, too."""
+    x, y = data((6,), 4, 24)
+
+    def before(i, model, opt):
+        opt.max_grad_norm = (None, 0.05)[i // 6 % 2]
+
+    def rule(p):
+        return gs.optim.SGD(p, lr=0.1, skip_nonfinite=skip)
+
+    run, _ = same(small, rule, x, y, before=before)
+    assert sum(p["replays"] for p in run.programs) >= 18
+
+
 def test_momentum_changed_to_another_kernel():
     x, y = data((6,), 4, 12)
 

@@ -949,8 +949,8 @@ class OptimizerState:
             self.before.append((owns, old))
             for own in owns:
                 own.update(numbers)
-        if self.norm:
-            _cpu.slots_write(o._clip_slot.ids, (o._max_grad_norm,))
+        if self.watched:
+            o._write_limit()
         for v in self.versions:
             v[0] += 1
 

@@ -386,8 +386,14 @@ class Optimizer:
             for row in rows:
                 row.own.update(numbers)
                 row.p._ver[0] += 1
-        if self._max_grad_norm is not None:
-            _cpu.slots_write(self._clip_slot.ids, (self._max_grad_norm,))
+        self._write_limit()
+
+    def _write_limit(self) -> None:
+        """The norm's limit into its slot, which holds another one when it was changed since the last step."""
+        _cpu.slots_write(self._clip_slot.ids, (self._limit(),))
+
+    def _limit(self) -> float:
+        return INF if self._max_grad_norm is None else self._max_grad_norm
 
     def _sets(self, index: int, group: dict[str, Any]) -> list[tuple[list[_Row], list]]:
         """The parameters that have a gradient, in sets of equal numbers (step counts) and dtype; with
@@ -463,8 +469,7 @@ class Optimizer:
         grads = [
             p._grad.data for g in self.param_groups for p in g["params"] if p._grad is not None
         ]
-        limit = INF if self._max_grad_norm is None else self._max_grad_norm
-        global_norm(self._control, grads, 2.0, limit, self._clip_slot.ids[0])
+        global_norm(self._control, grads, 2.0, self._limit(), self._clip_slot.ids[0])
         return self._control
 
     # ---- state
