@@ -1181,6 +1181,17 @@ def test_read_only_arguments_are_not_written():
             assert (a == 0).all()
 
 
+def test_an_argument_in_the_other_byte_order():
+    """No kernel takes it; a replay would take it for the machine's."""
+    step = gs.capture(lambda x: x * 2)
+    for i in range(5):
+        step(batch(i))
+    x = batch(0)
+    x.data = x.data.astype(">f4")
+    with pytest.raises(TypeError, match="has dtype >f4"):
+        step(x)
+
+
 def test_an_argument_that_is_changed_may_be_memory_that_is_read():
     def world(capture):
         w = gs.tensor(np.ones((400, 300), np.float32))

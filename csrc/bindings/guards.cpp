@@ -316,8 +316,9 @@ bool PyProgram::check(py::handle leaves) {
       return false;
     }
     const auto* a = proxy_of(data.ptr());
+    const auto* dtype = py::detail::array_descriptor_proxy(a->descr);
     bool fits = a->nd == (int)in.shape.size() && c_contiguous(data.ptr()) &&
-                py::detail::array_descriptor_proxy(a->descr)->type_num == in.type_num;
+                dtype->type_num == in.type_num && dtype->byteorder != '>';
     for (int d = 0; fits && d < a->nd; ++d) fits = a->dimensions[d] == in.shape[(size_t)d];
     if (!fits) {
       reason = "argument " + std::to_string(i) + " has another shape, dtype or layout";
