@@ -38,7 +38,7 @@ __all__ = ["AverageState", "OptimizerState", "SchedulerState", "Watch"]
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _TABLES = ("_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_hooks")
-_READS_OPTIONS = {"param_groups", "get_last_lr", "lr_at", "last_epoch", "grad_norm", "skipped"}
+_READS_OPTIONS = {"param_groups", "get_last_lr", "lr_at", "last_epoch"}
 # Numbers of our own layers that their arrays' shapes hold already.
 _SIZES = {"in_features", "out_features", "in_channels", "out_channels", "num_features"}
 _LIMIT = 1 << 16  # guards; a dict's are looked at only when it has changed
@@ -736,6 +736,13 @@ class Watch:
             ("grad", "zero_grad", "clip_grad_norm_", "clip_grad_value_")
         )
 
+    def _reads_rates(self) -> bool:
+        """Whether the code looks at numbers that schedulers change."""
+        if self._names & {"get_last_lr", "last_epoch"}:
+            return True
+        keys = {k for o in self.optimizers.values() for g in o.param_groups for k in g}
+        return "param_groups" in self._names and bool(self._words & (keys - {"params"}))
+
     def reads_gradients(self) -> bool:
         """Whether the code names `.grad`: whether there is one may decide what it does."""
         return "grad" in self._names or "grad" in self._strings
@@ -783,6 +790,11 @@ class Watch:
         if any(x not in self.optimizers for x in stepped):
             return "it steps an optimizer that cannot be found from the function's variables"
         scheduled = {id(x.optimizer) for kind, x in notes if kind == "scheduler"}
+        if scheduled and self._reads_rates():
+            return (
+                "it steps a scheduler and looks at what that changes (rates, last_epoch), and a replay would use "
+                "the old numbers. Look at them, or step the scheduler, outside"
+            )
         for o, groups in self._options:
             if id(o) in scheduled:
                 continue
@@ -838,10 +850,11 @@ class Watch:
         numbers = [(own, dict(own)) for o in self.optimizers.values() for own in o.state.values()]
         groups = [(g, dict(g)) for o in self.optimizers.values() for g in o.param_groups]
         steps = [(s, dict(s.__dict__)) for s in self.schedulers.values()]
-        return arrays, grads, numbers, groups, steps
+        norms = [(o, o._control.copy(), o._skipped) for o in self.optimizers.values()]
+        return arrays, grads, numbers, groups, steps, norms
 
     def restore(self, saved: Any) -> None:
-        arrays, grads, numbers, groups, steps = saved
+        arrays, grads, numbers, groups, steps, norms = saved
         for t, a, g in arrays:
             t.data[...] = a
             t._grad = g
@@ -853,6 +866,9 @@ class Watch:
         for s, before in steps:
             s.__dict__.clear()
             s.__dict__.update(before)
+        for o, control, skipped in norms:
+            o._control[...] = control
+            o._skipped = skipped
 
 
 def _attributes_of(t: Tensor) -> dict[str, Any]:
@@ -981,7 +997,7 @@ class OptimizerState:
     def done(self) -> None:
         if self.skip and self.o._control[2] == 0:
             self.undo()
-            self.o.skipped += 1
+            self.o._skipped += 1
 
 
 class AverageState:

@@ -152,7 +152,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
-        self.skipped = 0
+        self._skipped = 0
         self._slots: dict[tuple[int, int], Slots] = {}
         self._rows: dict[int, tuple[list[_Row], tuple[str, tuple[str, ...]]]] = {}
         self._last: list[tuple[int, Slots, list[_Row]]] = []
@@ -197,7 +197,18 @@ class Optimizer:
     @property
     def grad_norm(self) -> float:
         """The global norm of the gradients before clipping, as of the last step with max_grad_norm or skip_nonfinite."""
+        recording.host_read("optimizer.grad_norm", "Read it after the call")
         return float(self._control[0])
+
+    @property
+    def skipped(self) -> int:
+        """How many steps skip_nonfinite has left out."""
+        recording.host_read("optimizer.skipped", "Read it after the call")
+        return self._skipped
+
+    @skipped.setter
+    def skipped(self, value: int) -> None:
+        self._skipped = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds {"params": [...], options}: its own lr, weight_decay, ...; the defaults fill the rest."""
@@ -337,7 +348,7 @@ class Optimizer:
         if skip and self._control[2] == 0:
             for own, numbers in undo:
                 own.update(numbers)
-            self.skipped += 1
+            self._skipped += 1
         recording.note("optimizer", self)
         return loss
 
