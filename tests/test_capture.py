@@ -208,6 +208,21 @@ def test_norm_clipping_switched_on_later():
     same(small, adamw, x, y, before=before)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_norm_clipping_switched_off_again(skip):
+    """Programs with and without a limit read one slot, where the norm is needed for the skipping, too."""
+    x, y = data((6,), 4, 24)
+
+    def before(i, model, opt):
+        opt.max_grad_norm = (None, 0.05)[i // 6 % 2]
+
+    def rule(p):
+        return gs.optim.SGD(p, lr=0.1, skip_nonfinite=skip)
+
+    run, _ = same(small, rule, x, y, before=before)
+    assert sum(p["replays"] for p in run.programs) >= 18
+
+
 def test_momentum_changed_to_another_kernel():
     x, y = data((6,), 4, 12)
 
@@ -299,6 +314,28 @@ def test_dropout_counters_and_seeds():
             gs.manual_seed(77)
 
     same(make, adamw, x, y, replays=9, before=before)
+
+
+def test_without_a_slot_for_the_counter_it_is_an_error():
+    """Not a program that draws the same mask at each replay."""
+    x, drop, taken = gs.ones(2, 8), nn.Dropout(0.5), []
+    step = gs.capture(gs.no_grad()(lambda x: drop(x)))
+
+    def calls():
+        for _ in range(4):
+            with pytest.raises(RuntimeError, match="slot_new: the table of slots is full"):
+                while True:  # again: garbage of other tests gives some back
+                    taken.append(gs._cpu.slot_new())
+            step(x)
+
+    try:
+        with pytest.raises(RuntimeError, match="capture: the table of slots is full. Drop"):
+            calls()
+    finally:
+        for i in taken:
+            gs._cpu.slot_free(i)
+    masks = {step(x).numpy().tobytes() for _ in range(8)}
+    assert len(masks) > 4 and step.programs[0]["replays"] > 4
 
 
 def test_dropout_rate_changed():
@@ -481,7 +518,13 @@ READS = {
     "getitem": lambda t: t[t > 0],
     "randint": lambda t: gs.randint(0, 3, (2,)),
     "seed": lambda t: gs.manual_seed(1),
+    "allclose": lambda t: gs.allclose(t, t),
+    "classes": lambda t: F.one_hot(t.long()),
+    "save": lambda t: gs.save({"t": t}, os.devnull) if gs.core.recording.here() else None,
+    "norm": lambda t: READ_FROM.grad_norm,
+    "skipped": lambda t: READ_FROM.skipped,
 }
+READ_FROM = gs.optim.SGD([nn.Parameter([1.0])], lr=0.1)
 
 
 @pytest.mark.parametrize("name", READS)
@@ -499,6 +542,62 @@ def test_reading_values_names_the_line(name):
     with pytest.raises(gs.CaptureError, match=r"test_capture\.py:\d+"):
         step(x)
     read(x)  # and outside again
+
+
+def test_values_that_the_library_looks_at_may_change():
+    """What an op decides by a value is decided by the replay's: recordings may have seen one kind only."""
+    gs.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def scaled(x, mask, scale):  # by 1 the gradient of the cross-entropy is that of its own pass
+        z = x.sum(-1).clone().requires_grad_()
+        loss = F.cross_entropy(z, gs.tensor(np.array([0, 1]))) * scale
+        return gs.grad(loss, [z])[0]
+
+    def weights(x, mask, scale):  # a row without keys has weights 0
+        return attention(x, x, x, key_padding_mask=mask)
+
+    for fn in (scaled, gs.no_grad()(weights)):
+        step = gs.capture(fn)
+        for i in range(10):
+            x = gs.tensor(np.random.default_rng(i).normal(size=(2, 4, 8)).astype(np.float32))
+            mask = np.zeros((2, 4), bool)
+            mask[0, 3], mask[1] = True, i > 5
+            args = x, gs.tensor(mask), gs.tensor(1.0 if i < 6 else 2.0)
+            ours, theirs = step(*args), fn(*args)
+            if fn is scaled:
+                ours, theirs = (ours,), (theirs,)
+            assert bits(t.data for t in ours) == bits(t.data for t in theirs), i
+        assert step.reason is None and step.programs[0]["replays"] == 7
+
+
+def test_the_gradient_of_a_cross_entropy_alone_is_not_scaled():
+    """Nothing is put behind it where nothing scales the loss."""
+    x, y = data((6,), 4, 5)
+    _, _, step = subject(True, 0)
+    for a, b in zip(x, y):
+        step(gs.tensor(a), gs.tensor(b))
+    assert "scale_rows" not in step.report(runs=1)
+
+
+def test_rates_that_a_scheduler_inside_changes_stay_eager():
+    x, y = data((6,), 4, 12)
+    out = []
+    for captured in (False, True):
+        _, opt, plain = subject(False, 0)
+        scheduler = gs.optim.lr_scheduler.StepLR(opt, 2)
+
+        def update(a, b, plain=plain, scheduler=scheduler):
+            loss = plain(a, b)
+            scheduler.step()
+            return loss, scheduler.get_last_lr()[0], scheduler.last_epoch
+
+        step = gs.capture(update) if captured else update
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            got = [step(gs.tensor(a), gs.tensor(b)) for a, b in zip(x, y)]
+        out.append([(loss.data.tobytes(), *rest) for loss, *rest in got])
+    assert out[0] == out[1]
 
 
 def test_fallback_warns_once_and_goes_on():
@@ -1156,6 +1255,40 @@ def test_hooks_on_gradients_are_seen():
     assert f.programs
 
 
+@pytest.mark.parametrize("kind", ["closure", "object", "effect"])
+def test_what_hooks_on_gradients_see_is_guarded(kind):
+    """Their code is reached through the parameter, not from the captured function."""
+
+    class Factor:
+        k = 2.0
+
+        def __call__(self, g):
+            return g * self.k
+
+    x, y = data((6,), 4, 12)
+    out = []
+    for captured in (False, True):
+        model, opt, f = subject(captured, 3)
+        factor, calls = Factor(), []
+        hooks = {
+            "closure": lambda g, factor=factor: g * factor.k,
+            "object": factor,
+            "effect": lambda g, calls=calls: calls.append(1),
+        }
+        model[0].weight.register_hook(hooks[kind])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for i in range(12):
+                factor.k = 2.0 if i < 6 else 0.5
+                f(gs.tensor(x[i]), gs.tensor(y[i]))
+        out.append((bits(state_of(model, opt)), len(calls)))
+    assert out[0] == out[1]
+    if kind == "effect":
+        assert "it changes" in f.reason
+    else:
+        assert f.reason is None and sum(p["replays"] for p in f.programs) >= 5
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_gradients_from_before_the_call_may_be_any_arrays(threads):
     """Two functions of one model, as in a GAN: each leaves gradients that the other one adds to."""
@@ -1442,6 +1575,27 @@ def test_report_and_verify():
     assert bits(state_of(model, opt)) == before
     assert step.verify(gs.tensor(x[0]), gs.tensor(y[0])) > 10
     assert bits(state_of(model, opt)) == before
+
+
+def test_verify_and_report_put_norms_back():
+    x, y = data((6,), 4, 9)
+    seen = []
+    for look in (False, True):
+        model, opt, step = subject(
+            True, 0, lambda p: gs.optim.SGD(p, lr=0.1, max_grad_norm=1.0, skip_nonfinite=True)
+        )
+        seen.append([])
+        for i, (a, b) in enumerate(zip(x, y)):
+            a = a * np.float32(np.nan) if i == 6 else a
+            step(gs.tensor(a), gs.tensor(b))
+            if look and i > 4:
+                step.verify(gs.tensor(a), gs.tensor(b))
+                step.verify(gs.tensor(a * np.float32(np.inf)), gs.tensor(b))
+                step.report(runs=1)
+            seen[-1].append(
+                (np.array(opt.grad_norm).tobytes(), opt.skipped, bits(state_of(model, opt)))
+            )
+    assert seen[0] == seen[1]
 
 
 def test_verify_puts_changed_arguments_back():

@@ -77,6 +77,30 @@ class SlotConfig:
     k: float = 2.0
 
 
+class Scaled(nn.Parameter):
+    k = 2.0
+
+    def by_k(self, x):
+        return x * self * self.k
+
+
+class Custom(gs.Function):
+    factors = {"forward": 2.0, "backward": 3.0}
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * Custom.factors["forward"]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * Custom.factors["backward"]
+
+
+def gradient_of_custom(x):
+    x = x.clone().requires_grad_()
+    return gs.grad(Custom.apply(x).sum(), [x])[0]
+
+
 class Parent:
     k = 2.0
     numbers = [2.0]
@@ -300,6 +324,42 @@ case(
 case("slot", Slots, lambda s, x: x * s.k, lambda s: setattr(s, "k", 7.0))
 case("tensor in a slot", Slots, lambda s, x: x * s.t, lambda s: setattr(s, "t", vector(7)))
 case("dataclass with slots", SlotConfig, lambda s, x: x * s.k, lambda s: setattr(s, "k", 7.0))
+case(
+    "attribute of a tensor",
+    lambda: [setattr(t := vector(2), "k", 2.0), t],
+    lambda s, x: x * s[1] * s[1].k,
+    lambda s: setattr(s[1], "k", 7.0),
+)
+case(
+    "attribute that a tensor gets",
+    lambda: vector(2),
+    lambda s, x: x * s * getattr(s, "k", 2.0),
+    lambda s: setattr(s, "k", 7.0),
+)
+case(
+    "gradient that a tensor gets",
+    lambda: vector(2),
+    lambda s, x: x * s if s.grad is None else x,
+    lambda s: setattr(s, "grad", vector(7)),
+)
+case(
+    "gradient that a tensor loses",
+    lambda: [setattr(t := vector(2), "grad", vector(7)), t],
+    lambda s, x: x * s[1] if s[1].grad is None else x,
+    lambda s: setattr(s[1], "grad", None),
+)
+case(
+    "class of a tensor",
+    lambda: Scaled([2.0]),
+    lambda s, x: s.by_k(x).detach(),
+    lambda s: PATCH.setattr(Scaled, "k", 7.0),
+)
+case(
+    "NumPy number",
+    lambda: NS(k=np.float32(2)),
+    lambda s, x: x * float(s.k),
+    lambda s: setattr(s, "k", np.float32(7)),
+)
 for what, use in {
     "call": lambda c, x: c(x),
     "getitem": lambda c, x: x * c[0],
@@ -626,6 +686,16 @@ on_parent(
 )
 on_parent("forward", lambda x: NET(x), lambda p: p.setattr(Net, "forward", lambda s, x: x * 7))
 on_parent("function of the library", lambda x: F.relu(x), lambda p: p.setattr(F, "relu", gs.tanh))
+on_parent(
+    "forward of a function",
+    lambda x: Custom.apply(x) + 1,
+    lambda p: p.setitem(Custom.factors, "forward", 7.0),
+)
+on_parent(
+    "backward of a function",
+    gradient_of_custom,
+    lambda p: p.setitem(Custom.factors, "backward", 7.0),
+)
 NET = Net()
 
 
@@ -892,6 +962,53 @@ def test_installed_libraries(tmp_path, monkeypatch, knows):
     assert bool(step.programs) != knows and (step.reason is None or "counter" in step.reason)
 
 
+def test_numbers_of_numpy_that_an_object_gets_anew():
+    """They are compared by value, as Python's are."""
+    s = NS()
+    step = gs.capture(lambda x: x * int(s.k))
+    for i in range(24):
+        s.k = np.int64(300 + i // 12)
+        assert step(batch(i)).numpy().tobytes() == (batch(i) * int(s.k)).numpy().tobytes()
+    assert step.reason is None and [p["replays"] for p in step.programs] == [9, 10]
+
+
+@pytest.mark.parametrize("kind", ["attribute", "given later", "of a subclass", "gradient"])
+def test_what_an_argument_carries_beside_its_array(kind):
+    """Each call brings another object, so there is nothing to guard: such functions stay eager."""
+
+    def argument(i):
+        t = Scaled(batch(i).data, False) if kind == "of a subclass" else batch(i)
+        if kind != "given later" or i > 6:
+            if kind == "gradient":
+                t.grad = batch(1 + i // 4)
+            else:
+                t.k = 2.0 + i // 4
+        return t
+
+    def f(x):
+        return x * x.grad if kind == "gradient" else x * getattr(x, "k", 1.0)
+
+    step = gs.capture(f)
+    for i in range(12):
+        assert copied(quietly(lambda i=i: step(argument(i)))) == copied(f(argument(i)))
+    assert "of argument 0" in step.reason
+    # what the code does not name is of no account
+    step = gs.capture(lambda x: x * 2)
+    for i in range(12):
+        assert copied(step(argument(i))) == copied(argument(i) * 2)
+    assert step.programs[0]["replays"] == 9
+
+
+def test_methods_of_an_arguments_class():
+    step = gs.capture(lambda x: x.by_k(x))
+    with pytest.MonkeyPatch.context() as patch:
+        for i in range(12):
+            patch.setattr(Scaled, "k", 2.0 + i // 6)
+            x = Scaled(batch(i).data, False)
+            assert copied(step(x)) == copied(x.by_k(x))
+    assert step.reason is None and sum(p["replays"] for p in step.programs) >= 6
+
+
 def test_objects_as_arguments():
     def world(capture):
         model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
@@ -1064,6 +1181,17 @@ def test_read_only_arguments_are_not_written():
             assert (a == 0).all()
 
 
+def test_an_argument_in_the_other_byte_order():
+    """No kernel takes it; a replay would take it for the machine's."""
+    step = gs.capture(lambda x: x * 2)
+    for i in range(5):
+        step(batch(i))
+    x = batch(0)
+    x.data = x.data.astype(">f4")
+    with pytest.raises(TypeError, match="has dtype >f4"):
+        step(x)
+
+
 def test_an_argument_that_is_changed_may_be_memory_that_is_read():
     def world(capture):
         w = gs.tensor(np.ones((400, 300), np.float32))
@@ -1137,14 +1265,15 @@ def test_kinds_of_arguments_that_do_not_come_again_are_forgotten():
         assert len(twice._drafts) <= module._MAX_PROGRAMS
 
 
-def test_signed_zeros_and_nan_as_arguments():
-    """0 and -0 are equal, but not the same; NaN is not equal, but the same."""
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, np.float16, complex, np.complex64])
+def test_signed_zeros_and_nan_as_arguments(kind):
+    """0 and -0 are equal, but not the same; NaN is not equal, but the same. So are new objects."""
     with gs.no_grad():
-        step = gs.capture(lambda x, k: x * k)
+        step = gs.capture(lambda x, k: x * float(k.real))
         x = gs.ones(3)
         for i in range(24):
-            k = (0.0, -0.0, float("nan"))[i % 3]
-            assert step(x, k).numpy().tobytes() == (x * k).numpy().tobytes()
+            k = kind((0.0, -0.0, float("nan"))[i % 3])
+            assert step(x, k).numpy().tobytes() == (x * float(k.real)).numpy().tobytes()
         assert step.reason is None
         assert [p["replays"] for p in step.programs] == [5, 5, 5]
 

@@ -301,6 +301,8 @@ void bind_capture(py::module_& m) {
       .def("check", &PyProgram::check, py::arg("leaves"))
       .def("replay", &PyProgram::replay)
       .def_property_readonly("reason", [](PyProgram& q) { return q.reason; })
+      .def_readwrite("plain_arguments", &PyProgram::plain_arguments,
+                     "Whether arguments may have neither attributes nor a gradient.")
       .def("guard_item",
            [](PyProgram& q, py::dict owner, py::object key, py::object value, std::string name) {
              q.guards.push_back(Guard{Guard::kItem, owner, key, value, 0, -1, std::move(name)});
@@ -423,6 +425,14 @@ void bind_capture(py::module_& m) {
              q.guards.push_back(
                  Guard{Guard::kGrad, tensor, py::none(), grad, 0, -1, std::move(name)});
            })
+      .def(
+          "guard_has_grad",
+          [](PyProgram& q, py::object tensor, std::string name) {
+            if (!is_tensor(tensor.ptr())) throw py::type_error("guard_has_grad: not a Tensor");
+            q.guards.push_back(
+                Guard{Guard::kHasGrad, tensor, py::none(), py::none(), 0, -1, std::move(name)});
+          },
+          "A tensor has a gradient, whichever.")
       .def(
           "guard_gradient",
           [](PyProgram& q, py::object tensor, py::object array, std::string name) {

@@ -7,11 +7,40 @@
 
 namespace gs {
 
+namespace {
+
+// Of NumPy's numbers: whether they have the same bytes.
+bool same_number(PyObject* a, PyObject* b) {
+  Py_buffer x, y;
+  bool same = false;
+  if (PyObject_GetBuffer(a, &x, PyBUF_SIMPLE) == 0) {
+    if (PyObject_GetBuffer(b, &y, PyBUF_SIMPLE) == 0) {
+      same = x.len == y.len && memcmp(x.buf, y.buf, (size_t)x.len) == 0;
+      PyBuffer_Release(&y);
+    }
+    PyBuffer_Release(&x);
+  }
+  if (PyErr_Occurred()) PyErr_Clear();
+  return same;
+}
+
+bool numpy_number(PyObject* o) {
+  static PyTypeObject* type =
+      (PyTypeObject*)py::object(py::module_::import("numpy").attr("number")).release().ptr();
+  return PyObject_TypeCheck(o, type);
+}
+
+}  // namespace
+
 bool same_value(PyObject* a, PyObject* b) {
   if (a == b) return true;
   if (Py_TYPE(a) != Py_TYPE(b)) return false;
   if (PyFloat_Check(a)) {
     const double x = PyFloat_AS_DOUBLE(a), y = PyFloat_AS_DOUBLE(b);
+    return memcmp(&x, &y, sizeof x) == 0;
+  }
+  if (PyComplex_Check(a)) {
+    const Py_complex x = PyComplex_AsCComplex(a), y = PyComplex_AsCComplex(b);
     return memcmp(&x, &y, sizeof x) == 0;
   }
   if (PyTuple_Check(a)) {
@@ -21,7 +50,8 @@ bool same_value(PyObject* a, PyObject* b) {
       same = same_value(PyTuple_GET_ITEM(a, i), PyTuple_GET_ITEM(b, i));
     return same;
   }
-  if (!(PyLong_Check(a) || PyUnicode_Check(a) || PyBytes_Check(a))) return false;
+  if (!(PyLong_Check(a) || PyUnicode_Check(a) || PyBytes_Check(a)))
+    return numpy_number(a) && same_number(a, b);
   int r = PyObject_RichCompareBool(a, b, Py_EQ);
   if (r < 0) PyErr_Clear();
   return r == 1;
@@ -118,6 +148,14 @@ PyObject* or_none(PyObject* o) { return o ? o : Py_None; }
 
 }  // namespace
 
+// Whether code could find more on an argument than its array.
+bool carries_more(PyObject* tensor) {
+  const PyObject* grad = ((Tensor*)tensor)->grad;
+  if (grad && grad != Py_None) return true;
+  PyObject* own = dict_of(tensor);
+  return own && PyDict_Check(own) && PyDict_GET_SIZE(own) > 0;
+}
+
 // Binds memory of the program to another array, unless that lies in other memory of the program.
 bool PyProgram::moves_to(int object, PyObject* array) {
   char* to = proxy_of(array)->data;
@@ -174,8 +212,10 @@ bool PyProgram::guard_holds(Guard& g) {
           return false;
       return true;
     }
-    case Guard::kType:
-      return _PyType_Lookup((PyTypeObject*)g.owner.ptr(), g.key.ptr()) == g.value.ptr();
+    case Guard::kType: {
+      PyObject* v = _PyType_Lookup((PyTypeObject*)g.owner.ptr(), g.key.ptr());
+      return v == g.value.ptr() || (v && g.value.ptr() && same_value(v, g.value.ptr()));
+    }
     case Guard::kFunction:
       return PyFunction_GET_CODE(g.owner.ptr()) == PyTuple_GET_ITEM(g.key.ptr(), 0) &&
              or_none(PyFunction_GET_DEFAULTS(g.owner.ptr())) == PyTuple_GET_ITEM(g.key.ptr(), 1) &&
@@ -211,6 +251,10 @@ bool PyProgram::guard_holds(Guard& g) {
     case Guard::kGrad: {
       PyObject* v = ((Tensor*)g.owner.ptr())->grad;
       return v == g.value.ptr() || (!v && g.value.is_none());
+    }
+    case Guard::kHasGrad: {
+      PyObject* v = ((Tensor*)g.owner.ptr())->grad;
+      return v && v != Py_None;
     }
     case Guard::kGradient: {
       PyObject* v = ((Tensor*)g.owner.ptr())->grad;
@@ -272,8 +316,9 @@ bool PyProgram::check(py::handle leaves) {
       return false;
     }
     const auto* a = proxy_of(data.ptr());
+    const auto* dtype = py::detail::array_descriptor_proxy(a->descr);
     bool fits = a->nd == (int)in.shape.size() && c_contiguous(data.ptr()) &&
-                py::detail::array_descriptor_proxy(a->descr)->type_num == in.type_num;
+                dtype->type_num == in.type_num && dtype->byteorder != '>';
     for (int d = 0; fits && d < a->nd; ++d) fits = a->dimensions[d] == in.shape[(size_t)d];
     if (!fits) {
       reason = "argument " + std::to_string(i) + " has another shape, dtype or layout";
@@ -281,6 +326,10 @@ bool PyProgram::check(py::handle leaves) {
     }
     if (((Tensor*)o)->requires_grad) {
       reason = "argument " + std::to_string(i) + " requires a gradient";
+      return false;
+    }
+    if (plain_arguments && carries_more(o)) {
+      reason = "argument " + std::to_string(i) + " has attributes or a gradient";
       return false;
     }
     if (in.same_as >= 0) {

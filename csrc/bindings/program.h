@@ -81,6 +81,7 @@ struct Guard {
     kContext,
     kTensor,
     kGrad,
+    kHasGrad,
     kGradient
   } kind;
   py::object owner, key, value;
@@ -201,6 +202,7 @@ struct PyProgram {
   std::vector<Output> outputs;
   std::vector<std::pair<char*, char*>> fixed;  // memory that no input may overlap, sorted
   bool writes_inputs = false;
+  bool plain_arguments = false;  // the code may look for attributes of tensors, their gradients
   std::string reason;
   uint64_t allocations = 0;
   uint64_t pool_allocations = 0;  // blocks of any kind that replays took from the pool

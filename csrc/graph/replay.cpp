@@ -3,6 +3,8 @@
 #include <string.h>
 #include <time.h>
 
+#include <stdexcept>
+
 #include "graph.h"
 
 namespace gs {
@@ -107,7 +109,11 @@ void Program::slot_random(uint64_t first, uint64_t last) {
     if (!counter || counter->slot >= 0 || counter->value < first || counter->value >= last)
       continue;
     if (random_slot < 0) random_slot = slot_new();
-    if (random_slot < 0) return;
+    if (random_slot < 0)  // without one every replay would draw the same numbers
+      throw std::runtime_error(
+          "capture: the table of slots is full. Drop captured functions and optimizers that are "
+          "not "
+          "used any more");
     counter->value -= first;
     counter->slot = random_slot;
     seed = *key;

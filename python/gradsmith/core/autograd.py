@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import _cpu
+from . import recording
 from .tensor import Tensor, wrap
 
 __all__ = [
@@ -328,7 +329,8 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
                 "Reduce it (for instance .sum()) or pass backward(gradient)"
             )
         if t.data.ndim == 0:
-            return t._k.copy(_ONES[t.data.dtype])
+            one = t._k.copy(_ONES[t.data.dtype])
+            return one if recording.thread is None else recording.constant(one)
         return np.ones(t.data.shape, t.data.dtype)
     g = gradient.data if isinstance(gradient, Tensor) else np.asarray(gradient, t.data.dtype)
     if g.shape != t.data.shape:

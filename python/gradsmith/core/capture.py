@@ -500,6 +500,10 @@ def _sign(x: Any) -> Any:
         return (type(x), x.data.shape, x.data.dtype.str)
     if type(x) is float:  # 0 and -0 are two programs, and NaN is like NaN
         return (float, x.hex())
+    if isinstance(x, np.number):
+        return (type(x), x.tobytes())
+    if type(x) is complex:
+        return (complex, x.real.hex(), x.imag.hex())
     try:
         hash(x)
     except TypeError:

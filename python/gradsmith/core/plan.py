@@ -95,6 +95,8 @@ class Plan:
                     self.grad_guards.append((t, None))
             elif was_read:
                 self.grad_guards.append((t, before))
+            elif self.watch.reads_gradients():
+                self.grad_guards.append((t, True))
             if g is None:
                 if before is not None:
                     self.cleared.append(t)
@@ -220,7 +222,9 @@ class Plan:
         self.watch.guard(native, self.written)
         for t, g in self.grad_guards:
             name = "a gradient from before the call"
-            if g is None or not native.guard_gradient(t, g.data, name):
+            if g is True:
+                native.guard_has_grad(t, name)
+            elif g is None or not native.guard_gradient(t, g.data, name):
                 native.guard_grad(t, g, name)
                 if g is not None:
                     native.guard_tensor(g, g.data, name)
@@ -235,6 +239,7 @@ class Plan:
         p.results, p.result_tree = self.results, self.result_tree
         p.checks = native.has_checks()
         p.watch = self.watch
+        native.plain_arguments = self.watch.plain_arguments
         counted = {id(v) for a in p.actions if isinstance(a, OptimizerState) for v in a.versions}
         native.set_changed([v for v in self.changed if id(v) not in counted], self.changed_inputs)
         steppers = [a.native() if isinstance(a, OptimizerState) else None for a in p.actions]

@@ -21,7 +21,7 @@ thread: int | None = None  # the thread that records
 # program is used only while they are as they were.
 modes: dict[str, Any] = {"conv_precision": "default"}
 looked: list[str] = []  # lines of the user's code that took a tensor's array
-constants: dict[int, Any] = {}  # tensors that this recording made of numbers of its key
+constants: dict[int, Any] = {}  # tensors and arrays that this recording made of numbers of its key
 notes: list[tuple[str, Any]] = []  # optimizers and schedulers that stepped, in order
 
 
@@ -66,10 +66,15 @@ def looks(frame: Any) -> None:
 
 
 def constant(t: Any) -> Any:
-    """A tensor made of numbers that are no data (lengths from a list): the library may read it again."""
+    """A tensor or array made of numbers that are no data (lengths from a list): the library may read it again."""
     if here():
         constants[id(t)] = t
     return t
+
+
+def known(a: Any) -> bool:
+    """Whether what the library finds in an array decides the same at a replay, too."""
+    return thread is None or not here() or id(a) in constants
 
 
 def host_array(t: Any) -> Any:

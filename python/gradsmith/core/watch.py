@@ -31,13 +31,14 @@ import numpy as np
 
 from .. import _cpu
 from . import recording
+from .function import Function
 from .tensor import Parameter, Tensor
 
 __all__ = ["AverageState", "OptimizerState", "SchedulerState", "Watch"]
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _TABLES = ("_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_hooks")
-_READS_OPTIONS = {"param_groups", "get_last_lr", "lr_at", "last_epoch", "grad_norm", "skipped"}
+_READS_OPTIONS = {"param_groups", "get_last_lr", "lr_at", "last_epoch"}
 # Numbers of our own layers that their arrays' shapes hold already.
 _SIZES = {"in_features", "out_features", "in_channels", "out_channels", "num_features"}
 _LIMIT = 1 << 16  # guards; a dict's are looked at only when it has changed
@@ -100,9 +101,13 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, float):
         return a.hex() == b.hex()
+    if isinstance(a, np.number):
+        return a.tobytes() == b.tobytes()
+    if isinstance(a, complex):
+        return _same((a.real, a.imag), (b.real, b.imag))
     if isinstance(a, tuple):
         return len(a) == len(b) and all([_same(x, y) for x, y in zip(a, b)])
-    return isinstance(a, _PLAIN) and not isinstance(a, complex) and a == b
+    return isinstance(a, _PLAIN) and a == b
 
 
 def _identifiers(code: types.CodeType) -> set[str]:
@@ -168,16 +173,20 @@ class Watch:
         for mode, value in recording.modes.items():
             self._guard(("item", recording.modes, mode, value, f"the {mode}"))
         self._root(fn)
+        arguments = list(arguments)
         for i, x in enumerate(arguments):
             if not isinstance(x, Tensor):
                 self._value(x, f"argument {i}")
+            elif type(x) not in (Tensor, Parameter):
+                self._value(type(x), f"the class of argument {i}")
         # Attributes of objects count when some code reached names them; new code may name more.
         while self.reason is None:
-            size = (len(self._names), len(self._strings), len(self._objects))
-            for obj, name in list(self._objects):
+            size = self._size()
+            for obj, name in [*self._objects, *self._attributed()]:
                 self._attributes(obj, name)
-            if size == (len(self._names), len(self._strings), len(self._objects)):
+            if size == self._size():
                 break
+        self._of_arguments(arguments)
         # So are step counts to code that looks for them.
         if "state" in self._names and any(
             [self._words & set(o.numbers) for o in self.optimizers.values()]
@@ -211,12 +220,43 @@ class Watch:
         self.trainable = [
             t
             for _, t in self.tensors.values()
-            if t._rg or t._grad is not None or isinstance(t, Parameter)
+            if t._rg or t._grad is not None or isinstance(t, Parameter) or self.reads_gradients()
         ]
         self._options = [
             (o, [{k: v for k, v in g.items() if k != "params"} for g in o.param_groups])
             for o in self.optimizers.values()
         ]
+
+    def _size(self) -> tuple:
+        return len(self._names), len(self._strings), len(self._objects), len(self.tensors)
+
+    def _attributed(self) -> list[tuple[Any, str]]:
+        """Tensors with attributes of their own or of a user's class; all where code looks attributes up."""
+        return [
+            (t, name)
+            for name, t in self.tensors.values()
+            if self._strings or type(t) not in (Tensor, Parameter) or _attributes_of(t)
+        ]
+
+    def _of_arguments(self, arguments: list[Any]) -> None:
+        """Arguments are other objects at each call, so what they carry beside their arrays cannot be guarded."""
+        looks = self._names | self._strings
+        self.plain_arguments = bool(self._strings) or "grad" in looks
+        for i, x in enumerate(arguments):
+            if not isinstance(x, Tensor):
+                continue
+            # an attribute of its own may stand before one of its class
+            users = [c.__dict__ for c in type(x).__mro__ if not _ours(c)]
+            self.plain_arguments |= any([n in own for own in users for n in looks])
+            own = _attributes_of(x)
+            found = sorted(looks & own.keys()) or (sorted(own) if self._strings else [])
+            if "grad" in looks and x._grad is not None:
+                found.append("grad")
+            if found:
+                self.reason = self.reason or (
+                    f"it may look at the attribute {found[0]} of argument {i}, and a replay would not. Pass "
+                    "that as an argument of its own"
+                )
 
     # ---- the walk
     def _root(self, fn: Any) -> None:
@@ -518,6 +558,8 @@ class Watch:
             return
         if isinstance(obj, type):
             self._of_class(obj, name)
+            if issubclass(obj, Function):  # called by `apply` and by the backward pass
+                names |= {"forward", "backward"}
             for n in names:
                 raw = _raw(obj, n)
                 if raw is not _MISSING:
@@ -531,7 +573,7 @@ class Watch:
         computes = self._of_class(cls, name)
         plain = _cpu.has_dict(obj)
         every = computes or bool(self._strings) or isinstance(obj, _HOLDERS)
-        if every and _ours(cls) and not isinstance(obj, _HOLDERS):
+        if every and _ours(cls) and not isinstance(obj, (*_HOLDERS, Tensor)):
             every = False
         if plain:
             self._place(obj, name)
@@ -550,6 +592,8 @@ class Watch:
                 continue
             raw = _raw(cls, n)
             if raw is _MISSING or n == "__dict__":
+                continue
+            if isinstance(obj, Tensor) and raw is _raw(Tensor, n):
                 continue
             if isinstance(raw, types.MemberDescriptorType):  # a slot
                 value = getattr(obj, n, _MISSING)
@@ -619,6 +663,10 @@ class Watch:
         if id(t) in self.tensors:
             return
         self.tensors[id(t)] = (name, t)
+        node = t._acc  # what runs the hooks on a leaf
+        for hooks in ((node and node.hooks) or {}).values():
+            for hook in hooks.values():
+                self._value(hook, f"a hook on the gradient of {name}")
 
     def _optimizer(self, o: Any, name: str) -> None:
         base = self._kinds[1]
@@ -688,6 +736,17 @@ class Watch:
             ("grad", "zero_grad", "clip_grad_norm_", "clip_grad_value_")
         )
 
+    def _reads_rates(self) -> bool:
+        """Whether the code looks at numbers that schedulers change."""
+        if self._names & {"get_last_lr", "last_epoch"}:
+            return True
+        keys = {k for o in self.optimizers.values() for g in o.param_groups for k in g}
+        return "param_groups" in self._names and bool(self._words & (keys - {"params"}))
+
+    def reads_gradients(self) -> bool:
+        """Whether the code names `.grad`: whether there is one may decide what it does."""
+        return "grad" in self._names or "grad" in self._strings
+
     def only_gradients(self, entry: list[tuple[Tensor, Tensor | None]]) -> list[np.ndarray | None]:
         """The arrays of the gradients that are reached in no other way: those may be other ones later."""
         at = Counter(t.data.__array_interface__["data"][0] for _, t in self.tensors.values())
@@ -731,6 +790,11 @@ class Watch:
         if any(x not in self.optimizers for x in stepped):
             return "it steps an optimizer that cannot be found from the function's variables"
         scheduled = {id(x.optimizer) for kind, x in notes if kind == "scheduler"}
+        if scheduled and self._reads_rates():
+            return (
+                "it steps a scheduler and looks at what that changes (rates, last_epoch), and a replay would use "
+                "the old numbers. Look at them, or step the scheduler, outside"
+            )
         for o, groups in self._options:
             if id(o) in scheduled:
                 continue
@@ -786,10 +850,11 @@ class Watch:
         numbers = [(own, dict(own)) for o in self.optimizers.values() for own in o.state.values()]
         groups = [(g, dict(g)) for o in self.optimizers.values() for g in o.param_groups]
         steps = [(s, dict(s.__dict__)) for s in self.schedulers.values()]
-        return arrays, grads, numbers, groups, steps
+        norms = [(o, o._control.copy(), o._skipped) for o in self.optimizers.values()]
+        return arrays, grads, numbers, groups, steps, norms
 
     def restore(self, saved: Any) -> None:
-        arrays, grads, numbers, groups, steps = saved
+        arrays, grads, numbers, groups, steps, norms = saved
         for t, a, g in arrays:
             t.data[...] = a
             t._grad = g
@@ -801,6 +866,14 @@ class Watch:
         for s, before in steps:
             s.__dict__.clear()
             s.__dict__.update(before)
+        for o, control, skipped in norms:
+            o._control[...] = control
+            o._skipped = skipped
+
+
+def _attributes_of(t: Tensor) -> dict[str, Any]:
+    """What somebody has written onto a tensor."""
+    return t.__dict__ if _cpu.has_dict(t) else {}
 
 
 def _parts(fn: types.FunctionType) -> tuple:
@@ -834,7 +907,7 @@ def _holds(kind: str, owner: Any, key: Any, value: Any) -> bool:
     if kind == "absent":
         return key not in owner
     if kind == "type":
-        return _raw(owner, key) is value
+        return _same(_raw(owner, key), value)
     if kind == "function":
         return all([a is b for a, b in zip(_parts(owner), value)])
     if kind == "content":
@@ -892,8 +965,8 @@ class OptimizerState:
             self.before.append((owns, old))
             for own in owns:
                 own.update(numbers)
-        if self.norm:
-            _cpu.slots_write(o._clip_slot.ids, (o._max_grad_norm,))
+        if self.watched:
+            o._write_limit()
         for v in self.versions:
             v[0] += 1
 
@@ -924,7 +997,7 @@ class OptimizerState:
     def done(self) -> None:
         if self.skip and self.o._control[2] == 0:
             self.undo()
-            self.o.skipped += 1
+            self.o._skipped += 1
 
 
 class AverageState:

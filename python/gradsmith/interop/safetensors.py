@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core import recording
+
 __all__ = ["load", "save"]
 
 _KEY = "gradsmith"  # our entry in __metadata__: {"version": 1, "state": tree}
@@ -190,6 +192,7 @@ def save(state: Any, path: str | os.PathLike[str], metadata: dict[str, str] | No
     >>> state["model"]["weight"].shape, state["epoch"], state["lr"]
     ((2, 3), 3, 0.1)
     """
+    recording.host_read("save", "Save after the call")
     target = os.path.realpath(os.fspath(path))  # a symbolic link stays one
     flat = _Flattener()
     try:

@@ -263,7 +263,7 @@ def _with_weights(
     if mask is not None:
         if mask.data.dtype == np.bool_:
             seen = mask.expand(*scores.shape)
-            any_seen = Tensor(seen.data.any(-1, keepdims=True))
+            any_seen = seen.any(-1, True)
             # a row without keys is computed without its mask and then set to zero
             scores = where(seen.logical_or(any_seen.logical_not()), scores, float("-inf"))
             weights = softmax(scores, -1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import recording
 from ..core.arguments import integer, number
 from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled, written
 from ..core.tensor import Tensor, as_tensor, wrap
@@ -965,6 +966,7 @@ def allclose(
     >>> gs.allclose(gs.tensor([1.0]), gs.tensor([1.0 + 1e-7]))
     True
     """
+    recording.host_read("allclose")
     try:
         t = isclose(input, other, rtol, atol, equal_nan)
     except REFUSED as error:

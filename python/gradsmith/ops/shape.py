@@ -1561,6 +1561,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     if num_classes == -1:
         if i.size == 0:
             raise ValueError("one_hot: num_classes is needed for an empty tensor")
+        recording.host_read("one_hot without num_classes", "Pass num_classes")
         num_classes = max(int(x._k.amax(i)) + 1, 1)  # below 0: the kernel's check names the index
     return wrap(x._k.one_hot(i, num_classes), x._k)
 

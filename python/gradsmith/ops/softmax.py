@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core import recording
 from ..core.autograd import Node, apply, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor
 from ._arguments import REFUSED, renamed
@@ -93,7 +94,7 @@ class CrossEntropyBackward(Node):
         self.dlogits = None
         if d is None:
             d = self.k.cross_entropy(x, target, weight, *self.options, True)[1]
-        if grad.ndim == 0 and grad.item() == 1.0:
+        if grad.ndim == 0 and recording.known(grad) and grad.item() == 1.0:
             return d, None
         return self.k.scale_rows(d, grad), None
 

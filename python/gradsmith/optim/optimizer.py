@@ -152,7 +152,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
-        self.skipped = 0
+        self._skipped = 0
         self._slots: dict[tuple[int, int], Slots] = {}
         self._rows: dict[int, tuple[list[_Row], tuple[str, tuple[str, ...]]]] = {}
         self._last: list[tuple[int, Slots, list[_Row]]] = []
@@ -197,7 +197,18 @@ class Optimizer:
     @property
     def grad_norm(self) -> float:
         """The global norm of the gradients before clipping, as of the last step with max_grad_norm or skip_nonfinite."""
+        recording.host_read("optimizer.grad_norm", "Read it after the call")
         return float(self._control[0])
+
+    @property
+    def skipped(self) -> int:
+        """How many steps skip_nonfinite has left out."""
+        recording.host_read("optimizer.skipped", "Read it after the call")
+        return self._skipped
+
+    @skipped.setter
+    def skipped(self, value: int) -> None:
+        self._skipped = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds {"params": [...], options}: its own lr, weight_decay, ...; the defaults fill the rest."""
@@ -337,7 +348,7 @@ class Optimizer:
         if skip and self._control[2] == 0:
             for own, numbers in undo:
                 own.update(numbers)
-            self.skipped += 1
+            self._skipped += 1
         recording.note("optimizer", self)
         return loss
 
@@ -386,8 +397,14 @@ class Optimizer:
             for row in rows:
                 row.own.update(numbers)
                 row.p._ver[0] += 1
-        if self._max_grad_norm is not None:
-            _cpu.slots_write(self._clip_slot.ids, (self._max_grad_norm,))
+        self._write_limit()
+
+    def _write_limit(self) -> None:
+        """The norm's limit into its slot, which holds another one when it was changed since the last step."""
+        _cpu.slots_write(self._clip_slot.ids, (self._limit(),))
+
+    def _limit(self) -> float:
+        return INF if self._max_grad_norm is None else self._max_grad_norm
 
     def _sets(self, index: int, group: dict[str, Any]) -> list[tuple[list[_Row], list]]:
         """The parameters that have a gradient, in sets of equal numbers (step counts) and dtype; with
@@ -463,8 +480,7 @@ class Optimizer:
         grads = [
             p._grad.data for g in self.param_groups for p in g["params"] if p._grad is not None
         ]
-        limit = INF if self._max_grad_norm is None else self._max_grad_norm
-        global_norm(self._control, grads, 2.0, limit, self._clip_slot.ids[0])
+        global_norm(self._control, grads, 2.0, self._limit(), self._clip_slot.ids[0])
         return self._control
 
     # ---- state
