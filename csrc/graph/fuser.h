@@ -109,7 +109,7 @@ struct Fuser {
   void optimizer(int k);
   static RecordedOp update_of(const RecordedOp& whole, const std::vector<int>& which);
   void gradient_update(int k);
-  bool merge_update(int k, const RecordedOp& one);
+  bool merge_update(int k, const RecordedOp& one, bool any);
 
   // fuse_prepared.cpp
   struct Prepared {
