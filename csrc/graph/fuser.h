@@ -105,6 +105,9 @@ struct Fuser {
   bool mark(int k, std::vector<char>* seen, int64_t* count);
   void pieces(int k);
 
+  // fuse_recurrent.cpp
+  void last_step(int k);
+
   // fuse_update.cpp
   void optimizer(int k);
   static RecordedOp update_of(const RecordedOp& whole, const std::vector<int>& which);
