@@ -115,10 +115,8 @@ Blocking blocking(const MatmulParams& p) {
   if (shallow) s.ncb = W;
   s.panels_in = whole && (p.chain & kChainIn);
   s.panels_out = whole && (p.chain & kChainOut);
-  // a panel of a long gradient is read where it lies: it stays in the second cache unless its rows
-  // crowd each other out, and a copy of it would take 3 % of the time (64 rows: 15 %)
-  const bool in_place = s.turned && near && p.near_l3 && long_gradient(p) && p.b_rs * size % 1024 &&
-                        p.b_rs * size % 64 == 0;
+  // (a copy would take 3 % of the time, for 64 rows 15 %)
+  const bool in_place = near && in_place_gradient(p, size);
   if (s.panels_in)
     s.b_mode = kPackRows;
   else if (!row_b)
