@@ -17,7 +17,7 @@ import gradsmith.nn.functional as F
 RULES = [
     "relu_pool", "conv_pool", "norm_relu", "norm_stats", "bias_relu", "bias_activation",
     "activation_gradient", "gradient_sum", "conv_gradient", "norm_gradient", "residual", "norm_sum",
-    "pieces", "optimizer", "gradient_update", "transposed", "prepared_weights", "prepared_updates",
+    "pieces", "last_step", "optimizer", "gradient_update", "transposed", "prepared_weights", "prepared_updates",
 ]  # fmt: skip
 LARGE = 1 << 16  # more elements than this: the ReLU keeps bits instead of its output
 
@@ -1022,6 +1022,51 @@ class Pieces(nn.Module):
 def test_pieces(take, count):
     notes = {"a piece of a sum, written in place": count}
     compare(lambda: Pieces(take), (8, 6), "pieces", notes)
+
+
+class LastStep(nn.Module):
+    def __init__(self, kind, take, **options):
+        super().__init__()
+        self.layer, self.take = kind(3, 20, **options), take
+        self.head = nn.Linear(20 * (2 if options.get("bidirectional") else 1), 4)
+
+    def forward(self, x):
+        return self.take(self.head, *self.layer(x))
+
+
+def last(head, y, _):
+    return head(y[:, -1].relu())  # (zeros of both signs)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("batch", [1, 9])
+def test_last_step(kind, batch):
+    notes = {"takes the gradient of the last step": 1}
+    first = {"batch_first": True}
+    compare(lambda: LastStep(kind, last, **first), (batch, 6, 3), "last_step", notes)
+    compare(
+        lambda: LastStep(kind, lambda head, y, _: head(y[-1])), (6, batch, 3), "last_step", notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("take", "options"),
+    [
+        (lambda head, y, _: head(y[:, -2]), {}),
+        (lambda head, y, _: head(y[:, 1:]), {}),
+        (lambda head, y, _: head(y[:, -1]) * head(y[:, 0]), {}),
+        (lambda head, y, state: head(y[:, -1] + state[0][0]), {}),
+        (lambda head, y, _: head(y[:-1, -1]), {}),
+        (lambda head, y, _: head(y[:, -1].detach()) + y[:, -1, :4], {}),
+        (last, {"bidirectional": True}),
+    ],
+    ids=["before", "several", "first", "state", "batch", "columns", "directions"],
+)
+def test_last_step_not_elsewhere(take, options):
+    notes = {"takes the gradient of the last step": 0}
+    compare(
+        lambda: LastStep(nn.LSTM, take, batch_first=True, **options), (9, 6, 3), "last_step", notes
+    )
 
 
 WIDE = 256  # 256 x 256: a layer that is worth an update of its own

@@ -101,6 +101,7 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.options.residual = flag("residual", true);
   q->p.options.norm_sum = flag("norm_sum", true);
   q->p.options.pieces = flag("pieces", true);
+  q->p.options.last_step = flag("last_step", true);
   q->p.options.optimizer = flag("optimizer", true);
   const bool chosen = options.contains("gradient_update") && !options["gradient_update"].is_none();
   q->p.options.gradient_update = !chosen || flag("gradient_update", true);

@@ -25,12 +25,12 @@ void need_shape(const Array& a, const char* op, const char* name,
                         shape_text(shape.begin(), (int)shape.size()));
 }
 
-// Elements of a row of the states that are kept for a backward. The gradient of the weights reads
-// them a few columns at a time: rows whose number of lines is a large power of two would meet in
-// the same sets of a cache, and crowd each other out.
-int64_t state_row(int64_t rows, int64_t hidden, int64_t size) {
-  const bool crowded = hidden * size % 1024 == 0 && rows * hidden * size > machine().l2 / 2;
-  return crowded ? hidden + 128 / size : hidden;
+// Elements of a row of `width` of the states and gates that are kept for a backward. The gradient
+// of the weights reads them a few columns at a time: rows whose number of lines is a large power of
+// two would meet in the same sets of a cache, and crowd each other out.
+int64_t kept_row(int64_t rows, int64_t width, int64_t size) {
+  const bool crowded = width * size % 1024 == 0 && rows * width * size > machine().l2 / 2;
+  return crowded ? width + 128 / size : width;
 }
 
 // Steps and rows of (T, B, n), (B, T, n) or packed (rows, n) arrays.
@@ -75,7 +75,7 @@ Steps steps_of(const char* op, const Array& x, int mode, bool reverse, bool batc
     p.row_b = batch_first ? p.steps : 1;
     s.rows = p.steps * p.batch;
   }
-  p.state_row = state_row(s.rows, hidden, dtype_size(x.dtype));
+  p.state_row = kept_row(s.rows, hidden, dtype_size(x.dtype));
   if (p.steps == 0)
     value_error(op, "input has shape " + x.shape_text() + "; a sequence needs at least one step");
   return s;
@@ -114,10 +114,11 @@ bool takes_input(int mode, int64_t batch, int64_t steps, int64_t input, int64_t 
          (bytes <= m.l2 / 8 * 5 || (m.near && bytes <= 2 * m.l2));
 }
 
-// gates: the input part, changed to the activated gates; with x, w_ih and b_ih it is only written,
-// and may be None without keep. out: (..., directions * H), written from
-// column direction * H on. Returns (hprev, aux or None); hn, cn (directions, B, H) are written.
-// keep: for a backward; otherwise what is left in gates, hprev and aux means nothing.
+// gates: the input part, changed to the activated gates; None with x, w_ih and b_ih. out: (...,
+// directions * H), written from column direction * H on. Returns (gates or None, hprev, aux or
+// None), rows of gates and hprev some elements longer than what they hold; hn, cn (directions, B,
+// H) are written. keep: for a backward; otherwise what is left in gates, hprev and aux means
+// nothing.
 py::tuple layer(int mode, Array gates, py::handle w_h, py::handle b_h, py::handle h0_h,
                 py::handle c0_h, py::handle sizes_h, bool batch_first, int64_t direction,
                 const Array& o, const Array& hn, const Array& cn, bool keep, const Array& x,
@@ -151,11 +152,10 @@ py::tuple layer(int mode, Array gates, py::handle w_h, py::handle b_h, py::handl
   Array h0 = state_in(h0_h, op, "h_0", s.p, t), c0 = state_in(c0_h, op, "c_0", s.p, t);
   int64_t dirs = hn.ndim == 3 ? hn.shape[0] : 0;
   s.p.out_row = dirs * H;
-  bool written = x.present() && !keep;  // whether gates need not be there
   bool good =
-      (gates.present() ? gates.contiguous && gates.dtype == t && gates.dim(-1) == G * H &&
-                             gates.size == s.rows * G * H
-                       : written) &&
+      (x.present() ? !gates.present()
+                   : gates.contiguous && gates.dtype == t && gates.dim(-1) == G * H &&
+                         gates.size == s.rows * G * H) &&
       (!x.present() || mode != kGru) && o.contiguous && hn.contiguous && direction >= 0 &&
       direction < dirs && o.dtype == t && hn.dtype == t && o.size == s.rows * dirs * H &&
       hn.size == dirs * s.p.batch * H &&
@@ -165,7 +165,13 @@ py::tuple layer(int mode, Array gates, py::handle w_h, py::handle b_h, py::handl
                         o.shape_text() + ", h_n " + hn.shape_text());
   s.p.pair = !keep && !s.sizes.present();
   s.p.input = x.present() ? x.dim(-1) : 0;
-  if (!s.p.pair && !gates.present()) gates = array_new(t, {s.rows, G * H});
+  s.p.gate_row = G * H;
+  if (!s.p.pair && x.present()) {
+    int64_t shape[kMaxDims];
+    std::copy(x.shape, x.shape + x.ndim, shape);
+    shape[x.ndim - 1] = s.p.gate_row = kept_row(s.rows, G * H, dtype_size(t));
+    gates = array_new(t, x.ndim, shape);
+  }
   int64_t states = s.p.pair ? 2 * s.p.batch : s.rows;
   if (s.p.pair) s.p.state_row = H;
   Array hprev = array_new(t, {states, s.p.state_row}), aux;
@@ -176,7 +182,8 @@ py::tuple layer(int mode, Array gates, py::handle w_h, py::handle b_h, py::handl
         {x.present() ? out(gates) : inout(gates), in(w), in(b), in(h0), in(c0), in(s.sizes),
          shifted(o, direction * H, kWrite), out(hprev), out(aux), shifted(hn, state, kWrite),
          mode == kLstm ? shifted(cn, state, kWrite) : out(Array()), in(x), in(w_ih), in(b_ih)});
-  return py::make_tuple(result(hprev), aux.present() ? py::object(result(aux)) : py::none());
+  return py::make_tuple(gates.present() ? py::object(result(gates)) : py::none(), result(hprev),
+                        aux.present() ? py::object(result(aux)) : py::none());
 }
 
 py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, py::handle h0_h,
@@ -186,7 +193,7 @@ py::tuple forward(int mode, py::handle gates_h, py::handle w_h, py::handle b_h, 
   const char* op = name_of(mode);
   Array x = array_optional(x_h, op, "input");
   if (x.present()) x = dense(x);
-  Array gates = x.present() && gates_h.is_none() ? Array() : array_out(gates_h, op, "gates"),
+  Array gates = x.present() ? Array() : array_out(gates_h, op, "gates"),
         o = array_out(out_h, op, "output"), hn = array_out(hn_h, op, "h_n");
   Array cn = array_optional(cn_h, op, "c_n");
   return layer(mode, gates, w_h, b_h, h0_h, c0_h, sizes_h, batch_first, direction, o, hn, cn, keep,
@@ -220,7 +227,7 @@ py::tuple cell(int mode, py::handle x_h, py::handle h0, py::handle c0, py::handl
             out, stacked(h), c.present() ? stacked(c) : c, keep, Array(), py::handle(Py_None),
             py::handle(Py_None));
   return py::make_tuple(result(h), c.present() ? py::object(result(c)) : py::none(), gates,
-                        py::object(kept[0]), py::object(kept[1]));
+                        py::object(kept[1]), py::object(kept[2]));
 }
 
 // Whether h is None, or a Tensor of (rows, columns) and this dtype.
@@ -288,29 +295,26 @@ py::object apply_layer(py::handle cls, int mode, py::handle x, py::handle w_ih, 
   Array out = array_new(a.dtype, {a.shape[0], a.shape[1], hidden}),
         h = array_new(a.dtype, {1, batch, hidden}), c, gates;
   if (mode == kLstm) c = array_new(a.dtype, {1, batch, hidden});
-  if (!whole)
-    gates = array_in(matmul_bindings::linear(a, std::move(w), bi, 0), op, "gates");
-  else if (keep)
-    gates = array_new(a.dtype, {a.shape[0], a.shape[1], w.shape[0]});
+  if (!whole) gates = array_in(matmul_bindings::linear(a, std::move(w), bi, 0), op, "gates");
   py::tuple kept = layer(mode, gates, u.object, tensor_data(b_hh, op, "bias_hh", true), none, none,
                          none, batch_first, 0, out, h, c, keep, whole ? dense(a) : Array(), wi, bi);
-  const py::handle hprev = PyTuple_GET_ITEM(kept.ptr(), 0), aux = PyTuple_GET_ITEM(kept.ptr(), 1);
+  const py::handle hprev = PyTuple_GET_ITEM(kept.ptr(), 1), aux = PyTuple_GET_ITEM(kept.ptr(), 2);
   py::tuple results(mode == kLstm ? 3 : 2);
   const Array* made[] = {&out, &h, &c};
   for (Py_ssize_t i = 0; i < (Py_ssize_t)results.size(); ++i)
     PyTuple_SET_ITEM(results.ptr(), i, made[i]->object.inc_ref().ptr());
   py::object which = py::int_(mode), one = py::int_(1);
-  return tensor_apply(cls, results, {x, none, none, w_ih, w_hh, b_ih, b_hh},
-                      {x, w_ih, w_hh, gates.present() ? py::handle(gates.object) : none, hprev,
-                       aux.is_none() ? hprev : aux},
-                      false,
-                      {{names[0], which.ptr()},
-                       {names[1], batch_first ? Py_True : Py_False},
-                       {names[2], Py_None},
-                       {names[3], one.ptr()}});
+  return tensor_apply(
+      cls, results, {x, none, none, w_ih, w_hh, b_ih, b_hh},
+      {x, w_ih, w_hh, PyTuple_GET_ITEM(kept.ptr(), 0), hprev, aux.is_none() ? hprev : aux}, false,
+      {{names[0], which.ptr()},
+       {names[1], batch_first ? Py_True : Py_False},
+       {names[2], Py_None},
+       {names[3], one.ptr()}});
 }
 
-// Returns (dgates, dhidden, dh0 or None, dc0 or None); dhidden is dgates but for GRU.
+// Returns (dgates, dhidden, dh0 or None, dc0 or None), the first two with rows as long as those of
+// gates; dhidden is dgates but for GRU.
 py::tuple backward(int mode, py::handle gates_h, py::handle w_h, py::handle sizes_h,
                    bool batch_first, int64_t direction, py::handle hprev_h, py::handle aux_h,
                    py::handle dout_h, py::handle dhn_h, py::handle dcn_h, bool need_h0,
@@ -331,7 +335,8 @@ py::tuple backward(int mode, py::handle gates_h, py::handle w_h, py::handle size
     check_same_dtype(gates, "gates", dout, "gradient", op);
     s.p.out_row = dout.ndim ? dout.dim(-1) : 0;
   }
-  bool good = gates.dim(-1) == G * H && w.shape[0] == G * H && w.dtype == t && hprev.dtype == t &&
+  s.p.gate_row = gates.dim(-1);
+  bool good = s.p.gate_row >= G * H && w.shape[0] == G * H && w.dtype == t && hprev.dtype == t &&
               hprev.size == s.rows * s.p.state_row &&
               (mode > kGru ||
                (aux.present() && aux.dtype == t && aux.contiguous && aux.size == s.rows * H)) &&
@@ -365,9 +370,10 @@ void bind_recurrent(py::module_& module) {
       py::arg("h0"), py::arg("c0"), py::arg("sizes"), py::arg("batch_first"), py::arg("direction"),
       py::arg("out"), py::arg("hn"), py::arg("cn"), py::arg("keep") = true,
       py::arg("x") = py::none(), py::arg("w_ih") = py::none(), py::arg("b_ih") = py::none(),
-      "(hprev, aux): one direction of a layer over all steps; mode 0 LSTM, 1 GRU, 2 tanh, 3 relu. "
-      "keep: for a backward, which reads the activated gates and the states. With x, w_ih and b_ih "
-      "(recurrent_takes_input) the input part is made here, and gates is written or None.");
+      "(gates, hprev, aux): one direction of a layer over all steps; mode 0 LSTM, 1 GRU, 2 tanh, 3 "
+      "relu. keep: for a backward, which reads the activated gates and the states. With x, w_ih "
+      "and "
+      "b_ih (recurrent_takes_input) the input part is made here, and gates is None before.");
   m.def("apply_cell", &apply_cell, py::arg("cls"), py::arg("mode"), py::arg("x"), py::arg("h0"),
         py::arg("c0"), py::arg("w_ih"), py::arg("w_hh"), py::arg("b_ih"), py::arg("b_hh"),
         "(h,) or (h, c): one step of rows (B, I), Tensors, recorded as a node of class cls; None "

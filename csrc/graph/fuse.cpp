@@ -192,6 +192,7 @@ void Program::fuse() {
   each(options.residual, &Fuser::residual);
   each(options.norm_sum, &Fuser::norm_sum);
   each(options.pieces, &Fuser::pieces);
+  each(options.last_step, &Fuser::last_step);
   each(options.gradient_update, &Fuser::gradient_update);
   each(options.optimizer, &Fuser::optimizer);
   each(options.transposed, &Fuser::transposed);

@@ -88,17 +88,19 @@ void Fuser::gradient_update(int k) {
   const OptimizerParams& p = params<OptimizerParams>(k);
   const int64_t count = p.count, each = ((int64_t)ops[(size_t)k].buffers.size() - 1) / count;
   if (each - 1 > kMaxUpdated) return;
+  bool all = true;
   if (!options.gradient_update_anyway && machine().near) {
     // What the update touches comes from a fast third cache within a tenth of the product's time;
-    // a product by itself is dealt out more cheaply (gemm_dealt) and gains more than that.
+    // a product by itself is dealt out more cheaply (gemm_dealt) and gains more than that. (But
+    // not a long gradient that is read in place: its pieces share nothing, with an update or not.)
     const int64_t* sizes = (const int64_t*)(&p + 1);
     int64_t touched = 0;
     for (int64_t i = 0; i < count; ++i) touched += sizes[i] * each * (int64_t)sizeof(float);
-    if (touched <= machine().stream_program) return;
+    all = touched > machine().stream_program;
   }
   std::vector<int> left;
   for (int i = 0; i < (int)count; ++i)
-    if (!merge_update(k, update_of(ops[(size_t)k], {i}))) left.push_back(i);
+    if (!merge_update(k, update_of(ops[(size_t)k], {i}), all)) left.push_back(i);
   if ((int64_t)left.size() == count) return;
   if (left.empty()) {
     dead[(size_t)k] = 1;
@@ -110,8 +112,8 @@ void Fuser::gradient_update(int k) {
   index();
 }
 
-// one: the update of one parameter, a part of call k.
-bool Fuser::merge_update(int k, const RecordedOp& one) {
+// one: the update of one parameter, a part of call k. any: not only to a gradient in place.
+bool Fuser::merge_update(int k, const RecordedOp& one, bool any) {
   static const Kernel kernel("matmul_update");
   const RecordedBuffer gradient = one.buffers[2];
   const int from = writer(gradient);
@@ -124,6 +126,7 @@ bool Fuser::merge_update(int k, const RecordedOp& one) {
       size < kUpdate || !((p.c_cs == 1 && p.c_rs == p.n) || (p.c_rs == 1 && p.c_cs == p.m)) ||
       (double)size * (double)p.k >= kMostUpdated)
     return false;
+  if (!any && !(in_place_gradient(p, sizeof(float)) && p.n >= 128 * p.members)) return false;
   // The place behind all that the update has to wait for.
   RecordedOp changes = one;
   changes.buffers.erase(changes.buffers.begin() + 2);

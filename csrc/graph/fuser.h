@@ -108,11 +108,14 @@ struct Fuser {
   bool mark(int k, std::vector<char>* seen, int64_t* count);
   void pieces(int k);
 
+  // fuse_recurrent.cpp
+  void last_step(int k);
+
   // fuse_update.cpp
   void optimizer(int k);
   static RecordedOp update_of(const RecordedOp& whole, const std::vector<int>& which);
   void gradient_update(int k);
-  bool merge_update(int k, const RecordedOp& one);
+  bool merge_update(int k, const RecordedOp& one, bool any);
 
   // fuse_prepared.cpp
   struct Prepared {

@@ -112,7 +112,8 @@ struct Options {
   bool relu_pool = true, conv_pool = true, norm_relu = true, norm_stats = true, bias_relu = true,
        bias_activation = true, activation_gradient = true, gradient_sum = true,
        conv_gradient = true, norm_gradient = true, residual = true, norm_sum = true, pieces = true,
-       optimizer = true, gradient_update = true, transposed = true, prepared_weights = true,
+       last_step = true, optimizer = true, gradient_update = true, transposed = true,
+       prepared_weights = true,
        prepared_updates = true;         // rewrites: fuser.h
   bool gradient_update_anyway = false;  // false: where it pays on this machine
 };

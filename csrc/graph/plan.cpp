@@ -22,7 +22,7 @@ namespace gs {
 
 namespace {
 
-constexpr int64_t kAlign = 64;
+constexpr int64_t kAlign = 128;  // caches fetch, and kernels ask for, pairs of lines
 // Within a team that is awake a second member costs a barrier, not a wake-up.
 constexpr int64_t kTeamWork = 1500;
 // Nanoseconds: to call a kernel, to wait for each other, to call the team together.

@@ -372,6 +372,10 @@ void run_cell(const Cell<T>& x, const Blocking& s, char* scratch) {
             nb = x.b + npc * x.brs + njc;
             nk = least(s.kc, x.k - npc);
             ncols = least(W, x.n - njc);
+          } else if (last_group && then && !packs_b) {
+            nb = then->b;
+            nk = least(s.kc, then->k);
+            ncols = least(W, then->n);
           }
           if (nb) next_b.set(nb, nk, x.brs * size, ncols * size);
           if (mg == 0 && !last_panel && s.tile_packs)

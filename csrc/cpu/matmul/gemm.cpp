@@ -328,15 +328,23 @@ void gemm_shared(const MatmulParams& p, const Blocking& s, const Cell<T>& whole,
     const int64_t mu = ceil_div(p.m, h.unit_rows);
     Tickets tickets{counters, {mu * ceil_div(p.n, h.unit_cols), 0}, nt, ctx->tid, 0};
     Soon soon;
-    for (int64_t t; tickets.take(&t) >= 0;) {
+    auto unit = [&](int64_t t) {
       Cell<T> x = whole;
-      int64_t i = t % mu * h.unit_rows, j = t / mu * h.unit_cols;
+      const int64_t i = t % mu * h.unit_rows, j = t / mu * h.unit_cols;
       x.m = least(h.unit_rows, p.m - i);
       x.n = least(h.unit_cols, p.n - j);
       x.a += i * x.ars;
       x.b += j * x.bcs;
       if (x.bias) x.bias += s.bias_rows ? i : j;
       x.c = move_to(x, p, i, j);
+      return x;
+    };
+    for (int64_t t; tickets.take(&t) >= 0;) {
+      Cell<T> x = unit(t), then;
+      if (t + 1 < tickets.total[0]) {  // most likely the next one
+        then = unit(t + 1);
+        x.then = &then;
+      }
       const int64_t offset = x.c - whole.c, n = x.m * x.n;
       update->announce(offset, n, &soon);
       x.soon = &soon;

@@ -57,16 +57,18 @@ __attribute__((noinline)) void update_back_lstm(const RecurrentParams& p, const 
   for (int64_t i = 0; i < m; ++i, part += ld) {
     const int64_t b = b0 + i, row = rows.at(t, b), at = row * H + u, bu = b * H + u;
     const bool more = b < next_count, start = b >= prev_count;
-    const BackRow<T> r = {f.gates + row * 4 * H + u,
+    const T *last = more || !f.dhn ? nullptr : f.dhn + bu,
+            *dout = f.dout ? f.dout + row * p.out_row + u : last;
+    const BackRow<T> r = {f.gates + row * p.gate_row + u,
                           f.aux + at,
-                          f.dout ? f.dout + row * p.out_row + u : nullptr,
-                          more    ? part
-                          : f.dhn ? f.dhn + bu
-                                  : nullptr,
+                          dout,
+                          more     ? part
+                          : f.dout ? last
+                                   : nullptr,
                           more    ? f.carry_c + bu
                           : f.dcn ? f.dcn + bu
                                   : nullptr,
-                          f.dgates + row * 4 * H + u,
+                          f.dgates + row * p.gate_row + u,
                           !start  ? f.carry_c + bu
                           : f.dc0 ? f.dc0 + bu
                                   : nullptr};
@@ -82,26 +84,26 @@ __attribute__((noinline)) void update_back(const RecurrentParams& p, const Rows&
                                            const BackwardBuffers<T>& f, int64_t t, int64_t b0,
                                            int64_t m, int64_t u, const T* part, int64_t ld) {
   using V = typename simd<T>::V;
-  const int64_t H = p.hidden, GH = gate_count(p.mode) * H, next_count = rows.count(rows.after(t));
+  const int64_t H = p.hidden, next_count = rows.count(rows.after(t));
   const V one = set1((T)1);
   Lanes<T, FULL> ln{(int)(H - u)};
   for (int64_t i = 0; i < m; ++i, part += ld) {
     int64_t b = b0 + i, row = rows.at(t, b), bu = b * H + u;
     bool more = b < next_count;
-    const T* g = f.gates + row * GH + u;
-    T* d = f.dgates + row * GH + u;
+    const T* g = f.gates + row * p.gate_row + u;
+    T* d = f.dgates + row * p.gate_row + u;
     V dh = f.dout ? ln.get(f.dout + row * p.out_row + u) : V{};
     if (more)
       dh += load(part);
     else if (f.dhn)
-      dh += ln.get(f.dhn + bu);
+      dh = f.dout ? dh + ln.get(f.dhn + bu) : ln.get(f.dhn + bu);
     if (p.mode == kGru) {
       if (more) dh += ln.get(f.carry_h + bu);
       V r = ln.get(g), z = ln.get(g + H), n = ln.get(g + 2 * H);
       V dn = dh * (one - z) * fnma(n, n, one);
       V dr = dn * ln.get(f.aux + row * H + u) * fnma(r, r, r);
       V dz = dh * (ln.get(f.hprev + row * p.state_row + u) - n) * fnma(z, z, z);
-      T* e = f.dhidden + row * GH + u;
+      T* e = f.dhidden + row * p.gate_row + u;
       ln.put(d, dr);
       ln.put(d + H, dz);
       ln.put(d + 2 * H, dn);
@@ -126,7 +128,7 @@ GS_INLINE void list_backward(const RecurrentParams& p, const Rows& rows,
     int64_t row = rows.at(t, b);
     // (those of the gradients, where they are written over the gates)
     for (int64_t k = 0; k < G && f.dgates != f.gates; ++k)
-      ask->lines[n++] = (const char*)(f.gates + (row * G + k) * H);
+      ask->lines[n++] = (const char*)(f.gates + row * p.gate_row + k * H);
     if (p.mode <= kGru) ask->lines[n++] = (const char*)(f.aux + row * H);
     if (p.mode == kGru) ask->lines[n++] = (const char*)(f.hprev + row * p.state_row);
     if (f.dout) ask->lines[n++] = (const char*)(f.dout + row * p.out_row);
@@ -134,7 +136,7 @@ GS_INLINE void list_backward(const RecurrentParams& p, const Rows& rows,
   ask->reads = n;
   for (int64_t b = b0; b < b0 + m; ++b)
     for (int64_t k = 0; k < G; ++k) {
-      int64_t at = (rows.at(t, b) * G + k) * H;
+      int64_t at = rows.at(t, b) * p.gate_row + k * H;
       ask->lines[n++] = (const char*)(f.dgates + at);
       if (p.mode == kGru) ask->lines[n++] = (const char*)(f.dhidden + at);
     }
@@ -154,7 +156,7 @@ __attribute__((noinline)) void backward_rows(const RecurrentParams& p, const Lay
   list_backward(p, rows, f, t, b0, m, &ask);
   Operand<T> in[2] = {};
   if (some)  // there is a step after this one
-    in[0] = {f.dhidden + rows.at(tn, b0) * s.depth, rows.stride() * s.depth, s.depth};
+    in[0] = {f.dhidden + rows.at(tn, b0) * p.gate_row, rows.stride() * p.gate_row, s.depth};
   for (int64_t x = x0; x < x1; ++x) {
     if (some) {
       s.ask(p, x, &ask);
@@ -255,7 +257,7 @@ void backward(const void* params, void* const* buf, const Ctx* ctx) {
       int64_t x = mine.panel(item), i = item % mine.tiles, b0 = first + mine.row(i),
               m = first + mine.row(i + 1) - b0;
       const Operand<T> in[2] = {
-          {f.dhidden + rows.at(t, b0) * s.depth, rows.stride() * s.depth, s.depth}, {}};
+          {f.dhidden + rows.at(t, b0) * p.gate_row, rows.stride() * p.gate_row, s.depth}, {}};
       s.product(in, m, s.panel(packed, x), (int64_t)0, part, &ask);
       for (int64_t r = 0; r < m; ++r)
         for (int64_t v = 0; v < s.units && x * s.units + v < H; ++v) {

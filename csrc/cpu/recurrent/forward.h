@@ -28,7 +28,7 @@ struct ForwardRows {
   // fresh: the states are zero
   GS_MEMBER void set(const RecurrentParams& p, const Rows& rows, const ForwardBuffers<T>& f,
                      int64_t t, int64_t first, int64_t count, bool fresh) {
-    const int64_t H = p.hidden, GH = gate_count(p.mode) * H, tn = rows.after(t);
+    const int64_t H = p.hidden, tn = rows.after(t);
     const int64_t next_count = rows.count(tn);
     m = count;
     b0 = first;
@@ -38,7 +38,7 @@ struct ForwardRows {
       int64_t b = b0 + i, row = rows.at(t, b);
       bool more = b < next_count;
       int64_t next = more ? rows.state(tn, b) : 0;
-      gates[i] = f.gates ? f.gates + row * GH : f.bias;  // none: not written
+      gates[i] = f.gates ? f.gates + row * p.gate_row : f.bias;  // none: not written
       add[i] = p.input ? f.bias : gates[i];
       out[i] = f.out + row * p.out_row;
       h_next[i] = more ? f.hprev + next * p.state_row : f.hn + b * H;

@@ -22,6 +22,7 @@ PASSES = {
     "residual": "a sum behind a matmul in the matmul's kernel",
     "norm_sum": "the gradient of a layer norm and the gradient that is added to it in one kernel",
     "pieces": "parts of a sum are written into it, not into zeros that are added",
+    "last_step": "the gradient of a recurrent layer's last step is not put into zeros for all the others",
     "optimizer": "each layer's update right after its gradients (when no gradient norm is asked for)",
     "gradient_update": "the product that makes a gradient updates the parameter, piece by piece "
     "(None: not where a fast third cache holds all that the update touches)",

@@ -41,9 +41,11 @@ class RecurrentBackward(Node):
             )  # fmt: skip
             states[0].append(dh0)
             states[1].append(dc0)
-            width = dg.shape[-1]
-            n = hprev.shape[0]
-            dg, dh = dg.reshape(n, width), dh.reshape(n, width)
+            # rows of gates and hprev may be longer than what they hold
+            width, row, n = w_hh.shape[0], dg.shape[-1], hprev.shape[0]
+            same = dh is dg
+            dg = dg.reshape(n, row)[:, :width]
+            dh = dg if same else dh.reshape(n, row)[:, :width]
             if need_x:
                 if dx is None:
                     dx = k.matmul(dg, w_ih)
@@ -119,12 +121,12 @@ def recurrent_layer(
         assert w is not None and u is not None
         bias = None if b is None else b.data
         own: tuple = ()
+        gates = None
         if whole:  # the input part never exists as an array
-            gates = k.empty((*lead, w.data.shape[0]), name) if keep else None
             own = (data, w.data, bias)
         else:
             gates = k.linear(data, w.data, bias)
-        hprev, aux = k.recurrent(
+        gates, hprev, aux = k.recurrent(
             mode, gates, u.data, None if c is None else c.data,
             None if h0 is None else h0.data[d], None if c0 is None else c0.data[d], sizes,
             batch_first, d, out, hn, cn, keep, *own,
