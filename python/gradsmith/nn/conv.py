@@ -11,7 +11,7 @@ import numpy as np
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops.conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
-from ..ops.shape import pad
+from ..ops.joining import pad
 from . import init
 from .module import Module
 

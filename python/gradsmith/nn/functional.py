@@ -5,10 +5,11 @@ from ..ops.attention import *
 from ..ops.conv import *
 from ..ops.dropout import *
 from ..ops.embedding import *
+from ..ops.indexing import one_hot
+from ..ops.joining import pad
 from ..ops.loss import *
 from ..ops.matmul import bilinear, linear
 from ..ops.norm import *
 from ..ops.pool import *
-from ..ops.shape import one_hot, pad
 from ..ops.similarity import *
 from ..ops.softmax import *

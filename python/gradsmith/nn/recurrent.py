@@ -11,6 +11,8 @@ from ..core import recording
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops.dropout import dropout as drop
+from ..ops.indexing import index_select
+from ..ops.joining import cat
 from ..ops.recurrent import GRU as _GRU
 from ..ops.recurrent import LSTM as _LSTM
 from ..ops.recurrent import (
@@ -20,7 +22,6 @@ from ..ops.recurrent import (
     RecurrentCellBackward,
     recurrent_layer,
 )
-from ..ops.shape import cat, index_select
 from . import init
 from .module import Module
 from .utils.rnn import PackedSequence

@@ -13,9 +13,13 @@ from .matmul import *
 from .pool import *
 from .conv import *
 from .elementwise import *
+from .compare import *
+from .operators import *
 from .reduce import *
 from .softmax import *
 from .loss import *
 from .shape import *
+from .indexing import *
+from .joining import *
 from .embedding import *
 from .similarity import *

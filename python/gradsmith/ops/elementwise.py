@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons and elementary functions, element by element with NumPy's broadcasting.
+"""Arithmetic and elementary functions, element by element with NumPy's broadcasting.
 
 Shapes broadcast from the last axis; a Python number adopts the dtype of the tensor; two tensors must
 have one dtype (TypeError otherwise: convert with .astype). Gradients of broadcast operands are summed
@@ -14,43 +14,70 @@ from typing import Any
 
 import numpy as np
 
-from ..core import recording
 from ..core.arguments import integer, number
-from ..core.autograd import Node, apply, apply_, apply_pair, is_grad_enabled, written
+from ..core.autograd import Node, apply, apply_pair, is_grad_enabled
 from ..core.tensor import Tensor, as_tensor, wrap
 from ._arguments import REFUSED, renamed
+from ._axes import tensor_of
 
 __all__ = [
-    "abs", "add", "addcdiv", "addcmul", "allclose", "ceil", "clamp", "clip", "cos", "div", "divide", "eq", "exp",
-    "expm1", "floor", "floor_divide", "ge", "greater", "greater_equal", "gt", "isclose", "isfinite", "isinf",
-    "isnan", "le", "lerp", "less", "less_equal", "log", "log1p", "log2", "log10", "logical_and", "logical_not",
-    "logical_or", "logical_xor", "lt", "masked_fill", "maximum", "minimum", "mul", "multiply", "ne", "neg",
-    "negative", "not_equal", "pow", "reciprocal", "remainder", "round", "rsqrt", "sign", "sin", "sqrt", "square",
-    "sub", "subtract", "tan", "true_divide", "trunc", "where",
+    "abs",
+    "add",
+    "addcdiv",
+    "addcmul",
+    "ceil",
+    "clamp",
+    "clip",
+    "cos",
+    "div",
+    "divide",
+    "exp",
+    "expm1",
+    "floor",
+    "floor_divide",
+    "lerp",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "masked_fill",
+    "maximum",
+    "minimum",
+    "mul",
+    "multiply",
+    "neg",
+    "negative",
+    "pow",
+    "reciprocal",
+    "remainder",
+    "round",
+    "rsqrt",
+    "sign",
+    "sin",
+    "sqrt",
+    "square",
+    "sub",
+    "subtract",
+    "tan",
+    "true_divide",
+    "trunc",
+    "where",
 ]  # fmt: skip
 
-_NUMBERS = (int, float, np.number, np.bool_)
+NUMBERS = (int, float, np.number, np.bool_)
 
 
-def _operand(x: Any, op: str, like: Any = None) -> Any:
+def operand(x: Any, op: str, like: Any = None) -> Any:
     """A Tensor, or a number as it is; arrays and lists become Tensors."""
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, _NUMBERS):
+    if isinstance(x, NUMBERS):
         return x
     if isinstance(x, np.ndarray):
         return as_tensor(x, op=op)
     if isinstance(x, (list, tuple)):
         return as_tensor(x, like if isinstance(like, Tensor) else None, op)
     raise TypeError(f"{op}: expected a Tensor or a number, got {type(x).__name__}")
-
-
-def _input(x: Any, op: str) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    if isinstance(x, np.ndarray):
-        return as_tensor(x, op=op)
-    raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
 
 
 # ---- two operands
@@ -204,12 +231,12 @@ class TimesNumberBackward(Node):
         return (self.k.mul(grad, self.number),)
 
 
-def _general(
+def general(
     name: str, node: type | None, keep: str, a: Any, b: Any, kernel: str | None = None
 ) -> Tensor:
     """The op on any operands. keep: which of "ab" the gradients need: "" none, "x" the other one, "ab" both."""
-    a = _operand(a, name, b)
-    b = _operand(b, name, a)
+    a = operand(a, name, b)
+    b = operand(b, name, a)
     ta = a if isinstance(a, Tensor) else None
     tb = b if isinstance(b, Tensor) else None
     if ta is not None:
@@ -264,7 +291,7 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
             return apply_pair(AddBackward, k, k.add(input.data, other.data), input, other, 0)
         if isinstance(other, (float, int)):
             return apply(PlusNumberBackward, k, k.add(input.data, other), (input,))
-    return _general("add", AddBackward, "", input, other)
+    return general("add", AddBackward, "", input, other)
 
 
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -286,7 +313,7 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
             return apply_pair(SubBackward, k, k.sub(input.data, other.data), input, other, 0)
         if isinstance(other, (float, int)):
             return apply(PlusNumberBackward, k, k.sub(input.data, other), (input,))
-    return _general("sub", SubBackward, "", input, other)
+    return general("sub", SubBackward, "", input, other)
 
 
 def mul(input: Any, other: Any) -> Tensor:
@@ -304,7 +331,7 @@ def mul(input: Any, other: Any) -> Tensor:
             return apply_pair(MulBackward, k, k.mul(input.data, other.data), input, other, 1)
         if isinstance(other, (float, int)):
             return apply(TimesNumberBackward, k, k.mul(input.data, other), (input,), number=other)
-    return _general("mul", MulBackward, "x", input, other)
+    return general("mul", MulBackward, "x", input, other)
 
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -321,7 +348,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
             k = input._k
             return apply_pair(DivBackward, k, k.div(input.data, other.data), input, other, 3)
         need_b = isinstance(other, Tensor) and other._rg
-        return _general("div", DivBackward, "ab" if need_b else "x", input, other)
+        return general("div", DivBackward, "ab" if need_b else "x", input, other)
     if rounding_mode == "floor":
         return floor_divide(input, other)
     if rounding_mode == "trunc":
@@ -339,7 +366,7 @@ def maximum(input: Any, other: Any) -> Tensor:
     >>> gs.maximum(gs.tensor([1.0, 5.0]), 3).tolist()
     [3.0, 5.0]
     """
-    return _general("maximum", MaximumBackward, "ab", input, other)
+    return general("maximum", MaximumBackward, "ab", input, other)
 
 
 def minimum(input: Any, other: Any) -> Tensor:
@@ -351,7 +378,7 @@ def minimum(input: Any, other: Any) -> Tensor:
     >>> gs.minimum(gs.tensor([1.0, 5.0]), 3).tolist()
     [1.0, 3.0]
     """
-    return _general("minimum", MinimumBackward, "ab", input, other)
+    return general("minimum", MinimumBackward, "ab", input, other)
 
 
 def _check_zero(op: str, input: Any, other: Any) -> None:
@@ -370,7 +397,7 @@ def remainder(input: Any, other: Any) -> Tensor:
     [2.0, 2.0]
     """
     _check_zero("remainder", input, other)
-    return _general("remainder", RemainderBackward, "ab", input, other)
+    return general("remainder", RemainderBackward, "ab", input, other)
 
 
 def floor_divide(input: Any, other: Any) -> Tensor:
@@ -383,7 +410,7 @@ def floor_divide(input: Any, other: Any) -> Tensor:
     [-1.0, 1.0]
     """
     _check_zero("floor_divide", input, other)
-    return _general("floor_divide", FloorDivideBackward, "", input, other)
+    return general("floor_divide", FloorDivideBackward, "", input, other)
 
 
 def pow(input: Any, exponent: Any) -> Tensor:
@@ -395,7 +422,7 @@ def pow(input: Any, exponent: Any) -> Tensor:
     >>> gs.pow(gs.tensor([2.0, 3.0]), 2).tolist()
     [4.0, 9.0]
     """
-    if isinstance(input, Tensor) and isinstance(exponent, _NUMBERS):
+    if isinstance(input, Tensor) and isinstance(exponent, NUMBERS):
         if exponent == 2:
             return square(input)
         if input.data.dtype.kind == "f":
@@ -412,7 +439,7 @@ def pow(input: Any, exponent: Any) -> Tensor:
             for _ in range(int(exponent)):
                 result = mul(result, input)
             return result
-    return _general("pow", PowBackward, "ab", input, exponent)
+    return general("pow", PowBackward, "ab", input, exponent)
 
 
 # ---- one operand
@@ -495,16 +522,16 @@ class Log2Backward(Node):
         return (self.k.div(self.k.mul(grad, 1.0 / math.log(2.0)), self.saved[0]),)
 
 
-_UNARY: dict[str, tuple[type, str]] = {}
+UNARY: dict[str, tuple[type, str]] = {}
 
 
 def _unary(name: str, node: type, save: str, doc: str) -> Callable[[Any], Tensor]:
     """save: "x", "y" or "" for what the gradient needs."""
     keep_x, keep_y = save == "x", save == "y"
-    _UNARY[name] = (node, save)
+    UNARY[name] = (node, save)
 
     def fn(input: Any) -> Tensor:
-        x = input if isinstance(input, Tensor) else _input(input, name)
+        x = input if isinstance(input, Tensor) else tensor_of(input, name)
         k = x._k
         out = getattr(k, name)(x.data)
         if x._rg and is_grad_enabled():
@@ -645,11 +672,11 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     >>> gs.clamp(gs.tensor([-1.0, 0.5, 2.0]), 0, 1).tolist()
     [0.0, 0.5, 1.0]
     """
-    x = _input(input, "clamp")
+    x = tensor_of(input, "clamp")
     k = x._k
     if isinstance(min, Tensor) or isinstance(max, Tensor):
-        low = None if min is None else _operand(min, "clamp", x)
-        high = None if max is None else _operand(max, "clamp", x)
+        low = None if min is None else operand(min, "clamp", x)
+        high = None if max is None else operand(max, "clamp", x)
         bounds = [b.data if isinstance(b, Tensor) else b for b in (low, high)]
         out = x.data
         try:
@@ -691,9 +718,9 @@ def where(condition: Any, input: Any, other: Any) -> Tensor:
     >>> gs.where(x > 0, x, 0.0).tolist()
     [0.0, 2.0]
     """
-    c = _input(condition, "where")
-    a = _operand(input, "where", other)
-    b = _operand(other, "where", a)
+    c = tensor_of(condition, "where")
+    a = operand(input, "where", other)
+    b = operand(other, "where", a)
     ta = a if isinstance(a, Tensor) else None
     tb = b if isinstance(b, Tensor) else None
     out = c._k.where(c.data, a if ta is None else ta.data, b if tb is None else tb.data)
@@ -718,12 +745,12 @@ def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
     >>> gs.masked_fill(x, x > 1, 0.0).tolist()
     [1.0, 0.0]
     """
-    m = _input(mask, "masked_fill")
+    m = tensor_of(mask, "masked_fill")
     try:
         out = where(m, value, input)
         fits = out.data.shape == input.data.shape
     except (AttributeError, TypeError, ValueError) as error:
-        _input(input, "masked_fill"), _operand(value, "masked_fill")
+        tensor_of(input, "masked_fill"), operand(value, "masked_fill")
         if isinstance(error, AttributeError):
             raise
         raise renamed("masked_fill", error) from None
@@ -758,8 +785,8 @@ def lerp(input: Any, end: Any, weight: Any) -> Tensor:
     >>> gs.lerp(gs.tensor([0.0]), gs.tensor([10.0]), 0.25).tolist()
     [2.5]
     """
-    a, b = _input(input, "lerp"), _input(end, "lerp")
-    w = _operand(weight, "lerp", a)
+    a, b = tensor_of(input, "lerp"), tensor_of(end, "lerp")
+    w = operand(weight, "lerp", a)
     k = a._k
     if isinstance(w, Tensor):
         out, tw = k.lerp(a.data, b.data, w.data), w
@@ -781,7 +808,11 @@ def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     >>> gs.addcmul(gs.tensor([1.0]), gs.tensor([2.0]), gs.tensor([3.0])).tolist()
     [7.0]
     """
-    a, b, c = _input(input, "addcmul"), _input(tensor1, "addcmul"), _input(tensor2, "addcmul")
+    a, b, c = (
+        tensor_of(input, "addcmul"),
+        tensor_of(tensor1, "addcmul"),
+        tensor_of(tensor2, "addcmul"),
+    )
     k = a._k
     scale = 1.0 if value == 1 else number("addcmul", "value", value)
     out = k.addcmul(a.data, b.data, c.data, scale)
@@ -816,7 +847,11 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tens
     >>> gs.addcdiv(gs.tensor([1.0]), gs.tensor([6.0]), gs.tensor([3.0])).tolist()
     [3.0]
     """
-    a, b, c = _input(input, "addcdiv"), _input(tensor1, "addcdiv"), _input(tensor2, "addcdiv")
+    a, b, c = (
+        tensor_of(input, "addcdiv"),
+        tensor_of(tensor1, "addcdiv"),
+        tensor_of(tensor2, "addcdiv"),
+    )
     k = a._k
     scale = 1.0 if value == 1 else number("addcdiv", "value", value)
     out = k.addcdiv(a.data, b.data, c.data, scale)
@@ -842,358 +877,15 @@ class AddcdivBackward(Node):
         )
 
 
-# ---- bool results: nothing to differentiate
-def _compare(name: str, sign: str) -> Callable[[Any, Any], Tensor]:
-    def fn(input: Any, other: Any) -> Tensor:
-        return _general(name, None, "", input, other)
-
-    fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = f"""input {sign} other, broadcast, as a bool tensor.
-
-    >>> import gradsmith as gs
-    >>> gs.{name}(gs.tensor([1, 2]), 2).dtype.name
-    'bool'
-    """
-    return fn
-
-
-eq = _compare("eq", "==")
-ne = not_equal = _compare("ne", "!=")
-lt = less = _compare("lt", "<")
-le = less_equal = _compare("le", "<=")
-gt = greater = _compare("gt", ">")
-ge = greater_equal = _compare("ge", ">=")
-
-
-def _test(name: str, what: str) -> Callable[[Any], Tensor]:
-    def fn(input: Any) -> Tensor:
-        x = _input(input, name)
-        return wrap(getattr(x._k, name)(x.data), x._k)
-
-    fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = f"""Whether each element of a float tensor is {what}.
-
-    >>> import gradsmith as gs
-    >>> gs.{name}(gs.tensor([1.0])).dtype.name
-    'bool'
-    """
-    return fn
-
-
-isnan = _test("isnan", "NaN")
-isfinite = _test("isfinite", "neither infinite nor NaN")
-isinf = _test("isinf", "infinite")
-
-
-def logical_and(input: Any, other: Any) -> Tensor:
-    """Both of two bool tensors, broadcast.
-
-    TypeError unless both are bool.
-
-    >>> import gradsmith as gs
-    >>> gs.logical_and(gs.tensor([True, False]), True).tolist()
-    [True, False]
-    """
-    return _general("logical_and", None, "", input, other)
-
-
-def logical_or(input: Any, other: Any) -> Tensor:
-    """Either of two bool tensors, broadcast.
-
-    TypeError unless both are bool.
-
-    >>> import gradsmith as gs
-    >>> gs.logical_or(gs.tensor([True, False]), False).tolist()
-    [True, False]
-    """
-    return _general("logical_or", None, "", input, other)
-
-
-def logical_xor(input: Any, other: Any) -> Tensor:
-    """One, but not both, of two bool tensors, broadcast.
-
-    TypeError unless both are bool.
-
-    >>> import gradsmith as gs
-    >>> gs.logical_xor(gs.tensor([True, False]), True).tolist()
-    [False, True]
-    """
-    return _general("logical_xor", None, "", input, other)
-
-
-def logical_not(input: Any) -> Tensor:
-    """The opposite of a bool tensor.
-
-    >>> import gradsmith as gs
-    >>> gs.logical_not(gs.tensor([True, False])).tolist()
-    [False, True]
-    """
-    x = _input(input, "logical_not")
-    return wrap(x._k.logical_not(x.data), x._k)
-
-
-def isclose(
-    input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
-) -> Tensor:
-    """|input - other| <= atol + rtol |other|, element by element; infinities are close when equal.
-
-    >>> import gradsmith as gs
-    >>> gs.isclose(gs.tensor([1.0, 2.0]), gs.tensor([1.0, 2.1])).tolist()
-    [True, False]
-    """
-    a = input if isinstance(input, Tensor) else _input(input, "isclose")
-    b = other if isinstance(other, Tensor) else _operand(other, "isclose", a)
-    k, x = a._k, a.data
-    y = b.data if isinstance(b, Tensor) else k.full((), b, x.dtype)
-    if x.dtype.kind == "f":
-        return wrap(k.isclose(x, y, rtol, atol, equal_nan), k)
-    try:
-        same = k.eq(x, y)
-        if not (rtol or atol):
-            return wrap(same, k)
-        wide = np.dtype(np.float64)  # integers and bools: the tolerances are fractions
-        return wrap(k.isclose(k.cast(x, wide), k.cast(y, wide), rtol, atol, equal_nan), k)
-    except REFUSED as error:
-        raise renamed("isclose", error) from None
-
-
-def allclose(
-    input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
-) -> bool:
-    """Whether all elements are close (see isclose).
-
-    >>> import gradsmith as gs
-    >>> gs.allclose(gs.tensor([1.0]), gs.tensor([1.0 + 1e-7]))
-    True
-    """
-    recording.host_read("allclose")
-    try:
-        t = isclose(input, other, rtol, atol, equal_nan)
-    except REFUSED as error:
-        raise renamed("allclose", error) from None
-    return bool(t._k.any_(t.data, None, False, True))
-
-
 negative, multiply, subtract, divide, true_divide, clip = neg, mul, sub, div, div, clamp
-
-
-# ---- in place
-def _fits(op: str, target: Tensor, b: Any) -> None:
-    if not isinstance(b, Tensor):
-        return
-    if b.data.shape != target.data.shape:
-        try:
-            ok = np.broadcast_shapes(target.data.shape, b.data.shape) == target.data.shape
-        except ValueError:
-            ok = False
-        if not ok:
-            raise ValueError(
-                f"{op}: other of shape {b.data.shape} does not broadcast to the shape {target.data.shape} of "
-                "the tensor that is changed in place"
-            )
-    if b.data.dtype is not target.data.dtype and b.data.dtype != target.data.dtype:
-        raise TypeError(
-            f"{op}: the tensor is {target.data.dtype} and other is {b.data.dtype}; convert it with "
-            f".astype('{target.data.dtype}')"
-        )
-
-
-def _in_place(name: str, node: type, keep: str) -> Callable[..., Tensor]:
-    kernel = name + "_"
-
-    def fn(self: Tensor, other: Any) -> Tensor:
-        b = _operand(other, kernel, self)
-        tb = b if isinstance(b, Tensor) else None
-        _fits(kernel, self, b)
-        k, data = self._k, self.data
-        db = b if tb is None else tb.data
-        wants_b = tb is not None and tb._rg and is_grad_enabled()
-        old: Any = None
-        if wants_b and keep in ("x", "ab"):
-            old = k.copy(data)  # the value before, which the gradient of other needs
-        elif keep == "ab" and self._rg and is_grad_enabled():
-            old = k.copy(data)
-        kept: Any = b
-        if tb is self and keep:
-            kept = k.copy(data)
-        saved = () if keep == "" else (old, kept)
-        return apply_(
-            node,
-            self,
-            lambda: getattr(k, kernel)(data, db),
-            (self, tb),
-            saved,
-            name=kernel,
-            a_shape=data.shape,
-            b_shape=() if tb is None else tb.data.shape,
-        )
-
-    fn.__name__ = fn.__qualname__ = kernel
-    fn.__doc__ = f"In-place {name}: other broadcasts to the shape of the tensor."
-    return fn
-
-
-_mul_ = _in_place("mul", MulBackward, "x")
-_div_ = _in_place("div", DivBackward, "x")
-_pow_ = _in_place("pow", PowBackward, "ab")
-_add_plain_ = _in_place("add", AddBackward, "")
-_sub_plain_ = _in_place("sub", SubBackward, "")
-
-
-def _add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
-    """In-place self + alpha * other."""
-    if alpha != 1:
-        if isinstance(other, Tensor) and not (is_grad_enabled() and (self._rg or other._rg)):
-            _fits("add_", self, other)
-            self._k.add_scaled_(self.data, other.data, float(alpha))
-            written(self)
-            return self
-        other = mul(other, alpha) if isinstance(other, Tensor) else other * alpha
-    return _add_plain_(self, other)
-
-
-def _sub_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
-    """In-place self - alpha * other."""
-    if alpha != 1:
-        return _add_(self, other, alpha=-alpha)
-    return _sub_plain_(self, other)
-
-
-def _unary_in_place(name: str) -> Callable[[Tensor], Tensor]:
-    node, save = _UNARY[name]
-    kernel = name + "_"
-
-    def fn(self: Tensor) -> Tensor:
-        k, data = self._k, self.data
-        recorded = self._rg and is_grad_enabled()
-        saved = (k.copy(data),) if save == "x" and recorded else ()
-        return apply_(
-            node,
-            self,
-            lambda: getattr(k, kernel)(data),
-            (self,),
-            saved,
-            save_output=save == "y",
-            name=kernel,
-        )
-
-    fn.__name__ = fn.__qualname__ = kernel
-    fn.__doc__ = f"In-place {name}."
-    return fn
-
-
-def _clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """In-place clamp to numbers."""
-    k, data = self._k, self.data
-    saved = (k.copy(data),) if self._rg and is_grad_enabled() else ()
-    return apply_(
-        ClampBackward,
-        self,
-        lambda: k.clamp_(data, min, max),
-        (self,),
-        saved,
-        name="clamp_",
-        low=min,
-        high=max,
-    )
-
-
-def _fill_(self: Tensor, value: Any) -> Tensor:
-    """In-place: every element becomes `value`."""
-    k, data = self._k, self.data
-    return apply_(ZeroBackward, self, lambda: k.fill_(data, value), (self,), name="fill_")
-
-
-def _zero_(self: Tensor) -> Tensor:
-    """In-place: every element becomes 0."""
-    return _fill_(self, 0)
-
-
-def _reflected(fn: Callable) -> Callable:
-    def reflected(self: Tensor, other: Any) -> Any:
-        return fn(other, self)
-
-    return reflected
-
-
-def _operator(fn: Callable) -> Callable:
-    """Gives NotImplemented for operands of foreign types, so that Python can try the other side."""
-
-    known = (Tensor, *_NUMBERS, np.ndarray, list, tuple)
-
-    def method(self: Tensor, other: Any) -> Any:
-        if isinstance(other, known):
-            return fn(self, other)
-        return NotImplemented
-
-    return method
-
-
-def _equals(self: Tensor, other: Any) -> Any:
-    if isinstance(other, (Tensor, *_NUMBERS, np.ndarray)):
-        return eq(self, other)
-    return NotImplemented
-
-
-def _differs(self: Tensor, other: Any) -> Any:
-    if isinstance(other, (Tensor, *_NUMBERS, np.ndarray)):
-        return ne(self, other)
-    return NotImplemented
-
-
-def _bool_only(fn: Callable) -> Callable:
-    return _operator(fn)
 
 
 def _attach() -> None:
     m = Tensor._method
-    for symbol, fn in (
-        ("add", add),
-        ("sub", sub),
-        ("mul", mul),
-        ("truediv", div),
-        ("floordiv", floor_divide),
-        ("mod", remainder),
-        ("pow", pow),
-    ):
-        m(f"__{symbol}__", fn if symbol in ("add", "mul") else _operator(fn))
-        m(f"__r{symbol}__", _operator(_reflected(fn)))
-    in_place: tuple[tuple[str, Callable], ...] = (
-        ("add", _add_),
-        ("sub", _sub_),
-        ("mul", _mul_),
-        ("truediv", _div_),
-        ("pow", _pow_),
-    )
-    for symbol, change in in_place:
-        m(f"__i{symbol}__", change)
-    for symbol, test in (("lt", lt), ("le", le), ("gt", gt), ("ge", ge)):
-        m(f"__{symbol}__", _operator(test))
-    for symbol, logic in (("and", logical_and), ("or", logical_or), ("xor", logical_xor)):
-        m(f"__{symbol}__", _operator(logic))
-        m(f"__r{symbol}__", _operator(logic))
-    Tensor.__eq__ = _equals  # type: ignore[method-assign, assignment]
-    Tensor.__ne__ = _differs  # type: ignore[method-assign, assignment]
-    m("__neg__", neg)
-    m("__abs__", abs)
-    m("__invert__", logical_not)
-    m("__pos__", lambda self: self)
-    skip = {"where", "allclose"}
     for name in __all__:
-        if name not in skip:
+        if name != "where":
             m(name, globals()[name])
-    m("allclose", allclose)
     m("where", lambda self, condition, other: where(condition, self, other))
-    m("add_", _add_)
-    m("sub_", _sub_)
-    m("mul_", _mul_)
-    m("div_", _div_)
-    m("pow_", _pow_)
-    m("clamp_", _clamp_)
-    m("fill_", _fill_)
-    m("zero_", _zero_)
-    for name in _UNARY:
-        m(name + "_", _unary_in_place(name))
 
 
 _attach()

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.autograd import Node, apply, is_grad_enabled
-from ..core.tensor import Tensor, as_tensor, resolve_dtype, wrap
+from ..core.tensor import Tensor, resolve_dtype, wrap
 from . import elementwise as _ew
 from ._arguments import REFUSED, integers, number, renamed
+from ._axes import tensor_of
 
 __all__ = [
     "all", "amax", "amin", "any", "argmax", "argmin", "count_nonzero", "cumsum", "logsumexp", "max", "mean",
@@ -28,14 +29,6 @@ class MinMax(NamedTuple):
 
     values: Tensor
     indices: Tensor
-
-
-def _input(x: Any, op: str) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    if isinstance(x, np.ndarray):
-        return as_tensor(x, op=op)
-    raise TypeError(f"{op}: expected a Tensor, got {type(x).__name__}")
 
 
 def _named(op: str, kernel: Callable, *args: Any) -> Any:
@@ -102,7 +95,7 @@ class MeanBackward(_Reduce):
 def _in_dtype(op: str, fn: Callable, dtype: Any, input: Any, *args: Any) -> Tensor:
     """fn(input, *args) of the input in dtype, as dtype (sums of small integers are int64 by themselves)."""
     d = resolve_dtype(dtype, op)
-    return fn(_input(input, op).to(dtype=d), *args).to(dtype=d)
+    return fn(tensor_of(input, op).to(dtype=d), *args).to(dtype=d)
 
 
 def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
@@ -117,7 +110,7 @@ def sum(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = Non
     """
     if dtype is not None:
         return _in_dtype("sum", sum, dtype, input, dim, keepdim)
-    x = input if isinstance(input, Tensor) else _input(input, "sum")
+    x = input if isinstance(input, Tensor) else tensor_of(input, "sum")
     k = x._k
     out = k.sum(x.data, dim, keepdim)
     if x._rg and is_grad_enabled():
@@ -139,7 +132,7 @@ def mean(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = No
     """
     if dtype is not None:
         return _in_dtype("mean", mean, dtype, input, dim, keepdim)
-    x = input if isinstance(input, Tensor) else _input(input, "mean")
+    x = input if isinstance(input, Tensor) else tensor_of(input, "mean")
     k = x._k
     out = k.mean(x.data, dim, keepdim)
     if x._rg and is_grad_enabled():
@@ -181,7 +174,7 @@ def prod(input: Any, dim: Axes = None, keepdim: bool = False, *, dtype: Any = No
     """
     if dtype is not None:
         return _in_dtype("prod", prod, dtype, input, dim, keepdim)
-    x = _input(input, "prod")
+    x = tensor_of(input, "prod")
     k = x._k
     shape = x.data.shape
     out = k.prod(x.data, dim, keepdim)
@@ -218,7 +211,7 @@ def amax(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     >>> gs.amax(gs.tensor([1.0, 3.0, 2.0])).item()
     3.0
     """
-    x = _input(input, "amax")
+    x = tensor_of(input, "amax")
     return _extreme(x, x._k.amax(x.data, dim, keepdim), dim)
 
 
@@ -231,7 +224,7 @@ def amin(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     >>> gs.amin(gs.tensor([1.0, 3.0, 2.0])).item()
     1.0
     """
-    x = _input(input, "amin")
+    x = tensor_of(input, "amin")
     return _extreme(x, x._k.amin(x.data, dim, keepdim), dim)
 
 
@@ -276,7 +269,7 @@ class SelectBackward(Node):
 
 
 def _along(name: str, input: Any, dim: int, keepdim: bool) -> MinMax:
-    x = input if isinstance(input, Tensor) else _input(input, name)
+    x = input if isinstance(input, Tensor) else tensor_of(input, name)
     k, data = x._k, x.data
     out = (k.max_along if name == "max" else k.min_along)(data, dim, keepdim)
     return MinMax._make(
@@ -330,7 +323,7 @@ def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     >>> gs.argmax(gs.tensor([1.0, 3.0, 2.0])).item()
     1
     """
-    x = _input(input, "argmax")
+    x = tensor_of(input, "argmax")
     return wrap(x._k.argmax(x.data, dim, keepdim), x._k)
 
 
@@ -341,7 +334,7 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     >>> gs.argmin(gs.tensor([1.0, 3.0, 2.0])).item()
     0
     """
-    x = _input(input, "argmin")
+    x = tensor_of(input, "argmin")
     return wrap(x._k.argmin(x.data, dim, keepdim), x._k)
 
 
@@ -394,7 +387,7 @@ def _var(
     root: bool,
     op: str,
 ) -> Tensor:
-    x = input if isinstance(input, Tensor) else _input(input, op)
+    x = input if isinstance(input, Tensor) else tensor_of(input, op)
     k, data = x._k, x.data
     correction = _correction(op, dim, correction, unbiased)
     try:
@@ -460,7 +453,7 @@ def var_mean(
     >>> [t.item() for t in gs.var_mean(gs.tensor([1.0, 2.0, 3.0]))]
     [1.0, 2.0]
     """
-    x = input if isinstance(input, Tensor) else _input(input, "var_mean")
+    x = input if isinstance(input, Tensor) else tensor_of(input, "var_mean")
     k, data = x._k, x.data
     correction = _correction("var_mean", dim, correction, unbiased)
     try:
@@ -505,7 +498,7 @@ def norm(input: Any, p: Any = 2, dim: Axes = None, keepdim: bool = False) -> Ten
     >>> gs.norm(gs.tensor([3.0, 4.0])).item()
     5.0
     """
-    x = _input(input, "norm")
+    x = tensor_of(input, "norm")
     k = x._k
     if p in ("fro", None):
         p = 2
@@ -566,7 +559,7 @@ def logsumexp(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     >>> gs.logsumexp(gs.tensor([1000.0, 1000.0])).item() > 1000
     True
     """
-    x = input if isinstance(input, Tensor) else _input(input, "logsumexp")
+    x = input if isinstance(input, Tensor) else tensor_of(input, "logsumexp")
     k, data = x._k, x.data
     shape = data.shape
     out = k.logsumexp(data, None, dim, keepdim)
@@ -597,7 +590,7 @@ def any(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     >>> gs.any(gs.tensor([False, True])).item()
     True
     """
-    x = _input(input, "any")
+    x = tensor_of(input, "any")
     return wrap(x._k.any_(_truth("any", x), dim, keepdim, False), x._k)
 
 
@@ -610,7 +603,7 @@ def all(input: Any, dim: Axes = None, keepdim: bool = False) -> Tensor:
     >>> gs.all(gs.tensor([False, True])).item()
     False
     """
-    x = _input(input, "all")
+    x = tensor_of(input, "all")
     return wrap(x._k.any_(_truth("all", x), dim, keepdim, True), x._k)
 
 
@@ -623,7 +616,7 @@ def count_nonzero(input: Any, dim: Axes = None) -> Tensor:
     >>> gs.count_nonzero(gs.tensor([0.0, 2.0, 3.0])).item()
     2
     """
-    x = _input(input, "count_nonzero")
+    x = tensor_of(input, "count_nonzero")
     return wrap(_named("count_nonzero", x._k.sum, _truth("count_nonzero", x), dim, False), x._k)
 
 
@@ -648,7 +641,7 @@ def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """
     if dtype is not None:
         return _in_dtype("cumsum", cumsum, dtype, input, dim)
-    x = _input(input, "cumsum")
+    x = tensor_of(input, "cumsum")
     return apply(CumsumBackward, x._k, x._k.cumsum(x.data, dim), (x,), dim=dim)
 
 
@@ -669,7 +662,7 @@ def sum_to(input: Any, shape: tuple) -> Tensor:
     >>> gs.sum_to(gs.ones(4, 3), (3,)).tolist()
     [4.0, 4.0, 4.0]
     """
-    x = _input(input, "sum_to")
+    x = tensor_of(input, "sum_to")
     if type(shape) is not tuple:
         shape = integers("sum_to", "shape", shape)
     out = x._k.sum_to(x.data, shape)

@@ -10,7 +10,8 @@ import numpy as np
 from ...core import recording
 from ...core.creation import full
 from ...core.tensor import Tensor, as_tensor
-from ...ops.shape import cat, index_select, pad, stack
+from ...ops.indexing import index_select
+from ...ops.joining import cat, pad, stack
 
 __all__ = [
     "PackedSequence",
