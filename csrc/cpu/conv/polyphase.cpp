@@ -142,7 +142,7 @@ Job make_job(const ConvParams& p, bool data) {
   j.own_at = j.own_first ? 0 : j.first;
   j.own = align64(2 * j.zeros + (j.own_first ? j.first : 0) + mine);
   j.queue_at = j.own_at + (size_t)members * j.own;
-  j.scratch = j.queue_at + kQueueBytes;
+  j.scratch = j.queue_at + (size_t)members * kQueueBytes;
   return j;
 }
 
@@ -243,7 +243,7 @@ struct Pass {
     }
   }
 
-  void by_tiles(Queue queue) const {
+  void by_tiles(const Shares& shares) const {
     // one after the other, since each fetches what the next reads
     const int64_t tid = j.own_first ? 0 : ctx->tid, nt = j.own_first ? 1 : ctx->nt;
     const int64_t slices = ceil_div(j.in, 16), all = j.out.count * slices;
@@ -255,10 +255,10 @@ struct Pass {
     ctx->sync();
     float *v = mine, *m = v + tile_elements(j.most, j.groups);
     int64_t next = 0;
-    for (int64_t task = after(queue, -1); task < j.tasks; task = next) {
+    for (int64_t task = after(shares, -1); task < j.tasks; task = next) {
       int64_t r0, r1, n0 = 0, n1 = 0;
       span(task, &r0, &r1);
-      next = after(queue, task);
+      next = after(shares, task);
       if (next < j.tasks) span(next, &n0, &n1);
       const int64_t part = task % j.panel_tasks;
       const int64_t i0 = part * j.out.count / j.panel_tasks;
@@ -296,7 +296,12 @@ struct Pass {
   }
 
   // The task behind `task` (-1: the first), known before that is done so that its operands can be
-  // fetched: by a queue whoever comes first would have two, so few tasks are dealt out in turn.
+  // fetched: by a counter whoever comes first would have two, so few tasks are dealt out.
+  int64_t after(const Shares& shares, int64_t task) const {
+    if (j.tasks >= 4 * ctx->nt) return shares.take();
+    if (task < 0) task = ctx->tid * j.tasks / ctx->nt - 1;
+    return task + 1 < (ctx->tid + 1) * j.tasks / ctx->nt ? task + 1 : j.tasks;
+  }
   int64_t after(const Queue& queue, int64_t task) const {
     if (j.tasks >= 4 * ctx->nt) return queue.take();
     return task < 0 ? ctx->tid : task + ctx->nt;
@@ -370,8 +375,8 @@ void run(const void* params, void* const* buf, const Ctx* ctx) {
   const Job j = make_job(p, Data);
   char* own = ctx->scratch + j.own_at + (size_t)ctx->tid * j.own;
   memset(own, 0, j.zeros);
-  const Queue queue = queue_at(ctx->scratch + j.queue_at, 0);
-  if (ctx->tid == 0) queue.reset();
+  const Shares shares{ctx->scratch + j.queue_at, j.tasks, ctx->nt, ctx->tid};
+  if (ctx->tid == 0) shares.reset();
   const Pass pass{p,
                   j,
                   ctx,
@@ -388,9 +393,9 @@ void run(const void* params, void* const* buf, const Ctx* ctx) {
                   (float*)(own + j.zeros),
                   (float*)(own + 2 * j.zeros + (j.own_first ? j.first : 0))};
   if (j.by_filters)
-    pass.by_filters(queue);
+    pass.by_filters(queue_at(shares.at, 0));
   else
-    pass.by_tiles(queue);
+    pass.by_tiles(shares);
 }
 
 int64_t work(const ConvParams& p) {
