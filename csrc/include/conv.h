@@ -35,9 +35,8 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // Set by rewrites of captured steps, in kernels that then have more buffers behind the others:
 // - after, conv_direct_forward, conv_*polyphase_forward and conv_*winograd*_forward, of one group:
 //   channel_norm_piece, which hears of rows of y when they are there; its parts and counters.
-// - sum, conv_direct_backward_data and conv_*winograd*_backward, also with a pool: another
-// gradient,
-//   like dx, that is added to it.
+// - sum, conv_direct_backward_data and conv_*winograd*_backward, also with a pool:
+//   another gradient, like dx, that is added to it.
 // - gate, conv_direct_backward_data, conv_*polyphase_backward_data and conv_*winograd*_backward,
 //   also with a pool: the output of a ReLU, like dx, whose gradient dx (with the sum) is: zeros
 //   where that output is not positive.
