@@ -495,9 +495,10 @@ struct Backward : Lanes<T> {
   // place of kw kh. What the first step finds lies where windows begin, with gaps between: then
   // ends of rows and strides need no code of their own.
   static constexpr uint8_t kNone = 255;
-  // Elements of the sums of a row, each with the column in the window that it belongs to, or kNone.
+  // Elements of the sums of a row, each with the column in the window that it belongs to, or kNone:
+  // a multiple of 64, so that the next member's sums, behind both, are aligned.
   static GS_MEMBER int64_t folded(const PoolParams& p) {
-    return ((p.w + (p.kw - 1) * p.dw) * p.c + 3 * N - 1) / N * N;
+    return ((p.w + (p.kw - 1) * p.dw) * p.c + 2 * N + 63) / 64 * 64;
   }
   // Few windows that hold an element are looked at one by one.
   static GS_MEMBER bool folds(const PoolParams& p) {
