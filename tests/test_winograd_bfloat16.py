@@ -200,13 +200,14 @@ def test_captured_as_eager(forced):
         assert all(np.array_equal(p, q) for p, q in zip(results[0], other, strict=True))
 
 
-def test_strict_float32_and_float64_have_no_part_in_it():
+@pytest.mark.parametrize(("name", "stride"), [(NAME, 1), ("bfloat16_polyphase", 2)])
+def test_strict_float32_and_float64_have_no_part_in_it(name, stride):
     rng = np.random.default_rng()
-    x, w = normal(rng, 8, 16, 16, 64), normal(rng, 64, 3, 3, 64)
-    args = (1, 1, 1, 1)
+    x, w = normal(rng, 32, 16, 16, 64), normal(rng, 64, 3, 3, 64)
+    args = (stride, 1, 1, 1)
     plain = k.conv(2, x, w, None, *args, False)
     wide = k.conv(2, x.astype(np.float64), w.astype(np.float64), None, *args, False)
-    k.conv_force(NAME)
+    k.conv_force(name)
     try:
         assert np.array_equal(k.conv(2, x, w, None, *args, False), plain)
         with gs.autocast():
@@ -216,7 +217,7 @@ def test_strict_float32_and_float64_have_no_part_in_it():
         gs.set_conv_precision("strict")
         with gs.autocast():
             y = k.conv(2, x, w, None, *args, False)
-        want = conv_reference(x, w, 1, 1, 1, 1, None)[0]
+        want = conv_reference(x, w, stride, 1, 1, 1, None)[0]
         assert rms(y, want) <= 1.05 * DIRECT
     finally:
         k.conv_force("")

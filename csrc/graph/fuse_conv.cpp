@@ -53,6 +53,22 @@ void Fuser::relu_pool(int k) {
   index();
 }
 
+bool Fuser::conv_y(int op) const {
+  return is(op, "conv_winograd4_forward") || is(op, "conv_winograd2_forward") ||
+         is(op, "conv_bf16_winograd4_forward") || is(op, "conv_polyphase_forward") ||
+         is(op, "conv_bf16_polyphase_forward") || is(op, "conv_direct_forward");
+}
+
+bool Fuser::conv_dx(int op) const {
+  return is(op, "conv_winograd4_backward") || is(op, "conv_winograd2_backward") ||
+         is(op, "conv_bf16_winograd4_backward") || is(op, "conv_direct_backward_data");
+}
+
+bool Fuser::conv_pool_dx(int op) const {
+  return is(op, "conv_winograd4_pool_backward") || is(op, "conv_winograd2_pool_backward") ||
+         is(op, "conv_bf16_winograd4_pool_backward");
+}
+
 // gradient of a convolution, sum with another gradient -> the convolution adds the other one before
 // it stores. Operand i of the sum at call k is the convolution's. Sums in place: of the
 // convolution's gradient there is nothing to do; where the sum took the place of the other one, the
@@ -68,11 +84,7 @@ bool Fuser::add_in_conv(int k, int i) {
     if (conv >= 0 || !u.write || u.op > k) return false;
     conv = u.op;
   }
-  if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
-      !is(conv, "conv_winograd4_pool_backward") && !is(conv, "conv_winograd2_pool_backward") &&
-      !is(conv, "conv_bf16_winograd4_backward") && !is(conv, "conv_bf16_winograd4_pool_backward") &&
-      !is(conv, "conv_direct_backward_data"))
-    return false;
+  if (!conv_dx(conv) && !conv_pool_dx(conv)) return false;
   ConvParams c = params<ConvParams>(conv);
   if (c.sum || c.gate || !same(buffer(conv, 3), a) || !adds(k, c.n * c.in_h * c.in_w * c.channels))
     return false;
@@ -115,11 +127,8 @@ void Fuser::conv_gradient(int k) {
   RecordedBuffer dy = buffer(k, 0), y = buffer(k, 1), dx = buffer(k, 2);
   int conv = temporary(dy) ? writer(dy) : -1, forward = -1;
   if (conv < 0 || only_reader(dy) != k) return;
-  if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
-      !is(conv, "conv_winograd4_pool_backward") && !is(conv, "conv_winograd2_pool_backward") &&
-      !is(conv, "conv_bf16_winograd4_backward") && !is(conv, "conv_bf16_winograd4_pool_backward") &&
-      !is(conv, "conv_polyphase_backward_data") && !is(conv, "conv_bf16_polyphase_backward_data") &&
-      !is(conv, "conv_direct_backward_data"))
+  if (!conv_dx(conv) && !conv_pool_dx(conv) && !is(conv, "conv_polyphase_backward_data") &&
+      !is(conv, "conv_bf16_polyphase_backward_data"))
     return;
   if (bits) {
     forward = writer(y);

@@ -27,11 +27,7 @@ bool Fuser::with_relu(int k, RecordedOp* op, int64_t n) {
     p.act = kActRelu;
     return true;
   }
-  if (!is(k, "conv_winograd4_forward") && !is(k, "conv_winograd2_forward") &&
-      !is(k, "conv_bf16_winograd4_forward") && !is(k, "conv_polyphase_forward") &&
-      !is(k, "conv_bf16_polyphase_forward") && !is(k, "conv_direct_forward") &&
-      !is(k, "conv_stream_forward") && !is(k, "conv_depthwise_forward"))
-    return false;
+  if (!conv_y(k) && !is(k, "conv_stream_forward") && !is(k, "conv_depthwise_forward")) return false;
   ConvParams& p = *(ConvParams*)op->params.data();
   if (p.activation != kConvLinear || p.n * p.out_h * p.out_w * p.filters != n) return false;
   p.activation = kConvRelu;

@@ -96,11 +96,7 @@ void Fuser::norm_stats(int k) {
   ChannelNormParams& p = params<ChannelNormParams>(k);
   RecordedBuffer x = buffer(k, 0);
   int conv = writer(x);
-  if (!p.training || p.parts || p.outer != 1 || p.groups != p.channels ||
-      (!is(conv, "conv_winograd4_forward") && !is(conv, "conv_winograd2_forward") &&
-       !is(conv, "conv_bf16_winograd4_forward") && !is(conv, "conv_polyphase_forward") &&
-       !is(conv, "conv_bf16_polyphase_forward") && !is(conv, "conv_direct_forward")))
-    return;
+  if (!p.training || p.parts || p.outer != 1 || p.groups != p.channels || !conv_y(conv)) return;
   ConvParams& c = params<ConvParams>(conv);
   if (c.after || c.groups != 1 || !same(buffer(conv, 3), x) || c.filters != p.channels ||
       c.n * c.out_h * c.out_w != p.rows)
@@ -134,9 +130,7 @@ void Fuser::norm_gradient(int k) {
   RecordedBuffer y = buffer(k, 5);
   const int conv = temporary(dy) ? writer(dy) : -1;
   if (!q.relu || y.object < 0 || other.object < 0 || conv < 0 || only_reader(dy) != k) return;
-  if (!is(conv, "conv_winograd4_backward") && !is(conv, "conv_winograd2_backward") &&
-      !is(conv, "conv_bf16_winograd4_backward") && !is(conv, "conv_direct_backward_data"))
-    return;
+  if (!conv_dx(conv)) return;
   ConvParams c = params<ConvParams>(conv);
   if (c.gate || !same(buffer(conv, 3), dy) ||
       c.n * c.in_h * c.in_w * c.channels != q.outer * q.rows * q.channels)

@@ -72,6 +72,9 @@ struct Fuser {
   void finish();
 
   // fuse_conv.cpp
+  bool conv_y(int op) const;        // a convolution that takes part in what reads its output
+  bool conv_dx(int op) const;       // one whose dx can have a sum and a gate (conv.h)
+  bool conv_pool_dx(int op) const;  // the same behind a pool
   void relu_pool(int k);
   bool add_in_conv(int k, int i);
   void gradient_sum(int k);

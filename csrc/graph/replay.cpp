@@ -111,9 +111,8 @@ void Program::slot_random(uint64_t first, uint64_t last) {
     if (random_slot < 0) random_slot = slot_new();
     if (random_slot < 0)  // without one every replay would draw the same numbers
       throw std::runtime_error(
-          "capture: the table of slots is full. Drop captured functions and optimizers that are "
-          "not "
-          "used any more");
+          "capture: the table of slots is full. Drop captured functions and optimizers that "
+          "are not used any more");
     counter->value -= first;
     counter->slot = random_slot;
     seed = *key;

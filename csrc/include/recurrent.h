@@ -10,14 +10,13 @@ enum RecurrentMode : int32_t { kLstm, kGru, kRnnTanh, kRnnRelu, kRecurrentModes 
 // sizes[t] rows, not more than the step before, one step after the other.
 // G gates (4, 3 or 1; order i f g o, r z n), H = hidden.
 //
-// recurrent           buffers: gates (rows, gate_row) in: input part x W_ih^T + b_ih, out:
-// activated
-//                     gates; w_hh (G H, H), b_hh (G H) or null, h0 (batch, H) or null, c0 or null,
-//                     sizes int64 (steps) or null, out (rows, out_row), hprev (rows, state_row):
-//                     the state before each step, aux (rows, H): LSTM: the cell before each step,
-//                     GRU: the hidden part of n, null for RNN; hn (batch, H), cn (LSTM) or null;
-//                     where p.input is not 0: x (rows, I), w_ih (G H, I), b_ih (G H) or null, and
-//                     gates is written only, null with p.pair.
+// recurrent           buffers: gates (rows, gate_row) in: input part x W_ih^T + b_ih,
+//                     out: activated gates; w_hh (G H, H), b_hh (G H) or null, h0 (batch, H) or
+//                     null, c0 or null, sizes int64 (steps) or null, out (rows, out_row), hprev
+//                     (rows, state_row): the state before each step, aux (rows, H): LSTM: the cell
+//                     before each step, GRU: the hidden part of n, null for RNN; hn (batch, H), cn
+//                     (LSTM) or null; where p.input is not 0: x (rows, I), w_ih (G H, I), b_ih (G
+//                     H) or null, and gates is written only, null with p.pair.
 // recurrent_backward  buffers: gates, w_hh, sizes, hprev, aux as left by the forward; dout (rows,
 //                     out_row) or null, dhn (batch, H) or null, dcn or null; dgates (rows,
 //                     gate_row): gradient of the input part, dhidden: the same of the hidden part
