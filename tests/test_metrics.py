@@ -133,11 +133,13 @@ def test_precision_recall_fscore(average, seed):
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted", "binary", None])
 def test_against_scikit_learn(average, rng):
     sk = pytest.importorskip("sklearn.metrics")
-    for trial in range(20):
+    for trial in range(60):
         c = 2 if average == "binary" else int(rng.integers(2, 9))
-        n = int(rng.integers(2, 80))
+        n = int(rng.integers(1, 80) if trial % 2 else rng.integers(1, 9))
         y, p = rng.integers(0, c, size=n), rng.integers(0, c, size=n)
-        zero = float(trial % 2)
+        if trial % 4 == 0:  # classes that are never true, or never predicted
+            y, p = y // 2, p - p // 2
+        zero = [0.0, 1.0, np.nan][trial % 3]  # NaN: left out of the means
         kw = dict(average=average, zero_division=zero)
         if average is None:
             kw["labels"] = range(max(y.max(), p.max()) + 1)
@@ -145,6 +147,8 @@ def test_against_scikit_learn(average, rng):
             (M.Precision(average, zero), sk.precision_score(y, p, **kw)),
             (M.Recall(average, zero), sk.recall_score(y, p, **kw)),
             (M.FScore(2.0, average, zero), sk.fbeta_score(y, p, beta=2.0, **kw)),
+            (M.FScore(0.0, average, zero), sk.fbeta_score(y, p, beta=0.0, **kw)),
+            (M.FScore(np.inf, average, zero), sk.fbeta_score(y, p, beta=np.inf, **kw)),
         ]:
             np.testing.assert_allclose(stream(ours, p, y, rng), theirs, rtol=0, atol=1e-12)
     scores = rng.normal(size=(90, 7))
@@ -182,6 +186,25 @@ def test_r2_constant_target():
     metric.update(np.zeros(1), np.ones(1))
     assert metric.compute() == 0.0
     assert np.isnan(M.R2().compute())
+    # The mean of ten times 0.1 is not 0.1 when it is summed and divided; it has to be here, or the
+    # quotient is one of rounding errors.
+    for value in (0.1, -1e150, 1e6 + 0.1):
+        for cut in (0, 3, 10):
+            metric = M.R2()
+            for part in (slice(0, cut), slice(cut, 13)):
+                metric.update(np.full(13, value)[part] * 1.5, np.full(13, value)[part])
+            assert metric.compute() == 0.0
+    metric = M.R2()
+    metric.update(np.array([np.nan, 1.0]), np.ones(2))
+    assert np.isnan(metric.compute())
+
+
+def test_huge_and_infinite_scores_are_no_warning(recwarn):
+    top = np.finfo(np.float32).max
+    scores = np.array([[top, top, 0], [np.inf, -np.inf, 0], [0, np.nan, 1]], np.float32)
+    metric = M.Accuracy()
+    metric.update(scores, np.array([0, 0, 2]))
+    assert metric.compute() == pytest.approx(2 / 3) and not recwarn.list
 
 
 def test_confusion_matrix_grows():
@@ -243,6 +266,7 @@ def test_function_is_exact_for_what_is_no_mean(rng):
 
 
 def test_names():
+    assert M.TopK(np.int64(3)).name == "top3" and M.ConfusionMatrix(np.int8(3)).num_classes == 3
     assert M.get("top_3").k == 3 and M.get("Top5_accuracy").name == "top5"
     assert isinstance(M.get("acc"), M.Accuracy) and isinstance(M.get(M.R2), M.R2)
     assert M.get(len).name == "len"
@@ -279,6 +303,9 @@ def test_bad_input():
     for bad in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="k must"):
             M.TopK(bad)
+    for bad in (0, 2.5, "3", True):
+        with pytest.raises(ValueError, match="num_classes must"):
+            M.FScore(num_classes=bad)
     with pytest.raises(ValueError, match="average"):
         M.Precision("mean")
     with pytest.raises(ValueError, match="beta"):

@@ -153,7 +153,9 @@ def _largest(scores: np.ndarray) -> np.ndarray:
         raise ValueError(f"metric: scores of shape {scores.shape} have no classes.")
     best = scores.argmax(axis=-1)
     # A NaN anywhere makes the sum NaN (so does inf - inf, which the closer look then clears).
-    if np.isnan(scores.sum()):
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = scores.sum()
+    if np.isnan(total):
         bad = np.isnan(scores).any(axis=-1)
         return np.where(bad, -1, best)
     return best
@@ -230,9 +232,9 @@ class TopK(Metric):
     sums = ("right", "count")
 
     def __init__(self, k: int = 5) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise ValueError(f"TopK: k must be a whole number of at least 1, not {k!r}.")
-        self.k, self.name = k, f"top{k}"
+        self.k, self.name = int(k), f"top{k}"
         self.reset()
 
     def reset(self) -> None:
@@ -280,9 +282,17 @@ class ConfusionMatrix(Metric):
     name, sums = "confusion", ("matrix",)
 
     def __init__(self, num_classes: int | None = None, threshold: float = 0.5) -> None:
-        if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
-            raise ValueError(f"ConfusionMatrix: num_classes is {num_classes}; expected at least 1.")
-        self.num_classes, self.threshold = num_classes, threshold
+        if num_classes is not None and (
+            isinstance(num_classes, bool)
+            or not isinstance(num_classes, (int, np.integer))
+            or num_classes < 1
+        ):
+            raise ValueError(
+                f"{type(self).__name__}: num_classes must be a whole number of at least 1, not "
+                f"{num_classes!r}."
+            )
+        self.num_classes = None if num_classes is None else int(num_classes)
+        self.threshold = threshold
         self.reset()
 
     def reset(self) -> None:
@@ -329,8 +339,9 @@ class FScore(ConfusionMatrix):
 
     ``average``: "macro" (plain mean over the classes that occur as truth or prediction),
     "weighted" (by true counts), "micro" (from summed counts), "binary" (class 1 alone) or None
-    (an array with one value per class). ``zero_division`` stands where a quotient is 0 / 0.
-    Values agree with scikit-learn's. ValueError: a negative ``beta``, an unknown ``average``,
+    (an array with one value per class). ``zero_division`` stands where a quotient is 0 / 0; NaN
+    leaves such classes out of the means. An infinite ``beta`` gives the recall. Values agree with
+    scikit-learn's. ValueError: a negative ``beta``, an unknown ``average``,
     "binary" with more than two classes, and as in ``ConfusionMatrix``. Source: van Rijsbergen 1979,
     Information Retrieval.
 
@@ -365,6 +376,8 @@ class FScore(ConfusionMatrix):
 
     def _quotient(self, tp: Any, fp: Any, fn: Any) -> tuple[Any, Any]:
         b2 = self.beta**2
+        if b2 == np.inf:
+            return tp, tp + fn
         return (1 + b2) * tp, (1 + b2) * tp + b2 * fn + fp
 
     def compute(self) -> Any:
@@ -387,11 +400,12 @@ class FScore(ConfusionMatrix):
         np.divide(top, bottom, out=each, where=bottom > 0)
         if self.average is None:
             return each
-        if self.average == "weighted":
-            return float((each * true).sum() / true.sum())
-        if self.average == "macro":
-            each = each[(predicted + true) > 0]
-        return float(each.mean())
+        counted = predicted + true > 0 if self.average == "macro" else np.ones(len(each), bool)
+        counted &= ~np.isnan(each)
+        each, weights = each[counted], true[counted]
+        if self.average != "weighted" or not weights.any():
+            weights = np.ones(len(each))
+        return float((each * weights).sum() / weights.sum()) if len(each) else float("nan")
 
 
 class Precision(FScore):
@@ -522,10 +536,15 @@ class R2(Metric):
         p, t = p.reshape(n, -1), t.reshape(n, -1)
         if self.count and t.shape[1] != len(self.mean):
             raise ValueError(f"r2: batch has {t.shape[1]} outputs, earlier ones {len(self.mean)}.")
-        mean = t.mean(axis=0)
-        self._add(n, mean, ((t - mean) ** 2).sum(axis=0), ((t - p) ** 2).sum(axis=0))
+        # From the first row on: a constant target then has its own value as mean, to the last bit.
+        off = t - t[0]
+        middle = off.mean(axis=0)
+        self._add(n, t[0] + middle, ((off - middle) ** 2).sum(axis=0), ((t - p) ** 2).sum(axis=0))
 
     def _add(self, n: int, mean: np.ndarray, deviations: np.ndarray, residuals: np.ndarray) -> None:
+        if not self.count:
+            self.count, self.mean, self.deviations, self.residuals = n, mean, deviations, residuals
+            return
         total = self.count + n
         shift = mean - self.mean
         self.mean = self.mean + shift * (n / total)
@@ -543,7 +562,7 @@ class R2(Metric):
     def compute(self) -> float:
         if self.count < 2:
             return float("nan")
-        share = np.where(self.residuals == 0, 0.0, 1.0)
+        share = np.sign(self.residuals)  # of a constant target: 0 where it is met, 1, or NaN
         np.divide(self.residuals, self.deviations, out=share, where=~(self.deviations <= 0))
         return float((1.0 - share).mean())
 
