@@ -1,5 +1,6 @@
 """Module, containers, state dicts, freezing, hooks, summary, initialisers."""
 
+import math
 from collections import OrderedDict
 
 import numpy as np
@@ -334,6 +335,62 @@ def test_orthogonal_and_others():
         nn.init.activation_init_(gs.empty(3, 3), "reel")
     with pytest.raises(TypeError, match="float"):
         nn.init.normal_(gs.zeros(3, dtype="int64"))
+
+
+@pytest.mark.parametrize(
+    "mean,std,a,b",
+    [
+        (0, 1, -2, 2),
+        (1, 2, -1, 4),
+        (0, 1, 0, 0.1),
+        (0, 1, 1.9, 9),
+        (3, 0.5, 3.9, 4),
+        (0, 1, 2, 2.001),
+    ],
+)
+def test_truncated_normal_has_its_distribution(mean, std, a, b):
+    """Also between bounds that next to nothing of the whole distribution falls into."""
+    gs.manual_seed(3)
+    phi = np.vectorize(lambda v: math.erf(v / math.sqrt(2)))
+    for dtype in ("float64", "float32"):
+        w = nn.init.trunc_normal_(gs.empty(20000, dtype=dtype), mean, std, a, b).numpy()
+        assert w.min() >= a and w.max() <= b  # a float32 that rounds to beyond a bound too
+        low, high, at = (phi((v - mean) / std) for v in (a, b, np.sort(w.astype(np.float64))))
+        cdf = (at - low) / (high - low)
+        assert np.abs(cdf - (np.arange(20000) + 0.5) / 20000).max() < 1.95 / np.sqrt(
+            20000
+        )  # KS, 0.1 %
+    nn.init.trunc_normal_(gs.empty(10), 0.0, 1.0, 0.0, 1e-9)  # would be redrawn for ever
+
+
+def test_bounds_that_no_number_lies_between():
+    for bad in (dict(mean=np.nan), dict(std=np.inf), dict(a=np.nan), dict(mean=np.inf)):
+        with pytest.raises(ValueError, match="trunc_normal_"):
+            nn.init.trunc_normal_(gs.empty(3), **bad)
+    with pytest.raises(ValueError, match="does not fit float32"):
+        nn.init.uniform_(gs.empty(3), -3e38, 3e38)
+    nn.init.uniform_(gs.empty(3, dtype="float64"), -3e38, 3e38)
+
+
+@pytest.mark.parametrize(
+    "layer,arguments",
+    [
+        ("Conv2d", dict(in_channels=64, out_channels=32, kernel_size=3)),
+        ("Conv2d", dict(in_channels=64, out_channels=32, kernel_size=3, groups=4)),
+        ("ConvTranspose2d", dict(in_channels=64, out_channels=16, kernel_size=3)),
+        ("ConvTranspose2d", dict(in_channels=16, out_channels=64, kernel_size=4, stride=2)),
+        (
+            "ConvTranspose2d",
+            dict(in_channels=64, out_channels=64, kernel_size=4, stride=2, groups=4),
+        ),
+    ],
+)
+def test_weights_that_fit_a_relu_double_the_mean_square(layer, arguments):
+    """The ReLU halves it again. A transposed convolution too, whose fans its weight's shape does not tell."""
+    gs.manual_seed(4)
+    layer = getattr(nn, layer)(**arguments, activation="relu")
+    y = layer(gs.randn(4, 20, 20, layer.in_channels)).detach().numpy()[:, 4:-4, 4:-4]
+    assert abs(np.square(y, dtype=np.float64).mean() / 2 - 1) < 0.1
 
 
 def test_same_seed_same_weights():

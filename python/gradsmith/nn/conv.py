@@ -109,7 +109,12 @@ class _Conv(Module):
         With `activation`, the weight as fits it (`init.activation_init_`) and no bias.
         """
         if self.activation is not None:
-            init.activation_init_(self.weight, self.activation)
+            fans = None
+            if self._transposed:  # each output gathers what the stride and the groups leave of a kernel
+                area = math.prod(self.kernel_size)
+                inputs = self.in_channels // self.groups
+                fans = (inputs * area / math.prod(self.stride), self.out_channels * area)
+            init.activation_init_(self.weight, self.activation, fans=fans)
             if self.bias is not None:
                 init.zeros_(self.bias)
             return

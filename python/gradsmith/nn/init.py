@@ -116,6 +116,8 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     a, b = number("uniform_", "a", a), number("uniform_", "b", b)
     if not a <= b:
         raise ValueError(f"uniform_: a = {a} must not be above b = {b}")
+    if b - a > float(np.finfo(tensor.data.dtype).max):
+        raise ValueError(f"uniform_: b - a = {b - a} does not fit {tensor.data.dtype}")
     seed, counter = random.next_counter()
     return _write(
         tensor,
@@ -150,7 +152,7 @@ def trunc_normal_(
     """tensor ~ N(mean, std^2) restricted to [a, b], by redrawing what falls outside.
 
     a, b: the bounds themselves, not in standard deviations. TypeError: no float Tensor, no numbers. ValueError: a
-    negative std, a not below b, bounds more than 2 std from the mean.
+    negative std, a mean or std that is not finite, a not below b, bounds more than 2 std from the mean.
 
     >>> import gradsmith as gs
     >>> w = gs.nn.init.trunc_normal_(gs.empty(1000), std=0.02, a=-0.04, b=0.04)
@@ -161,21 +163,40 @@ def trunc_normal_(
     op = "trunc_normal_"
     mean, std = number(op, "mean", mean), number(op, "std", std)
     a, b = number(op, "a", a), number(op, "b", b)
-    if not (std >= 0 and a < b):
+    if not (0 <= std < math.inf and a < b and math.isfinite(mean)):
         raise ValueError(
-            f"trunc_normal_: needs std >= 0 and a < b, got std = {std}, a = {a}, b = {b}"
+            f"trunc_normal_: needs a finite mean and std >= 0 and a < b, got mean = {mean}, std = {std}, a = {a}, b = {b}"
         )
     if std == 0 or mean < a - 2 * std or mean > b + 2 * std:
         raise ValueError(
             f"trunc_normal_: [{a}, {b}] is more than 2 standard deviations from mean {mean}"
         )
+    # Drawn evenly over [a, b] and kept in proportion to the density where that keeps more than drawing from the whole
+    # distribution: narrow bounds, or a far tail, would have to be redrawn for ever.
+    low, high = (a - mean) / std, (b - mean) / std
+    nearest = min(max(low, 0.0), high)
+    even = math.sqrt(2 * math.pi) * math.exp(nearest * nearest / 2) > high - low
     rng = _generator()
-    x = rng.normal(mean, std, tensor.data.shape)
-    bad = (x < a) | (x > b)
+
+    def draw(count: Any) -> tuple[np.ndarray, np.ndarray]:
+        if not even:
+            x = rng.normal(mean, std, count)
+            return x, (x < a) | (x > b)
+        x = rng.uniform(a, b, count)
+        density = np.exp((nearest * nearest - ((x - mean) / std) ** 2) / 2)
+        return x, rng.random(count) > density
+
+    x, bad = draw(tensor.data.shape)
     while bad.any():
-        x[bad] = rng.normal(mean, std, int(bad.sum()))
-        bad = (x < a) | (x > b)
-    return _write(tensor, x.astype(tensor.data.dtype))
+        x[bad], again = draw(int(bad.sum()))
+        bad[bad] = again
+    dtype = tensor.data.dtype
+    bounds = np.array([a, b], dtype)  # those of the dtype that lie within
+    if bounds[0] < a:
+        bounds[0] = np.nextafter(bounds[0], bounds[1])
+    if bounds[1] > b:
+        bounds[1] = np.nextafter(bounds[1], bounds[0])
+    return _write(tensor, np.clip(x.astype(dtype), *bounds))
 
 
 def _generator() -> np.random.Generator:
@@ -363,12 +384,18 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     )
 
 
-def activation_init_(tensor: Tensor, activation: str, param: float | None = None) -> Tensor:
+def activation_init_(
+    tensor: Tensor,
+    activation: str,
+    param: float | None = None,
+    fans: tuple[float, float] | None = None,
+) -> Tensor:
     """The initialiser that fits the activation which follows the layer.
 
     He normal for the ReLU family, LeCun normal for SELU, Glorot uniform for linear, tanh, sigmoid, softmax.
-    param: the slope of leaky_relu. TypeError: activation is no string. ValueError: it is unknown; fewer than 2
-    dimensions. Sources as in `kaiming_uniform_`, `lecun_normal_` and `xavier_uniform_`.
+    param: the slope of leaky_relu. fans: (fan_in, fan_out) where `calculate_fan` does not tell them, as of a transposed
+    convolution. TypeError: activation is no string. ValueError: it is unknown; fewer than 2 dimensions. Sources as in
+    `kaiming_uniform_`, `lecun_normal_` and `xavier_uniform_`.
 
     >>> import gradsmith as gs
     >>> w = gs.nn.init.activation_init_(gs.empty(100, 200), "relu")  # std = sqrt(2 / 200)
@@ -378,9 +405,12 @@ def activation_init_(tensor: Tensor, activation: str, param: float | None = None
     if not isinstance(activation, str):
         raise TypeError(f"init: activation must be a name such as 'relu', got {activation!r}")
     name = activation.lower()
+    fan_in, fan_out = fans or calculate_fan(tensor)
     if name == "selu":
-        return lecun_normal_(tensor)
+        return normal_(tensor, 0.0, math.sqrt(1.0 / max(1, fan_in)))
     if name in ("linear", "identity", "tanh", "sigmoid", "softmax", "log_softmax", "logsigmoid"):
-        return xavier_uniform_(tensor)
+        a = math.sqrt(6.0 / max(1, fan_in + fan_out))
+        return uniform_(tensor, -a, a)
     calculate_gain(name, param)  # ValueError for an unknown name
-    return kaiming_normal_(tensor, a=param or 0.0, nonlinearity="leaky_relu" if param else "relu")
+    gain = calculate_gain("leaky_relu", param) if param else math.sqrt(2.0)
+    return normal_(tensor, 0.0, gain / math.sqrt(max(1, fan_in)))
