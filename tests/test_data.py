@@ -386,6 +386,25 @@ def test_image_folder(tmp_path):
             D.ImageFolder(tmp_path, size=6)[np.arange(4)]
 
 
+def test_images_of_other_kinds(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    (tmp_path / "a").mkdir()
+    gray = np.random.default_rng(1).integers(0, 256, (6, 5), dtype=np.uint8)
+    Image.fromarray(gray).save(tmp_path / "a" / "0.png")
+    Image.fromarray(gray).convert("P").save(tmp_path / "a" / "1.png")
+    Image.fromarray(gray).convert("LA").save(tmp_path / "a" / "2.png")
+    Image.fromarray(np.dstack([gray] * 3 + [255 - gray])).save(tmp_path / "a" / "3.png")
+    # 16 bits, which Pillow's own conversion turns into white
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "a" / "4.png")
+    (tmp_path / "a" / "5.pgm").write_bytes(
+        b"P5 5 6 65535 " + (gray.astype(np.uint16) * 257).astype(">u2").tobytes()
+    )
+    for mode in ("L", "RGB"):
+        x, _ = D.ImageFolder(tmp_path, mode=mode, dtype="uint8")[np.arange(6)]
+        np.testing.assert_array_equal(x, np.broadcast_to(gray[None, :, :, None], x.shape))
+    assert D.ImageFolder(tmp_path, size=np.int64(3))[0][0].shape == (3, 3, 3)
+
+
 def test_an_image_cannot_reserve_memory(tmp_path):
     pytest.importorskip("PIL.Image")
     import zlib
@@ -448,6 +467,22 @@ def test_csv(tmp_path):
     assert named.columns == ["2019"] and len(named) == 1
     dropped = D.CSVDataset(csv_file(tmp_path, "1,0\n,1\n3,NA\n4,1\n"), missing="drop")
     assert dropped.arrays[0].ravel().tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "text, options",
+    [
+        ('"a,x,z";"b,c";y\n1;2;0\n3;4;1\n', {}),  # the comma is the most frequent, in names
+        ("\n  \na;b;y\n1;2;0\n3;4;1\n", {}),
+        ("a,b,y\n1,2,0\n   \n3,4,1\n \n\n", {}),
+        ("7,8,9\n1,2,0\n3,4,1\n", {"header": 1}),
+        ("1,2,0\n3,4,1\n", {"header": np.False_}),
+        ("a|b|y\r1|2|0\r3|4|1\r", {}),
+    ],
+)
+def test_csv_oddly_written(tmp_path, text, options):
+    x, y = D.CSVDataset(csv_file(tmp_path, text), **options).arrays
+    assert x.tolist() == [[1, 2], [3, 4]] and y.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,9 @@ def test_one_hot():
 
 
 def test_to_float():
-    np.testing.assert_allclose(T.ToFloat()(np.arange(256, dtype=np.uint8)), np.arange(256) / 255)
+    bytes_ = np.arange(256, dtype=np.uint8)  # x / 255, not times a rounded 1 / 255
+    np.testing.assert_array_equal(T.ToFloat()(bytes_), np.float32(bytes_) / np.float32(255))
+    assert T.ToFloat()(np.array([7], np.uint32)) == 7
     assert T.ToFloat()(np.array([65535], np.uint16)) == 1
     assert T.ToFloat()(np.array([7.0])).dtype == np.float32
 

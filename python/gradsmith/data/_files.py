@@ -61,5 +61,5 @@ def scaled(images: np.ndarray, dtype: Any, top: float, what: str) -> np.ndarray:
     if wanted == np.uint8:
         return images
     if wanted == np.float32:
-        return np.multiply(images, np.float32(1 / top), dtype=np.float32)
+        return np.divide(images, np.float32(top), dtype=np.float32)
     raise ValueError(f"{what}: dtype must be 'uint8' or 'float32', got {wanted}")

@@ -24,7 +24,7 @@ class ImageFolder:
         root: the folder.
         size: (height, width) or a number to resize every image to (bilinear); None leaves them as
             they are, and then all must have the same size.
-        mode: "RGB" (C = 3) or "L" (greyscale, C = 1).
+        mode: "RGB" (C = 3) or "L" (greyscale, C = 1). Transparency is left out; 16 bits become 8.
         dtype: "float32" (values / 255) or "uint8".
 
     Raises:
@@ -55,7 +55,7 @@ class ImageFolder:
             raise ValueError(f"ImageFolder: mode must be 'RGB' or 'L', got {mode!r}")
         if not os.path.isdir(self.root):
             raise FileNotFoundError(f"ImageFolder: {self.root} is not a folder")
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = (int(size),) * 2 if isinstance(size, (int, np.integer)) else size
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise ValueError(f"ImageFolder: size must be (height, width) >= 1, got {size!r}")
         self.mode, self.dtype = mode, np.dtype(dtype)
@@ -123,7 +123,7 @@ class ImageFolder:
                 limit = Image.MAX_IMAGE_PIXELS  # a file may announce any size
                 if limit is not None and image.width * image.height > limit:
                     raise ValueError(f"{image.width} x {image.height} pixels, above {limit}")
-                picture = image.convert(self.mode)
+                picture = _bytes(image, Image).convert(self.mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
@@ -141,3 +141,11 @@ class ImageFolder:
 
     def __repr__(self) -> str:
         return f"ImageFolder({self.root!r}, {len(self)} images, {len(self.classes)} classes)"
+
+
+def _bytes(image: Any, pillow: Any) -> Any:
+    """Grey of 16 bits as grey of 8; Pillow would take everything above 255 for white."""
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if not deep:
+        return image
+    return pillow.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from array import array
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +28,8 @@ class CSVDataset(ArrayDataset):
         target: the target's column, by name or position (-1 is the last); a list of columns; or
             None for x alone.
         header: whether the first line holds names; "auto" says yes if nothing in it is a number.
-        delimiter: one character; None takes the most frequent of ``, ; tab |`` in the first line.
+        delimiter: one character; None takes the most frequent of ``, ; tab |`` in the first line,
+            outside of quotes.
         missing: "error" to stop at a missing value (empty, NA, nan, ?, ...), "drop" to leave out
             its line.
         dtype: of x and of real-valued targets.
@@ -60,7 +62,9 @@ class CSVDataset(ArrayDataset):
     ) -> None:
         if missing not in ("error", "drop"):
             raise ValueError(f"CSVDataset: missing must be 'error' or 'drop', got {missing!r}")
-        if header not in (True, False, "auto"):
+        if isinstance(header, (int, np.bool_)) and header in (0, 1):
+            header = bool(header)
+        if header is not True and header is not False and header != "auto":
             raise ValueError(f"CSVDataset: header must be True, False or 'auto', got {header!r}")
         wanted = resolve_dtype(dtype, "CSVDataset")
         if wanted.kind != "f":
@@ -89,7 +93,7 @@ class _Reader:
     def read(self, target: Any, dtype: np.dtype) -> tuple[Any, Any, list[str], list[str] | None]:
         with open(self.path, encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=self._sniff(file), skipinitialspace=True)
-            first = next((row for row in rows if row), None)
+            first = next((row for row in rows if not _blank(row)), None)
             if first is None:
                 raise ValueError(f"{self.path}: the file has no lines")
             width = len(first)
@@ -111,7 +115,7 @@ class _Reader:
                     if nxt is None:
                         break
                     line, row = rows.line_num, nxt
-                if not row:
+                if len(row) != width and _blank(row):
                     continue
                 if len(row) != width:
                     raise ValueError(
@@ -143,8 +147,11 @@ class _Reader:
             if len(self.delimiter) != 1 or self.delimiter in '\r\n"':
                 raise ValueError(f"CSVDataset: delimiter must be one character: {self.delimiter!r}")
             return self.delimiter
-        start = file.readline(1 << 16)
+        start = "\n"
+        while start and not start.strip():
+            start = file.readline(1 << 16)
         file.seek(0)
+        start = re.sub('"[^"]*"?', "", start)  # what is quoted separates nothing
         return max(",;\t|", key=start.count)
 
     def _targets(self, target: Any, width: int) -> list[int]:
@@ -251,6 +258,11 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _blank(row: list[str]) -> bool:
+    """A line of nothing but white space."""
+    return not row or (len(row) == 1 and not row[0].strip())
 
 
 def _is_missing(text: str) -> bool:

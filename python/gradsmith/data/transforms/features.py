@@ -304,8 +304,8 @@ class ToFloat:
 
     def __call__(self, x: Any, rng: Any = None) -> np.ndarray:
         x = as_array(x, "ToFloat")
-        if x.dtype.kind == "u":
-            return np.multiply(x, np.float32(1 / np.iinfo(x.dtype).max), dtype=np.float32)
+        if x.dtype in (np.uint8, np.uint16):
+            return np.divide(x, np.float32(np.iinfo(x.dtype).max), dtype=np.float32)
         return x.astype(np.float32)
 
     def __repr__(self) -> str:
