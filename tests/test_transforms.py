@@ -426,3 +426,32 @@ def test_large_batches_are_as_small_ones():
     g.permutation(4)
     for i, f in enumerate(g.uniform(-0.5, 0.5, 37)):
         np.testing.assert_allclose(y[i : i + 1], only("hue", f)(x[i : i + 1], rng()), atol=1e-5)
+
+
+def test_arguments_as_lists_and_what_is_none():
+    x = images()
+    for a, b in (
+        (T.RandomRotate([5, 9]), T.RandomRotate((5, 9))),
+        (T.ColorJitter([0.5, 1.5], hue=[-0.1, 0.1]), T.ColorJitter((0.5, 1.5), hue=(-0.1, 0.1))),
+        (T.RandomCrop([3, 4]), T.RandomCrop((3, 4))),
+    ):
+        np.testing.assert_array_equal(a(x, 3), b(x, 3))
+    for make in (
+        lambda: T.RandomRotate("a"),
+        lambda: T.RandomRotate((1, 2, 3)),
+        lambda: T.ColorJitter(brightness="a"),
+        lambda: T.RandomCrop(5.0),
+        lambda: T.MinMax(3),
+        lambda: T.Standardize([0.5, 0.5], [1.0, 2.0, 3.0]),
+    ):
+        with pytest.raises((TypeError, ValueError), match="must be|expected"):
+            make()
+
+
+@pytest.mark.parametrize("fill, pixel", [(300, 255), (-7, 0), (127.6, 128)])
+def test_fill_is_limited_like_the_images(fill, pixel):
+    x = np.full((2, 6, 6, 1), 9, np.uint8)
+    crop = T.RandomCrop((8, 8), padding=1, fill=fill)(x, 0)
+    turn = T.RandomRotate((45, 45), fill=fill)(x, 0)
+    cut = T.Cutout(20, fill=fill)(x, 0)
+    assert (crop[:, 0] == pixel).all() and (turn[:, 0, 0] == pixel).all() and (cut == pixel).all()

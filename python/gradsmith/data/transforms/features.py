@@ -132,6 +132,11 @@ class Standardize(_Fitted):
             raise ValueError("Standardize: give both mean and std, or neither and call fit(x)")
         if mean is not None:
             self.shift, scale = np.atleast_1d(np.asarray(mean, np.float64)), np.asarray(std, float)
+            if scale.shape not in ((), (1,), self.shift.shape):
+                raise ValueError(
+                    f"Standardize: mean has {self.shift.size} values, std {scale.size}; expected "
+                    "one of each for every feature"
+                )
             self.scale = np.broadcast_to(np.where(scale == 0, 1.0, scale), self.shift.shape).copy()
 
     @property
@@ -182,7 +187,12 @@ class MinMax(_Fitted):
     """
 
     def __init__(self, feature_range: tuple[float, float] = (0.0, 1.0)) -> None:
-        low, high = map(float, feature_range)
+        try:
+            low, high = map(float, feature_range)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"MinMax: feature_range must be a pair (low, high), got {feature_range!r}"
+            ) from None
         if not low < high:
             raise ValueError(f"MinMax: feature_range must rise, got {feature_range}")
         self.feature_range = (low, high)

@@ -28,12 +28,21 @@ def _rng(rng: Any, what: str) -> np.random.Generator:
 
 
 def _pair(value: Any, what: str, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+    pair = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, (int, np.integer)) and v >= least for v in pair):
         raise ValueError(
             f"{what} must be an integer or a pair of integers >= {least}, got {value!r}"
         )
     return int(pair[0]), int(pair[1])
+
+
+def _numbers(value: Any, what: str) -> tuple[float, ...]:
+    """A number, or a pair of them (a range)."""
+    given = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else (value,)
+    number = (int, float, np.integer, np.floating)
+    if len(given) not in (1, 2) or not all(isinstance(v, number) for v in given):
+        raise TypeError(f"{what} must be a number or a pair (low, high), got {value!r}")
+    return tuple(map(float, given))
 
 
 def _like(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -42,6 +51,11 @@ def _like(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
         info = np.iinfo(dtype)
         return np.clip(np.rint(y), info.min, info.max).astype(dtype)
     return y.astype(dtype, copy=False)
+
+
+def _filling(fill: float, dtype: np.dtype) -> Any:
+    """``fill`` as a pixel of that dtype, limited to its range as every result is."""
+    return _like(np.asarray(fill, np.float64), dtype)
 
 
 def _few_at_a_time(x: np.ndarray) -> Iterator[slice]:
@@ -123,7 +137,9 @@ class RandomCrop:
                 f"{height + 2 * py} x {width + 2 * px}"
             )
         if py or px:
-            extra: Any = {"constant_values": self.fill} if self.mode == "constant" else {}
+            extra: Any = (
+                {"constant_values": _filling(self.fill, x.dtype)} if self.mode == "constant" else {}
+            )
             x = np.pad(x, ((0, 0), (py, py), (px, px), (0, 0)), mode=self.mode, **extra)  # type: ignore[call-overload]
         top, left = rng.integers(0, rows + 1, n), rng.integers(0, columns + 1, n)
         # (N, tops, lefts, C, h, w) without a copy; then one window of each image is copied
@@ -151,12 +167,10 @@ class RandomRotate:
     """
 
     def __init__(self, degrees: float | tuple[float, float], fill: float = 0) -> None:
-        if isinstance(degrees, tuple):
-            self.low, self.high = degrees
-        else:
-            if degrees < 0:
-                raise ValueError(f"RandomRotate: degrees must be 0 or more, got {degrees}")
-            self.low, self.high = -degrees, degrees
+        span = _numbers(degrees, "RandomRotate: degrees")
+        if len(span) == 1 and span[0] < 0:
+            raise ValueError(f"RandomRotate: degrees must be 0 or more, got {degrees}")
+        self.low, self.high = span if len(span) == 2 else (-span[0], span[0])
         if not self.low <= self.high:
             raise ValueError(f"RandomRotate: degrees must rise, got {degrees}")
         self.fill = fill
@@ -288,11 +302,12 @@ class ColorJitter:
 
 
 def _range(value: Any, middle: float, name: str) -> tuple[float, float] | None:
-    if isinstance(value, tuple):
-        low, high = map(float, value)
+    given = _numbers(value, f"ColorJitter: {name}")
+    if len(given) == 2:
+        low, high = given
     else:
-        low, high = middle - float(value), middle + float(value)
-        if value < 0:
+        low, high = middle - given[0], middle + given[0]
+        if given[0] < 0:
             raise ValueError(f"ColorJitter: {name} must be 0 or more, got {value}")
         low = max(0.0, low) if middle else low
     least, most = (0.0, np.inf) if middle else (-0.5, 0.5)
@@ -360,13 +375,14 @@ class Cutout:
         y = _images(x, "Cutout").copy()
         rng = _rng(rng, "Cutout")
         n, height, width, _ = y.shape
+        fill = _filling(self.fill, y.dtype)
         for _ in range(self.holes):
             top = rng.integers(0, height, n)[:, None] - self.size[0] // 2
             left = rng.integers(0, width, n)[:, None] - self.size[1] // 2
             rows, columns = np.arange(height), np.arange(width)
             in_rows = (rows >= top) & (rows < top + self.size[0])
             in_columns = (columns >= left) & (columns < left + self.size[1])
-            y[in_rows[:, :, None] & in_columns[:, None, :]] = self.fill
+            y[in_rows[:, :, None] & in_columns[:, None, :]] = fill
         return y
 
     def __repr__(self) -> str:
