@@ -138,9 +138,14 @@ def test_monitor_errors():
     for bad in (lambda: EarlyStopping(patience=-1), lambda: EarlyStopping(mode="up")):
         with pytest.raises(ValueError):
             bad()
-    with pytest.raises(ValueError, match="min_delta"):
-        EarlyStopping(min_delta=-1)
-    for kw in ({"every": 0}, {"keep": 0}, {"keep": 1.5}):
+    for bad in (-1, "1", np.nan):
+        with pytest.raises(ValueError, match="min_delta"):
+            EarlyStopping(min_delta=bad)
+    with pytest.raises(ValueError, match="'confusion' is no number"):
+        FakeTrainer().end_epoch(EarlyStopping("confusion"), confusion=[[1, 2], [3, 4]])
+    assert EarlyStopping(patience=np.int64(2)).patience == 2
+    assert Checkpoint("x", every=np.int32(5)).every == 5
+    for kw in ({"every": 0}, {"keep": 0}, {"keep": 1.5}, {"keep": None}):
         with pytest.raises(ValueError, match=next(iter(kw))):
             Checkpoint("x", **kw)
     with pytest.raises(ValueError, match="seconds"):
@@ -342,3 +347,5 @@ def test_history_plot(tmp_path):
         History().plot()
     with pytest.raises(ValueError, match="confusion"):
         make_history().plot(confusion=np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="1 names in classes for a confusion of 2"):
+        make_history().plot(classes=["cat"])

@@ -622,6 +622,7 @@ def test_bad_arguments():
         {"epochs": 1.5},
         {"accumulate": 0},
         {"max_grad_norm": 0},
+        {"max_grad_norm": "1"},
         {"batch_size": 0},
     ):
         with pytest.raises(ValueError, match=next(iter(kw))):
@@ -661,6 +662,32 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=os.path.basename(path)):
         fit(make(), resume=path)
+
+
+@pytest.mark.parametrize(
+    "broken, word",
+    [
+        (lambda s: s["trainer"].clear(), "no trainer/epoch"),
+        (lambda s: s["trainer"].update(history="none"), "trainer/history/ is no list"),
+        (lambda s: s["trainer"].update(step="1"), "trainer/step is a str"),
+        (lambda s: s["trainer"]["sums"].pop("loss"), "no trainer/sums/loss"),
+        (lambda s: s.pop("callbacks"), "no callbacks"),
+        (lambda s: s.update(metrics=[3]), "metrics/0/ is no dict"),
+    ],
+)
+def test_damaged_checkpoints_name_the_file_and_change_nothing(broken, word, tmp_path):
+    """Files that are whole safetensors, but not what a trainer wrote."""
+    path = tmp_path / "a.safetensors"
+    trainer = make(callbacks=[Checkpoint(path)])
+    fit(trainer)
+    state = gs.load(path)
+    broken(state)
+    gs.save(state, path)
+    other = make()
+    before = weights(other.model)
+    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged .*{word}"):
+        fit(other, resume=path)
+    assert equal(before, weights(other.model)) and other.step == 0
 
 
 def test_mistakes_in_what_the_trainer_is_made_of():

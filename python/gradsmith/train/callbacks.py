@@ -138,13 +138,17 @@ class LambdaCallback(Callback):
 _LARGER_IS_BETTER = re.compile(r"(val_)?(acc|top_?\d|precision|recall|f\d|fscore|r2|auc)")
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 class _Best:
     """The best value of one entry of the logs so far."""
 
     def __init__(self, owner: str, monitor: str | None, mode: str, min_delta: float = 0.0) -> None:
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"{owner}: mode {mode!r} must be 'auto', 'min' or 'max'.")
-        if not min_delta >= 0:
+        if not (isinstance(min_delta, (int, float, np.number)) and min_delta >= 0):
             raise ValueError(f"{owner}: min_delta is {min_delta}; it must be 0 or more.")
         self.owner, self.monitor, self.mode, self.min_delta = owner, monitor, mode, min_delta
         self.value: float | None = None
@@ -163,7 +167,13 @@ class _Best:
             raise ValueError(
                 f"{self.owner}: there is no {name!r} to monitor; there are: {', '.join(logs)}."
             )
-        value = float(logs[name])
+        try:
+            value = float(logs[name])
+        except (TypeError, ValueError):
+            kind = type(logs[name]).__name__
+            raise ValueError(
+                f"{self.owner}: {name!r} is no number to monitor but a {kind}."
+            ) from None
         largest = self.mode == "max" or (
             self.mode == "auto" and _LARGER_IS_BETTER.match(name) is not None
         )
@@ -211,9 +221,11 @@ class EarlyStopping(Callback):
         mode: str = "auto",
         min_delta: float = 0.0,
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
-            raise ValueError(f"EarlyStopping: patience must be 0 or more, not {patience!r}.")
-        self.patience = patience
+        if not _whole(patience) or patience < 0:
+            raise ValueError(
+                f"EarlyStopping: patience must be a whole number of 0 or more, not {patience!r}."
+            )
+        self.patience = int(patience)
         self._best = _Best("EarlyStopping", monitor, mode, min_delta)
         self._weights: dict[str, np.ndarray] | None = None
         self.best_epoch = self.bad_epochs = 0
@@ -317,10 +329,12 @@ class Checkpoint(Callback):
         best: bool = True,
     ) -> None:
         for name, value in (("every", every), ("keep", keep)):
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            if (value is None and name == "keep") or (
+                value is not None and (not _whole(value) or value < 1)
             ):
-                raise ValueError(f"Checkpoint: {name} must be at least 1, not {value!r}.")
+                raise ValueError(
+                    f"Checkpoint: {name} must be a whole number of at least 1, not {value!r}."
+                )
         self.path = os.fspath(path)
         stem, suffix = os.path.splitext(self.path)
         self.last = self.path if suffix == ".safetensors" else self._join("last")
@@ -622,7 +636,7 @@ class TimeLimit(Callback):
     """
 
     def __init__(self, seconds: float) -> None:
-        if isinstance(seconds, bool) or not seconds > 0:
+        if isinstance(seconds, (bool, str)) or not seconds > 0:
             raise ValueError(f"TimeLimit: seconds must be more than 0, not {seconds!r}.")
         self.seconds = float(seconds)
 

@@ -123,6 +123,10 @@ def _draw_confusion(axis: Any, matrix: np.ndarray, classes: Any) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"plot: confusion has shape {matrix.shape}; expected (C, C).")
     count = len(matrix)
+    if classes is not None and len(classes) != count:
+        raise ValueError(
+            f"plot: {len(classes)} names in classes for a confusion of {count} classes."
+        )
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axis.set(title="confusion", xlabel="predicted", ylabel="true")

@@ -53,6 +53,47 @@ def snapshot(trainer: Any) -> dict[str, Any]:
     }
 
 
+# What a checkpoint must hold at least: types, dicts with these entries, lists of such.
+_NUMBER = (int, float)
+_FORM = {
+    "model": dict,
+    "optim": dict,
+    "metrics": [{"name": str, "state": dict}],
+    "callbacks": [{"class": str, "state": dict}],
+    "trainer": {
+        "epoch": int,
+        "step": int,
+        "first_epoch": int,
+        "sums": {"loss": _NUMBER, "samples": int, "batches": int, "seconds": _NUMBER},
+        "marked": {"random": dict},
+        "history": [dict],
+        "optimizer": {"class": str, "groups": [{"params": [str]}]},
+        "scheduler": (type(None), dict),
+    },
+}
+
+
+def _unlike(value: Any, form: Any, name: str = "") -> str | None:
+    """Where ``value`` is not of that form; None where it is."""
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"{name} is no dict"
+        for key, inner in form.items():
+            if key not in value:
+                return f"it has no {name}{key}"
+            if odd := _unlike(value[key], inner, f"{name}{key}/"):
+                return odd
+    elif isinstance(form, list):
+        if not isinstance(value, (list, tuple)):
+            return f"{name} is no list"
+        for i, item in enumerate(value):
+            if odd := _unlike(item, form[0], f"{name}{i}/"):
+                return odd
+    elif not isinstance(value, form):
+        return f"{name.rstrip('/')} is a {type(value).__name__}"
+    return None
+
+
 def checked(path: str | os.PathLike[str], trainer: Any) -> dict[str, Any]:
     """The checkpoint at ``path``; ValueError where it is none or belongs to another trainer."""
     from ..interop.safetensors import load
@@ -63,6 +104,8 @@ def checked(path: str | os.PathLike[str], trainer: Any) -> dict[str, Any]:
             f"resume: {where} holds no training state (no 'trainer' entry). For weights alone use "
             "model.load_state_dict(gs.load(path)['model'])."
         )
+    if (odd := _unlike(state, _FORM)) is not None:
+        raise ValueError(f"resume: {where} is damaged or of another version: {odd}.")
     saved = state["trainer"]
     for kind in ("optimizer", "scheduler"):
         mine = getattr(trainer, kind)

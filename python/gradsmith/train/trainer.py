@@ -199,7 +199,9 @@ class Trainer:
         for name, value, least in (("epochs", epochs, 0), ("accumulate", accumulate, 1)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"fit: {name} must be a whole number >= {least}, not {value!r}.")
-        if max_grad_norm is not None and not max_grad_norm > 0:
+        if max_grad_norm is not None and not (
+            isinstance(max_grad_norm, (int, float, np.number)) and max_grad_norm > 0
+        ):
             raise ValueError(f"fit: max_grad_norm must be positive, not {max_grad_norm!r}.")
         source = source_of("fit: train", train, batch_size, shuffle=True, epoch=self.epoch)
         self.validation = (
