@@ -255,6 +255,52 @@ def test_plot(folder, tmp_path, capsys):
     assert text.startswith("<?xml")
 
 
+def test_a_plot_that_cannot_be_written_costs_no_run(folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "there.png").mkdir()
+    assert quick(folder, "--plot", "there.png") == 2  # before training
+    assert "cannot be written" in capsys.readouterr().err and not os.path.exists("runs")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "curves.png")
+
+    monkeypatch.setattr(gs.train.History, "plot", full)
+    assert quick(folder, "--plot", "curves.png", "--out", "run") == 1
+    out, err = capsys.readouterr()
+    assert "No space left" in err and "saved run" in out
+    models.load("run")
+
+
+def shell(command, *args, **env):
+    """``gradsmith`` in a shell command, as $G; its output and exit codes."""
+    given = " ".join(map(str, args))
+    return subprocess.run(
+        ["bash", "-c", f'G="{sys.executable} -m gradsmith"; {command.format(given)}'],
+        env={**environment(), **env}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_output_that_nobody_reads_or_takes(folder):
+    small = ("train", "--data", folder, "--model", "mlp", "--epochs", 2)
+    done = shell("$G {} | head -1; echo ${{PIPESTATUS[0]}}", *small)
+    assert done.stdout.splitlines()[1] == "141" and done.stderr == ""
+    for args in (("info", "--no-measure"), (*small, "--out", "full")):
+        done = shell("$G {} > /dev/full", *args)
+        assert done.returncode == 1 and "No space left" in done.stderr
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+    done = shell("$G {} >&- 2>&-", *small, "--out", "deaf")  # sys.stdout and sys.stderr are None
+    assert done.returncode == 0
+    models.load("deaf")
+
+
+def test_names_that_the_terminal_cannot_show(folder):
+    plain = dict(LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    small = ("train", "--data", folder, "--model", "mlp", "--epochs", 1, "--out", "ä")
+    done = shell("$G {}", *small, **plain)
+    assert done.returncode == 0 and "saved " in done.stdout and done.stderr == ""
+
+
 def test_a_last_batch_of_one_image_does_not_stop_a_batch_norm(folder, capsys):
     small = ("--data", folder, "--model", "resnet18", "--epochs", 1, "--batch-size", 4, "--quiet")
     assert train(*small, "--limit", 5) == 0  # on 8 x 8 images the last maps are 1 x 1

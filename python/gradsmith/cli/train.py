@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, TypeError) as error:
         print(f"gradsmith train: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of the output; `main` knows what to do
+        raise
     except OSError as error:
         print(f"gradsmith train: {error}", file=sys.stderr)
         return 2 if isinstance(error, FileNotFoundError) else 1
@@ -165,13 +167,15 @@ def _train(args: argparse.Namespace) -> int:
         resume=resume,
         progress=False if args.quiet else None,
     )
-    if args.plot is not None and history:
-        matrix = _confusion(trainer, test_x, test_y, len(classes))
-        history.plot(
-            args.plot, confusion=matrix, classes=classes, title=f"{settings['model']}, {name}"
-        )
+
+    def plot(matrix: Any) -> None:
+        title = f"{settings['model']}, {name}"
+        history.plot(args.plot, confusion=matrix, classes=classes, title=title)
         say(f"plot: {args.plot}")
+
     if trainer.stop_reason is not None:
+        if args.plot is not None and history:
+            plot(_confusion(trainer, test_x, test_y, len(classes)))
         if trainer.epoch < settings["epochs"]:
             shown = out if args.out is not None or resume else ""
             say(f"the state is saved; go on with: gradsmith train --resume {shown}".rstrip())
@@ -191,6 +195,8 @@ def _train(args: argparse.Namespace) -> int:
         flush=True,
     )
     print(f"saved {saved}", flush=True)
+    if args.plot is not None and history:
+        plot(matrix)  # at last: a picture that cannot be written costs nothing else
     return 0
 
 
@@ -363,6 +369,9 @@ def _check_plot(path: str) -> None:
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise Refused(f"--plot {path}: the folder {folder} does not exist")
+    there = path if os.path.exists(path) else folder
+    if os.path.isdir(path) or not os.access(there, os.W_OK):
+        raise Refused(f"--plot {path}: cannot be written")
 
 
 # Runs on disk ----------------------------------------------------------------------------------

@@ -160,7 +160,8 @@ class Progress:
 
     def __init__(self, wanted: bool | None, epochs: int) -> None:
         self.lines = wanted is not False
-        self.bars = self.lines and sys.stderr.isatty()
+        # Without a console there is no stderr at all.
+        self.bars = self.lines and sys.stderr is not None and sys.stderr.isatty()
         self.epochs, self.unit = epochs, "samples"
         self._bar: Any = None
 
