@@ -321,6 +321,15 @@ def test_optimizers_and_schedules(folder, optimizer, schedule):
     assert gs.load("run/model.safetensors")["test"]["accuracy"] > 0.3
 
 
+@pytest.mark.parametrize("optimizer", sorted(set(gs.optim.__all__) & set(
+    "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop SGD".split()
+)))  # fmt: skip
+def test_every_optimizer_learns_with_its_default_rate(optimizer, capsys):
+    """Adadelta needs a rate of 1, where Adam takes 0.003."""
+    assert train("--optimizer", optimizer, "--epochs", 6, "--quiet") == 0
+    assert float(re.search(r"test accuracy ([\d.]+)", capsys.readouterr().out)[1]) > 0.9
+
+
 def test_digits_in_short(capsys):
     """Three epochs of the default: far above chance; the full run is among the slow tests."""
     assert train("--epochs", 3, "--quiet") == 0

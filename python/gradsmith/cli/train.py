@@ -202,7 +202,7 @@ def _train(args: argparse.Namespace) -> int:
 
 # Settings --------------------------------------------------------------------------------------
 
-_LR = {"sgd": 0.1, "rmsprop": 1e-3}  # the others: 3e-3
+_LR = {"sgd": 0.1, "asgd": 0.1, "adadelta": 1.0, "adagrad": 0.01, "rmsprop": 1e-3}  # others: 3e-3
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
