@@ -108,6 +108,58 @@ def test_affinity_is_respected():
     assert done.stdout.strip() == "1", done.stderr
 
 
+@pytest.fixture
+def cpu_group():
+    """A control group of this test's own with a quota of one processor, and one within it."""
+    for root in ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup"):
+        outer = os.path.join(root, f"gradsmith-test-{os.getpid()}")
+        inner = os.path.join(outer, "inner")
+        try:
+            os.mkdir(outer)
+        except OSError:
+            continue
+        try:
+            if os.path.exists(os.path.join(outer, "cpu.cfs_quota_us")):
+                name, quota = "cpu.cfs_quota_us", "100000"
+            else:
+                name, quota = "cpu.max", "100000 100000"
+            if not os.path.exists(os.path.join(outer, name)):
+                continue
+            os.mkdir(inner)
+            with open(os.path.join(outer, name), "w") as file:
+                file.write(quota)
+            yield inner
+            return
+        finally:
+            for folder in (inner, outer):
+                if os.path.isdir(folder):
+                    os.rmdir(folder)
+    pytest.skip("no control group can be made here")
+
+
+def test_the_quota_of_a_control_group_is_respected(cpu_group):
+    """Of the process's own group or of one around it, as a service of systemd has it."""
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        pytest.skip("needs two cores")
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("GRADSMITH_NUM_THREADS", "OMP_NUM_THREADS")
+    }
+    code = (
+        "import os, sys; open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
+        "import gradsmith as gs; print(gs.get_num_threads(), 'container quota 1' in gs.show_config(False))"
+    )
+    for folder in (cpu_group, os.path.dirname(cpu_group)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout.split() == ["1", "True"], done.stdout + done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_team_survives_fork():
     code = """

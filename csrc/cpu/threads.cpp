@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <string>
 #include <thread>
 
 #include "runtime.h"
@@ -178,25 +179,59 @@ void after_fork_in_child() {
   inside = false;
 }
 
-int read_quota() {
-  // cgroup v2, then v1; 0 means no limit
-  FILE* f = fopen("/sys/fs/cgroup/cpu.max", "r");
+// Processors' worth of time that the control group in this folder grants, version 2 or 1; 0 for no
+// limit.
+double quota_of(const std::string& folder) {
   double quota = -1, period = 0;
-  if (f) {
+  if (FILE* f = fopen((folder + "/cpu.max").c_str(), "r")) {
     char q[64];
     if (fscanf(f, "%63s %lf", q, &period) == 2 && strcmp(q, "max") != 0) quota = atof(q);
     fclose(f);
-  } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
+  } else if ((f = fopen((folder + "/cpu.cfs_quota_us").c_str(), "r"))) {
     if (fscanf(f, "%lf", &quota) != 1) quota = -1;
     fclose(f);
-    if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
+    if ((f = fopen((folder + "/cpu.cfs_period_us").c_str(), "r"))) {
       if (fscanf(f, "%lf", &period) != 1) period = 0;
       fclose(f);
     }
   }
-  if (quota <= 0 || period <= 0) return 0;
-  int n = (int)(quota / period);
-  return n < 1 ? 1 : n;
+  return quota > 0 && period > 0 ? quota / period : 0;
+}
+
+// The least of the quotas of this process's control group and of those around it. A container sees
+// its own as the root; a service of systemd, or a process that was put into a group, finds it in
+// /proc/self/cgroup.
+int read_quota() {
+  double least = 0;
+  auto take = [&](const std::string& folder) {
+    double q = quota_of(folder);
+    if (q > 0 && (least == 0 || q < least)) least = q;
+  };
+  take("/sys/fs/cgroup");
+  take("/sys/fs/cgroup/cpu");
+  if (FILE* f = fopen("/proc/self/cgroup", "r")) {
+    char line[4096];  // number:controllers:path
+    while (fgets(line, sizeof line, f)) {
+      char* kind = strchr(line, ':');
+      char* path = kind ? strchr(kind + 1, ':') : nullptr;
+      if (!path) continue;
+      *path++ = 0;
+      path[strcspn(path, "\n")] = 0;
+      std::string root = "/sys/fs/cgroup";
+      if (kind[1]) {  // version 1: the group of the controller "cpu" alone
+        if ((std::string(",") + (kind + 1) + ",").find(",cpu,") == std::string::npos) continue;
+        root += "/cpu";
+      }
+      std::string below = path;
+      while (below.size() > 1) {
+        take(root + below);
+        below.resize(below.rfind('/') == std::string::npos ? 0 : below.rfind('/'));
+      }
+    }
+    fclose(f);
+  }
+  if (least == 0) return 0;
+  return least < 1 ? 1 : (int)least;
 }
 
 int positive_env(const char* name) {
