@@ -294,6 +294,15 @@ def test_output_that_nobody_reads_or_takes(folder):
     models.load("deaf")
 
 
+def test_ctrl_c_outside_of_training_is_one_line(folder, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gs.data, "idx_folder", interrupted)
+    assert quick(folder) == 130
+    assert capsys.readouterr().err == "gradsmith: interrupted\n"
+
+
 def test_names_that_the_terminal_cannot_show(folder):
     plain = dict(LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     small = ("train", "--data", folder, "--model", "mlp", "--epochs", 1, "--out", "ä")

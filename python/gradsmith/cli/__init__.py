@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output (`| head`) has seen enough
         _output_to_nowhere()
         return 141
+    except KeyboardInterrupt:  # outside of training, which takes care of it itself
+        print("gradsmith: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:  # the output cannot be written
         print(f"gradsmith: {error}", file=sys.stderr)
         _output_to_nowhere()
