@@ -715,3 +715,57 @@ def test_predict_takes_nested_lists_and_lists_of_batches():
     assert np.array_equal(trainer.predict(x.tolist()), want)
     assert np.array_equal(trainer.predict([x[:2], x[2:]]), want)
     assert np.array_equal(trainer.predict([(x[:2], x), (x[2:], x)]), want)
+
+
+class Two(nn.Module):
+    """Returns a tuple, as recurrent layers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y, y.sum()
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_models_that_return_no_tensor(capture, accumulate):
+    x, y = np.ones((6, 2), np.float32), np.ones((6, 2), np.float32)
+
+    def trainer(**kw):
+        model = Two()
+        optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+
+        def loss(pred, target):
+            return gs.nn.functional.mse_loss(pred[0], target)
+
+        return Trainer(model, loss, optimizer, capture=capture, **kw)
+
+    plain = trainer()  # fine as long as nobody has to read the prediction
+    plain.fit((x, y), (x, y), batch_size=3, accumulate=accumulate, progress=False)
+    with pytest.raises(TypeError, match="predict: the model must return a Tensor, got a tuple"):
+        plain.predict(x)
+    measured = trainer(metrics=["mse"])
+    before = weights(measured.model)
+    for go in (
+        lambda: measured.fit((x, y), batch_size=3, accumulate=accumulate, progress=False),
+        lambda: measured.evaluate((x, y)),
+    ):
+        with pytest.raises(TypeError, match="metrics: the model must return a Tensor, got a tuple"):
+            go()
+    assert equal(before, weights(measured.model)) and measured.step == 0
+
+
+def test_losses_that_are_no_scalar_and_classes_in_place_of_objects():
+    model = nn.Linear(2, 2)
+    optimizer = gs.optim.SGD(model.parameters(), lr=0.1)
+    x = np.ones((6, 2), np.float32)
+    for loss, got in ((lambda p, t: 1.0, "float"), (lambda p, t: (p - t).sum(1), r"shape \(6,\)")):
+        with pytest.raises(ValueError, match=f"evaluate: the loss must be .* got {got}"):
+            Trainer(model, loss, optimizer).evaluate((x, x))
+    with pytest.raises(TypeError, match=r"loss must be an object.*write MSELoss\(...\)"):
+        Trainer(model, nn.MSELoss, optimizer)
+    with pytest.raises(TypeError, match=r"model must be an object.*write Linear\(...\)"):
+        Trainer(nn.Linear, "mse", optimizer)

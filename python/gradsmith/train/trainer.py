@@ -109,6 +109,12 @@ class Trainer:
         capture: bool = True,
         precision: str = "float32",
     ) -> None:
+        for name, part in (("model", model), ("loss", loss)):
+            if isinstance(part, type):
+                raise TypeError(
+                    f"Trainer: {name} must be an object, not the class {part.__name__}; write "
+                    f"{part.__name__}(...)."
+                )
         if not hasattr(model, "parameters") or not callable(model):
             raise TypeError(f"Trainer: model must be a Module, not {type(model).__name__}.")
         if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "step"):
@@ -410,7 +416,7 @@ class Trainer:
         self.optimizer.zero_grad()
         seen, summed = [], 0.0
         for inputs, target, n in window:
-            pred = self.model(*inputs)
+            pred = _measured(self.model(*inputs), bool(self.metrics))
             loss = _scalar(self.loss_function(pred, target))
             value = loss.item()
             if self.guard is not None and not math.isfinite(value):
@@ -578,6 +584,11 @@ class Trainer:
                 batch = batch if isinstance(batch, (tuple, list)) else (batch,)
                 inputs = batch if only_inputs or len(batch) == 1 else batch[:-1]
                 pred = step(*[tensor_of("predict", a, dtype) for a in flat(inputs)])
+                if not isinstance(pred, Tensor):
+                    raise TypeError(
+                        f"predict: the model must return a Tensor, got a {type(pred).__name__}; wrap "
+                        "it in a Module that returns what is wanted."
+                    )
                 parts.append(np.array(pred.data))
         if not parts:
             raise ValueError("predict: the data gave no batches.")
@@ -660,11 +671,21 @@ class Trainer:
 # Helpers ---------------------------------------------------------------------------------------
 
 
-def _scalar(loss: Any) -> Tensor:
+def _scalar(loss: Any, op: str = "fit") -> Tensor:
     if not isinstance(loss, Tensor) or loss.size != 1:
         got = f"shape {loss.shape}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"fit: the loss must be a Tensor of one element, got {got}.")
+        raise ValueError(f"{op}: the loss must be a Tensor of one element, got {got}.")
     return loss
+
+
+def _measured(pred: Any, keep: bool) -> Any:
+    """The prediction; where metrics are to take it, TypeError unless they can."""
+    if keep and not isinstance(pred, Tensor):
+        raise TypeError(
+            f"metrics: the model must return a Tensor, got a {type(pred).__name__}. Leave the "
+            "metrics out, or wrap the model in a Module that returns one."
+        )
+    return pred
 
 
 def _ours(optimizer: Any) -> bool:
@@ -678,7 +699,7 @@ def _update_of(model: Any, loss_function: Any, keep: bool, optimizer: Any) -> Ca
 
     def update(*batch: Tensor) -> Any:
         optimizer.zero_grad()
-        pred = model(*batch[:-1])
+        pred = _measured(model(*batch[:-1]), keep)
         loss = _scalar(loss_function(pred, batch[-1]))
         loss.backward()
         optimizer.step()
@@ -702,7 +723,7 @@ def _first_of(
 
     def first(*batch: Any) -> tuple:  # inputs, target, share
         optimizer.zero_grad()
-        pred = model(*batch[:-2])
+        pred = _measured(model(*batch[:-2]), keep)
         loss = _scalar(loss_function(pred, batch[-2]))
         _backward(loss, batch[-1])
         given = []
@@ -721,7 +742,7 @@ def _next_of(model: Any, loss_function: Any, keep: bool) -> Callable:
     """A later batch of a window, whose gradients are added to those that are there."""
 
     def more(*batch: Any) -> tuple:  # inputs, target, share
-        pred = model(*batch[:-2])
+        pred = _measured(model(*batch[:-2]), keep)
         loss = _scalar(loss_function(pred, batch[-2]))
         _backward(loss, batch[-1])
         return loss, pred if keep else None
@@ -738,8 +759,9 @@ def _step_of(model: Any, loss_function: Any, keep: bool, optimizer: Any) -> Call
 
 def _evaluation_of(model: Any, loss_function: Any, keep: bool) -> Callable:
     def evaluation(*batch: Tensor) -> tuple:
-        pred = model(*batch[:-1])
-        return loss_function(pred, batch[-1]), pred if keep else None
+        pred = _measured(model(*batch[:-1]), keep)
+        loss = _scalar(loss_function(pred, batch[-1]), "evaluate")
+        return loss, pred if keep else None
 
     return evaluation
 
