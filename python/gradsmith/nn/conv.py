@@ -110,7 +110,8 @@ class _Conv(Module):
         """
         if self.activation is not None:
             fans = None
-            if self._transposed:  # each output gathers what the stride and the groups leave of a kernel
+            if self._transposed:
+                # Each output gathers what the stride and the groups leave of a kernel.
                 area = math.prod(self.kernel_size)
                 inputs = self.in_channels // self.groups
                 fans = (inputs * area / math.prod(self.stride), self.out_channels * area)

@@ -104,8 +104,8 @@ def checked(path: str | os.PathLike[str], trainer: Any) -> dict[str, Any]:
             f"resume: {where} holds no training state (no 'trainer' entry). For weights alone use "
             "model.load_state_dict(gs.load(path)['model'])."
         )
-    if (odd := _unlike(state, _FORM)) is not None:
-        raise ValueError(f"resume: {where} is damaged or of another version: {odd}.")
+    if wrong := _unlike(state, _FORM):
+        raise ValueError(f"resume: {where} is damaged or of another version: {wrong}.")
     saved = state["trainer"]
     for kind in ("optimizer", "scheduler"):
         mine = getattr(trainer, kind)
