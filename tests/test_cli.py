@@ -285,7 +285,10 @@ def test_output_that_nobody_reads_or_takes(folder):
     small = ("train", "--data", folder, "--model", "mlp", "--epochs", 2)
     done = shell("$G {} | head -1; echo ${{PIPESTATUS[0]}}", *small)
     assert done.stdout.splitlines()[1] == "141" and done.stderr == ""
-    for args in (("info", "--no-measure"), (*small, "--out", "full")):
+    bench = ("bench", "softmax", "--quick", "--against", "none", "--threads", 1)
+    done = shell("$G {} | head -1; echo ${{PIPESTATUS[0]}}", *bench)
+    assert done.stdout.splitlines()[-1] == "141" and done.stderr == ""
+    for args in (("info", "--no-measure"), (*small, "--out", "full"), bench):
         done = shell("$G {} > /dev/full", *args)
         assert done.returncode == 1 and "No space left" in done.stderr
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1

@@ -248,7 +248,8 @@ def _again(argv: list[str], n: int) -> int:
         if n < len(before):
             os.sched_setaffinity(0, sorted(before)[:n])  # the child inherits it
     try:
-        code = "import sys; from gradsmith.bench import main; sys.exit(main(sys.argv[1:]))"
+        # Through the command, which knows what to do about a closed pipe or a full disk.
+        code = "import sys; from gradsmith.cli import main; sys.exit(main(['bench', *sys.argv[1:]]))"
         return subprocess.call([sys.executable, "-c", code, *argv], env=env)
     finally:
         if before is not None:
