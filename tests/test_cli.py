@@ -206,6 +206,38 @@ def test_damaged_data_is_one_line(folder, tmp_path, capsys):
     assert err.count("\n") == 1 and str(tmp_path) in err and not os.path.exists("run")
 
 
+def write_images(folder, train_labels, test_labels):
+    folder.mkdir()
+    for stem, labels in (("train", train_labels), ("t10k", test_labels)):
+        images = np.zeros((len(labels), 8, 8), np.uint8)
+        write_idx(folder / f"{stem}-images-idx3-ubyte", images + np.arange(8, dtype=np.uint8))
+        write_idx(folder / f"{stem}-labels-idx1-ubyte", np.array(labels, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "labels, text",
+    [
+        (([], [0, 1]), "no training images"),
+        (([0, 1], []), "no test images"),
+        (([0] * 9, [0] * 4), "two classes or more"),
+    ],
+)
+def test_data_that_nothing_can_be_learned_from(labels, text, tmp_path, capsys):
+    write_images(tmp_path / "data", *labels)
+    assert train("--data", "data", "--model", "mlp", "--epochs", 1) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and text in err and not os.path.exists("runs")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("model", ["mlp", "resnet18"])
+def test_a_run_that_diverges_fails(folder, model, capsys):
+    args = ("--data", folder, "--model", model, "--limit", 33, "--epochs", 1, "--lr", "1e30")
+    assert train(*args) == 1
+    out, err = capsys.readouterr()
+    assert "nan" in (out + err).lower() and "saved" not in out.replace("state is saved", "")
+
+
 @pytest.mark.parametrize(
     "args, text",
     [

@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    import numpy as np
+
     import gradsmith as gs
     from gradsmith import models
     from gradsmith.interop.safetensors import save
@@ -175,13 +177,20 @@ def _train(args: argparse.Namespace) -> int:
 
     if trainer.stop_reason is not None:
         if args.plot is not None and history:
-            plot(_confusion(trainer, test_x, test_y, len(classes)))
+            plot(_confusion(trainer.predict(test_x), test_y, len(classes)))
         if trainer.epoch < settings["epochs"]:
             shown = out if args.out is not None or resume else ""
             say(f"the state is saved; go on with: gradsmith train --resume {shown}".rstrip())
         return 130 if trainer.stop_reason == "interrupted" else 1
 
-    matrix = _confusion(trainer, test_x, test_y, len(classes))
+    scores = trainer.predict(test_x)
+    if np.isnan(scores).any():
+        print(
+            "gradsmith train: the predictions are NaN; the training has diverged, try a lower --lr",
+            file=sys.stderr,
+        )
+        return 1
+    matrix = _confusion(scores, test_y, len(classes))
     right, count = int(matrix.trace()), int(matrix.sum())
     saved = out
     if not is_file:
@@ -269,8 +278,11 @@ def _data(settings: dict[str, Any]) -> tuple[Any, Any, list[str]]:
         train, test = data.cifar10(folder)
     else:
         train, test = data.idx_folder(folder)
-    if not len(test):
-        raise Refused(f"{folder}: there are no test images")
+    for part, name in ((train, "training"), (test, "test")):
+        if not len(part):
+            raise Refused(f"{folder}: there are no {name} images")
+    if len(train.classes or []) < 2:
+        raise Refused(f"{folder}: all labels are 0; there must be two classes or more")
     if settings["limit"] is not None:
         train = data.ArrayDataset(
             *(a[: settings["limit"]] for a in train.arrays), classes=train.classes
@@ -348,11 +360,11 @@ def _scheduler(settings: dict[str, Any], optimizer: Any, updates: int) -> Any:
     return lr_scheduler.ConstantLR(optimizer, 1.0)
 
 
-def _confusion(trainer: Any, x: Any, y: Any, classes: int) -> Any:
+def _confusion(scores: Any, y: Any, classes: int) -> Any:
     from gradsmith.train.metrics import ConfusionMatrix
 
     metric = ConfusionMatrix(classes)
-    metric.update(trainer.predict(x), y)
+    metric.update(scores, y)
     return metric.compute()
 
 
