@@ -106,6 +106,15 @@ def test_runs_are_not_overwritten(folder, tmp_path, capsys):
     assert not same("mine/last.safetensors", f"runs/{folder.name}-mlp/last.safetensors")
 
 
+def test_runs_that_begin_at_the_same_time_have_folders_of_their_own(folder, tmp_path):
+    command = [sys.executable, "-m", "gradsmith", "train", "--data", str(folder), "--model", "mlp"]
+    command += ["--epochs", "1", "--quiet"]
+    runs = [subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) for _ in range(4)]
+    saved = {run.communicate(timeout=120)[0].decode().split()[-1] for run in runs}
+    assert [run.returncode for run in runs] == [0] * 4
+    assert len(saved) == 4 and all(os.path.exists(path) for path in saved)
+
+
 def test_out_as_a_file(folder, tmp_path):
     assert quick(folder, "--out", "a/net.safetensors", "--quiet") == 0
     assert os.listdir("a") == ["net.safetensors"]

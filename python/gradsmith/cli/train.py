@@ -120,9 +120,6 @@ def _train(args: argparse.Namespace) -> int:
     train, test, classes = _data(settings)
     if resume is None:
         _fill(settings, len(train))
-        out = wanted or _free_name(settings)
-    else:
-        out = _out_of(resume)
 
     gs.manual_seed(settings["seed"])
     standardize, loader = _loader(settings, train)
@@ -133,6 +130,8 @@ def _train(args: argparse.Namespace) -> int:
     updates = settings["epochs"] * len(loader)
     scheduler = _scheduler(settings, optimizer, updates)
     loss = functools.partial(functional.cross_entropy, label_smoothing=settings["label_smoothing"])
+    # The last thing before the run begins, for the folder is made by it.
+    out = _out_of(resume) if resume is not None else wanted or _free_name(settings)
     is_file = out.endswith(".safetensors")
     callbacks = [Checkpoint(out, best=False), StopOnNaN()]
     if not is_file:
@@ -414,12 +413,16 @@ def _new_out(args: argparse.Namespace) -> str | None:
 
 def _free_name(settings: dict[str, Any]) -> str:
     data = "digits" if settings["data"] is None else os.path.basename(settings["data"])
+    os.makedirs(RUNS, exist_ok=True)
     first = path = os.path.join(RUNS, f"{data or 'data'}-{settings['model']}")
     number = 1
-    while os.path.exists(path):
-        number += 1
-        path = f"{first}-{number}"
-    return path
+    while True:
+        try:
+            os.mkdir(path)  # which one of several runs that begin at a time can do
+            return path
+        except FileExistsError:
+            number += 1
+            path = f"{first}-{number}"
 
 
 def _resumed_path(args: argparse.Namespace) -> str | None:
