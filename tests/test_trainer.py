@@ -690,6 +690,16 @@ def test_damaged_checkpoints_name_the_file_and_change_nothing(broken, word, tmp_
     assert equal(before, weights(other.model)) and other.step == 0
 
 
+def test_a_damaged_state_of_a_callback_names_the_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    fit(make(callbacks=[Checkpoint(path)]))
+    state = gs.load(path)
+    del state["callbacks"][0]["state"]["best"]
+    gs.save(state, path)
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged .*KeyError: 'best'"):
+        fit(make(callbacks=[Checkpoint(path)]), resume=path)
+
+
 def test_mistakes_in_what_the_trainer_is_made_of():
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     optimizer = gs.optim.SGD(model.parameters(), 0.1)

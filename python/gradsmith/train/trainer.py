@@ -639,6 +639,16 @@ class Trainer:
         optimizer or scheduler; nothing is changed then.
         """
         state = checked(path, self)
+        try:
+            self._take_up(state)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"resume: {os.fspath(path)} is damaged or of another version: "
+                f"{type(error).__name__}: {error}."
+            ) from error
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """All that a checkpoint holds, which `checked` has seen."""
         saved = state["trainer"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(numbered(self, state))
