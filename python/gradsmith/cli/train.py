@@ -196,7 +196,7 @@ def _train(args: argparse.Namespace) -> int:
         saved = os.path.join(out, "model.safetensors")
         state = {"model": model.state_dict(), "config": trainer.config}
         save({**state, "test": {"accuracy": right / count, "images": count}}, saved)
-    seconds = sum(row["seconds"] for row in history)
+    seconds = sum(row.get("seconds", 0.0) for row in history)
     print(
         f"test accuracy {right / count:.4f} ({right} of {count}) after {trainer.epoch} epochs, "
         f"{seconds:.1f} s of training",
