@@ -16,6 +16,7 @@ import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 from gradsmith.core import random as gs_random
+from gradsmith.core import reports
 from gradsmith.core.capture import PASSES
 
 STEPS = 50
@@ -1607,6 +1608,30 @@ def test_verify_puts_changed_arguments_back():
         assert add.verify(total, x) == 3
         np.testing.assert_array_equal(total.numpy(), np.full(3, 5))
         np.testing.assert_array_equal(add(total, x).numpy(), np.full(3, 6))
+
+
+def test_verify_takes_a_nan_for_a_nan():
+    """The product adds the residual as its second operand: the NaN that the sum keeps is the other one."""
+    w = gs.ones(64, 64)
+    f = gs.capture(lambda x, h: x + F.linear(h, w))
+    x, h = np.ones((64, 64), np.float32), np.ones((64, 64), np.float32)
+    with gs.no_grad():
+        for _ in range(5):
+            f(gs.tensor(x), gs.tensor(h))
+        x[3], h[:, 0], h[:, 1] = np.nan, np.inf, -np.inf
+        assert f.verify(gs.tensor(x), gs.tensor(h)) == 4
+        h[:, 0] = 1  # NaN in one row of x, -inf elsewhere
+        assert f.verify(gs.tensor(x), gs.tensor(h)) == 4
+        a = np.array([np.nan, 1, -0.0, np.inf], np.float32)
+        b = a.copy()
+        b.view(np.uint32)[0] ^= 1 << 31
+        assert reports._same(a, b)
+        for i, other in enumerate((0.0, np.nan, 0.0, -np.inf)):
+            c = a.copy()
+            c[i] = other
+            assert not reports._same(a, c), i
+        big = np.array([np.finfo(np.float32).max], np.float32)
+        assert not reports._same(big, np.array([np.inf], np.float32))
 
 
 def test_wrong_arguments():
