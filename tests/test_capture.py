@@ -1005,6 +1005,50 @@ def test_data_dependent_control_flow_raises_or_stays_eager():
             assert step(x).tolist() == by_value(x).tolist() == [2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    "switch,now,other,usual",
+    [
+        (gs.set_grad_enabled, gs.is_grad_enabled, False, True),
+        (gs.set_num_threads, gs.get_num_threads, 3, 2),
+        (gs.set_conv_precision, gs.get_conv_precision, "strict", "default"),
+    ],
+    ids=["grad", "threads", "precision"],
+)
+def test_switches_that_the_function_leaves_behind(switch, now, other, usual):
+    w = gs.ones(3, requires_grad=True)
+    before = gs.get_num_threads()
+
+    @gs.capture
+    def f(x):
+        y = (x * w).detach()
+        switch(other)
+        return y
+
+    try:
+        with pytest.warns(RuntimeWarning, match="leaves another|conv_precision"):
+            for i in range(9):
+                switch(usual)
+                np.testing.assert_array_equal(f(gs.full((3,), float(i))).numpy(), [i] * 3)
+                assert now() == other, i
+    finally:
+        gs.set_grad_enabled(True)
+        gs.set_num_threads(before)
+        gs.set_conv_precision("default")
+
+
+def test_switches_in_with_blocks_are_replayed():
+    w = gs.ones(3, requires_grad=True)
+
+    @gs.capture
+    def f(x):
+        with gs.no_grad(), gs.threads(1), gs.autocast():
+            return x * w
+
+    for i in range(5):
+        np.testing.assert_array_equal(f(gs.full((3,), float(i))).numpy(), [i] * 3)
+    assert f.programs[0]["replays"] == 2
+
+
 def test_exception_in_a_training_step_leaves_the_state_of_the_function():
     """Raised eagerly, in either recording, and from the call that a replay would have served."""
     x, y = data((6,), 4, 12)
