@@ -4,6 +4,7 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import threading
 import warnings
 import weakref
@@ -1186,6 +1187,34 @@ def test_fork_after_capture():
             os._exit(0 if step(x).tolist() == expected else 1)
         assert os.waitpid(pid, 0)[1] == 0
         assert step(x).tolist() == expected
+
+
+def test_fork_in_the_middle_of_another_threads_replay():
+    """The child finds the program's barriers as they were when its parent's team met there."""
+    x = gs.ones(192, 192)
+    stop = threading.Event()
+    with gs.threads(3):
+        step = gs.capture(lambda x: ((x @ x).relu() @ x).sum())
+        expected = max([step(x).item() for _ in range(6)])
+
+        def replay():
+            while not stop.is_set():
+                step(x)
+
+        t = threading.Thread(target=replay)
+        t.start()
+        try:
+            for _ in range(60):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    pid = os.fork()
+                if pid == 0:
+                    signal.alarm(30)
+                    os._exit(0 if step(x).item() == expected == step(x).item() else 1)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        finally:
+            stop.set()
+            t.join()
 
 
 def test_two_threads_train_with_one_program():
