@@ -484,6 +484,11 @@ def test_gpt_generate_leaves_modes_and_refuses_what_are_no_tokens():
     model.blocks[0].eval()
     model.generate([[1, 2]], 3)
     assert model.training and model.blocks[1].dropout.training and not model.blocks[0].training
+    with pytest.raises(ValueError, match="generate: temperature nan"):
+        model.generate([[1, 2]], 1, temperature=float("nan"))
+    for options in ({"top_k": 1.5}, {"max_new_tokens": 2.0}):
+        with pytest.raises(TypeError, match="generate: .* must be an integer"):
+            model.generate([[1, 2]], **{"max_new_tokens": 1, **options})
     with pytest.raises(TypeError, match="generate: tokens must be integers, got float"):
         model.generate([[1.5, 2.0]], 1)
     with pytest.raises(ValueError, match="at least one"):

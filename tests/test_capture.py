@@ -4,6 +4,7 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import threading
 import warnings
 import weakref
@@ -16,6 +17,7 @@ import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 from gradsmith.core import random as gs_random
+from gradsmith.core import reports
 from gradsmith.core.capture import PASSES
 
 STEPS = 50
@@ -1004,6 +1006,50 @@ def test_data_dependent_control_flow_raises_or_stays_eager():
             assert step(x).tolist() == by_value(x).tolist() == [2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    "switch,now,other,usual",
+    [
+        (gs.set_grad_enabled, gs.is_grad_enabled, False, True),
+        (gs.set_num_threads, gs.get_num_threads, 3, 2),
+        (gs.set_conv_precision, gs.get_conv_precision, "strict", "default"),
+    ],
+    ids=["grad", "threads", "precision"],
+)
+def test_switches_that_the_function_leaves_behind(switch, now, other, usual):
+    w = gs.ones(3, requires_grad=True)
+    before = gs.get_num_threads()
+
+    @gs.capture
+    def f(x):
+        y = (x * w).detach()
+        switch(other)
+        return y
+
+    try:
+        with pytest.warns(RuntimeWarning, match="leaves another|conv_precision"):
+            for i in range(9):
+                switch(usual)
+                np.testing.assert_array_equal(f(gs.full((3,), float(i))).numpy(), [i] * 3)
+                assert now() == other, i
+    finally:
+        gs.set_grad_enabled(True)
+        gs.set_num_threads(before)
+        gs.set_conv_precision("default")
+
+
+def test_switches_in_with_blocks_are_replayed():
+    w = gs.ones(3, requires_grad=True)
+
+    @gs.capture
+    def f(x):
+        with gs.no_grad(), gs.threads(1), gs.autocast():
+            return x * w
+
+    for i in range(5):
+        np.testing.assert_array_equal(f(gs.full((3,), float(i))).numpy(), [i] * 3)
+    assert f.programs[0]["replays"] == 2
+
+
 def test_exception_in_a_training_step_leaves_the_state_of_the_function():
     """Raised eagerly, in either recording, and from the call that a replay would have served."""
     x, y = data((6,), 4, 12)
@@ -1141,6 +1187,34 @@ def test_fork_after_capture():
             os._exit(0 if step(x).tolist() == expected else 1)
         assert os.waitpid(pid, 0)[1] == 0
         assert step(x).tolist() == expected
+
+
+def test_fork_in_the_middle_of_another_threads_replay():
+    """The child finds the program's barriers as they were when its parent's team met there."""
+    x = gs.ones(192, 192)
+    stop = threading.Event()
+    with gs.threads(3):
+        step = gs.capture(lambda x: ((x @ x).relu() @ x).sum())
+        expected = max([step(x).item() for _ in range(6)])
+
+        def replay():
+            while not stop.is_set():
+                step(x)
+
+        t = threading.Thread(target=replay)
+        t.start()
+        try:
+            for _ in range(60):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    pid = os.fork()
+                if pid == 0:
+                    signal.alarm(30)
+                    os._exit(0 if step(x).item() == expected == step(x).item() else 1)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        finally:
+            stop.set()
+            t.join()
 
 
 def test_two_threads_train_with_one_program():
@@ -1607,6 +1681,30 @@ def test_verify_puts_changed_arguments_back():
         assert add.verify(total, x) == 3
         np.testing.assert_array_equal(total.numpy(), np.full(3, 5))
         np.testing.assert_array_equal(add(total, x).numpy(), np.full(3, 6))
+
+
+def test_verify_takes_a_nan_for_a_nan():
+    """The product adds the residual as its second operand: the NaN that the sum keeps is the other one."""
+    w = gs.ones(64, 64)
+    f = gs.capture(lambda x, h: x + F.linear(h, w))
+    x, h = np.ones((64, 64), np.float32), np.ones((64, 64), np.float32)
+    with gs.no_grad():
+        for _ in range(5):
+            f(gs.tensor(x), gs.tensor(h))
+        x[3], h[:, 0], h[:, 1] = np.nan, np.inf, -np.inf
+        assert f.verify(gs.tensor(x), gs.tensor(h)) == 4
+        h[:, 0] = 1  # NaN in one row of x, -inf elsewhere
+        assert f.verify(gs.tensor(x), gs.tensor(h)) == 4
+        a = np.array([np.nan, 1, -0.0, np.inf], np.float32)
+        b = a.copy()
+        b.view(np.uint32)[0] ^= 1 << 31
+        assert reports._same(a, b)
+        for i, other in enumerate((0.0, np.nan, 0.0, -np.inf)):
+            c = a.copy()
+            c[i] = other
+            assert not reports._same(a, c), i
+        big = np.array([np.finfo(np.float32).max], np.float32)
+        assert not reports._same(big, np.array([np.inf], np.float32))
 
 
 def test_wrong_arguments():

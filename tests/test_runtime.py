@@ -160,6 +160,32 @@ def test_the_quota_of_a_control_group_is_respected(cpu_group):
         assert done.stdout.split() == ["1", "True"], done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    "work",
+    ["x @ x", "f(x)", "(x @ w).relu().sum().backward()"],
+    ids=["kernel", "replay", "backward"],
+)
+def test_the_process_ends_while_a_thread_computes(work):
+    code = f"""
+import threading, time
+import gradsmith as gs
+gs.set_num_threads(2)
+x, w = gs.ones(300, 300), gs.ones(300, 300, requires_grad=True)
+f = gs.capture(lambda x: (x @ x).relu().sum())
+for _ in range(5):
+    f(x)
+def work():
+    while True:
+        {work}
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+print("end")
+"""
+    for _ in range(3):
+        done = run_python(code)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "end", "")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_team_survives_fork():
     code = """

@@ -325,7 +325,7 @@ void run_kernel(const Kernel& kernel, DType dtype, const void* params, size_t pa
   Launch call{entry, params, params_size, buffers, count, Plan{1, 0, 0}};
   entry->plan(params, &call.plan);
   if (call.plan.work > 5000) {
-    py::gil_scoped_release release;
+    WithoutGil release;
     launch(call);
   } else {
     launch(call);

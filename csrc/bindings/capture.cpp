@@ -159,7 +159,7 @@ std::unique_ptr<PyProgram> finish(Recording& r, py::list leaves, py::list outs, 
   q->p.ops = std::move(r.rec.ops);
   q->p.objects = std::move(r.rec.objects);
   {
-    py::gil_scoped_release release;
+    WithoutGil release;
     q->p.fuse();
     q->p.build();
     q->p.slot_random(first_counter, last_counter);
@@ -541,7 +541,7 @@ void bind_capture(py::module_& m) {
           [](PyProgram& q, int rounds, int repeat) {
             if (rounds < 1 || repeat < 1)
               throw py::value_error("kernel_seconds: rounds and repeat must be positive");
-            py::gil_scoped_release release;
+            WithoutGil release;
             return q.p.kernel_seconds(rounds, repeat);
           },
           py::arg("rounds"), py::arg("repeat"),

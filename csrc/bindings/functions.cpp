@@ -2,8 +2,14 @@
 #include "functions.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include <new>
+
+#if defined(__GLIBCXX__) && defined(__GLIBC__)
+#include <cxxabi.h>
+#define GS_UNWINDS_THREADS 1  // pthread_exit is an exception that nobody may keep
+#endif
 
 namespace gs {
 
@@ -55,9 +61,31 @@ PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t given, PyObject
 
 }  // namespace
 
+#ifdef GS_UNWINDS_THREADS
+[[noreturn]] static void sleep_to_the_end() {
+  for (;;) pause();
+}
+#endif
+
+WithoutGil::~WithoutGil() {
+#ifdef GS_UNWINDS_THREADS
+  try {
+    PyEval_RestoreThread(state_);
+  } catch (abi::__forced_unwind&) {
+    sleep_to_the_end();
+  }
+#else
+  PyEval_RestoreThread(state_);
+#endif
+}
+
 void raise_current() {
   try {
     throw;
+#ifdef GS_UNWINDS_THREADS
+  } catch (abi::__forced_unwind&) {  // Python code that was called from here
+    sleep_to_the_end();
+#endif
   } catch (py::error_already_set& e) {
     e.restore();
   } catch (const py::builtin_exception& e) {

@@ -131,4 +131,19 @@ class Functions {
 // Turns the C++ exception in flight into a Python one; for functions that Python calls directly.
 void raise_current();
 
+// Other Python threads run while it lives. pybind11's gil_scoped_release would end the process
+// where the interpreter is going (a daemon thread in the middle of a kernel): Python up to 3.13
+// ends such a thread by unwinding its stack, which may not leave a destructor. Here the thread
+// sleeps, as from 3.14 on.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  ~WithoutGil();
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 }  // namespace gs

@@ -37,7 +37,7 @@ py::tuple probe_fma(const std::string& dtype, int threads, int64_t iterations) {
   entry->plan(&p, &call.plan);
   double start, stop;
   {
-    py::gil_scoped_release release;
+    WithoutGil release;
     start = now();
     launch(call);
     stop = now();
@@ -61,7 +61,7 @@ double probe_copy(py::handle in_h, py::handle out_h, int threads, bool streaming
   const KernelEntry* entry = stream_copy.get(kF32);
   Launch call{entry, &p, sizeof(p), buffers, 2, Plan{1, 0, 0}};
   entry->plan(&p, &call.plan);
-  py::gil_scoped_release release;
+  WithoutGil release;
   double start = now();
   launch(call);
   return now() - start;

@@ -161,7 +161,7 @@ void PyProgram::run() {
   if (p.brief) {  // over before another thread would have run
     failed = p.replay();
   } else {
-    py::gil_scoped_release release;
+    WithoutGil release;
     failed = p.replay();
   }
   pool_allocations += pool_taken() - before;

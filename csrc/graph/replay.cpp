@@ -94,10 +94,13 @@ int Program::check_inputs() const {
 
 int Program::replay() {
   failed.store(-1, std::memory_order_relaxed);
-  if (team)
+  if (team) {
+    // A process that another thread has forked may find it as it was in the middle of a replay.
+    memset(barrier, 0, sizeof(barrier));
     run_team(options.threads, enter, this);
-  else
+  } else {
     member(0, 1, nullptr);
+  }
   ++replays;
   return failed.load();
 }

@@ -406,6 +406,11 @@ class Captured(_cpu.CapturedBase):
             )
         if why is None and (before["seed"] != after["seed"]):
             why = "it sets the random seed"
+        if why is None and self._mode() != call.mode:
+            why = (
+                "it leaves another grad mode, autocast or number of threads behind, and a replay runs no "
+                "Python. Switch outside, or by a with block"
+            )
         if copied and not plan.shares().isdisjoint(copied):
             self._in_place.add(key)  # not seen at the first call
             return result

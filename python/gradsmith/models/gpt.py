@@ -138,15 +138,18 @@ class GPT(nn.Module):
         Each is drawn from softmax(logits / temperature), among the top_k likeliest when given;
         temperature 0 takes the likeliest. Draws depend on ``gs.manual_seed``. Keys and values of past
         positions are kept; beyond the context the window moves on by half of it and is read again.
-        ValueError: temperature below 0, top_k below 1, an empty prompt; TypeError: tokens that are no
-        integers. Evaluation mode is used for the call.
+        ValueError: temperature below 0, top_k below 1, an empty prompt; TypeError: tokens or numbers
+        that are no integers. Evaluation mode is used for the call.
 
         >>> import gradsmith as gs
         >>> model = gs.models.gpt(vocab_size=11, context=8, width=16, layers=1, heads=2)
         >>> model.generate([[1, 2, 3]], 4, temperature=0.0).shape
         (1, 7)
         """
-        if temperature < 0 or (top_k is not None and top_k < 1) or max_new_tokens < 0:
+        for name, n in (("top_k", top_k), ("max_new_tokens", max_new_tokens)):
+            if n is not None and not hasattr(n, "__index__"):
+                raise TypeError(f"generate: {name} must be an integer, got {n!r}")
+        if not temperature >= 0 or (top_k is not None and top_k < 1) or max_new_tokens < 0:
             raise ValueError(
                 f"generate: temperature {temperature} and max_new_tokens {max_new_tokens} must not be negative, "
                 f"top_k {top_k} must be at least 1"
