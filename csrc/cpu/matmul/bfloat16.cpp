@@ -6,6 +6,10 @@
 #include "matmul/bfloat16.h"
 
 #include "matmul.h"
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#define GS_PAIRED 1
+#include "matmul/paired.h"
+#endif
 
 namespace gs {
 namespace GS_ISA {
@@ -38,6 +42,33 @@ struct Dense {
     else
       panel_of_columns(p, bcs, depth(block), cols, to);
   }
+#if defined(GS_PAIRED)
+  // A where its columns are contiguous: as B
+  void left(int64_t block, int64_t row, int rows, Half* to) {
+    const float* p = a + row * ars + block * kc * acs;
+    if (acs == 1)
+      panel_of_columns(p, ars, depth(block), rows, to);
+    else
+      panel_of_rows(p, acs, depth(block), rows, to);
+  }
+  // What is read for rows, or a panel, of some blocks: n rows or columns that are `along` apart.
+  static Region source(const float* p, int64_t n, int64_t along, int64_t steps, int64_t apart) {
+    const bool contiguous = apart == 1;
+    return Region{(const char*)p, (contiguous ? along : apart) * 4,
+                  parts((contiguous ? steps : n) * 4, 64), contiguous ? n : steps};
+  }
+  Region left_source(int64_t block0, int64_t block1, int64_t row, int64_t rows) const {
+    const int64_t k0 = block0 * kc, steps = greater(1, lesser(k, block1 * kc) - k0);
+    return source(a + row * ars + k0 * acs, rows, ars, steps, acs);
+  }
+  Region panel_source(int64_t block0, int64_t block1, int64_t v) const {
+    const int64_t k0 = block0 * kc, steps = greater(1, lesser(k, block1 * kc) - k0);
+    const int64_t cols = lesser(kSide, n - v * kSide);
+    // (of one row both strides may be 1)
+    return bcs == 1 ? source(b + k0 * brs + v * kSide, cols, 1, steps, brs == 1 ? 2 : brs)
+                    : source(b + k0 + v * kSide * bcs, cols, bcs, steps, 1);
+  }
+#endif
   int64_t place(int64_t row, int rows, float** at) {
     for (int i = 0; i < rows; ++i) at[i] = c + (row + i) * ldc;
     return ldc;
@@ -48,7 +79,9 @@ struct Dense {
   }
 };
 
+#if !defined(GS_PAIRED)
 Room room(const MatmulParams& p) { return room_of(parts(p.n, kSide), block_depth(p.k), p.l2, 0); }
+#endif
 
 int64_t batch_offset(const MatmulParams& p, const int64_t* strides, int64_t t) {
   int64_t at = 0;
@@ -76,18 +109,37 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     d.bcs = p.b_cs;
     d.c = (float*)buf[3] + batch_offset(p, p.c_bs, t);
     d.ldc = p.c_rs;
-    d.finish = Finish{(float)p.alpha, (const float*)buf[2], p.act == kActRelu, p.accumulate != 0};
+    d.finish = Finish{(float)p.alpha,
+                      (const float*)buf[2],
+                      p.act == kActRelu,
+                      p.accumulate != 0,
+                      p.after ? &p : nullptr,
+                      (float*)buf[3],
+                      p.after ? (float*)buf[4] : nullptr};
     return d;
   };
+#if defined(GS_PAIRED)
+  Cut s;
+  s.cut(p.n, p.k, p.l2);
+  run_paired(make, p.batch, p.m, s, p.a_cs == 1 ? 4 : 6, p.b_cs == 1 ? 5 : 7,
+             p.m * p.n * p.k >= kDealtWork, ctx);
+#else
   run_product(make, p.batch, p.m, parts(p.n, kSide), room(p), p.a_cs == 1 ? 3 : 6,
               p.b_cs == 1 ? 5 : 7, ctx);
+#endif
 }
 
 void plan(const void* params, Plan* plan) {
   const MatmulParams& p = *(const MatmulParams*)params;
   plan->tasks = greater(1, lesser(p.members, p.batch * parts(p.m, kSide) * parts(p.n, kSide)));
   plan->work = p.batch * work_of(p.m, p.n, p.k);
+#if defined(GS_PAIRED)
+  Cut s;
+  s.cut(p.n, p.k, p.l2);
+  plan->scratch = (size_t)(up(plan->tasks * kClaimBytes, 4096) + plan->tasks * s.total);
+#else
   plan->scratch = (size_t)(plan->tasks * room(p).total);
+#endif
 }
 
 const KernelEntry entries[] = {{"matmul_bf16", kF32, gemm, plan}};
