@@ -43,30 +43,40 @@ struct Dense {
       panel_of_columns(p, bcs, depth(block), cols, to);
   }
 #if defined(GS_PAIRED)
-  // A where its columns are contiguous: as B
-  void left(int64_t block, int64_t row, int rows, Half* to) {
-    const float* p = a + row * ars + block * kc * acs;
+  // Steps of k of some blocks, from the first on.
+  int64_t span(int64_t block0, int64_t block1) const {
+    return greater(0, lesser(k, block1 * kc) - block0 * kc);
+  }
+  void unit(int64_t block0, int64_t block1, int64_t row, int64_t rows, Half* to) const {
+    const float* p = a + row * ars + block0 * kc * acs;
+    const int64_t steps = span(block0, block1);
+    if (acs != 1) return pairs_of_rows(p, acs, steps, rows, to);
+    for (int64_t i = 0; i < rows; ++i) put_run(p + i * ars, steps, to + i * kRowHalves);
+  }
+  // The same for a whole unit, and for a panel, beside products, if that can be. If not, a panel's
+  // source is fetched.
+  bool unit_beside(int64_t block0, int64_t block1, int64_t row, Half* to, Side* side) const {
+    const float* p = a + row * ars + block0 * kc * acs;
+    const int64_t steps = span(block0, block1);
+    if (steps == 0 || steps % kPad) return false;
     if (acs == 1)
-      panel_of_columns(p, ars, depth(block), rows, to);
+      side->pack_runs(p, ars, kUnitRows, steps, to);
     else
-      panel_of_rows(p, acs, depth(block), rows, to);
+      side->pack_pairs(p, acs, kUnitRows, steps, to);
+    return true;
   }
-  // What is read for rows, or a panel, of some blocks: n rows or columns that are `along` apart.
-  static Region source(const float* p, int64_t n, int64_t along, int64_t steps, int64_t apart) {
-    const bool contiguous = apart == 1;
-    return Region{(const char*)p, (contiguous ? along : apart) * 4,
-                  parts((contiguous ? steps : n) * 4, 64), contiguous ? n : steps};
-  }
-  Region left_source(int64_t block0, int64_t block1, int64_t row, int64_t rows) const {
-    const int64_t k0 = block0 * kc, steps = greater(1, lesser(k, block1 * kc) - k0);
-    return source(a + row * ars + k0 * acs, rows, ars, steps, acs);
-  }
-  Region panel_source(int64_t block0, int64_t block1, int64_t v) const {
-    const int64_t k0 = block0 * kc, steps = greater(1, lesser(k, block1 * kc) - k0);
-    const int64_t cols = lesser(kSide, n - v * kSide);
-    // (of one row both strides may be 1)
-    return bcs == 1 ? source(b + k0 * brs + v * kSide, cols, 1, steps, brs == 1 ? 2 : brs)
-                    : source(b + k0 + v * kSide * bcs, cols, bcs, steps, 1);
+  bool panel_beside(int64_t block0, int64_t block1, int64_t v, Half* to, Side* side) const {
+    const int64_t steps = span(block0, block1), cols = lesser(kSide, n - v * kSide);
+    if (steps == 0) return false;
+    if (bcs == 1 && cols == kSide && steps % kPad == 0) {
+      side->pack_pairs(b + block0 * kc * brs + v * kSide, brs, kSide, steps, to);
+      return true;
+    }
+    if (bcs == 1)
+      side->fetch_region(Region{b + block0 * kc * brs + v * kSide, brs, 2, steps});
+    else
+      side->fetch_region(Region{b + block0 * kc + v * kSide * bcs, bcs, parts(steps, 16), cols});
+    return false;
   }
 #endif
   int64_t place(int64_t row, int rows, float** at) {
@@ -120,7 +130,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
   };
 #if defined(GS_PAIRED)
   Cut s;
-  s.cut(p.n, p.k, p.l2);
+  s.cut(p);
   run_paired(make, p.batch, p.m, s, p.a_cs == 1 ? 4 : 6, p.b_cs == 1 ? 5 : 7,
              p.m * p.n * p.k >= kDealtWork, ctx);
 #else
@@ -135,7 +145,7 @@ void plan(const void* params, Plan* plan) {
   plan->work = p.batch * work_of(p.m, p.n, p.k);
 #if defined(GS_PAIRED)
   Cut s;
-  s.cut(p.n, p.k, p.l2);
+  s.cut(p);
   plan->scratch = (size_t)(up(plan->tasks * kClaimBytes, 4096) + plan->tasks * s.total);
 #else
   plan->scratch = (size_t)(plan->tasks * room(p).total);

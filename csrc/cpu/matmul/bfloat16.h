@@ -237,6 +237,7 @@ struct Finish {
   const MatmulParams* after = nullptr;
   float *first = nullptr, *other = nullptr;
 
+  GS_MEMBER bool sums() const { return after && after->piece.kind == kPieceSum; }
   GS_MEMBER float* beside(const float* c) const { return other ? other + (c - first) : nullptr; }
   GS_MEMBER void piece(float* c, int64_t ldc, int64_t rows, int64_t cols) const {
     PieceParams piece = after->piece;

@@ -1,17 +1,18 @@
 // Products of matrices by vdpbf16ps, for processors without tiles: what bfloat16.cpp runs there.
 //
 // Floor: the instruction adds two products to each of 16 sums at the rate of a multiply-add, and a
-// tile of 8 rows by 2 vectors (16 sums, 10 loads a step) reaches 99 % of it with operands in the
+// tile of 8 rows by 2 vectors (16 sums, 10 loads a step) reaches 97-99 % of it with operands in the
 // caches. What is left to lose is packing, memory, and what happens to a sum on its way to C:
-//   C is finished in registers: alpha, what C held, bias, ReLU, tails. Its lines are asked for,
-//   to be written, when a tile begins.
+//   C is finished in registers: alpha, what C held, bias, ReLU, an addend, tails. Its lines are
+//   asked for, to be written, when a tile begins.
 //   Columns go by sets whose panels stay in half of the second cache, for all of k or, where that
 //   would leave less than eight panels, for a span of its blocks. Rows go by units of 64, packed
 //   for the same steps; a panel, 16 to 32 KB, meets all rows of a unit while it is in the first
-//   cache. A whose columns are contiguous is packed as B is, pairs of steps side by side: no
-//   transpose. The first unit on a set packs each panel right before it is used.
-//   The source of the next panel, then of the next unit, is fetched from inside the tiles, a line
-//   every two steps, so that it comes from memory while products are made.
+//   cache. A is packed without a transpose: rows where they are contiguous, else pairs of steps.
+//   The loop of a tile has something to do beside the products (Side), a line of results every four
+//   steps: it packs the next unit of A, or the next panel where columns lie side by side, for which
+//   memory is asked well before; or it fetches what has to be transposed into the next panel.
+//   Conversions and shuffles there take the units that multiply-adds leave free.
 //   Members own rows or columns of C and pack for themselves; who is done takes units from the end
 //   of another's part.
 #pragma once
@@ -22,63 +23,148 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kTall = 8;           // rows of a tile
-constexpr int64_t kUnitRows = 64;      // whole slivers
-constexpr int64_t kLeastPanels = 8;    // of a set, as long as one block of k allows it
-constexpr int64_t kAfterPanels = 4;    // that go through MatmulParams::after together
+constexpr int64_t kTall = 8;             // rows of a tile
+constexpr int64_t kUnitRows = 64;        // of A, packed together
+constexpr int64_t kLeastPanels = 8;      // of a set, as long as one block of k allows it
+constexpr int64_t kSpanDepth = 1024;     // steps of k that are packed together, at most
+constexpr int64_t kRowHalves = kSpanDepth + 32;  // between packed rows of A: odd lines
+constexpr int64_t kPairHalves = 2 * kUnitRows;   // between packed pairs of steps of A
+constexpr int64_t kAfterPanels = 4;      // that go through MatmulParams::after together
+constexpr int64_t kLead = 48;            // lines of results by which memory is asked for ahead
 constexpr int64_t kDealtWork = 1 << 24;  // multiply-adds from which units are dealt out
-constexpr int64_t kClaimBytes = 64;    // a line a counter
+constexpr int64_t kClaimBytes = 64;      // a line a counter
 
 // Lines of memory that are read next: `rows` rows of `lines` each.
 struct Region {
-  const char* at;
+  const float* at;
   int64_t stride, lines, rows;
 };
-struct Ahead {
-  const char* at;
-  int64_t step, left, lines, jump, rows;
 
-  GS_MEMBER explicit Ahead(const void* anything) : at((const char*)anything) { stop(); }
+// What a tile does beside its products.
+struct Side {
+  const char* at;
+  int64_t other, lead;  // bytes to the second vector of a line of results, to what is asked for
+  int64_t step, jump;   // bytes from line to line, and more from row to row
+  Half* to;
+  int64_t to_jump;
+  int64_t left, lines, rows;
+  bool packs;
+  __m512i turn;
+  alignas(64) Half nowhere[32];
+
   GS_MEMBER void stop() {
-    step = jump = rows = 0;
-    left = lines = (int64_t)1 << 60;
+    at = (const char*)nowhere;
+    to = nowhere;
+    other = lead = step = jump = 0;
+    to_jump = -32;
+    left = lines = 1;
+    rows = (int64_t)1 << 60;
+    packs = false;
   }
-  GS_MEMBER void begin(const Region& r) {
-    at = r.at;
+  GS_MEMBER void fetch_region(const Region& r) {
+    at = (const char*)r.at;
     step = 64;
     left = lines = r.lines;
-    jump = r.stride - 64 * r.lines;
+    jump = r.stride * 4 - 64 * r.lines;
     rows = r.rows;
+  }
+  // `count` contiguous runs of `depth` elements, `stride` apart, to runs kRowHalves apart.
+  GS_MEMBER void pack_runs(const float* from, int64_t stride, int64_t count, int64_t depth,
+                           Half* out) {
+    pack(from, 64, kLead * 128, 128, (stride - depth) * 4, out, kRowHalves - depth, depth / 32,
+         count);
+    turn = _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14,
+                            13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  }
+  // `depth` runs of `count` elements: pairs of them, side by side.
+  GS_MEMBER void pack_pairs(const float* from, int64_t stride, int64_t count, int64_t depth,
+                            Half* out) {
+    pack(from, stride * 4, kLead * 16 / count * 2 * stride * 4, 64, (2 * stride - count) * 4, out,
+         0, count / 16, depth / 2);
+    turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                            6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  }
+  GS_MEMBER void pack(const float* from, int64_t second, int64_t ahead, int64_t each, int64_t more,
+                      Half* out, int64_t out_more, int64_t each_row, int64_t count) {
+    at = (const char*)from;
+    other = second;
+    lead = ahead;
+    step = each;
+    jump = more;
+    to = out;
+    to_jump = out_more;
+    left = lines = each_row;
+    rows = count;
+    packs = true;
+    const char* p = at;
+    for (int64_t i = 0, n = left; i < kLead; ++i) {
+      __builtin_prefetch(p);
+      __builtin_prefetch(p + other);
+      p += step;
+      if (--n == 0) p += jump, n = lines;
+    }
+  }
+  GS_MEMBER void advance() {
+    at += step;
+    if (--left) return;
+    left = lines;
+    at += jump;
+    if (--rows == 0) stop();
   }
   GS_MEMBER void fetch() {
     __builtin_prefetch(at, 0, 3);
+    advance();
+  }
+  GS_MEMBER void line() {
+    const __m512 lo = _mm512_loadu_ps(at), hi = _mm512_loadu_ps(at + other);
+    __builtin_prefetch(at + lead, 0, 3);
+    __builtin_prefetch(at + other + lead, 0, 3);
+    _mm512_store_si512(to, _mm512_permutexvar_epi16(turn, (__m512i)_mm512_cvtne2ps_pbh(hi, lo)));
+    to += 32;
     at += step;
-    if (--left == 0) {
-      left = lines;
-      at += jump;
-      if (--rows == 0) {
-        at -= 64;
-        stop();
-      }
-    }
+    if (--left) return;
+    left = lines;
+    at += jump;
+    to += to_jump;
+    if (--rows == 0) stop();
+  }
+  __attribute__((noinline)) void finish() {
+    while (packs) line();
   }
 };
+
+// 64 elements of each of `depth` rows of A's transpose, `rows` of them there, as pairs.
+__attribute__((noinline)) void pairs_of_rows(const float* from, int64_t ks, int64_t depth,
+                                             int64_t rows, Half* to) {
+  for (int64_t k = 0; k < up(depth, kPad); k += 2, to += kPairHalves)
+    for (int64_t i = 0; i < kUnitRows; i += 16) {
+      const float* p = from + k * ks + i;
+      const __mmask16 m = first_lanes(rows - i);
+      _mm512_store_si512(
+          to + 2 * i, pairs_of(_mm512_maskz_loadu_ps(k < depth ? m : (__mmask16)0, p),
+                               _mm512_maskz_loadu_ps(k + 1 < depth ? m : (__mmask16)0, p + ks)));
+    }
+}
 
 // How sums get into C.
 struct Ending {
   float alpha;
-  const float* bias;    // of the tile's first column, or null
+  const float* bias;  // of the tile's first column, or null
   bool relu, add;
   const float* beside;  // what is added at the end, lying as C does, or null
 };
 
-// C (rows <= 8, cols <= 32; ldc) from rows of a packed sliver and a panel; steps: pairs along k, a
-// multiple of 4.
+// C (rows <= 8, cols <= 32; ldc) from packed rows of A (RUNS: contiguous) and a panel; steps: pairs
+// along k, a multiple of 4.
+template <bool RUNS, bool PACKS>
 __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t steps, float* c,
                                            int64_t ldc, int rows, int cols, const Ending& e,
-                                           Ahead* ahead) {
+                                           Side* side) {
+  // A row of C is up to three lines. All of them have to come: stores wait for each other, and so
+  // would those of the side.
   for (int r = 0; r < rows; ++r) {
     own(c + r * ldc, 0);
+    own(c + r * ldc, cols * 2);
     own(c + r * ldc, (cols - 1) * 4);
     if (!e.beside) continue;
     __builtin_prefetch(e.beside + r * ldc);
@@ -93,22 +179,23 @@ __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) {
       int32_t pair;
-      memcpy(&pair, a + u * 64 + 2 * r, 4);
+      memcpy(&pair, a + (RUNS ? r * kRowHalves + 2 * u : u * kPairHalves + 2 * r), 4);
       const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
       s[r][0] = _mm512_dpbf16_ps(s[r][0], x, b0);
       s[r][1] = _mm512_dpbf16_ps(s[r][1], x, b1);
     }
   };
-  Ahead soon = *ahead;
-  for (; steps > 0; steps -= 4, a += 256, b += 256) {
+  for (; steps > 0; steps -= 4, a += RUNS ? 8 : 4 * kPairHalves, b += 256) {
     step(0);
     step(1);
-    soon.fetch();
+    if (PACKS)
+      side->line();
+    else
+      side->fetch();
     step(2);
     step(3);
-    soon.fetch();
+    if (!PACKS) side->fetch();
   }
-  *ahead = soon;
   const __m512 alpha = _mm512_set1_ps(e.alpha), zero = _mm512_setzero_ps();
   const __mmask16 m[2] = {first_lanes(cols), first_lanes(cols - 16)};
   __m512 bias[2] = {zero, zero};
@@ -136,104 +223,144 @@ struct Cut {
   int64_t kc, blocks, span;  // depth of a block of k; blocks that are packed together
   int64_t depth;             // padded, of a span
   int64_t panels, set;       // in all, of a set
-  int64_t sliver;            // halves of packed A, 32 rows, of one block
   int64_t b_bytes, a_bytes, total;
 
-  GS_MEMBER void cut(int64_t n, int64_t k, int64_t l2) {
-    kc = block_depth(k);
-    blocks = greater(1, kc ? parts(k, kc) : 1);
+  GS_MEMBER void cut(const MatmulParams& p) {
+    kc = block_depth(p.k);
+    blocks = greater(1, kc ? parts(p.k, kc) : 1);
     const int64_t block = up(greater(kc, 1), kPad), line = kSide * (int64_t)sizeof(Half);
-    panels = parts(n, kSide);
-    const int64_t room = l2 / 2 / (block * line);  // of panels of one block
-    span = greater(1, lesser(blocks, room / lesser(panels, kLeastPanels)));
+    panels = parts(p.n, kSide);
+    const int64_t room = p.l2 / 2 / (block * line);  // of panels of one block
+    span = lesser(kSpanDepth / block, room / lesser(panels, kLeastPanels));
+    span = greater(1, lesser(blocks, span));
     span = parts(blocks, parts(blocks, span));
     depth = span * block;
     set = greater(1, lesser(panels, room / span));
     set = parts(panels, parts(panels, set));
-    sliver = kSide * block;
     b_bytes = up(set * depth * line, 4096);
-    a_bytes = up(kUnitRows / kSide * span * sliver * (int64_t)sizeof(Half) + 64, 4096);
-    total = b_bytes + a_bytes;
+    // (two units of A: one is multiplied while the other is packed)
+    a_bytes = up((p.a_cs == 1 ? kRowHalves : depth) * kUnitRows * (int64_t)sizeof(Half), 4096);
+    total = b_bytes + 2 * a_bytes;
   }
 };
 
-// What one member makes of a part of C: rows [row0, row1), panels [panel0, panel1). Units are
-// numbered along rows, then sets, then spans.
+// A part of C: rows [row0, row1), panels [panel0, panel1). Its units are numbered along rows, then
+// sets, then spans.
 struct Part {
   int64_t row0, row1, panel0, panel1;
+
   GS_MEMBER int64_t high() const { return parts(row1 - row0, kUnitRows); }
+  GS_MEMBER int64_t sets(const Cut& s) const { return parts(panel1 - panel0, s.set); }
   GS_MEMBER int64_t units(const Cut& s) const {
-    return row1 > row0 && panel1 > panel0
-               ? high() * parts(panel1 - panel0, s.set) * parts(s.blocks, s.span)
-               : 0;
+    return row1 > row0 && panel1 > panel0 ? high() * sets(s) * parts(s.blocks, s.span) : 0;
   }
+  GS_MEMBER int64_t row(int64_t u) const { return row0 + u % high() * kUnitRows; }
+  GS_MEMBER int64_t panel(const Cut& s, int64_t u) const {
+    return panel0 + u / high() % sets(s) * s.set;
+  }
+  GS_MEMBER int64_t block(const Cut& s, int64_t u) const { return u / (high() * sets(s)) * s.span; }
 };
 
 template <class P>
 struct PairedProduct {
   P& p;
   const Cut& s;
-  Half *b, *a;
-  int64_t first = -1, first_block = -1, packed = 0;  // of the panels in b
+  Half *b, *a, *spare;  // panels, a unit, the unit that comes next
+  int64_t panel_at, block_at, packed;  // what is in b: from which panel and block on, how many
+  int64_t next_row, next_block;        // what is in spare
+  Side side;
 
-  GS_MEMBER Half* sliver(int64_t block, int64_t i) const {
-    return a + (block * (kUnitRows / kSide) + i) * s.sliver;
+  GS_MEMBER PairedProduct(P& problem, const Cut& cut, char* memory)
+      : p(problem),
+        s(cut),
+        b((Half*)memory),
+        a((Half*)(memory + cut.b_bytes)),
+        spare((Half*)(memory + cut.b_bytes + cut.a_bytes)),
+        panel_at(-1),
+        packed(0),
+        next_row(-1) {
+    side.stop();
+  }
+
+  template <bool PACKS>
+  GS_MEMBER void tiles(const Half* panel, int64_t block, int64_t offset, int64_t row, int64_t rows,
+                       int64_t column, int cols) {
+    const Finish& f = p.finish;
+    const bool last = block == s.blocks - 1, runs = p.acs == 1;
+    Ending e = {f.alpha, last && f.bias ? f.bias + column : nullptr, last && f.relu,
+                block > 0 || f.add, nullptr};
+    const int64_t steps = up(p.depth(block), kPad) / 2;
+    for (int64_t i = 0; i < rows; i += kTall) {
+      float* c = p.c + (row + i) * p.ldc + column;
+      if (last && f.sums()) e.beside = f.beside(c);
+      const Half* from = a + (runs ? i * kRowHalves + offset : i * 2 + offset * kUnitRows);
+      (runs ? paired_tile<true, PACKS> : paired_tile<false, PACKS>)(
+          from, panel + offset * kSide, steps, c, p.ldc, (int)lesser(kTall, rows - i), cols, e,
+          &side);
+    }
   }
 
   // Unit u of a part; more: unit u + 1 comes afterwards, most likely.
   __attribute__((noinline)) void unit(const Part& part, int64_t u, bool more) {
-    const int64_t high = part.high(), sets = parts(part.panel1 - part.panel0, s.set);
-    const int64_t row = part.row0 + u % high * kUnitRows, of = u / high;
-    const int64_t panel = part.panel0 + of % sets * s.set, block0 = of / sets * s.span;
+    const int64_t row = part.row(u), panel = part.panel(s, u), block0 = part.block(s, u);
     const int64_t block1 = lesser(s.blocks, block0 + s.span);
     const int64_t rows = lesser(kUnitRows, part.row1 - row),
                   count = lesser(s.set, part.panel1 - panel);
-    if (first != panel || first_block != block0) packed = 0;
-    first = panel;
-    first_block = block0;
-    for (int64_t block = block0; block < block1; ++block)
-      for (int64_t i = 0; i < rows; i += kSide)
-        p.left(block, row + i, (int)lesser(kSide, rows - i),
-               sliver(block - block0, i / kSide));
-    Ahead ahead(b);
-    auto next_unit = [&] {
-      const int64_t next = (u + 1) % high ? row + kUnitRows : part.row0;
-      ahead.begin(p.left_source(block0, block1, next, lesser(kUnitRows, part.row1 - next)));
+    if (panel_at != panel || block_at != block0) packed = 0;
+    panel_at = panel;
+    block_at = block0;
+    if (next_row == row && next_block == block0) {
+      Half* was = a;
+      a = spare;
+      spare = was;
+    } else {
+      p.unit(block0, block1, row, rows, a);
+    }
+    next_row = -1;
+    bool next = false;
+    auto pack_next = [&] {
+      const int64_t then = part.row(u + 1), block = part.block(s, u + 1);
+      next = more && part.row1 - then >= kUnitRows &&
+             p.unit_beside(block, lesser(s.blocks, block + s.span), then, spare, &side);
+      if (!next) return;
+      next_row = then;
+      next_block = block;
     };
-    if (more && packed >= count) next_unit();
+    const bool filling = packed < count;
+    if (!filling) pack_next();
     for (int64_t v = 0; v < count; ++v) {
       Half* to = b + v * s.depth * kSide;
-      if (v >= packed) {
+      if (packed == v) {
         for (int64_t block = block0; block < block1; ++block)
-          p.panel(block, panel + v, to + (block - block0) * up(s.kc, kPad) * kSide);
+          p.panel(block, panel + v, to + (block - block0) * s.kc * kSide);
         packed = v + 1;
-        if (v + 1 < count)
-          ahead.begin(p.panel_source(block0, block1, panel + v + 1));
-        else if (more)
-          next_unit();
       }
+      bool beside = false;
+      if (filling && v + 1 < count)
+        beside = p.panel_beside(block0, block1, panel + v + 1, to + s.depth * kSide, &side);
+      else if (filling)
+        pack_next();
       const int64_t column = (panel + v) * kSide;
       const int cols = (int)lesser(kSide, p.n - column);
-      const Finish& f = p.finish;
-      const bool sums = f.after && f.after->piece.kind == kPieceSum;
       for (int64_t block = block0; block < block1; ++block) {
-        const bool last = block == s.blocks - 1;
-        Ending e = {f.alpha, last && f.bias ? f.bias + column : nullptr, last && f.relu,
-                    block > 0 || f.add, nullptr};
-        const Half* rest = to + (block - block0) * up(s.kc, kPad) * kSide;
-        const int64_t steps = up(p.depth(block), kPad) / 2;
-        for (int64_t i = 0; i < rows; i += kTall) {
-          float* c = p.c + (row + i) * p.ldc + column;
-          if (last && sums) e.beside = f.beside(c);
-          paired_tile(sliver(block - block0, i / kSide) + i % kSide * 2, rest, steps, c, p.ldc,
-                      (int)lesser(kTall, rows - i), cols, e, &ahead);
-        }
+        if (side.packs)
+          tiles<true>(to, block, (block - block0) * s.kc, row, rows, column, cols);
+        else
+          tiles<false>(to, block, (block - block0) * s.kc, row, rows, column, cols);
       }
-      if (f.after && !sums && block1 == s.blocks && ((v + 1) % kAfterPanels == 0 || v + 1 == count)) {
+      if (beside) {
+        side.finish();
+        packed = v + 2;
+      }
+      const Finish& f = p.finish;
+      if (f.after && !f.sums() && block1 == s.blocks &&
+          ((v + 1) % kAfterPanels == 0 || v + 1 == count)) {
         const int64_t begin = (panel + v / kAfterPanels * kAfterPanels) * kSide;
         f.piece(p.c + row * p.ldc + begin, p.ldc, rows, column + cols - begin);
       }
     }
+    side.finish();
+    side.stop();
   }
 };
 
@@ -259,7 +386,6 @@ GS_INLINE void run_paired(Make make, int64_t count, int64_t m, const Cut& s, int
   const int nt = ctx->nt;
   char* counters = ctx->scratch;
   char* mine = counters + up(nt * kClaimBytes, 4096) + ctx->tid * s.total;
-  Half *b = (Half*)mine, *a = (Half*)(mine + s.b_bytes);
   const bool whole = count % nt == 0 || count >= 4 * nt;
   int64_t gr = 1, gc = 1;
   if (!whole) share_paired(parts(m, kSide), s.panels, nt, left, right, &gr, &gc);
@@ -271,12 +397,12 @@ GS_INLINE void run_paired(Make make, int64_t count, int64_t m, const Cut& s, int
                           lesser(s.panels, j * cols), lesser(s.panels, (j + 1) * cols)};
   };
   if (whole || !dealt || count > 1 || s.span < s.blocks) {
-    const Part mine_ = part(whole ? 0 : ctx->tid);
-    const int64_t units = mine_.units(s);
+    const Part own_part = part(whole ? 0 : ctx->tid);
+    const int64_t units = own_part.units(s);
     for (int64_t t = whole ? ctx->tid : 0; t < count; t += whole ? nt : 1) {
       auto p = make(t);
-      PairedProduct<decltype(p)> product{p, s, b, a};
-      for (int64_t u = 0; u < units; ++u) product.unit(mine_, u, u + 1 < units);
+      PairedProduct<decltype(p)> product(p, s, mine);
+      for (int64_t u = 0; u < units; ++u) product.unit(own_part, u, u + 1 < units);
     }
     return;
   }
@@ -286,18 +412,17 @@ GS_INLINE void run_paired(Make make, int64_t count, int64_t m, const Cut& s, int
     for (int t = 0; t < nt; ++t) taken(t)[0] = taken(t)[1] = 0;
   ctx->sync();
   auto p = make(0);
-  PairedProduct<decltype(p)> product{p, s, b, a};
+  PairedProduct<decltype(p)> product(p, s, mine);
   for (int64_t q = 0; q < nt; ++q) {
     const int64_t t = (ctx->tid + q) % nt;
     const Part from = part(t);
     const int64_t units = from.units(s);
     for (int64_t u = 0; __atomic_fetch_add(taken(t), 1, __ATOMIC_RELAXED) < units; ++u) {
-      if (q) {
-        u = units - 1 - __atomic_fetch_add(taken(t) + 1, 1, __ATOMIC_RELAXED);
-        product.unit(from, u, false);
-      } else {
+      if (q)
+        product.unit(from, units - 1 - __atomic_fetch_add(taken(t) + 1, 1, __ATOMIC_RELAXED),
+                     false);
+      else
         product.unit(from, u, u + 1 < units);
-      }
     }
   }
 }
