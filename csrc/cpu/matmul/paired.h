@@ -41,6 +41,7 @@ struct Region {
 };
 
 // What a tile does beside its products.
+enum SideKind { kNothing, kFetches, kPacks };
 struct Side {
   const char* at;
   int64_t other, lead;  // bytes to the second vector of a line of results, to what is asked for
@@ -48,7 +49,7 @@ struct Side {
   Half* to;
   int64_t to_jump;
   int64_t left, lines, rows;
-  bool packs;
+  SideKind kind;
   __m512i turn;
   alignas(64) Half nowhere[32];
 
@@ -59,7 +60,7 @@ struct Side {
     to_jump = -32;
     left = lines = 1;
     rows = (int64_t)1 << 60;
-    packs = false;
+    kind = kNothing;
   }
   GS_MEMBER void fetch_region(const Region& r) {
     at = (const char*)r.at;
@@ -67,6 +68,7 @@ struct Side {
     left = lines = r.lines;
     jump = r.stride * 4 - 64 * r.lines;
     rows = r.rows;
+    kind = kFetches;
   }
   // `count` contiguous runs of `depth` elements, `stride` apart, to runs kRowHalves apart.
   GS_MEMBER void pack_runs(const float* from, int64_t stride, int64_t count, int64_t depth,
@@ -95,7 +97,7 @@ struct Side {
     to_jump = out_more;
     left = lines = each_row;
     rows = count;
-    packs = true;
+    kind = kPacks;
     const char* p = at;
     for (int64_t i = 0, n = left; i < kLead; ++i) {
       __builtin_prefetch(p);
@@ -129,7 +131,7 @@ struct Side {
     if (--rows == 0) stop();
   }
   __attribute__((noinline)) void finish() {
-    while (packs) line();
+    while (kind == kPacks) line();
   }
 };
 
@@ -156,7 +158,7 @@ struct Ending {
 
 // C (rows <= 8, cols <= 32; ldc) from packed rows of A (RUNS: contiguous) and a panel; steps: pairs
 // along k, a multiple of 4.
-template <bool RUNS, bool PACKS>
+template <bool RUNS, SideKind SIDE>
 __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t steps, float* c,
                                            int64_t ldc, int rows, int cols, const Ending& e,
                                            Side* side) {
@@ -188,13 +190,11 @@ __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t
   for (; steps > 0; steps -= 4, a += RUNS ? 8 : 4 * kPairHalves, b += 256) {
     step(0);
     step(1);
-    if (PACKS)
-      side->line();
-    else
-      side->fetch();
+    if (SIDE == kPacks) side->line();
+    if (SIDE == kFetches) side->fetch();
     step(2);
     step(3);
-    if (!PACKS) side->fetch();
+    if (SIDE == kFetches) side->fetch();
   }
   const __m512 alpha = _mm512_set1_ps(e.alpha), zero = _mm512_setzero_ps();
   const __mmask16 m[2] = {first_lanes(cols), first_lanes(cols - 16)};
@@ -282,21 +282,24 @@ struct PairedProduct {
     side.stop();
   }
 
-  template <bool PACKS>
+  // A block of rows by one panel.
+  template <bool RUNS>
   GS_MEMBER void tiles(const Half* panel, int64_t block, int64_t offset, int64_t row, int64_t rows,
                        int64_t column, int cols) {
     const Finish& f = p.finish;
-    const bool last = block == s.blocks - 1, runs = p.acs == 1;
+    const bool last = block == s.blocks - 1;
     Ending e = {f.alpha, last && f.bias ? f.bias + column : nullptr, last && f.relu,
                 block > 0 || f.add, nullptr};
     const int64_t steps = up(p.depth(block), kPad) / 2;
     for (int64_t i = 0; i < rows; i += kTall) {
       float* c = p.c + (row + i) * p.ldc + column;
       if (last && f.sums()) e.beside = f.beside(c);
-      const Half* from = a + (runs ? i * kRowHalves + offset : i * 2 + offset * kUnitRows);
-      (runs ? paired_tile<true, PACKS> : paired_tile<false, PACKS>)(
-          from, panel + offset * kSide, steps, c, p.ldc, (int)lesser(kTall, rows - i), cols, e,
-          &side);
+      const Half* from = a + (RUNS ? i * kRowHalves + offset : i * 2 + offset * kUnitRows);
+      auto tile = side.kind == kPacks     ? paired_tile<RUNS, kPacks>
+                  : side.kind == kFetches ? paired_tile<RUNS, kFetches>
+                                          : paired_tile<RUNS, kNothing>;
+      tile(from, panel + offset * kSide, steps, c, p.ldc, (int)lesser(kTall, rows - i), cols, e,
+           &side);
     }
   }
 
@@ -343,7 +346,7 @@ struct PairedProduct {
       const int64_t column = (panel + v) * kSide;
       const int cols = (int)lesser(kSide, p.n - column);
       for (int64_t block = block0; block < block1; ++block) {
-        if (side.packs)
+        if (p.acs == 1)
           tiles<true>(to, block, (block - block0) * s.kc, row, rows, column, cols);
         else
           tiles<false>(to, block, (block - block0) * s.kc, row, rows, column, cols);
