@@ -2,7 +2,8 @@
 // element of A and B rounded to bfloat16 (nearest, ties to even) and products summed in float32.
 //
 // Floor: 2 m n k operations at 16 times the rate of float32 with tiles, so that bytes matter first:
-// reading A and B once a member, writing C. How: matmul/bfloat16.h. A member owns a rectangle of C.
+// reading A and B once a member, writing C. How: matmul/bfloat16.h, and where vdpbf16ps is all
+// there is, matmul/paired.h. A member owns a rectangle of C.
 #include "matmul/bfloat16.h"
 
 #include "matmul.h"
@@ -131,8 +132,7 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
 #if defined(GS_PAIRED)
   Cut s;
   s.cut(p);
-  run_paired(make, p.batch, p.m, s, p.a_cs == 1 ? 4 : 6, p.b_cs == 1 ? 5 : 7,
-             p.m * p.n * p.k >= kDealtWork, ctx);
+  run_paired(make, p.batch, p.m, s, p.m * p.n * p.k >= kDealtWork, ctx);
 #else
   run_product(make, p.batch, p.m, parts(p.n, kSide), room(p), p.a_cs == 1 ? 3 : 6,
               p.b_cs == 1 ? 5 : 7, ctx);

@@ -250,8 +250,9 @@ struct Finish {
 };
 
 // 16 columns of rows at `from` (rows of kSide), `cols` of them there, to c[i] + offset.
-[[maybe_unused]] __attribute__((noinline)) void finish16(const float* from, int rows, int cols, float* const* c,
-                                        int64_t offset, const Finish& f, bool add, bool last) {
+[[maybe_unused]] __attribute__((noinline)) void finish16(const float* from, int rows, int cols,
+                                                         float* const* c, int64_t offset,
+                                                         const Finish& f, bool add, bool last) {
   constexpr int N = simd<float>::N;
   vf alpha = set1(f.alpha);
   for (int j = 0; j < cols; j += N) {

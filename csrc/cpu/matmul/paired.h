@@ -23,13 +23,13 @@ namespace gs {
 namespace GS_ISA {
 namespace {
 
-constexpr int64_t kTall = 8;             // rows of a tile
-constexpr int64_t kUnitRows = 64;        // of A, packed together
-constexpr int64_t kLeastPanels = 8;      // of a set, as long as one block of k allows it
-constexpr int64_t kSpanDepth = 1024;     // steps of k that are packed together, at most
+constexpr int64_t kTall = 8;                     // rows of a tile
+constexpr int64_t kUnitRows = 64;                // of A, packed together
+constexpr int64_t kLeastPanels = 8;              // of a set, as long as one block of k allows it
+constexpr int64_t kSpanDepth = 1024;             // steps of k that are packed together, at most
 constexpr int64_t kRowHalves = kSpanDepth + 32;  // between packed rows of A: odd lines
 constexpr int64_t kPairHalves = 2 * kUnitRows;   // between packed pairs of steps of A
-constexpr int64_t kAfterPanels = 4;      // that go through MatmulParams::after together
+constexpr int64_t kAfterPanels = 4;              // that go through MatmulParams::after together
 constexpr int64_t kLead = 48;            // lines of results by which memory is asked for ahead
 constexpr int64_t kDealtWork = 1 << 24;  // multiply-adds from which units are dealt out
 constexpr int64_t kClaimBytes = 64;      // a line a counter
@@ -142,9 +142,9 @@ __attribute__((noinline)) void pairs_of_rows(const float* from, int64_t ks, int6
     for (int64_t i = 0; i < kUnitRows; i += 16) {
       const float* p = from + k * ks + i;
       const __mmask16 m = first_lanes(rows - i);
-      _mm512_store_si512(
-          to + 2 * i, pairs_of(_mm512_maskz_loadu_ps(k < depth ? m : (__mmask16)0, p),
-                               _mm512_maskz_loadu_ps(k + 1 < depth ? m : (__mmask16)0, p + ks)));
+      _mm512_store_si512(to + 2 * i,
+                         pairs_of(_mm512_maskz_loadu_ps(k < depth ? m : (__mmask16)0, p),
+                                  _mm512_maskz_loadu_ps(k + 1 < depth ? m : (__mmask16)0, p + ks)));
     }
 }
 
@@ -196,7 +196,15 @@ __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t
     step(3);
     if (SIDE == kFetches) side->fetch();
   }
-  const __m512 alpha = _mm512_set1_ps(e.alpha), zero = _mm512_setzero_ps();
+  const __m512 zero = _mm512_setzero_ps();
+  if (e.alpha != 1) {
+    const __m512 alpha = _mm512_set1_ps(e.alpha);
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+      s[r][0] = _mm512_mul_ps(s[r][0], alpha);
+      s[r][1] = _mm512_mul_ps(s[r][1], alpha);
+    }
+  }
   const __mmask16 m[2] = {first_lanes(cols), first_lanes(cols - 16)};
   __m512 bias[2] = {zero, zero};
   if (e.bias)
@@ -207,12 +215,11 @@ __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
       float* to = c + r * ldc + 16 * h;
-      __m512 x = _mm512_mul_ps(s[r][h], alpha);
+      __m512 x = s[r][h];
       if (e.add) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m[h], to));
       if (e.bias) x = _mm512_add_ps(x, bias[h]);
       if (e.relu) x = (__m512)max(vf{}, (vf)x);
-      if (e.beside)
-        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m[h], e.beside + r * ldc + 16 * h));
+      if (e.beside) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m[h], e.beside + r * ldc + 16 * h));
       _mm512_mask_storeu_ps(to, m[h], x);
     }
   }
@@ -265,7 +272,7 @@ template <class P>
 struct PairedProduct {
   P& p;
   const Cut& s;
-  Half *b, *a, *spare;  // panels, a unit, the unit that comes next
+  Half *b, *a, *spare;                 // panels, a unit, the unit that comes next
   int64_t panel_at, block_at, packed;  // what is in b: from which panel and block on, how many
   int64_t next_row, next_block;        // what is in spare
   Side side;
@@ -367,13 +374,16 @@ struct PairedProduct {
   }
 };
 
-// The cheapest way to give `nt` members cells of rows and columns: cycles for a step along k.
-GS_INLINE void share_paired(int64_t slivers, int64_t panels, int64_t nt, int64_t left, int64_t right,
-                            int64_t* rows, int64_t* cols) {
+// The cheapest way to give `nt` members cells of rows and columns, in cycles for a step along k: 16
+// a block of 32 x 32. Panels cost what packing them takes. Slivers are packed beside products, but
+// come from another member's caches where it made those rows and columns are cut: dealing out rows
+// gained 2 % of a step where that is slow.
+GS_INLINE void share_paired(int64_t slivers, int64_t panels, int64_t nt, int64_t* rows,
+                            int64_t* cols) {
   int64_t best = -1;
   for (int64_t i = nt; i >= 1; --i) {
     const int64_t s = parts(slivers, i), c = parts(panels, nt / i);
-    const int64_t cost = 16 * s * c + left * s + right * c;
+    const int64_t cost = 16 * s * c + 6 * s + 4 * c;
     if (best < 0 || cost < best) {
       best = cost;
       *rows = i;
@@ -384,14 +394,14 @@ GS_INLINE void share_paired(int64_t slivers, int64_t panels, int64_t nt, int64_t
 
 // The problems make(0) .. make(count - 1), alike in size.
 template <class Make>
-GS_INLINE void run_paired(Make make, int64_t count, int64_t m, const Cut& s, int64_t left,
-                          int64_t right, bool dealt, const Ctx* ctx) {
+GS_INLINE void run_paired(Make make, int64_t count, int64_t m, const Cut& s, bool dealt,
+                          const Ctx* ctx) {
   const int nt = ctx->nt;
   char* counters = ctx->scratch;
   char* mine = counters + up(nt * kClaimBytes, 4096) + ctx->tid * s.total;
   const bool whole = count % nt == 0 || count >= 4 * nt;
   int64_t gr = 1, gc = 1;
-  if (!whole) share_paired(parts(m, kSide), s.panels, nt, left, right, &gr, &gc);
+  if (!whole) share_paired(parts(m, kSide), s.panels, nt, &gr, &gc);
   const int64_t rows = parts(parts(m, kSide), gr) * kSide, cols = parts(s.panels, gc);
   auto part = [&](int64_t t) {
     const int64_t i = t / gc, j = t % gc;
