@@ -31,6 +31,9 @@ constexpr int64_t kRowHalves = kSpanDepth + 32;  // between packed rows of A: od
 constexpr int64_t kPairHalves = 2 * kUnitRows;   // between packed pairs of steps of A
 constexpr int64_t kAfterPanels = 4;              // that go through MatmulParams::after together
 constexpr int64_t kLead = 48;            // lines of results by which memory is asked for ahead
+constexpr int64_t kCrowded = 4;          // pairs of steps, where these are a page apart
+constexpr int64_t kShort = 32;           // pairs, a time too short for memory to answer
+constexpr int64_t kBesideDepth = 128;    // steps from which that pays
 constexpr int64_t kDealtWork = 1 << 24;  // multiply-adds from which units are dealt out
 constexpr int64_t kClaimBytes = 64;      // a line a counter
 
@@ -73,37 +76,40 @@ struct Side {
   // `count` contiguous runs of `depth` elements, `stride` apart, to runs kRowHalves apart.
   GS_MEMBER void pack_runs(const float* from, int64_t stride, int64_t count, int64_t depth,
                            Half* out) {
-    pack(from, 64, kLead * 128, 128, (stride - depth) * 4, out, kRowHalves - depth, depth / 32,
-         count);
+    at = (const char*)from;
+    other = 64;
+    step = 128;
+    jump = (stride - depth) * 4;
+    to_jump = kRowHalves - depth;
     turn = _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14,
                             13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    begin(depth / 32, count, out, kLead, kLead * step);
   }
   // `depth` runs of `count` elements: pairs of them, side by side.
   GS_MEMBER void pack_pairs(const float* from, int64_t stride, int64_t count, int64_t depth,
                             Half* out) {
-    pack(from, stride * 4, kLead * 16 / count * 2 * stride * 4, 64, (2 * stride - count) * 4, out,
-         0, count / 16, depth / 2);
+    at = (const char*)from;
+    other = stride * 4;
+    step = 64;
+    jump = (2 * stride - count) * 4;
+    to_jump = 0;
     turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                             6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    // runs a multiple of a page apart meet in few sets of the first cache
+    const int64_t pairs = other % 4096 == 0 ? kCrowded : kLead * 16 / count;
+    begin(count / 16, depth / 2, out, pairs * count / 16, pairs * 2 * other);
   }
-  GS_MEMBER void pack(const float* from, int64_t second, int64_t ahead, int64_t each, int64_t more,
-                      Half* out, int64_t out_more, int64_t each_row, int64_t count) {
-    at = (const char*)from;
-    other = second;
-    lead = ahead;
-    step = each;
-    jump = more;
-    to = out;
-    to_jump = out_more;
-    left = lines = each_row;
+  GS_MEMBER void begin(int64_t each, int64_t count, Half* out, int64_t ahead, int64_t bytes) {
+    left = lines = each;
     rows = count;
+    to = out;
+    lead = bytes;
     kind = kPacks;
     const char* p = at;
-    for (int64_t i = 0, n = left; i < kLead; ++i) {
+    for (int64_t i = 0, n = left; i < ahead; ++i, p += step) {
+      if (n-- == 0) p += jump, n = lines - 1;
       __builtin_prefetch(p);
       __builtin_prefetch(p + other);
-      p += step;
-      if (--n == 0) p += jump, n = lines;
     }
   }
   GS_MEMBER void advance() {
@@ -164,7 +170,7 @@ __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t
                                            Side* side) {
   // A row of C is up to three lines. All of them have to come: stores wait for each other, and so
   // would those of the side.
-  for (int r = 0; r < rows; ++r) {
+  for (int r = 0; r < rows && steps > kShort; ++r) {
     own(c + r * ldc, 0);
     own(c + r * ldc, cols * 2);
     own(c + r * ldc, (cols - 1) * 4);
@@ -196,7 +202,6 @@ __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t
     step(3);
     if (SIDE == kFetches) side->fetch();
   }
-  const __m512 zero = _mm512_setzero_ps();
   if (e.alpha != 1) {
     const __m512 alpha = _mm512_set1_ps(e.alpha);
 #pragma GCC unroll 8
@@ -205,22 +210,29 @@ __attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t
       s[r][1] = _mm512_mul_ps(s[r][1], alpha);
     }
   }
-  const __mmask16 m[2] = {first_lanes(cols), first_lanes(cols - 16)};
-  __m512 bias[2] = {zero, zero};
-  if (e.bias)
-    for (int h = 0; h < 2; ++h) bias[h] = _mm512_maskz_loadu_ps(m[h], e.bias + 16 * h);
+  if (cols == kSide && !e.add && !e.bias && !e.relu && !e.beside) {
 #pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r) {
-    if (r >= rows) break;
+    for (int r = 0; r < 8; ++r) {
+      if (r >= rows) return;
+      _mm512_storeu_ps(c + r * ldc, s[r][0]);
+      _mm512_storeu_ps(c + r * ldc + 16, s[r][1]);
+    }
+    return;
+  }
 #pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      float* to = c + r * ldc + 16 * h;
+  for (int h = 0; h < 2; ++h) {
+    const __mmask16 m = first_lanes(cols - 16 * h);
+    const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + 16 * h) : __m512{};
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+      if (r >= rows) break;
+      const int64_t at = r * ldc + 16 * h;
       __m512 x = s[r][h];
-      if (e.add) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m[h], to));
-      if (e.bias) x = _mm512_add_ps(x, bias[h]);
+      if (e.add) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m, c + at));
+      if (e.bias) x = _mm512_add_ps(x, bias);
       if (e.relu) x = (__m512)max(vf{}, (vf)x);
-      if (e.beside) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m[h], e.beside + r * ldc + 16 * h));
-      _mm512_mask_storeu_ps(to, m[h], x);
+      if (e.beside) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m, e.beside + at));
+      _mm512_mask_storeu_ps(c + at, m, x);
     }
   }
 }
@@ -336,8 +348,8 @@ struct PairedProduct {
       next_row = then;
       next_block = block;
     };
-    const bool filling = packed < count;
-    if (!filling) pack_next();
+    const bool filling = packed < count, full = rows == kUnitRows && s.depth >= kBesideDepth;
+    if (!filling && full) pack_next();
     for (int64_t v = 0; v < count; ++v) {
       Half* to = b + v * s.depth * kSide;
       if (packed == v) {
@@ -346,9 +358,9 @@ struct PairedProduct {
         packed = v + 1;
       }
       bool beside = false;
-      if (filling && v + 1 < count)
+      if (filling && full && v + 1 < count)
         beside = p.panel_beside(block0, block1, panel + v + 1, to + s.depth * kSide, &side);
-      else if (filling)
+      else if (filling && full)
         pack_next();
       const int64_t column = (panel + v) * kSide;
       const int cols = (int)lesser(kSide, p.n - column);
