@@ -162,78 +162,84 @@ struct Ending {
   const float* beside;  // what is added at the end, lying as C does, or null
 };
 
-// C (rows <= 8, cols <= 32; ldc) from packed rows of A (RUNS: contiguous) and a panel; steps: pairs
-// along k, a multiple of 4.
+// C (rows, cols <= 32; ldc) from packed rows of A (RUNS: contiguous) and a panel, 8 rows at a time;
+// steps: pairs along k, a multiple of 4.
 template <bool RUNS, SideKind SIDE>
-__attribute__((noinline)) void paired_tile(const Half* a, const Half* b, int64_t steps, float* c,
-                                           int64_t ldc, int rows, int cols, const Ending& e,
-                                           Side* side) {
-  // A row of C is up to three lines. All of them have to come: stores wait for each other, and so
-  // would those of the side.
-  for (int r = 0; r < rows && steps > kShort; ++r) {
-    own(c + r * ldc, 0);
-    own(c + r * ldc, cols * 2);
-    own(c + r * ldc, (cols - 1) * 4);
-    if (!e.beside) continue;
-    __builtin_prefetch(e.beside + r * ldc);
-    __builtin_prefetch(e.beside + r * ldc + cols - 1);
-  }
-  __m512 s[8][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r) s[r][0] = s[r][1] = _mm512_setzero_ps();
-  auto step = [&](int u) __attribute__((always_inline)) {
-    const __m512bh b0 = (__m512bh)_mm512_loadu_si512(b + u * 64),
-                   b1 = (__m512bh)_mm512_loadu_si512(b + u * 64 + 32);
-#pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-      int32_t pair;
-      memcpy(&pair, a + (RUNS ? r * kRowHalves + 2 * u : u * kPairHalves + 2 * r), 4);
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-      s[r][0] = _mm512_dpbf16_ps(s[r][0], x, b0);
-      s[r][1] = _mm512_dpbf16_ps(s[r][1], x, b1);
+__attribute__((noinline)) void paired_tiles(const Half* a, const Half* b, int64_t steps, float* c,
+                                            int64_t ldc, int64_t rows, int cols, const Ending& e,
+                                            Side* side) {
+  const float* beside = e.beside;
+  for (; rows > 0; rows -= kTall, c += kTall * ldc, a += RUNS ? kTall * kRowHalves : 2 * kTall) {
+    const int tall = (int)lesser(kTall, rows);
+    // A row of C is up to three lines. All of them have to come: stores wait for each other, and so
+    // would those of the side.
+    for (int r = 0; r < tall && steps > kShort; ++r) {
+      own(c + r * ldc, 0);
+      own(c + r * ldc, cols * 2);
+      own(c + r * ldc, (cols - 1) * 4);
+      if (!beside) continue;
+      __builtin_prefetch(beside + r * ldc);
+      __builtin_prefetch(beside + r * ldc + cols - 1);
     }
-  };
-  for (; steps > 0; steps -= 4, a += RUNS ? 8 : 4 * kPairHalves, b += 256) {
-    step(0);
-    step(1);
-    if (SIDE == kPacks) side->line();
-    if (SIDE == kFetches) side->fetch();
-    step(2);
-    step(3);
-    if (SIDE == kFetches) side->fetch();
-  }
-  if (e.alpha != 1) {
-    const __m512 alpha = _mm512_set1_ps(e.alpha);
+    __m512 s[8][2];
 #pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-      s[r][0] = _mm512_mul_ps(s[r][0], alpha);
-      s[r][1] = _mm512_mul_ps(s[r][1], alpha);
-    }
-  }
-  if (cols == kSide && !e.add && !e.bias && !e.relu && !e.beside) {
+    for (int r = 0; r < 8; ++r) s[r][0] = s[r][1] = _mm512_setzero_ps();
+    const Half *p = a, *q = b;
+    auto step = [&](int u) __attribute__((always_inline)) {
+      const __m512bh b0 = (__m512bh)_mm512_loadu_si512(q + u * 64),
+                     b1 = (__m512bh)_mm512_loadu_si512(q + u * 64 + 32);
 #pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-      if (r >= rows) return;
-      _mm512_storeu_ps(c + r * ldc, s[r][0]);
-      _mm512_storeu_ps(c + r * ldc + 16, s[r][1]);
+      for (int r = 0; r < 8; ++r) {
+        int32_t pair;
+        memcpy(&pair, p + (RUNS ? r * kRowHalves + 2 * u : u * kPairHalves + 2 * r), 4);
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+        s[r][0] = _mm512_dpbf16_ps(s[r][0], x, b0);
+        s[r][1] = _mm512_dpbf16_ps(s[r][1], x, b1);
+      }
+    };
+    for (int64_t i = steps; i > 0; i -= 4, p += RUNS ? 8 : 4 * kPairHalves, q += 256) {
+      step(0);
+      step(1);
+      if (SIDE == kPacks) side->line();
+      if (SIDE == kFetches) side->fetch();
+      step(2);
+      step(3);
+      if (SIDE == kFetches) side->fetch();
     }
-    return;
-  }
+    if (e.alpha != 1) {
+      const __m512 alpha = _mm512_set1_ps(e.alpha);
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) {
+        s[r][0] = _mm512_mul_ps(s[r][0], alpha);
+        s[r][1] = _mm512_mul_ps(s[r][1], alpha);
+      }
+    }
+    if (cols == kSide && !e.add && !e.bias && !e.relu && !beside) {
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) {
+        if (r >= tall) return;
+        _mm512_storeu_ps(c + r * ldc, s[r][0]);
+        _mm512_storeu_ps(c + r * ldc + 16, s[r][1]);
+      }
+      continue;
+    }
 #pragma GCC unroll 2
-  for (int h = 0; h < 2; ++h) {
-    const __mmask16 m = first_lanes(cols - 16 * h);
-    const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + 16 * h) : __m512{};
+    for (int h = 0; h < 2; ++h) {
+      const __mmask16 m = first_lanes(cols - 16 * h);
+      const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(m, e.bias + 16 * h) : __m512{};
 #pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-      if (r >= rows) break;
-      const int64_t at = r * ldc + 16 * h;
-      __m512 x = s[r][h];
-      if (e.add) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m, c + at));
-      if (e.bias) x = _mm512_add_ps(x, bias);
-      if (e.relu) x = (__m512)max(vf{}, (vf)x);
-      if (e.beside) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m, e.beside + at));
-      _mm512_mask_storeu_ps(c + at, m, x);
+      for (int r = 0; r < 8; ++r) {
+        if (r >= tall) break;
+        const int64_t at = r * ldc + 16 * h;
+        __m512 x = s[r][h];
+        if (e.add) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m, c + at));
+        if (e.bias) x = _mm512_add_ps(x, bias);
+        if (e.relu) x = (__m512)max(vf{}, (vf)x);
+        if (beside) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(m, beside + at));
+        _mm512_mask_storeu_ps(c + at, m, x);
+      }
     }
+    if (beside) beside += kTall * ldc;
   }
 }
 
@@ -310,16 +316,13 @@ struct PairedProduct {
     Ending e = {f.alpha, last && f.bias ? f.bias + column : nullptr, last && f.relu,
                 block > 0 || f.add, nullptr};
     const int64_t steps = up(p.depth(block), kPad) / 2;
-    for (int64_t i = 0; i < rows; i += kTall) {
-      float* c = p.c + (row + i) * p.ldc + column;
-      if (last && f.sums()) e.beside = f.beside(c);
-      const Half* from = a + (RUNS ? i * kRowHalves + offset : i * 2 + offset * kUnitRows);
-      auto tile = side.kind == kPacks     ? paired_tile<RUNS, kPacks>
-                  : side.kind == kFetches ? paired_tile<RUNS, kFetches>
-                                          : paired_tile<RUNS, kNothing>;
-      tile(from, panel + offset * kSide, steps, c, p.ldc, (int)lesser(kTall, rows - i), cols, e,
-           &side);
-    }
+    float* c = p.c + row * p.ldc + column;
+    if (last && f.sums()) e.beside = f.beside(c);
+    auto tiles = side.kind == kPacks     ? paired_tiles<RUNS, kPacks>
+                 : side.kind == kFetches ? paired_tiles<RUNS, kFetches>
+                                         : paired_tiles<RUNS, kNothing>;
+    tiles(a + offset * (RUNS ? 1 : kUnitRows), panel + offset * kSide, steps, c, p.ldc, rows, cols,
+          e, &side);
   }
 
   // Unit u of a part; more: unit u + 1 comes afterwards, most likely.
