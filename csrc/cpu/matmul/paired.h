@@ -31,7 +31,7 @@ constexpr int64_t kRowHalves = kSpanDepth + 32;  // between packed rows of A: od
 constexpr int64_t kPairHalves = 2 * kUnitRows;   // between packed pairs of steps of A
 constexpr int64_t kAfterPanels = 4;              // that go through MatmulParams::after together
 constexpr int64_t kLead = 48;            // lines of results by which memory is asked for ahead
-constexpr int64_t kCrowded = 4;          // pairs of steps, where these are a page apart
+constexpr int64_t kCrowded = 4;          // pairs of steps, where these crowd each other out
 constexpr int64_t kShort = 32;           // pairs, a time too short for memory to answer
 constexpr int64_t kBesideDepth = 128;    // steps from which that pays
 constexpr int64_t kDealtWork = 1 << 24;  // multiply-adds from which units are dealt out
@@ -95,8 +95,8 @@ struct Side {
     to_jump = 0;
     turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                             6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    // runs a multiple of a page apart meet in few sets of the first cache
-    const int64_t pairs = other % 4096 == 0 ? kCrowded : kLead * 16 / count;
+    // runs a multiple of four pages apart meet in a few sets of the second cache
+    const int64_t pairs = other % 16384 == 0 ? kCrowded : kLead * 16 / count;
     begin(count / 16, depth / 2, out, pairs * count / 16, pairs * 2 * other);
   }
   GS_MEMBER void begin(int64_t each, int64_t count, Half* out, int64_t ahead, int64_t bytes) {
