@@ -271,19 +271,24 @@ struct Cut {
 
 // A part of C: rows [row0, row1), panels [panel0, panel1). Its units are numbered along rows, then
 // sets, then spans.
+struct Unit {
+  int64_t row, panel, block;
+};
 struct Part {
   int64_t row0, row1, panel0, panel1;
+  int64_t high, sets, units;
 
-  GS_MEMBER int64_t high() const { return parts(row1 - row0, kUnitRows); }
-  GS_MEMBER int64_t sets(const Cut& s) const { return parts(panel1 - panel0, s.set); }
-  GS_MEMBER int64_t units(const Cut& s) const {
-    return row1 > row0 && panel1 > panel0 ? high() * sets(s) * parts(s.blocks, s.span) : 0;
+  GS_MEMBER Part(const Cut& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1)
+      : row0(i0), row1(i1), panel0(j0), panel1(j1) {
+    high = parts(row1 - row0, kUnitRows);
+    sets = parts(panel1 - panel0, s.set);
+    units = high * sets * parts(s.blocks, s.span);
   }
-  GS_MEMBER int64_t row(int64_t u) const { return row0 + u % high() * kUnitRows; }
-  GS_MEMBER int64_t panel(const Cut& s, int64_t u) const {
-    return panel0 + u / high() % sets(s) * s.set;
+  GS_MEMBER Unit at(const Cut& s, int64_t u) const {
+    if (u < high) return {row0 + u * kUnitRows, panel0, 0};
+    const int64_t q = u / high;
+    return {row0 + (u - q * high) * kUnitRows, panel0 + q % sets * s.set, q / sets * s.span};
   }
-  GS_MEMBER int64_t block(const Cut& s, int64_t u) const { return u / (high() * sets(s)) * s.span; }
 };
 
 template <class P>
@@ -327,7 +332,8 @@ struct PairedProduct {
 
   // Unit u of a part; more: unit u + 1 comes afterwards, most likely.
   __attribute__((noinline)) void unit(const Part& part, int64_t u, bool more) {
-    const int64_t row = part.row(u), panel = part.panel(s, u), block0 = part.block(s, u);
+    const Unit at = part.at(s, u);
+    const int64_t row = at.row, panel = at.panel, block0 = at.block;
     const int64_t block1 = lesser(s.blocks, block0 + s.span);
     const int64_t rows = lesser(kUnitRows, part.row1 - row),
                   count = lesser(s.set, part.panel1 - panel);
@@ -342,14 +348,14 @@ struct PairedProduct {
       p.unit(block0, block1, row, rows, a);
     }
     next_row = -1;
-    bool next = false;
     auto pack_next = [&] {
-      const int64_t then = part.row(u + 1), block = part.block(s, u + 1);
-      next = more && part.row1 - then >= kUnitRows &&
-             p.unit_beside(block, lesser(s.blocks, block + s.span), then, spare, &side);
-      if (!next) return;
-      next_row = then;
-      next_block = block;
+      if (!more) return;
+      const Unit then = part.at(s, u + 1);
+      if (part.row1 - then.row < kUnitRows ||
+          !p.unit_beside(then.block, lesser(s.blocks, then.block + s.span), then.row, spare, &side))
+        return;
+      next_row = then.row;
+      next_block = then.block;
     };
     const bool filling = packed < count, full = rows == kUnitRows && s.depth >= kBesideDepth;
     if (!filling && full) pack_next();
@@ -420,17 +426,17 @@ GS_INLINE void run_paired(Make make, int64_t count, int64_t m, const Cut& s, boo
   const int64_t rows = parts(parts(m, kSide), gr) * kSide, cols = parts(s.panels, gc);
   auto part = [&](int64_t t) {
     const int64_t i = t / gc, j = t % gc;
-    return i >= gr ? Part{0, 0, 0, 0}
-                   : Part{lesser(m, i * rows), lesser(m, (i + 1) * rows),
-                          lesser(s.panels, j * cols), lesser(s.panels, (j + 1) * cols)};
+    return i >= gr ? Part(s, 0, 0, 0, 0)
+                   : Part(s, lesser(m, i * rows), lesser(m, (i + 1) * rows),
+                          lesser(s.panels, j * cols), lesser(s.panels, (j + 1) * cols));
   };
   if (whole || !dealt || count > 1 || s.span < s.blocks) {
     const Part own_part = part(whole ? 0 : ctx->tid);
-    const int64_t units = own_part.units(s);
     for (int64_t t = whole ? ctx->tid : 0; t < count; t += whole ? nt : 1) {
       auto p = make(t);
       PairedProduct<decltype(p)> product(p, s, mine);
-      for (int64_t u = 0; u < units; ++u) product.unit(own_part, u, u + 1 < units);
+      for (int64_t u = 0; u < own_part.units; ++u)
+        product.unit(own_part, u, u + 1 < own_part.units);
     }
     return;
   }
@@ -444,7 +450,7 @@ GS_INLINE void run_paired(Make make, int64_t count, int64_t m, const Cut& s, boo
   for (int64_t q = 0; q < nt; ++q) {
     const int64_t t = (ctx->tid + q) % nt;
     const Part from = part(t);
-    const int64_t units = from.units(s);
+    const int64_t units = from.units;
     for (int64_t u = 0; __atomic_fetch_add(taken(t), 1, __ATOMIC_RELAXED) < units; ++u) {
       if (q)
         product.unit(from, units - 1 - __atomic_fetch_add(taken(t) + 1, 1, __ATOMIC_RELAXED),
