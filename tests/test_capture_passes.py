@@ -877,6 +877,22 @@ def test_residual(rows, width):
     compare(lambda: PreNorm(width), (rows, 3), "residual", note, steps=5)
 
 
+@pytest.mark.parametrize(("rows", "inputs", "hidden"), [*SIZES, (1300, 9, 290)])
+def test_products_that_round_take_along_what_follows(rows, inputs, hidden):
+    with gs.autocast():
+        for f, rule, note in (
+            (F.relu, "bias_relu", "with the ReLU behind it"),
+            (F.gelu, "bias_activation", "with the activation behind it"),
+            (F.sigmoid, "activation_gradient", "with the gradient of the activation"),
+        ):
+            compare(
+                lambda f=f: Activated(f, inputs, hidden), (rows, inputs), rule, {note: 1}, steps=5
+            )
+        if inputs < 1000:
+            note = {"with the sum behind it": 2}
+            compare(lambda: PreNorm(hidden // 2), (rows, 3), "residual", note, steps=5)
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 @pytest.mark.parametrize(("rows", "width"), [(9, 20), (50, 64), (301, 129)])
 def test_norm_sum(rows, width, norm):

@@ -21,7 +21,7 @@ constexpr int64_t kChainRows = 1024, kChainLeast = 64 * 64, kOneBlock = 512;
 
 // Switches on the ReLU of a product or convolution whose output has n elements.
 bool Fuser::with_relu(int k, RecordedOp* op, int64_t n) {
-  if (is(k, "matmul") || is(k, "matmul_dot") || is(k, "matmul_vec")) {
+  if (is(k, "matmul") || is(k, "matmul_bf16") || is(k, "matmul_dot") || is(k, "matmul_vec")) {
     MatmulParams& p = *(MatmulParams*)op->params.data();
     if (p.act != kActNone || p.after || p.accumulate || p.m * p.n * p.batch != n) return false;
     p.act = kActRelu;
@@ -58,7 +58,8 @@ void Fuser::bias_relu(int k) {
 // The product that alone writes the n elements of x and has nothing behind it yet, or -1.
 int Fuser::plain_product(const RecordedBuffer& x, int64_t n) {
   int k = temporary(x) ? writer(x) : -1;
-  if (!is(k, "matmul") || !same(ops[(size_t)k].buffers.back(), x)) return -1;
+  const bool product = is(k, "matmul") || is(k, "matmul_bf16");
+  if (!product || !same(ops[(size_t)k].buffers.back(), x)) return -1;
   const MatmulParams& p = params<MatmulParams>(k);
   bool plain = p.act == kActNone && !p.after && !p.accumulate && p.m * p.n * p.batch == n;
   return plain ? k : -1;

@@ -23,8 +23,9 @@ enum ChainFlag : int32_t {
 // a[b] is (m, k), b[b] is (k, n), c[b] is (m, n), bias is (n,). Strides in elements; any sign, 0
 // too. buffers: a, b, bias or null, c.
 //
-// after (`matmul` only, set by rewrites of captured steps): the kernel that each piece of c goes
-// through while it is in the caches, with the same piece of buffer 4, which lies as c does.
+// after (`matmul` and `matmul_bf16` only, set by rewrites of captured steps): the kernel that each
+// piece of c goes through while it is in the caches, with the same piece of buffer 4, which lies as
+// c does.
 //
 // Which kernel takes which strides:
 //   matmul      a any; b with b_cs == 1 or b_rs == 1; c with c_cs == 1, or c_rs == 1 and bias a row

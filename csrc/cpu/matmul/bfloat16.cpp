@@ -2,10 +2,15 @@
 // element of A and B rounded to bfloat16 (nearest, ties to even) and products summed in float32.
 //
 // Floor: 2 m n k operations at 16 times the rate of float32 with tiles, so that bytes matter first:
-// reading A and B once a member, writing C. How: matmul/bfloat16.h. A member owns a rectangle of C.
+// reading A and B once a member, writing C. How: matmul/bfloat16.h, and where vdpbf16ps is all
+// there is, matmul/paired.h. A member owns a rectangle of C.
 #include "matmul/bfloat16.h"
 
 #include "matmul.h"
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#define GS_PAIRED 1
+#include "matmul/paired.h"
+#endif
 
 namespace gs {
 namespace GS_ISA {
@@ -38,6 +43,43 @@ struct Dense {
     else
       panel_of_columns(p, bcs, depth(block), cols, to);
   }
+#if defined(GS_PAIRED)
+  // Steps of k of some blocks, from the first on.
+  int64_t span(int64_t block0, int64_t block1) const {
+    return greater(0, lesser(k, block1 * kc) - block0 * kc);
+  }
+  void unit(int64_t block0, int64_t block1, int64_t row, int64_t rows, Half* to) const {
+    const float* p = a + row * ars + block0 * kc * acs;
+    const int64_t steps = span(block0, block1);
+    if (acs != 1) return pairs_of_rows(p, acs, steps, rows, to);
+    for (int64_t i = 0; i < rows; ++i) put_run(p + i * ars, steps, to + i * kRowHalves);
+  }
+  // The same for a whole unit, and for a panel, beside products, if that can be. If not, a panel's
+  // source is fetched.
+  bool unit_beside(int64_t block0, int64_t block1, int64_t row, Half* to, Side* side) const {
+    const float* p = a + row * ars + block0 * kc * acs;
+    const int64_t steps = span(block0, block1);
+    if (steps == 0 || steps % kPad) return false;
+    if (acs == 1)
+      side->pack_runs(p, ars, kUnitRows, steps, to);
+    else
+      side->pack_pairs(p, acs, kUnitRows, steps, to);
+    return true;
+  }
+  bool panel_beside(int64_t block0, int64_t block1, int64_t v, Half* to, Side* side) const {
+    const int64_t steps = span(block0, block1), cols = lesser(kSide, n - v * kSide);
+    if (steps == 0) return false;
+    if (bcs == 1 && cols == kSide && steps % kPad == 0) {
+      side->pack_pairs(b + block0 * kc * brs + v * kSide, brs, kSide, steps, to);
+      return true;
+    }
+    if (bcs == 1)
+      side->fetch_region(Region{b + block0 * kc * brs + v * kSide, brs, 2, steps});
+    else
+      side->fetch_region(Region{b + block0 * kc + v * kSide * bcs, bcs, parts(steps, 16), cols});
+    return false;
+  }
+#endif
   int64_t place(int64_t row, int rows, float** at) {
     for (int i = 0; i < rows; ++i) at[i] = c + (row + i) * ldc;
     return ldc;
@@ -48,7 +90,9 @@ struct Dense {
   }
 };
 
+#if !defined(GS_PAIRED)
 Room room(const MatmulParams& p) { return room_of(parts(p.n, kSide), block_depth(p.k), p.l2, 0); }
+#endif
 
 int64_t batch_offset(const MatmulParams& p, const int64_t* strides, int64_t t) {
   int64_t at = 0;
@@ -76,18 +120,36 @@ void gemm(const void* params, void* const* buf, const Ctx* ctx) {
     d.bcs = p.b_cs;
     d.c = (float*)buf[3] + batch_offset(p, p.c_bs, t);
     d.ldc = p.c_rs;
-    d.finish = Finish{(float)p.alpha, (const float*)buf[2], p.act == kActRelu, p.accumulate != 0};
+    d.finish = Finish{(float)p.alpha,
+                      (const float*)buf[2],
+                      p.act == kActRelu,
+                      p.accumulate != 0,
+                      p.after ? &p : nullptr,
+                      (float*)buf[3],
+                      p.after ? (float*)buf[4] : nullptr};
     return d;
   };
+#if defined(GS_PAIRED)
+  Cut s;
+  s.cut(p);
+  run_paired(make, p.batch, p.m, s, p.m * p.n * p.k >= kDealtWork, ctx);
+#else
   run_product(make, p.batch, p.m, parts(p.n, kSide), room(p), p.a_cs == 1 ? 3 : 6,
               p.b_cs == 1 ? 5 : 7, ctx);
+#endif
 }
 
 void plan(const void* params, Plan* plan) {
   const MatmulParams& p = *(const MatmulParams*)params;
   plan->tasks = greater(1, lesser(p.members, p.batch * parts(p.m, kSide) * parts(p.n, kSide)));
   plan->work = p.batch * work_of(p.m, p.n, p.k);
+#if defined(GS_PAIRED)
+  Cut s;
+  s.cut(p);
+  plan->scratch = (size_t)(up(plan->tasks * kClaimBytes, 4096) + plan->tasks * s.total);
+#else
   plan->scratch = (size_t)(plan->tasks * room(p).total);
+#endif
 }
 
 const KernelEntry entries[] = {{"matmul_bf16", kF32, gemm, plan}};

@@ -17,6 +17,7 @@
 #pragma once
 #include <string.h>
 
+#include "matmul.h"
 #include "matmul/pack.h"
 #include "simd/vec.h"
 #if !defined(__AVX512BF16__)
@@ -231,11 +232,27 @@ struct Finish {
   float alpha;
   const float* bias;  // of the first column, or null
   bool relu, add;     // add: C holds a part of the sum already
+  // What each piece of C goes through when it is there, or null (MatmulParams::after); `first`:
+  // the start of C, and `other` of what lies beside it.
+  const MatmulParams* after = nullptr;
+  float *first = nullptr, *other = nullptr;
+
+  GS_MEMBER bool sums() const { return after && after->piece.kind == kPieceSum; }
+  GS_MEMBER float* beside(const float* c) const { return other ? other + (c - first) : nullptr; }
+  GS_MEMBER void piece(float* c, int64_t ldc, int64_t rows, int64_t cols) const {
+    PieceParams piece = after->piece;
+    piece.rows = rows;
+    piece.cols = cols;
+    piece.stride = ldc;
+    void* buf[2] = {c, beside(c)};
+    after->after(&piece, buf, nullptr);
+  }
 };
 
 // 16 columns of rows at `from` (rows of kSide), `cols` of them there, to c[i] + offset.
-__attribute__((noinline)) void finish16(const float* from, int rows, int cols, float* const* c,
-                                        int64_t offset, const Finish& f, bool add, bool last) {
+[[maybe_unused]] __attribute__((noinline)) void finish16(const float* from, int rows, int cols,
+                                                         float* const* c, int64_t offset,
+                                                         const Finish& f, bool add, bool last) {
   constexpr int N = simd<float>::N;
   vf alpha = set1(f.alpha);
   for (int j = 0; j < cols; j += N) {
@@ -444,6 +461,12 @@ __attribute__((noinline)) void run_part(P& p, const Room& r, int64_t row0, int64
           block_of(a, r.ld, b + v * panel, depth, rows, halves, out, kSide);
           for (int h = 0; h < halves; ++h)
             finish16(out + 16 * h, rows, cols[h], c, at[h], p.finish, add, last);
+        }
+        if (last && p.finish.after) {
+          int64_t begin = 0, at = 0, cols = 0;
+          p.column(2 * j, &begin);
+          for (int64_t h = 2 * j; h < 2 * (j + count); ++h) cols += p.column(h, &at);
+          p.finish.piece(c[0] + begin, ldc, rows, cols);
         }
       }
     }
