@@ -145,7 +145,7 @@ __attribute__((noinline)) void mix(const float* s, int64_t rows, int64_t keys, b
         mix_tile<2>(s + r, b + c, brs, depth, f, to, row, (int)(n - c < 2 * N ? n - c - N : N));
       else
         mix_tile<1>(s + r, b + c, brs, depth, f, to, row, (int)(n - c));
-      ahead.step(16);
+      ahead.step();
     }
   }
 }
@@ -153,6 +153,16 @@ __attribute__((noinline)) void mix(const float* s, int64_t rows, int64_t keys, b
 // First vector of the queries from i0 on that sees key j.
 GS_INLINE int64_t first_vector(bool causal, int64_t i0, int64_t j) {
   return causal && j > i0 ? (j - i0) / simd<float>::N : 0;
+}
+
+// Tiles of a head, about: a half of those of scores is left out where it is causal.
+GS_INLINE int64_t short_tiles(const AttentionParams& p, bool back) {
+  constexpr int64_t N = simd<float>::N;
+  const int64_t wide = 2 * N,
+                scores = ceil_div(p.tq, wide) * ceil_div(p.tk, back ? kPairRows : kScoreRows);
+  const int64_t mixed = ceil_div(p.tq, kMixRows) * ceil_div(back ? p.d : p.dv, wide);
+  const int64_t blocks = back && p.causal ? 2 * ceil_div(p.tk, 14) : 0;
+  return (p.causal ? scores * 5 / 8 : scores) + mixed + blocks + 1;
 }
 
 // q (rows, d) times scale, transposed: to[c * kQueries + i].
@@ -278,8 +288,8 @@ void short_forward(const AttentionParams& p, void* const* buf, const ShortForwar
           score_tile<kScoreRows, 2>(a, p.k.row, w.turned + c * N, p.d, s + c * N);
         else
           score_tile<kScoreRows, 1>(a, p.k.row, w.turned + c * N, p.d, s + c * N);
+        ahead.step();
       }
-      ahead.step(16);
     }
     for (int64_t c = 0; c < rows; c += N) {
       float* to = lse ? lse + i0 + c : nullptr;
@@ -460,7 +470,7 @@ void short_backward(const AttentionParams& p, void* const* buf, const ShortBackw
             pair_tile<kPairRows, 2>(t);
           else
             pair_tile<kPairRows, 1>(t);
-          ahead.step(24);
+          ahead.step();
         }
       }
       // dV (keys, dv) = P dO, dK (keys, d) = dS Q; key j is seen by rows from j on
@@ -475,7 +485,7 @@ void short_backward(const AttentionParams& p, void* const* buf, const ShortBackw
           const int64_t from = triangle ? most(0, j - i0) : 0;
           block_product(a + j * kScoresRow + from, kScoresRow, (int64_t)1, least(step, keys - j),
                         x + from * xs, xs, nx, rows - from, y + j * y_row, y_row, !once);
-          ahead.step(24);
+          ahead.step();
         }
       }
       mix(w.ds, rows, keys, causal, i0, w.k, w.dp, nullptr, dq + i0 * p.dq.row, p.dq.row, p.d,
