@@ -73,6 +73,29 @@ GS_INLINE void add_products(vf (&acc)[MR][NV], const float* a, int64_t ars, cons
   for (; d > 0; --d, ++a, b += kQueries) step(0);
 }
 
+// acc += a b and acc2 += a2 b2 in turns: chains of one alone are too few where NV is 1.
+template <int MR, int NV>
+GS_INLINE void add_both(vf (&acc)[MR][NV], vf (&acc2)[MR][NV], const float* a, const float* a2,
+                        int64_t ars, const float* b, const float* b2, int64_t d) {
+  int64_t odd[4];
+  odd_rows(odd, ars);
+  auto step = [&](int u) __attribute__((always_inline)) {
+    const vf bv = load(b + u * kQueries), bv2 = load(b2 + u * kQueries);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      accumulate<1>(acc[i][0], set1_at<vf>(a, odd, i, u), bv);
+      accumulate<1>(acc2[i][0], set1_at<vf>(a2, odd, i, u), bv2);
+    }
+  };
+  for (; d >= 4; d -= 4, a += 4, a2 += 4, b += 4 * kQueries, b2 += 4 * kQueries) {
+    step(0);
+    step(1);
+    step(2);
+    step(3);
+  }
+  for (; d > 0; --d, ++a, ++a2, b += kQueries, b2 += kQueries) step(0);
+}
+
 // s (MR, NV vectors) = a (MR, d) b (d, NV vectors); rows of b and s are kQueries and kScoresRow
 // apart.
 template <int MR, int NV>
@@ -345,8 +368,12 @@ __attribute__((noinline)) void pair_tile(const PairTile& t) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) s[i][v] = x[i][v] = vf{};
-  add_products<MR, NV>(s, t.k, t.k_row, t.q, t.d);
-  add_products<MR, NV>(x, t.v, t.v_row, t.dout, t.dv);
+  if (NV == 1 && t.d == t.dv && t.k_row == t.v_row) {
+    add_both<MR, NV>(s, x, t.k, t.v, t.k_row, t.q, t.dout, t.d);
+  } else {
+    add_products<MR, NV>(s, t.k, t.k_row, t.q, t.d);
+    add_products<MR, NV>(x, t.v, t.v_row, t.dout, t.dv);
+  }
   const vf scale = set1(t.scale);
   vf lse[NV], delta[NV];
 #pragma GCC unroll 2
