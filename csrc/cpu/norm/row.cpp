@@ -409,22 +409,24 @@ struct Row {
   struct Grads : Stats {
     T m1[kRows], m2[kRows];
   };
-  // The two means over each of `count` rows that their dx needs. Fetches dy + ahead, and the lines
-  // of `to`, which will be written.
+  // The two means over each of `count` rows that their dx needs. Fetches dy + ahead, the lines of
+  // `to`, which will be written, and of `more`: strips of columns come to both out of order.
   template <bool RMS, bool G>
   static __attribute__((noinline)) void grad_means(int64_t cols, int count, const T* dy, const T* x,
-                                                   const T* gamma, int64_t ahead, T* to, Sums* sums,
-                                                   Grads* s) {
+                                                   const T* gamma, int64_t ahead, T* to,
+                                                   const T* more, Sums* sums, Grads* s) {
     Each first{}, second{};
     for (int64_t b = 0; b < cols; b += kBlock) {
       const int64_t e = b + kBlock < cols ? b + kBlock : cols;
       for (int i = 0; i < count; ++i) {
         const T *g = dy + i * cols, *row = x + i * cols;
         T* line = to ? to + i * cols : nullptr;
+        const T* also = more ? more + i * cols : nullptr;
         const V c = set1(s->c[i]);
         auto dyg = [=](int64_t j, int n) {
           if (ahead) __builtin_prefetch(g + j + ahead);
           if (line) own(line + j, 0);
+          if (also) __builtin_prefetch(also + j);
           return G ? get(g + j, n) * get(gamma + j, n) : get(g + j, n);
         };
         if (RMS)
@@ -540,7 +542,7 @@ struct Row {
         }
         if (dx)
           grad_means<RMS, G>(cols, count, g, in, gamma, ahead,
-                             stream || ctx->follows ? nullptr : out, &sums, &s);
+                             stream || (ctx->follows && !more) ? nullptr : out, sum, &sums, &s);
         backward_rows<RMS, G>(stream, cols, ahead, count, g, in, s, gamma, sum, out, pg, pb);
       }
     }
