@@ -115,6 +115,7 @@ AttentionParams sizes(const Array& q, const Array& k, const Array& v, bool causa
   p.k = strides_of(k);
   p.v = strides_of(v);
   p.members = get_num_threads();
+  p.l2 = machine().l2;
   return p;
 }
 
@@ -191,6 +192,7 @@ Fused fused(const Array& x, int64_t heads, bool time_first, bool causal, double 
   p.causal = causal;
   p.scale = std::isnan(scale) ? 1.0 / std::sqrt((double)(p.d > 0 ? p.d : 1)) : scale;
   p.members = get_num_threads();
+  p.l2 = machine().l2;
   int64_t row = time_first ? p.batch : 1, batch = time_first ? 1 : p.tq;
   HeadStrides wide{batch * 3 * f.width, p.d, row * 3 * f.width},
       narrow{batch * f.width, p.d, row * f.width};

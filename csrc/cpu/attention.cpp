@@ -80,42 +80,52 @@ struct Arena {
   }
 };
 
-// Rows that lie apart and are wanted soon: no prefetcher of the machine sees them coming. step(n)
-// asks for n lines, a row of every array and then the next, which is the order in memory where they
-// are parts of one; for those of arrays that will be written, to be owned.
+// Rows that lie apart and are wanted soon: no prefetcher of the machine sees them coming. They are
+// asked for piece by piece between tiles: a row of a head of every array, and where arrays are
+// parts of one, row after row in the order of memory. Those that will be written come last, to be
+// owned. It costs a few instructions a line, which hot arrays would notice otherwise, and few lines
+// at once, of which a core takes some ten or twenty and drops the rest.
 struct Ahead {
   const char* at[8];
-  int64_t jump[8], bytes[8], left[8];
-  bool writes[8];
-  int count, now, done;
-  int64_t col, each;  // place in the row; lines of one row of every array
+  int64_t jump[8], bytes[8], rows[8];
+  int count, reads;
+  int64_t parts;               // heads side by side in a row
+  int64_t part, row, row_end;  // where it is
+  int64_t each;                // pieces between two tiles
   GS_MEMBER void reset() {
-    count = now = done = 0;
-    col = each = 0;
+    count = reads = 0;
+    part = row = row_end = 0;
+    parts = each = 1;
   }
   template <class T>
-  GS_MEMBER void add(const T* p, int64_t row, int64_t rows, int64_t width, bool write = false) {
-    if (rows <= 0 || width <= 0) return;
+  GS_MEMBER void add(const T* p, int64_t step, int64_t some, int64_t width, bool write = false) {
+    if (some <= 0 || width <= 0) return;
     at[count] = (const char*)p;
-    jump[count] = row * (int64_t)sizeof(T);
+    jump[count] = (step - parts * width) * (int64_t)sizeof(T);
     bytes[count] = width * (int64_t)sizeof(T);
-    left[count] = rows;
-    writes[count++] = write;
-    each += (width * (int64_t)sizeof(T) + 63) / 64;
+    rows[count++] = some;
+    if (!write) reads = count;
+    row_end = most(row_end, some);
   }
-  GS_MEMBER void step(int64_t n) {
-    for (; n > 0 && done < count; --n) {
-      if (writes[now])
-        own((void*)(at[now] + col), 0);
-      else
-        __builtin_prefetch(at[now] + col, 0, 2);
-      col += 64;
-      if (col < bytes[now]) continue;
-      col = 0;
-      at[now] += jump[now];
-      if (--left[now] == 0) ++done;
-      do now = now + 1 < count ? now + 1 : 0;
-      while (left[now] == 0 && done < count);
+  GS_MEMBER void step() {
+    if (row < row_end) pieces(each);
+  }
+  __attribute__((noinline)) void pieces(int64_t n) {
+    for (; n > 0 && row < row_end; --n) {
+      for (int i = 0; i < count; ++i) {
+        if (row >= rows[i]) continue;
+        const char* p = at[i];
+        const char* end = p + bytes[i];
+        at[i] = end;
+        if (i < reads)
+          for (; p < end; p += 64) __builtin_prefetch(p, 0, 2);
+        else
+          for (; p < end; p += 64) own((void*)p, 0);
+      }
+      if (++part < parts) continue;
+      part = 0;
+      ++row;
+      for (int i = 0; i < count; ++i) at[i] += jump[i];
     }
   }
 };
@@ -249,18 +259,19 @@ GS_INLINE bool is_short(const AttentionParams& p, const float*) {
 GS_INLINE bool is_short(const AttentionParams&, const double*) { return false; }
 
 // Where the heads of a batch entry lie side by side, a member takes all of them, and while it is at
-// one of them asks for its share of the rows of the next entry, whole rows in order. Else it asks
-// for the next head.
+// one of them asks for its share of the rows of the next entry, whole rows in order. Else, and
+// where the second cache does not hold two entries, it asks for the next head.
 struct Order {
   const AttentionParams& p;
   void* const* buf;
   int64_t begin, end;  // heads of this member, b heads + h; of keys in backward
   bool back;
+  int64_t tiles;  // of a head, after each of which pieces are asked for
 
   GS_MEMBER bool side_by_side() const {
-    const int64_t bytes = (p.tq + p.tk) * p.heads * (p.d + p.dv) * (int64_t)sizeof(float);
+    const int64_t in = (p.tq + p.tk) * p.heads * (p.d + p.dv) * (int64_t)sizeof(float);
     return p.heads == p.kv_heads && p.q.head == p.d && p.k.head == p.d && p.v.head == p.dv &&
-           p.out.head == p.dv && (!back || p.dout.head == p.dv) && bytes <= 512 * 1024;
+           p.out.head == p.dv && (!back || p.dout.head == p.dv) && 2 * (back ? 2 * in : in) < p.l2;
   }
   // Rows lo .. hi of `wide` heads from head h of entry b on; sizes in 1 / parts.
   GS_MEMBER void add(Ahead& a, int64_t b, int64_t h, int64_t wide, int64_t part,
@@ -273,15 +284,20 @@ struct Order {
             write);
     };
     const int64_t g = back ? h : h / rep, hq = back ? h * rep : h;
-    rows(0, p.q, hq, p.tq, wide * p.d, false);
-    rows(1, p.k, g, p.tk, wide * p.d, false);
-    rows(2, p.v, g, p.tk, wide * p.dv, false);
-    rows(4, p.out, hq, p.tq, wide * p.dv, !back);
-    if (!back) return;
-    rows(6, p.dout, hq, p.tq, wide * p.dv, false);
-    rows(7, p.dq, hq, p.tq, wide * p.d, true);
-    rows(8, p.dk, g, p.tk, wide * p.d, true);
-    rows(9, p.dvs, g, p.tk, wide * p.dv, true);
+    a.parts = wide;
+    rows(0, p.q, hq, p.tq, p.d, false);
+    rows(1, p.k, g, p.tk, p.d, false);
+    rows(2, p.v, g, p.tk, p.dv, false);
+    if (back) {
+      rows(4, p.out, hq, p.tq, p.dv, false);
+      rows(6, p.dout, hq, p.tq, p.dv, false);
+      rows(7, p.dq, hq, p.tq, p.d, true);
+      rows(8, p.dk, g, p.tk, p.d, true);
+      rows(9, p.dvs, g, p.tk, p.dv, true);
+    } else {
+      rows(4, p.out, hq, p.tq, p.dv, true);
+    }
+    a.each = ceil_div(a.row_end * wide, tiles);
   }
   // What to ask for while head t runs.
   GS_MEMBER void ahead(int64_t t, Ahead& a) const {
@@ -293,7 +309,7 @@ struct Order {
     }
     if (t == begin) {
       add(a, b, h, least(heads - h, end - t), 0, 1);
-      a.step(1 << 20);
+      a.pieces(1 << 20);
       a.reset();
     }
     const int64_t next = (b + 1) * heads;
@@ -414,7 +430,7 @@ void forward_task(const AttentionParams& p, void* const* buf, const PhiloxStream
       for (int64_t r = 0; r < rows; ++r) {
         T* s = w.s + r * w.ld;
         int64_t i = i0 + r, seen = least(n, visible(p, i) - j0);
-        ahead.step(ahead.each);
+        ahead.step();
         if (seen <= 0) {
           for (int64_t j = 0; j < width; j += N) store(s + j, V{});
           continue;
@@ -476,7 +492,12 @@ void forward_short(const AttentionParams& p, void* const* buf, const Ctx* ctx) {
   const ShortForward w(p, ctx->scratch + ctx->tid * round_up(size.end - (char*)nullptr, 4096));
   const int64_t groups = short_groups(p);
   const int64_t tasks = p.batch * p.heads * groups;
-  const Order order{p, buf, tasks * ctx->tid / ctx->nt, tasks * (ctx->tid + 1) / ctx->nt, false};
+  const Order order{p,
+                    buf,
+                    tasks * ctx->tid / ctx->nt,
+                    tasks * (ctx->tid + 1) / ctx->nt,
+                    false,
+                    short_tiles(p, false)};
   for (int64_t t = order.begin; t < order.end; ++t) {
     Ahead ahead;
     ahead.reset();
@@ -669,7 +690,7 @@ void backward_task(const AttentionParams& p, void* const* buf, const PhiloxStrea
         score_block(p, w.dout, w.dvp, rows, p.dv, w.vt, width, i0, j0, n, w.ds, w.ld);
         for (int64_t r = 0; r < rows; ++r) {
           int64_t i = i0 + r, seen = most(0, least(n, visible(p, i) - j0));
-          ahead.step(ahead.each);
+          ahead.step();
           const uint32_t* words =
               p.dropout == 1 && seen > 0 ? scores.words_row(i, j0, seen) : nullptr;
           backward_row(p, w.s + r * w.ld, w.ds + r * w.ld, seen, width,
@@ -712,7 +733,12 @@ void backward_short(const AttentionParams& p, void* const* buf, const Ctx* ctx) 
   const ShortBackward size(p, nullptr);
   const ShortBackward w(p, ctx->scratch + ctx->tid * round_up(size.end - (char*)nullptr, 4096));
   const int64_t tasks = p.batch * p.kv_heads;
-  const Order order{p, buf, tasks * ctx->tid / ctx->nt, tasks * (ctx->tid + 1) / ctx->nt, true};
+  const Order order{p,
+                    buf,
+                    tasks * ctx->tid / ctx->nt,
+                    tasks * (ctx->tid + 1) / ctx->nt,
+                    true,
+                    short_tiles(p, true)};
   for (int64_t t = order.begin; t < order.end; ++t) {
     Ahead ahead;
     order.ahead(t, ahead);

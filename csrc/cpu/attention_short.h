@@ -73,6 +73,29 @@ GS_INLINE void add_products(vf (&acc)[MR][NV], const float* a, int64_t ars, cons
   for (; d > 0; --d, ++a, b += kQueries) step(0);
 }
 
+// acc += a b and acc2 += a2 b2 in turns: chains of one alone are too few where NV is 1.
+template <int MR, int NV>
+GS_INLINE void add_both(vf (&acc)[MR][NV], vf (&acc2)[MR][NV], const float* a, const float* a2,
+                        int64_t ars, const float* b, const float* b2, int64_t d) {
+  int64_t odd[4];
+  odd_rows(odd, ars);
+  auto step = [&](int u) __attribute__((always_inline)) {
+    const vf bv = load(b + u * kQueries), bv2 = load(b2 + u * kQueries);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      accumulate<1>(acc[i][0], set1_at<vf>(a, odd, i, u), bv);
+      accumulate<1>(acc2[i][0], set1_at<vf>(a2, odd, i, u), bv2);
+    }
+  };
+  for (; d >= 4; d -= 4, a += 4, a2 += 4, b += 4 * kQueries, b2 += 4 * kQueries) {
+    step(0);
+    step(1);
+    step(2);
+    step(3);
+  }
+  for (; d > 0; --d, ++a, ++a2, b += kQueries, b2 += kQueries) step(0);
+}
+
 // s (MR, NV vectors) = a (MR, d) b (d, NV vectors); rows of b and s are kQueries and kScoresRow
 // apart.
 template <int MR, int NV>
@@ -145,7 +168,7 @@ __attribute__((noinline)) void mix(const float* s, int64_t rows, int64_t keys, b
         mix_tile<2>(s + r, b + c, brs, depth, f, to, row, (int)(n - c < 2 * N ? n - c - N : N));
       else
         mix_tile<1>(s + r, b + c, brs, depth, f, to, row, (int)(n - c));
-      ahead.step(16);
+      ahead.step();
     }
   }
 }
@@ -153,6 +176,16 @@ __attribute__((noinline)) void mix(const float* s, int64_t rows, int64_t keys, b
 // First vector of the queries from i0 on that sees key j.
 GS_INLINE int64_t first_vector(bool causal, int64_t i0, int64_t j) {
   return causal && j > i0 ? (j - i0) / simd<float>::N : 0;
+}
+
+// Tiles of a head, about: a half of those of scores is left out where it is causal.
+GS_INLINE int64_t short_tiles(const AttentionParams& p, bool back) {
+  constexpr int64_t N = simd<float>::N;
+  const int64_t wide = 2 * N,
+                scores = ceil_div(p.tq, wide) * ceil_div(p.tk, back ? kPairRows : kScoreRows);
+  const int64_t mixed = ceil_div(p.tq, kMixRows) * ceil_div(back ? p.d : p.dv, wide);
+  const int64_t blocks = back && p.causal ? 2 * ceil_div(p.tk, 14) : 0;
+  return (p.causal ? scores * 5 / 8 : scores) + mixed + blocks + 1;
 }
 
 // q (rows, d) times scale, transposed: to[c * kQueries + i].
@@ -278,8 +311,8 @@ void short_forward(const AttentionParams& p, void* const* buf, const ShortForwar
           score_tile<kScoreRows, 2>(a, p.k.row, w.turned + c * N, p.d, s + c * N);
         else
           score_tile<kScoreRows, 1>(a, p.k.row, w.turned + c * N, p.d, s + c * N);
+        ahead.step();
       }
-      ahead.step(16);
     }
     for (int64_t c = 0; c < rows; c += N) {
       float* to = lse ? lse + i0 + c : nullptr;
@@ -335,8 +368,12 @@ __attribute__((noinline)) void pair_tile(const PairTile& t) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) s[i][v] = x[i][v] = vf{};
-  add_products<MR, NV>(s, t.k, t.k_row, t.q, t.d);
-  add_products<MR, NV>(x, t.v, t.v_row, t.dout, t.dv);
+  if (NV == 1 && t.d == t.dv && t.k_row == t.v_row) {
+    add_both<MR, NV>(s, x, t.k, t.v, t.k_row, t.q, t.dout, t.d);
+  } else {
+    add_products<MR, NV>(s, t.k, t.k_row, t.q, t.d);
+    add_products<MR, NV>(x, t.v, t.v_row, t.dout, t.dv);
+  }
   const vf scale = set1(t.scale);
   vf lse[NV], delta[NV];
 #pragma GCC unroll 2
@@ -460,7 +497,7 @@ void short_backward(const AttentionParams& p, void* const* buf, const ShortBackw
             pair_tile<kPairRows, 2>(t);
           else
             pair_tile<kPairRows, 1>(t);
-          ahead.step(24);
+          ahead.step();
         }
       }
       // dV (keys, dv) = P dO, dK (keys, d) = dS Q; key j is seen by rows from j on
@@ -475,7 +512,7 @@ void short_backward(const AttentionParams& p, void* const* buf, const ShortBackw
           const int64_t from = triangle ? most(0, j - i0) : 0;
           block_product(a + j * kScoresRow + from, kScoresRow, (int64_t)1, least(step, keys - j),
                         x + from * xs, xs, nx, rows - from, y + j * y_row, y_row, !once);
-          ahead.step(24);
+          ahead.step();
         }
       }
       mix(w.ds, rows, keys, causal, i0, w.k, w.dp, nullptr, dq + i0 * p.dq.row, p.dq.row, p.d,

@@ -34,6 +34,7 @@ struct AttentionParams {
   int32_t dropout;  // 0 none, 1 by threshold, 2 nothing is kept
   double keep_scale;
   int32_t members;  // threads that may come: bounds the scratch, never changes the result
+  int64_t l2;       // bytes of the second cache
 };
 
 }  // namespace gs

@@ -68,6 +68,11 @@ struct Walk {
   bool linear[kMaxOperands];    // C-contiguous over the whole shape
   bool constant[kMaxOperands];  // one value
   char (*room)[kBlock * 8];     // a block for each operand
+
+  // The tasks of a member lie side by side: what it wrote it reads in the next kernel, and not
+  // another one.
+  GS_MEMBER int64_t first_task(int64_t tasks) const { return tasks * ctx->tid / ctx->nt; }
+  GS_MEMBER int64_t last_task(int64_t tasks) const { return tasks * (ctx->tid + 1) / ctx->nt; }
 };
 
 // n bytes (a multiple of 64) from L1 past the caches to dst, aligned to 64
@@ -85,7 +90,8 @@ GS_INLINE void walk_stream(Walk& w, int64_t n) {
   const int o = w.inputs;
   const int64_t tasks = (n + kRun - 1) / kRun;
   const void* in[3];
-  for (int64_t t = w.ctx->tid; t < tasks; t += w.ctx->nt) {
+  const int64_t end_task = w.last_task(tasks);
+  for (int64_t t = w.first_task(tasks); t < end_task; ++t) {
     int64_t e = (t + 1) * kRun < n ? (t + 1) * kRun : n;
     for (int64_t b = t * kRun; b < e; b += kBlock) {
       int64_t m = e - b < kBlock ? e - b : kBlock;
@@ -119,7 +125,8 @@ GS_INLINE void walk_flat(Walk& w, int64_t n) {
     if (!w.linear[k]) whole = false;
   int64_t tasks = (n + kRun - 1) / kRun, step = whole ? kRun : kBlock;
   const void* in[3];
-  for (int64_t t = w.ctx->tid; t < tasks; t += w.ctx->nt) {
+  const int64_t end_task = w.last_task(tasks);
+  for (int64_t t = w.first_task(tasks); t < end_task; ++t) {
     int64_t e = (t + 1) * kRun < n ? (t + 1) * kRun : n;
     for (int64_t b = t * kRun; b < e; b += step) {
       for (int k = 0; k < w.inputs; ++k)
@@ -161,7 +168,8 @@ GS_INLINE void walk_rows(Walk& w, int64_t n) {
     if (s[k] != 1) direct = false;
   }
   const void* in[3];
-  for (int64_t t = w.ctx->tid; t < tasks; t += w.ctx->nt) {
+  const int64_t end_task = w.last_task(tasks);
+  for (int64_t t = w.first_task(tasks); t < end_task; ++t) {
     int64_t b = t * kRun, e = b + kRun < n ? b + kRun : n, at = b % inner;
     seek(p, operands, b / inner, idx, offset);
     while (b < e) {
@@ -215,7 +223,8 @@ GS_INLINE void walk_short(Walk& w, int64_t n) {
       if (p.strides[k][d] != 0) repeats[k] = false;
   }
   const void* in[3];
-  for (int64_t t = w.ctx->tid; t < tasks; t += w.ctx->nt) {
+  const int64_t end_task = w.last_task(tasks);
+  for (int64_t t = w.first_task(tasks); t < end_task; ++t) {
     int64_t end = (t + 1) * per_task < rows ? (t + 1) * per_task : rows;
     seek(p, operands, t * per_task, idx, offset);
     for (int64_t r = t * per_task; r < end; r += per_block) {

@@ -11,7 +11,8 @@
 // in registers for a group of rows, added up over a chunk of rows; chunks are added in order at the
 // end.
 //
-// Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows. Without
+// Floor: forward 1 read + 1 write, backward 2 reads + 1 write; a task is a chunk of rows, and a
+// member takes chunks side by side, so that rows stay with it from kernel to kernel. Without
 // memory a vector of 512 columns takes 5 cycles forward and 7 backward (Zen 5, second cache).
 // Sums run in 64 logical lanes over blocks of 4096 columns, blocks are added in double: the same
 // bits on every instruction set with FMA, and an error that does not grow with cols.
@@ -382,7 +383,8 @@ struct Row {
     int64_t per = p.cols < 1024 ? 32768 / p.cols : 32;
     if (per * 4 > p.rows) per = p.rows / 4 ? p.rows / 4 : 1;
     int64_t tasks = (p.rows + per - 1) / per;
-    for (int64_t t = ctx->tid; t < tasks; t += ctx->nt) {
+    const int64_t last = tasks * (ctx->tid + 1) / ctx->nt;
+    for (int64_t t = tasks * ctx->tid / ctx->nt; t < last; ++t) {
       int64_t a = t * per, b = a + per < p.rows ? a + per : p.rows;
       if (gamma)
         beta ? forward_rows<RMS, true, true>(p, ctx, stream, a, b, x, gamma, beta, y, stats)
@@ -407,22 +409,24 @@ struct Row {
   struct Grads : Stats {
     T m1[kRows], m2[kRows];
   };
-  // The two means over each of `count` rows that their dx needs. Fetches dy + ahead, and the lines
-  // of `to`, which will be written.
+  // The two means over each of `count` rows that their dx needs. Fetches dy + ahead, the lines of
+  // `to`, which will be written, and of `more`: strips of columns come to both out of order.
   template <bool RMS, bool G>
   static __attribute__((noinline)) void grad_means(int64_t cols, int count, const T* dy, const T* x,
-                                                   const T* gamma, int64_t ahead, T* to, Sums* sums,
-                                                   Grads* s) {
+                                                   const T* gamma, int64_t ahead, T* to,
+                                                   const T* more, Sums* sums, Grads* s) {
     Each first{}, second{};
     for (int64_t b = 0; b < cols; b += kBlock) {
       const int64_t e = b + kBlock < cols ? b + kBlock : cols;
       for (int i = 0; i < count; ++i) {
         const T *g = dy + i * cols, *row = x + i * cols;
         T* line = to ? to + i * cols : nullptr;
+        const T* also = more ? more + i * cols : nullptr;
         const V c = set1(s->c[i]);
         auto dyg = [=](int64_t j, int n) {
           if (ahead) __builtin_prefetch(g + j + ahead);
           if (line) own(line + j, 0);
+          if (also) __builtin_prefetch(also + j);
           return G ? get(g + j, n) * get(gamma + j, n) : get(g + j, n);
         };
         if (RMS)
@@ -518,7 +522,8 @@ struct Row {
     const int64_t ahead = asks(ctx, stream) ? next_rows(most * cols) : 0;
     Sums sums;
     sums.clear();
-    for (int64_t t = ctx->tid; t < chunks; t += ctx->nt) {
+    const int64_t last = chunks * (ctx->tid + 1) / ctx->nt;
+    for (int64_t t = chunks * ctx->tid / ctx->nt; t < last; ++t) {
       int64_t r = t * per, e = r + per < p.rows ? r + per : p.rows;
       T *pg = dgamma ? part + t * 2 * cols : nullptr,
         *pb = dbeta ? part + t * 2 * cols + cols : nullptr;
@@ -537,7 +542,7 @@ struct Row {
         }
         if (dx)
           grad_means<RMS, G>(cols, count, g, in, gamma, ahead,
-                             stream || ctx->follows ? nullptr : out, &sums, &s);
+                             stream || (ctx->follows && !more) ? nullptr : out, sum, &sums, &s);
         backward_rows<RMS, G>(stream, cols, ahead, count, g, in, s, gamma, sum, out, pg, pb);
       }
     }
