@@ -95,6 +95,20 @@ struct Backward : Lanes<T> {
       tile_vec<K, MAX, 1, true>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
     }
   }
+  // B vectors, after one look at the way.
+  template <int B>
+  static GS_MEMBER void put_all(Way way, T* to, const V* v) {
+    if (way == kPast) {
+#pragma GCC unroll 4
+      for (int i = 0; i < B; ++i) write<true>(to + i * N, v[i]);
+      return;
+    }
+    if (way == kOwn)
+#pragma GCC unroll 4
+      for (int i = 0; i < B; ++i) own(to + i * N, kOwnAhead);
+#pragma GCC unroll 4
+    for (int i = 0; i < B; ++i) store(to + i * N, v[i]);
+  }
   // d where the index says tap, else zero
   static GS_MEMBER V only(V d, const uint8_t* index, S tap) {
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -375,10 +389,8 @@ struct Backward : Lanes<T> {
         two[v] = add_hit(two[v], right, ix + c, (S)tap[i]);
       }
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < B; ++v) put<true>(way, to + v * N, one[v], N);
-#pragma GCC unroll 4
-    for (int v = 0; v < B; ++v) put<true>(way, to + c + v * N, two[v], N);
+    put_all<B>(way, to, one);
+    put_all<B>(way, to + c, two);
   }
   // Windows of three columns, two apart: of two neighbouring pixels one lies in the middle of
   // window j, the other in its end and in the begin of the next. `pairs` of them from to on; d, ix:
@@ -389,15 +401,56 @@ struct Backward : Lanes<T> {
                                                  int64_t pairs, T* to) {
     for (; pairs > 0; --pairs, dy += c, index += c, to += 2 * c)
       for (int64_t k = 0; k < c;) {
-        if (kLine > 1 && k + kLine * N <= c) {
-          pair_vec<ROWS, kLine>(way, dy + k, index + k, row, c, tap, to + k);
-          k += kLine * N;
+        if (k + 4 * N <= c) {
+          pair_vec<ROWS, 4>(way, dy + k, index + k, row, c, tap, to + k);
+          k += 4 * N;
           continue;
         }
         if (k + N > c) k = c - N;
         pair_vec<ROWS, 1>(way, dy + k, index + k, row, c, tap, to + k);
         k += N;
       }
+  }
+  // B vectors of a pixel of dx that lies in ROWS rows of windows and one or two columns; tap: in
+  // the first column of each row, `next`: how much less in the second.
+  template <int ROWS, int B>
+  static GS_MEMBER void pixel_vec(Way way, const T* dy, const uint8_t* index, int64_t row,
+                                  int64_t c, const int* tap, int next, bool two, T* to) {
+    V sum[B] = {};
+#pragma GCC unroll 2
+    for (int i = 0; i < ROWS; ++i, dy += row, index += row) {
+      const P here = place(tap[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v)
+        sum[v] = add_equal(sum[v], load(dy + v * N), load_place(index + v * N), here);
+      if (!two) continue;
+      const P then = place(tap[i] - next);
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v)
+        sum[v] = add_equal(sum[v], load(dy + c + v * N), load_place(index + c + v * N), then);
+    }
+    put_all<B>(way, to, sum);
+  }
+  // A row of dx whose pixels lie in one or two columns of windows each, of ROWS rows; c >= N
+  template <int ROWS>
+  static __attribute__((noinline)) void pixel_row(const Geometry& g, Way way, const T* dy,
+                                                  const uint8_t* index, const int* tap, T* dx) {
+    const int64_t c = g.p.c, row = g.p.ow * c;
+    const int32_t *lo = g.x.lo, *hi = g.x.hi, *start = g.x.start;
+    for (int64_t w = 0; w < g.p.w; ++w, dx += c) {
+      const int j = lo[w], b = (int)w - start[j];
+      const bool two = hi[w] - j > 1;
+      const int next = two ? start[j + 1] - start[j] : 0, taps[2] = {tap[0] + b, tap[1] + b};
+      const T* d = dy + j * c;
+      const uint8_t* ix = index + j * c;
+      int64_t k = 0;
+      for (; k + 4 * N <= c; k += 4 * N)
+        pixel_vec<ROWS, 4>(way, d + k, ix + k, row, c, taps, next, two, dx + k);
+      for (; k < c; k += N) {
+        if (k + N > c) k = c - N;
+        pixel_vec<ROWS, 1>(way, d + k, ix + k, row, c, taps, next, two, dx + k);
+      }
+    }
   }
   // Columns of dx that lie in as many windows as there are, when windows are one column apart.
   static GS_MEMBER void inner(const Geometry& g, int64_t* begin, int64_t* end) {
@@ -618,6 +671,9 @@ struct Backward : Lanes<T> {
     int tap[2] = {};
     if (dense)
       for (int i = 0; i < y.count; ++i) tap[i] = (int)(y.tap(i) * p.kw);
+    if constexpr (sizeof(IX) == 1)
+      if (dense && p.adaptive && p.ow * 2 <= p.w)
+        return (y.count == 1 ? pixel_row<1> : pixel_row<2>)(g, way, dy, index, tap, dx);
     int64_t first = p.w, pairs = 0;
     if (dense && !p.adaptive && p.kw == 3 && p.sw == 2 && sizeof(IX) == 1) {
       first = 1 - p.pw;
@@ -761,6 +817,17 @@ struct Backward : Lanes<T> {
       w = w + pixels < s.last ? w + pixels : s.last;
     }
   }
+  // Pairs of neighbouring pixels, as in pair_row, of the sums of a column of windows.
+  static __attribute__((noinline)) void average_pairs(Way way, const T* from, int64_t c,
+                                                      int64_t pairs, V scale, T* to) {
+    for (; pairs > 0; --pairs, from += c, to += 2 * c)
+      for (int64_t k = 0; k < c; k += N) {
+        if (k + N > c) k = c - N;
+        const V one = load_once(from + k);
+        put<true>(way, to + k, one * scale, N);
+        put<true>(way, to + c + k, (one + load(from + c + k)) * scale, N);
+      }
+  }
   // Row h of dx. dy: its image; sums: a row of y and two vectors more; known: whether they are
   // those of the same windows already.
   static __attribute__((noinline)) void average_row(const Geometry& g, const Pattern* pattern,
@@ -771,15 +838,17 @@ struct Backward : Lanes<T> {
     const int64_t c = p.c, row = p.ow * c;
     const int lo = g.y.lo[h], hi = g.y.hi[h];
     const V scale = set1(same ? 1 / divisor(g, 0, 0) : (T)1);
-    if (known && c < N) {  // the row before
-      for (int64_t k = 0; k < p.w * c; k += N) {
-        const int n = p.w * c - k < N ? (int)(p.w * c - k) : N;
-        if (way == kOwn) own(dx + k, kOwnAhead);
-        if (n == N)
-          store(dx + k, load(dx + k - p.w * c));
-        else
-          store_n(dx + k, load_n(dx + k - p.w * c, n), n);
-      }
+    if (known && (c < N || way != kPast)) {  // the row before
+      const int64_t n = p.w * c;
+      int64_t k = 0;
+      for (; k + 4 * N <= n; k += 4 * N)
+#pragma GCC unroll 4
+        for (int64_t v = k; v < k + 4 * N; v += N) {
+          if (way == kOwn) own(dx + v, kOwnAhead);
+          store(dx + v, load(dx + v - n));
+        }
+      for (; k + N <= n; k += N) store(dx + k, load(dx + k - n));
+      if (k < n) store_n(dx + k, load_n(dx + k - n, (int)(n - k)), (int)(n - k));
       return;
     }
     const T* columns = sums;
@@ -810,9 +879,19 @@ struct Backward : Lanes<T> {
           }
         }
       }
+    int64_t first = p.w, pairs = 0;
+    if (same && !p.adaptive && p.kw == 3 && p.sw == 2 && p.dw == 1 && c >= N && p.pw <= 1) {
+      first = 1 - p.pw;
+      pairs = (p.w - first) / 2 < p.ow - 1 ? (p.w - first) / 2 : p.ow - 1;
+      average_pairs(way, columns, c, pairs, scale, dx + first * c);
+    }
     for (int64_t w = 0; w < p.w; ++w) {
       const int j = g.x.lo[w];
       T* to = dx + w * c;
+      if (w == first && pairs > 0) {
+        w += 2 * pairs - 1;
+        continue;
+      }
       if (pattern && w == pattern->begin && w < pattern->end) {
         average_pattern(*pattern, way, columns + j * c, c, p.sw, scale, to);
         w = pattern->end - 1;
@@ -894,6 +973,166 @@ struct Backward : Lanes<T> {
     }
   }
 
+  // ---- backward, few channels, windows of K x K taps two apart both ways, K 2 or 3: pixels of dx
+  // come in pairs, of which one lies in the first column of a window and in the last of the one
+  // before, the other in the middle of one of them. A vector of dy gives two of sums, where dy lies,
+  // and those by two permutations two of dx, with both kinds of pixels in turn.
+  struct Twins {
+    int pixels, lanes;  // of a vector of dy
+    int64_t before;     // the window before, of the first pair of pixels
+    int64_t middle;     // 0 where the pixel that is alone lies in that, 1: in the one after
+    I low, high;        // of the sums of pixels that two windows share, and of those that one has
+
+    // With padding of K 2 no pixel would lie where the others do.
+    static GS_MEMBER bool fits(const PoolParams& p) {
+      return !p.adaptive && p.index_bytes == 1 && p.sh == 2 && p.sw == 2 && p.kh == p.kw &&
+             (p.kh == 3 || (p.kh == 2 && p.pw == 0)) && p.dh == 1 && p.dw == 1 && p.c < N;
+    }
+    GS_MEMBER void init(const PoolParams& p) {
+      const int c = (int)p.c, odd = (int)p.pw % 2;
+      pixels = N / c;
+      lanes = pixels * c;
+      before = p.pw / 2 - 1 + odd;
+      middle = odd ? 0 : 1;
+      S at[2 * N];
+      for (int l = 0; l < 2 * N; ++l) {
+        const int k = l < 2 * lanes ? l : 0, second = k % (2 * c) >= c;
+        at[l] = (S)(k / (2 * c) * c + k % c + (second == odd ? 0 : N));
+      }
+      memcpy(&low, at, sizeof low);
+      memcpy(&high, at + N, sizeof high);
+    }
+  };
+  // N elements of a row of n from `at` on, zero where that is outside
+  static GS_MEMBER V part(const T* row, int64_t at, int64_t n) {
+    const int64_t b = at < 0 ? -at : 0, e = n - at < N ? n - at : N;
+    if (b >= e) return V{};
+#if defined(__AVX512F__)
+    const uint32_t m = ((1u << e) - 1) & ~((1u << b) - 1);
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_maskz_loadu_ps((__mmask16)m, row + at);
+    else
+      return (V)_mm512_maskz_loadu_pd((__mmask8)m, row + at);
+#else
+    T v[N] = {};
+    for (int64_t l = b; l < e; ++l) v[l] = row[at + l];
+    return load(v);
+#endif
+  }
+  static GS_MEMBER P part(const uint8_t* row, int64_t at, int64_t n) {
+    const int64_t b = at < 0 ? -at : 0, e = n - at < N ? n - at : N;
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (kBytes) {
+      if (b >= e) return place(0);
+      const uint32_t m = ((1u << e) - 1) & ~((1u << b) - 1);
+      return (P)_mm_maskz_loadu_epi8((__mmask16)m, row + at);
+    }
+#endif
+    uint8_t v[N] = {};
+    for (int64_t l = b; l < e; ++l) v[l] = row[at + l];
+    return load_place(v);
+  }
+  // A row of dx of n elements that lies in ROWS rows of windows of `row` elements, at dy and index;
+  // taps: of the three columns in each; room: elements that may be read; spill: whether more may be
+  // written, behind the row.
+  template <bool MAX, int K, int ROWS>
+  static GS_MEMBER void twin_row(const Twins& s, Way way, const T* dy, const uint8_t* index,
+                                 int64_t row, int64_t room, int64_t c, const P (*taps)[3],
+                                 int64_t n, bool spill, V factor, I low, I high, T* dx) {
+    P t[ROWS][3];
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 3
+      for (int b = 0; b < 3; ++b) t[r][b] = taps[r][b];
+    const int64_t middle = s.middle * c, lanes = s.lanes;
+    int64_t at = s.before * c, k = 0;
+    V left, right;
+    auto sums = [&](auto get, auto get_places) __attribute__((always_inline)) {
+      V shared = {}, alone = {};
+#pragma GCC unroll 2
+      for (int r = 0; r < ROWS; ++r) {
+        const T* d = dy + r * row;
+        const uint8_t* ix = index + r * row;
+        if (MAX) {
+          if (K == 3) shared = add_equal(shared, get(d, at), get_places(ix, at), t[r][2]);
+          shared = add_equal(shared, get(d, at + c), get_places(ix, at + c), t[r][0]);
+          alone = add_equal(alone, get(d, at + middle), get_places(ix, at + middle), t[r][1]);
+        } else {
+          if (K == 3) shared += get(d, at);
+          shared += get(d, at + c);
+          alone += get(d, at + middle);
+        }
+      }
+      left = pick(shared, alone, low);
+      right = pick(shared, alone, high);
+      if (!MAX) {
+        left *= factor;
+        right *= factor;
+      }
+    };
+    const bool past = way == kPast && lanes == N, ahead = way == kOwn || way == kPast;
+    const int64_t first = K == 3 ? 0 : -c, last = 2 * (room - c - N - at);
+    int64_t most = spill ? n - 1 : n - 2 * N;
+    if (most > last) most = last;
+    while (k < n) {
+      for (; k <= most && at >= first; at += lanes, k += 2 * lanes) {
+        sums([](const T* p, int64_t i) __attribute__((always_inline)) { return load(p + i); },
+             [](const uint8_t* p, int64_t i)
+                 __attribute__((always_inline)) { return load_place(p + i); });
+        if (past) {
+          write<true>(dx + k, left);
+          write<true>(dx + k + N, right);
+          continue;
+        }
+        if (ahead) {
+          own(dx + k, kOwnAhead);
+          own(dx + k + N, kOwnAhead);
+        }
+        store(dx + k, left);
+        store(dx + k + N, right);
+      }
+      if (k >= n) break;
+      sums([=](const T* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); },
+           [=](const uint8_t* p, int64_t i)
+               __attribute__((always_inline)) { return part(p, i, row); });
+      const int64_t rest = n - k < 2 * lanes ? n - k : 2 * lanes;
+      store_n(dx + k, left, (int)(rest < N ? rest : N));
+      if (rest > N) store_n(dx + k + N, right, (int)(rest - N));
+      at += lanes;
+      k += 2 * lanes;
+    }
+  }
+  // Rows h .. h + count - 1 of dx, at dx; dy and index: their image; limit: the end of dy
+  template <bool MAX, int K>
+  static __attribute__((noinline)) void twin_rows(const Geometry& g, const Twins& s, Way way,
+                                                  T scale, const T* dy, const uint8_t* index,
+                                                  const T* limit, int64_t h, int64_t count,
+                                                  T* dx) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, row = p.ow * c, n = p.w * c;
+    P taps[3][3];
+    for (int t = 0; t < 9; ++t) taps[t / 3][t % 3] = place(t / 3 * K + t % 3);
+    // of two rows of windows that hold one of dx, which is the last of the first
+    const P both[2][3] = {{taps[2][0], taps[2][1], taps[2][2]}, {taps[0][0], taps[0][1], taps[0][2]}};
+    const V factor = set1(scale);
+    const I low = s.low, high = s.high;
+    for (const int64_t end = h + count; h < end; ++h, dx += n) {
+      const int32_t i = g.y.lo[h], rows = g.y.hi[h] - i;
+      const T* d = dy + i * row;
+      const uint8_t* ix = MAX ? index + i * row : index;
+      // what no window holds must be zero, else what lies behind the row does no harm
+      const int64_t room = K == 2 && p.w == 2 * p.ow ? limit - d : row;
+      const bool spill = K == 2 && h + 1 < end;  // the next row's turn comes
+      if (rows == 0)
+        memset(dx, 0, (size_t)n * sizeof(T));
+      else if (K == 2 || rows == 1)
+        twin_row<MAX, K, 1>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill, factor,
+                            low, high, dx);
+      else
+        twin_row<MAX, K, 2>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high, dx);
+    }
+  }
+
   // ---- backward, few channels, what is left: scattered within a sample
   template <class IX>
   static void few_sample(const Geometry& g, const T* dy, const IX* index, T* dx) {
@@ -929,15 +1168,19 @@ struct Backward : Lanes<T> {
     Block block;
     Spread spread;
     Pattern pattern;
+    Twins twins;
     bool blocks = false, patterns = false;
-    if (few && tiled) {
+    const bool twin = Twins::fits(p) && (MAX || same);
+    if (twin) {
+      twins.init(p);
+    } else if (few && tiled) {
       block.init(g);
       blocks = spread.init(p, block);
     }
     // windows of three rows and more go row by row of dx: stores to so many rows in turn are slow
     const bool tiles = tiled && (few ? blocks : p.kh < 3);
-    const bool folding = MAX && !tiles && folds(p);
-    if (few && !tiles && (end - begin) * p.c < N) {
+    const bool folding = MAX && !twin && !tiles && folds(p);
+    if (few && !twin && !tiles && (end - begin) * p.c < N) {
       patterns = pattern.init(g);
       if (MAX && !(patterns && sizeof(IX) == 1)) {
         for (int64_t t = ctx->tid; t < p.n; t += ctx->nt)
@@ -946,14 +1189,23 @@ struct Backward : Lanes<T> {
       }
     }
     // maxima that read three rows of x at a time are slower when dx takes room from it
-    const bool keeps = !few && (!MAX || (tiled && p.kh == 2)) && near(p, MAX);
+    const bool keeps = (twin || (!few && (!MAX || p.adaptive || (tiled && p.kh == 2)))) && near(p, MAX);
     Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx,
-                     (folding ? p.w : 1) * p.c * (int64_t)sizeof(T), keeps);
+                     (folding || twin ? p.w : 1) * p.c * (int64_t)sizeof(T), keeps);
     // nothing to read: then stores are faster, as far as a cache shared by the cores may take them
     if (way == kPast && p.oh * p.ow * 16 < p.h * p.w &&
         p.n * image * (int64_t)sizeof(T) / 8 < ctx->stream)
       way = kOwn;
-    if (tiles) {
+    if (twin) {
+      const T scale = MAX ? (T)1 : 1 / divisor(g, 0, 0);
+      each_block(p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), p.h, ctx,
+                 [&](int64_t r, int64_t count) {
+                   const int64_t from = r / p.h * p.oh * row;
+                   (p.kw == 2 ? twin_rows<MAX, 2> : twin_rows<MAX, 3>)(
+                       g, twins, way, scale, dy + from, (const uint8_t*)index + (MAX ? from : 0),
+                       dy + p.n * p.oh * row, r % p.h, count, dx + r * p.w * p.c);
+                 });
+    } else if (tiles) {
       each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
         tile_row<MAX>(g, &block, blocks ? &spread : nullptr, way, same, dy + r * row,
                       (const uint8_t*)index + (MAX ? r * row : 0), dx + r / p.oh * image, r % p.oh);
