@@ -411,47 +411,6 @@ struct Backward : Lanes<T> {
         k += N;
       }
   }
-  // B vectors of a pixel of dx that lies in ROWS rows of windows and one or two columns; tap: in
-  // the first column of each row, `next`: how much less in the second.
-  template <int ROWS, int B>
-  static GS_MEMBER void pixel_vec(Way way, const T* dy, const uint8_t* index, int64_t row,
-                                  int64_t c, const int* tap, int next, bool two, T* to) {
-    V sum[B] = {};
-#pragma GCC unroll 2
-    for (int i = 0; i < ROWS; ++i, dy += row, index += row) {
-      const P here = place(tap[i]);
-#pragma GCC unroll 4
-      for (int v = 0; v < B; ++v)
-        sum[v] = add_equal(sum[v], load(dy + v * N), load_place(index + v * N), here);
-      if (!two) continue;
-      const P then = place(tap[i] - next);
-#pragma GCC unroll 4
-      for (int v = 0; v < B; ++v)
-        sum[v] = add_equal(sum[v], load(dy + c + v * N), load_place(index + c + v * N), then);
-    }
-    put_all<B>(way, to, sum);
-  }
-  // A row of dx whose pixels lie in one or two columns of windows each, of ROWS rows; c >= N
-  template <int ROWS>
-  static __attribute__((noinline)) void pixel_row(const Geometry& g, Way way, const T* dy,
-                                                  const uint8_t* index, const int* tap, T* dx) {
-    const int64_t c = g.p.c, row = g.p.ow * c;
-    const int32_t *lo = g.x.lo, *hi = g.x.hi, *start = g.x.start;
-    for (int64_t w = 0; w < g.p.w; ++w, dx += c) {
-      const int j = lo[w], b = (int)w - start[j];
-      const bool two = hi[w] - j > 1;
-      const int next = two ? start[j + 1] - start[j] : 0, taps[2] = {tap[0] + b, tap[1] + b};
-      const T* d = dy + j * c;
-      const uint8_t* ix = index + j * c;
-      int64_t k = 0;
-      for (; k + 4 * N <= c; k += 4 * N)
-        pixel_vec<ROWS, 4>(way, d + k, ix + k, row, c, taps, next, two, dx + k);
-      for (; k < c; k += N) {
-        if (k + N > c) k = c - N;
-        pixel_vec<ROWS, 1>(way, d + k, ix + k, row, c, taps, next, two, dx + k);
-      }
-    }
-  }
   // Columns of dx that lie in as many windows as there are, when windows are one column apart.
   static GS_MEMBER void inner(const Geometry& g, int64_t* begin, int64_t* end) {
     const PoolParams& p = g.p;
@@ -671,9 +630,6 @@ struct Backward : Lanes<T> {
     int tap[2] = {};
     if (dense)
       for (int i = 0; i < y.count; ++i) tap[i] = (int)(y.tap(i) * p.kw);
-    if constexpr (sizeof(IX) == 1)
-      if (dense && p.adaptive && p.ow * 2 <= p.w)
-        return (y.count == 1 ? pixel_row<1> : pixel_row<2>)(g, way, dy, index, tap, dx);
     int64_t first = p.w, pairs = 0;
     if (dense && !p.adaptive && p.kw == 3 && p.sw == 2 && sizeof(IX) == 1) {
       first = 1 - p.pw;
@@ -975,8 +931,8 @@ struct Backward : Lanes<T> {
 
   // ---- backward, few channels, windows of K x K taps two apart both ways, K 2 or 3: pixels of dx
   // come in pairs, of which one lies in the first column of a window and in the last of the one
-  // before, the other in the middle of one of them. A vector of dy gives two of sums, where dy lies,
-  // and those by two permutations two of dx, with both kinds of pixels in turn.
+  // before, the other in the middle of one of them. A vector of dy gives two of sums, where dy
+  // lies, and those by two permutations two of dx, with both kinds of pixels in turn.
   struct Twins {
     int pixels, lanes;  // of a vector of dy
     int64_t before;     // the window before, of the first pair of pixels
@@ -1076,9 +1032,10 @@ struct Backward : Lanes<T> {
     if (most > last) most = last;
     while (k < n) {
       for (; k <= most && at >= first; at += lanes, k += 2 * lanes) {
-        sums([](const T* p, int64_t i) __attribute__((always_inline)) { return load(p + i); },
-             [](const uint8_t* p, int64_t i)
-                 __attribute__((always_inline)) { return load_place(p + i); });
+        sums(
+            [](const T* p, int64_t i) __attribute__((always_inline)) { return load(p + i); },
+            [](const uint8_t* p, int64_t i)
+                __attribute__((always_inline)) { return load_place(p + i); });
         if (past) {
           write<true>(dx + k, left);
           write<true>(dx + k + N, right);
@@ -1092,9 +1049,9 @@ struct Backward : Lanes<T> {
         store(dx + k + N, right);
       }
       if (k >= n) break;
-      sums([=](const T* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); },
-           [=](const uint8_t* p, int64_t i)
-               __attribute__((always_inline)) { return part(p, i, row); });
+      sums(
+          [=](const T* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); }, [=
+      ](const uint8_t* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); });
       const int64_t rest = n - k < 2 * lanes ? n - k : 2 * lanes;
       store_n(dx + k, left, (int)(rest < N ? rest : N));
       if (rest > N) store_n(dx + k + N, right, (int)(rest - N));
@@ -1106,14 +1063,14 @@ struct Backward : Lanes<T> {
   template <bool MAX, int K>
   static __attribute__((noinline)) void twin_rows(const Geometry& g, const Twins& s, Way way,
                                                   T scale, const T* dy, const uint8_t* index,
-                                                  const T* limit, int64_t h, int64_t count,
-                                                  T* dx) {
+                                                  const T* limit, int64_t h, int64_t count, T* dx) {
     const PoolParams& p = g.p;
     const int64_t c = p.c, row = p.ow * c, n = p.w * c;
     P taps[3][3];
     for (int t = 0; t < 9; ++t) taps[t / 3][t % 3] = place(t / 3 * K + t % 3);
     // of two rows of windows that hold one of dx, which is the last of the first
-    const P both[2][3] = {{taps[2][0], taps[2][1], taps[2][2]}, {taps[0][0], taps[0][1], taps[0][2]}};
+    const P both[2][3] = {{taps[2][0], taps[2][1], taps[2][2]},
+                          {taps[0][0], taps[0][1], taps[0][2]}};
     const V factor = set1(scale);
     const I low = s.low, high = s.high;
     for (const int64_t end = h + count; h < end; ++h, dx += n) {
@@ -1126,8 +1083,8 @@ struct Backward : Lanes<T> {
       if (rows == 0)
         memset(dx, 0, (size_t)n * sizeof(T));
       else if (K == 2 || rows == 1)
-        twin_row<MAX, K, 1>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill, factor,
-                            low, high, dx);
+        twin_row<MAX, K, 1>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill,
+                            factor, low, high, dx);
       else
         twin_row<MAX, K, 2>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high, dx);
     }
@@ -1188,8 +1145,8 @@ struct Backward : Lanes<T> {
         return;
       }
     }
-    // maxima that read three rows of x at a time are slower when dx takes room from it
-    const bool keeps = (twin || (!few && (!MAX || p.adaptive || (tiled && p.kh == 2)))) && near(p, MAX);
+    // maxima of overlapping windows are slower when dx takes room from x
+    const bool keeps = (twin || (!few && (!MAX || tiled))) && near(p, MAX);
     Way way = way_of(ctx, p.n * image * (int64_t)sizeof(T), dx,
                      (folding || twin ? p.w : 1) * p.c * (int64_t)sizeof(T), keeps);
     // nothing to read: then stores are faster, as far as a cache shared by the cores may take them
@@ -1201,9 +1158,11 @@ struct Backward : Lanes<T> {
       each_block(p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), p.h, ctx,
                  [&](int64_t r, int64_t count) {
                    const int64_t from = r / p.h * p.oh * row;
-                   (p.kw == 2 ? twin_rows<MAX, 2> : twin_rows<MAX, 3>)(
-                       g, twins, way, scale, dy + from, (const uint8_t*)index + (MAX ? from : 0),
-                       dy + p.n * p.oh * row, r % p.h, count, dx + r * p.w * p.c);
+                   (p.kw == 2 ? twin_rows<MAX, 2>
+                              : twin_rows<MAX, 3>)(g, twins, way, scale, dy + from,
+                                                   (const uint8_t*)index + (MAX ? from : 0),
+                                                   dy + p.n * p.oh * row, r % p.h, count,
+                                                   dx + r * p.w * p.c);
                  });
     } else if (tiles) {
       each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {

@@ -665,21 +665,22 @@ struct Forward : Lanes<T> {
   }
 
   // ---- maxima of K x K windows, K 2 or 3, two apart both ways: one row of x after the other. Each
-  // gives the maxima of its windows' columns; those of a window's rows meet in the first cache. With
-  // K 3 a window's last row is the first of the window below, so its maxima are kept and each row
-  // of x is read once. FEW: a vector holds whole pixels of y, whose second and third columns come
-  // from two vectors of x by one permutation each and the first from the third of the pixel before.
+  // gives the maxima of its windows' columns; those of a window's rows meet in the first cache.
+  // With K 3 a window's last row is the first of the window below, so its maxima are kept and each
+  // row of x is read once. FEW: a vector holds whole pixels of y, whose second and third columns
+  // come from two vectors of x by one permutation each and the first from the third of the pixel
+  // before.
   struct Pairs {
-    int pixels;          // of a vector, few channels
-    I at[2];             // of two vectors of x, the last two columns (K 2: both)
-    I shift;             // of the third columns before and these, the first columns
-    int64_t most;        // pixels of y that go down the rows together
+    int pixels;    // of a vector, few channels
+    I at[2];       // of two vectors of x, the last two columns (K 2: both)
+    I shift;       // of the third columns before and these, the first columns
+    int64_t most;  // pixels of y that go down the rows together
     static constexpr int64_t kVectors = 8192 / GS_VBYTES;
 
     static GS_MEMBER bool fits(const PoolParams& p) {
       return !p.adaptive && p.index_bytes == 1 && p.sh == 2 && p.sw == 2 && p.kh == p.kw &&
              (p.kh == 2 || p.kh == 3) && p.dh == 1 && p.dw == 1 && p.ph <= p.kh - 2 &&
-             p.pw <= p.kw - 2 && p.c <= kVectors * N;
+             p.pw <= p.kw - 2 && p.w >= p.kw && p.c <= kVectors * N;
     }
     GS_MEMBER void init(const PoolParams& p) {
       const int c = (int)p.c;
@@ -749,50 +750,47 @@ struct Forward : Lanes<T> {
       if (end > last / 2 + 1) end = last < 0 ? 0 : last / 2 + 1;
       while (k < n) {
         while (k < end)
-          block([](const T* r, int64_t i)
-                    __attribute__((always_inline)) { return load_once(r + i); },
-                std::true_type());
+          block(
+              [](const T* r, int64_t i) __attribute__((always_inline)) { return load_once(r + i); },
+              std::true_type());
         if (k < n)
-          block([=](const T* r, int64_t i)
-                    __attribute__((always_inline)) { return lanes(r, i, line); },
-                std::false_type());
+          block(
+              [=](const T* r, int64_t i)
+                  __attribute__((always_inline)) { return lanes(r, i, line); },
+              std::false_type());
       }
     } else {
       for (int64_t j = from; j < to; ++j) {
         const T* q = x + (2 * j - p.pw) * c;
-        const bool head = g.x.first[j] > 0, tail = g.x.last[j] < K;
-        if (!head && !tail) {
-          for (int64_t k = 0; k < c; k += N) {
-            if (k + N > c) k = c - N;
-            V h = load_once(q + k);
+        const int last = g.x.last[j];
+        // first: the columns inside begin there
+        auto pixel = [&](auto first) __attribute__((always_inline)) {
+          for (int64_t k = 0; k < c; k += Lanes<T>::N) {
+            if (k + Lanes<T>::N > c) k = c - Lanes<T>::N;
+            V h = low;
             P at = place(0);
-            const V e1 = load_once(q + k + c);
-            *odd += h;
-            other += e1;
-            reach(e1, place(1), h, at);
-            if (K == 3) {
+            if constexpr (decltype(first)::value == 0) {
+              h = load_once(q + k);
+              *odd += h;
+            }
+            if (last > 1) {
+              const V e1 = load_once(q + k + c);
+              other += e1;
+              reach(e1, place(1), h, at);
+            }
+            if (K == 3 && last == K) {
               const V e2 = load_once(q + k + 2 * c);
               *odd += e2;
               reach(e2, place(2), h, at);
             }
             f(o, (j - from) * c + k, h, at, std::true_type());
-            o += N;
+            o += Lanes<T>::N;
           }
-          continue;
-        }
-        for (int64_t k = 0; k < c; k += N) {
-          if (k + N > c) k = c - N;
-          V h = head ? low : load(q + k);
-          P at = place(0);
-          for (int b = 1; b < K; ++b) {
-            const V e = tail && b >= g.x.last[j] ? low : load(q + k + b * c);
-            other += e;
-            reach(e, place(b), h, at);
-          }
-          *odd += h;
-          f(o, (j - from) * c + k, h, at, std::true_type());
-            o += N;
-        }
+        };
+        if (g.x.first[j] > 0)
+          pixel(std::integral_constant<int, 1>());
+        else
+          pixel(std::integral_constant<int, 0>());
       }
     }
     *odd += other;
@@ -857,11 +855,12 @@ struct Forward : Lanes<T> {
           if (!known) {
             V first = {};
             if (t >= 0)
-              pair_columns<K, FEW, 1>(g, s, x + t * line, room - t * line, from, to, false, &first,
-                                   [&](int64_t o, int64_t, V h, P at, auto) __attribute__((always_inline)) {
-                                     store(value[0] + o, h);
-                                     store_place(places[0] + o, at);
-                                   });
+              pair_columns<K, FEW, 1>(
+                  g, s, x + t * line, room - t * line, from, to, false,
+                  &first, [&](int64_t o, int64_t, V h, P at, auto) __attribute__((always_inline)) {
+                    store(value[0] + o, h);
+                    store_place(places[0] + o, at);
+                  });
             else
               for (int64_t o = 0; o < kRoom; o += N) {
                 store(value[0] + o, -inf);
@@ -875,43 +874,44 @@ struct Forward : Lanes<T> {
         // short rows both at once, as little as there is to gain by walking along one
         if (K == 2 && t + 1 < p.h && line * (int64_t)sizeof(T) < 1024) {
           pair_columns<K, FEW, K == 2 ? 2 : 1>(
-              g, s, x + t * line, room - (t + 1) * line, from, to, spill, &odd,
-              [&](int64_t, int64_t k, V h, P at, auto whole)
-                  __attribute__((always_inline)) { emit(k, h, at, whole); });
+              g, s, x + t * line, room - (t + 1) * line, from, to, spill,
+              &odd, [&](int64_t, int64_t k, V h, P at, auto whole) __attribute__((always_inline)) {
+                emit(k, h, at, whole);
+              });
           fine = !any_nan(odd);
         } else {
           if (t < p.h) {
             slot = 1;
-            pair_columns<K, FEW, 1>(g, s, x + t * line, room - t * line, from, to, false, &odd,
-                                    [&](int64_t o, int64_t, V h, P at, auto)
-                                        __attribute__((always_inline)) {
-                                          if (K == 3) {
-                                            V best = load(value[0] + o);
-                                            P tap = load_place(places[0] + o);
-                                            reach(h, at + place(K), best, tap);
-                                            h = best;
-                                            at = tap;
-                                          }
-                                          store(value[1] + o, h);
-                                          store_place(places[1] + o, at);
-                                        });
+            pair_columns<K, FEW, 1>(
+                g, s, x + t * line, room - t * line, from, to, false,
+                &odd, [&](int64_t o, int64_t, V h, P at, auto) __attribute__((always_inline)) {
+                  if (K == 3) {
+                    V best = load(value[0] + o);
+                    P tap = load_place(places[0] + o);
+                    reach(h, at + place(K), best, tap);
+                    h = best;
+                    at = tap;
+                  }
+                  store(value[1] + o, h);
+                  store_place(places[1] + o, at);
+                });
             fine = fine && !any_nan(odd);
           }
           known = ++t < p.h;
           if (known) {
             odd = V{};
-            pair_columns<K, FEW, 1>(g, s, x + t * line, room - t * line, from, to, spill, &odd,
-                                    [&](int64_t o, int64_t k, V h, P at, auto whole)
-                                        __attribute__((always_inline)) {
-                                          if (K == 3) {
-                                            store(value[0] + o, h);
-                                            store_place(places[0] + o, at);
-                                          }
-                                          V best = load(value[1] + o);
-                                          P tap = load_place(places[1] + o);
-                                          reach(h, at + place(K * (K - 1)), best, tap);
-                                          emit(k, best, tap, whole);
-                                        });
+            pair_columns<K, FEW, 1>(
+                g, s, x + t * line, room - t * line, from, to, spill, &odd,
+                [&](int64_t o, int64_t k, V h, P at, auto whole) __attribute__((always_inline)) {
+                  if (K == 3) {
+                    store(value[0] + o, h);
+                    store_place(places[0] + o, at);
+                  }
+                  V best = load(value[1] + o);
+                  P tap = load_place(places[1] + o);
+                  reach(h, at + place(K * (K - 1)), best, tap);
+                  emit(k, best, tap, whole);
+                });
             kept = !any_nan(odd);
             fine = fine && kept;
           } else {
@@ -1337,7 +1337,7 @@ struct Forward : Lanes<T> {
         Pairs pairs;
         pairs.init(p);
         each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
-          (p.c >= N     ? max_pair_rows<3, false>
+          (p.c >= N    ? max_pair_rows<3, false>
            : p.kh == 3 ? max_pair_rows<3, true>
                        : max_pair_rows<2, true>)(g, pairs, way, x + r / p.oh * image,
                                                  x + p.n * image, r % p.oh, count, y + r * row,
