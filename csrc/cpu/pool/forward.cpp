@@ -154,6 +154,17 @@ struct Forward : FewChannels<T> {
     const Kind kind = kind_of(g, &begin, &end);
     const Way way =
         way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
+    if (kind != kWide && same && p.c < N && Pairs::fits(p)) {
+      Pairs pairs;
+      pairs.init(p);
+      each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
+        (p.kh == 3 ? Base::template avg_pair_rows<3>
+                   : Base::template avg_pair_rows<2>)(g, pairs, x + r / p.oh * image,
+                                                      x + p.n * image, r % p.oh, count,
+                                                      y + r * row);
+      });
+      return;
+    }
     Block block;
     if (kind == kBlocks) block.init(g);
     each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {

@@ -14,9 +14,11 @@ struct FewChannels : Averages<T> {
   using Base::lanes;
   using Base::N;
   using Base::over;
+  using Base::part;
   using Base::pick;
   using typename Base::Block;
   using typename Base::I;
+  using typename Base::Pairs;
   using typename Base::S;
   using typename Base::V;
 
@@ -73,6 +75,61 @@ struct FewChannels : Averages<T> {
         all /= __builtin_convertvector(wide, V) * set1(high);
       }
       store_n(y + j, all, n);
+    }
+  }
+
+  // Averages of windows of K x K taps two apart, all divided by one number: rows i .. i + count - 1
+  // of y of an image, whose end limit is not before. The columns of a window as in pair_columns,
+  // of the sums of its rows.
+  template <int K>
+  static __attribute__((noinline)) void avg_pair_rows(const Geometry& g, const Pairs& s, const T* x,
+                                                      const T* limit, int64_t i, int64_t count,
+                                                      T* y) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, line = p.w * c, n = p.ow * c, wide = s.pixels * c;
+    const int64_t begin = ((K == 3 ? 1 : 0) - p.pw) * c;
+    const T div = divisor(g, i, 0), inv = 1 / div;
+    const I first = s.at[0], second = s.at[1], shift = s.shift;
+    for (int64_t r = 0; r < count; ++r, y += n) {
+      const int a0 = g.y.first[i + r], rows = g.y.last[i + r] - a0;
+      if (rows <= 0) {
+        memset(y, 0, (size_t)n * sizeof(T));
+        continue;
+      }
+      const T* from = x + (g.y.start[i + r] + a0) * line;
+      auto sum = [&](int64_t q, auto get) __attribute__((always_inline)) {
+        V v = get(from, q);
+        for (int a = 1; a < rows; ++a) v += get(from + a * line, q);
+        return v;
+      };
+      auto inside = [](const T* t, int64_t q) __attribute__((always_inline)) {
+        return load(t + q);
+      };
+      auto edge = [=](const T* t, int64_t q) __attribute__((always_inline)) {
+        return part(t, q, line);
+      };
+      int64_t q = begin, k = 0;
+      V before = K == 3 ? sum(q - wide, edge) : V{};
+      auto block = [&](auto get) __attribute__((always_inline)) {
+        const V left = sum(q, get), right = sum(q + Lanes<T>::N, get);
+        const V e1 = pick(left, right, first), e2 = pick(left, right, second);
+        V all = e1;
+        if (K == 3) all = pick(before, e2, shift) + e1;
+        before = e2;
+        all = over(all + e2, div, inv);
+        if (n - k >= Lanes<T>::N)
+          store(y + k, all);
+        else
+          store_n(y + k, all, (int)(n - k));
+        k += wide;
+        q += 2 * wide;
+      };
+      const bool whole = g.x.last[p.ow - 1] == K;
+      const int64_t last = (whole ? limit - from - (rows - 1) * line : line) - 2 * N;
+      while (k < n) {
+        while (k < n && q >= 0 && q <= last) block(inside);
+        if (k < n) block(edge);
+      }
     }
   }
 
