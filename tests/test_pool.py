@@ -346,7 +346,7 @@ def test_larger_than_the_caches(shape):
 
 def test_same_bits_on_any_number_of_threads():
     before = gs.get_num_threads()
-    for c in (1, 3, 48):
+    for c in (1, 3, 6, 12, 24, 48):
         x = RNG.standard_normal((16, 64, 64, c)).astype(np.float32)
         for fn in (
             lambda t: F.max_pool2d(t, 2),
@@ -572,6 +572,31 @@ def test_overlapping_and_wide_windows(c):
                 (rows, cols, pad, div),
                 False,
             )
+
+
+@pytest.mark.parametrize("c", [1, 3, 6, 11, 15, 16, 24, 64])
+def test_windows_two_apart(c):
+    """Windows of 2 x 2 and 3 x 3, two apart: rows of any length, also of several blocks of columns; what lies behind
+    a row or a window has no part in it."""
+    reseed(900 + c)
+    wide = {1: 4150, 3: 1400, 6: 560}.get(c, 290 if c < 17 else 150)
+    for k, p in ((2, 0), (3, 0), (3, 1)):
+        for h, w in ((2, 2), (3, 7), (6, 8), (7, 33), (12, 64), (5, wide)):
+            if min(h, w) < k:
+                continue
+            for ceil in (False, True):
+                dtype = np.float32 if w % 2 or ceil else np.float64
+                x = RNG.standard_normal((2, h, w, c)).astype(dtype)
+                kind = RNG.integers(3)
+                if kind:
+                    x = np.round(x)
+                if kind == 2:
+                    x[RNG.random(x.shape) < 0.01] = RNG.choice([-np.inf, np.nan, np.inf])
+                    x[:, h // 2] = -np.inf
+                rows, cols = (windows(n, k, 2, p, 1, ceil) for n in (h, w))
+                check(F.max_pool2d, x, (k, 2, p, 1, ceil), max_reference, (rows, cols), True)
+                x = np.where(np.isfinite(x), x, dtype(1))
+                check(F.avg_pool2d, x, (k, 2, p, ceil), avg_reference, (rows, cols), False)
 
 
 @pytest.mark.parametrize("c", [1, 3, 6, 24])

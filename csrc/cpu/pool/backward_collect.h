@@ -1,0 +1,315 @@
+// Gradients of maxima of any windows: each element of dx looks at the windows that hold it.
+#pragma once
+#include "pool/backward_tiles.h"
+
+namespace gs {
+namespace GS_ISA {
+namespace {
+
+template <class T>
+struct Collected : Tiles<T> {
+  using Base = Tiles<T>;
+  using Base::kBytes;
+  using Base::kStrip;
+  using Base::load_place;
+  using Base::N;
+  using Base::place;
+  using typename Base::I;
+  using typename Base::P;
+  using typename Base::S;
+  using typename Base::V;
+
+  // ---- backward, any windows: each element of dx collects from the windows that hold it
+  // acc += d where the index says tap
+  static GS_MEMBER V add_hit(V acc, V d, const uint8_t* index, S tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_mask_add_ps(
+          (__m512)acc,
+          _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i*)index), _mm_set1_epi8((char)tap)),
+          (__m512)acc, (__m512)d);
+#endif
+    return acc + (get_index<T, true>(index, N) == set1(tap) ? d : V{});
+  }
+  static GS_MEMBER V add_hit(V acc, V d, const int32_t* index, S tap) {
+    return acc + (get_index<T, true>(index, N) == set1(tap) ? d : V{});
+  }
+  // The windows that hold a row or a column of dx: `count` from `start` on, of the same pixel.
+  struct Holders {
+    const int32_t* start;
+    int count, at, dilation;
+
+    GS_MEMBER Holders(const Axis& x, int64_t i)
+        : start(x.start + x.lo[i]),
+          count(x.hi[i] - x.lo[i]),
+          at((int)i),
+          dilation((int)x.dilation) {}
+    // the tap of window w that is this pixel, or -1
+    GS_MEMBER int tap(int w) const {
+      int a = at - start[w];
+      if (dilation == 1) return a;
+      return a % dilation ? -1 : a / dilation;
+    }
+  };
+  // B vectors of channels of one pixel of dx, or of neighbouring pixels that all lie in the same
+  // taps of windows one column on; dy and index: the first window; row: elements of a row of y
+  template <int B, bool FULL, class IX>
+  static GS_MEMBER void collect(const Holders& y, const Holders& x, int kw, int64_t row, int64_t c,
+                                Way way, const T* dy, const IX* index, T* dx, int n) {
+    V acc[B];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) acc[v] = V{};
+    for (int i = 0; i < y.count; ++i, dy += row, index += row) {
+      const int a = y.tap(i);
+      if (a < 0) continue;
+      const T* d = dy;
+      const IX* ix = index;
+      for (int j = 0; j < x.count; ++j, d += c, ix += c) {
+        const int b = x.tap(j);
+        if (b < 0) continue;
+        const S tap = (S)(a * kw + b);
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) {
+          V e = get<FULL>(d + v * N, n);
+          if (FULL)
+            acc[v] = add_hit(acc[v], e, ix + v * N, tap);
+          else
+            acc[v] += get_index<T, false>(ix + v * N, n) == set1(tap) ? e : V{};
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) put<FULL>(way, dx + v * N, acc[v], n);
+  }
+  // c: channels, many: elements of all pixels
+  template <class IX>
+  static __attribute__((noinline)) void collect_pixel(const Holders& y, const Holders& x, int kw,
+                                                      int64_t row, int64_t c, int64_t many, Way way,
+                                                      const T* dy, const IX* index, T* dx) {
+    int64_t k = 0;
+    for (; k + 4 * N <= many; k += 4 * N)
+      collect<4, true>(y, x, kw, row, c, way, dy + k, index + k, dx + k, N);
+    for (; k < many; k += N) {
+      if (k + N > many) {
+        if (many < N) return collect<1, false>(y, x, kw, row, c, way, dy, index, dx, (int)many);
+        k = many - N;
+      }
+      collect<1, true>(y, x, kw, row, c, way, dy + k, index + k, dx + k, N);
+    }
+  }
+  // B vectors of `pixels` neighbours that lie in one window a row, of ROWS rows of windows; tap: of
+  // the first
+  template <int ROWS, int B, class IX>
+  static GS_MEMBER void window_vec(Way way, const T* dy, const IX* index, int64_t row, int64_t c,
+                                   const int* tap, int64_t pixels, T* to) {
+    V d[ROWS][B];
+    I at[ROWS][B];
+#pragma GCC unroll 2
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        fetch(dy + i * row + v * N);
+        d[i][v] = load(dy + i * row + v * N);
+        at[i][v] = get_index<T, true>(index + i * row + v * N, N);
+      }
+    I here = set1((S)tap[0]);
+    const I apart = set1((S)(ROWS == 2 ? tap[1] - tap[0] : 0));
+    for (int64_t q = 0; q < pixels; ++q, to += c, here += set1((S)1))
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        V sum = at[0][v] == here ? d[0][v] : V{};
+        if (ROWS == 2) sum += at[ROWS - 1][v] == here + apart ? d[ROWS - 1][v] : V{};
+        put<true>(way, to + v * N, sum, N);
+      }
+  }
+  template <int ROWS, class IX>
+  static __attribute__((noinline)) void window_run(Way way, const T* dy, const IX* index,
+                                                   int64_t row, int64_t c, const int* tap,
+                                                   int64_t pixels, T* to) {
+    int64_t k = 0;
+    for (; k + 4 * N <= c; k += 4 * N)
+      window_vec<ROWS, 4>(way, dy + k, index + k, row, c, tap, pixels, to + k);
+    for (; k < c; k += N) {
+      if (k + N > c) k = c - N;
+      window_vec<ROWS, 1>(way, dy + k, index + k, row, c, tap, pixels, to + k);
+    }
+  }
+  template <int ROWS, int B>
+  static GS_MEMBER void pair_vec(Way way, const T* dy, const uint8_t* index, int64_t row, int64_t c,
+                                 const int* tap, T* to) {
+    V one[B], two[B];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      one[v] = two[v] = V{};
+#pragma GCC unroll 2
+      for (int i = 0; i < ROWS; ++i) {
+        const T* d = dy + i * row + v * N;
+        const uint8_t* ix = index + i * row + v * N;
+        fetch(d);
+        const V left = load_once(d), right = load_once(d + c);
+        one[v] = add_hit(one[v], left, ix, (S)(tap[i] + 1));
+        two[v] = add_hit(two[v], left, ix, (S)(tap[i] + 2));
+        two[v] = add_hit(two[v], right, ix + c, (S)tap[i]);
+      }
+    }
+    Base::template put_all<B>(way, to, one);
+    Base::template put_all<B>(way, to + c, two);
+  }
+  // Windows of three columns, two apart: of two neighbouring pixels one lies in the middle of
+  // window j, the other in its end and in the begin of the next. `pairs` of them from to on; d, ix:
+  // window j of the first of ROWS rows of windows; tap: of its first column.
+  template <int ROWS>
+  static __attribute__((noinline)) void pair_row(Way way, const T* dy, const uint8_t* index,
+                                                 int64_t row, int64_t c, const int* tap,
+                                                 int64_t pairs, T* to) {
+    for (; pairs > 0; --pairs, dy += c, index += c, to += 2 * c)
+      for (int64_t k = 0; k < c;) {
+        if (k + 4 * N <= c) {
+          pair_vec<ROWS, 4>(way, dy + k, index + k, row, c, tap, to + k);
+          k += 4 * N;
+          continue;
+        }
+        if (k + N > c) k = c - N;
+        pair_vec<ROWS, 1>(way, dy + k, index + k, row, c, tap, to + k);
+        k += N;
+      }
+  }
+  // Columns of dx that lie in as many windows as there are, when windows are one column apart.
+  static GS_MEMBER void inner(const Geometry& g, int64_t* begin, int64_t* end) {
+    const PoolParams& p = g.p;
+    *begin = *end = 0;
+    if (p.adaptive || p.sw != 1) return;
+    int64_t b = 0, e = p.w, all = (p.kw - 1) * p.dw + 1;
+    while (b < e && g.x.hi[b] - g.x.lo[b] != all) ++b;
+    while (e > b && g.x.hi[e - 1] - g.x.lo[e - 1] != all) --e;
+    *begin = b;
+    *end = e;
+  }
+  // acc += d where index is tap
+  static GS_MEMBER V add_equal(V acc, V d, P index, P tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (kBytes)
+      return (V)_mm512_mask_add_ps((__m512)acc, _mm_cmpeq_epi8_mask((__m128i)index, (__m128i)tap),
+                                   (__m512)acc, (__m512)d);
+#endif
+    if constexpr (!kBytes) return acc + (index == tap ? d : V{});
+  }
+  // Sums depend on one another, so strips are wider here where there are registers.
+  static constexpr int kMany = GS_VBYTES == 64 ? 4 : kStrip;
+  // Windows of 3 x 3 at stride 1: B vectors of rows h .. h + count - 1 of dx, at dx, which lie
+  // in columns b0 .. b1 of windows (ALL: 0 .. 3); dy and index: their image where windows have
+  // their last column there. Sums in the order of windows.
+  template <int B, bool ALL>
+  static GS_MEMBER void collect_strip(const PoolParams& p, Way way, const T* dy,
+                                      const uint8_t* index, int64_t h, int64_t count, int b0,
+                                      int b1, const P* tap, T* dx) {
+    const int64_t c = p.c, row = p.ow * c, line = p.w * c, rows = p.oh;
+    V sum[3][B] = {};
+    int64_t i = h + p.ph - 2;  // a row of windows; it holds rows h + k .. h + k + 2
+    const T* from = dy + i * row;
+    const uint8_t* ix = index + i * row;
+    for (int64_t k = -2; k < count; ++k, ++i, from += row, ix += row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        sum[0][v] = sum[1][v];
+        sum[1][v] = sum[2][v];
+        sum[2][v] = V{};
+      }
+      if (i >= 0 && i < rows)
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) {
+          __builtin_prefetch(from + v * N + 2 * c + 2 * B * N);
+#pragma GCC unroll 3
+          for (int b = 2; b >= 0; --b) {
+            if (!ALL && (b < b0 || b >= b1)) continue;
+            V d = load(from + v * N + (2 - b) * c);
+#if defined(__AVX512F__)
+            asm("" : "+v"(d));  // GCC would load it three times
+#endif
+            const P at = load_place(ix + v * N + (2 - b) * c);
+#pragma GCC unroll 3
+            for (int a = 0; a < 3; ++a) sum[a][v] = add_equal(sum[a][v], d, at, tap[3 * a + b]);
+          }
+        }
+      if (k < 0) continue;
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) put<true>(way, dx + v * N, sum[0][v], N);
+      dx += line;
+    }
+  }
+  static __attribute__((noinline)) void collect_block(const Geometry& g, Way way, int64_t begin,
+                                                      int64_t end, const T* dy,
+                                                      const uint8_t* index, int64_t h,
+                                                      int64_t count, T* dx) {
+    const PoolParams& p = g.p;
+    const int64_t n = (end - begin) * p.c, from = (begin + p.pw - 2) * p.c;
+    const int b0 = (int)(begin + p.pw - g.x.hi[begin] + 1),
+              b1 = (int)(begin + p.pw - g.x.lo[begin] + 1);
+    P tap[9];
+#pragma GCC unroll 9
+    for (int t = 0; t < 9; ++t) {
+      tap[t] = place(t);
+#if defined(__AVX512F__)
+      asm("" : "+v"(tap[t]));  // GCC would make them anew in the loop
+#endif
+    }
+    const T* d = dy + from;
+    const uint8_t* ix = index + from;
+    int64_t k = 0;
+    dx += begin * p.c;
+    for (; k + kMany * N <= n && b0 == 0 && b1 == 3; k += kMany * N)
+      collect_strip<kMany, true>(p, way, d + k, ix + k, h, count, 0, 3, tap, dx + k);
+    for (; k < n; k += kStrip * N) {
+      if (k + kStrip * N > n) k = n - kStrip * N;
+      collect_strip<kStrip, false>(p, way, d + k, ix + k, h, count, b0, b1, tap, dx + k);
+    }
+  }
+  template <class IX>
+  static void collect_row(const Geometry& g, Way way, int64_t run_begin, int64_t run_end,
+                          const T* dy, const IX* index, int64_t h, T* dx, bool skip = false) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, row = p.ow * c;
+    const Holders y(g.y, h);
+    dy += g.y.lo[h] * row;
+    index += g.y.lo[h] * row;
+    const bool dense = p.dh == 1 && p.dw == 1 && c >= N && (y.count == 1 || y.count == 2);
+    int tap[2] = {};
+    if (dense)
+      for (int i = 0; i < y.count; ++i) tap[i] = (int)(y.tap(i) * p.kw);
+    int64_t first = p.w, pairs = 0;
+    if (dense && !p.adaptive && p.kw == 3 && p.sw == 2 && sizeof(IX) == 1) {
+      first = 1 - p.pw;
+      pairs = (p.w - first) / 2 < p.ow - 1 ? (p.w - first) / 2 : p.ow - 1;
+      (y.count == 1 ? pair_row<1> : pair_row<2>)(way, dy, (const uint8_t*)index, row, c, tap, pairs,
+                                                 dx + first * c);
+    }
+    for (int64_t w = 0; w < p.w; ++w) {
+      if (w == first && pairs > 0) {
+        w += 2 * pairs - 1;
+        continue;
+      }
+      const int64_t at = w, from = g.x.lo[w] * c;
+      const Holders x(g.x, at);
+      if (dense && x.count == 1) {
+        while (w + 1 < p.w && w + 1 != first && g.x.lo[w + 1] == g.x.lo[at] &&
+               g.x.hi[w + 1] == g.x.hi[at])
+          ++w;
+        const int taps[2] = {tap[0] + x.tap(0), tap[1] + x.tap(0)};
+        (y.count == 1 ? window_run<1, IX> : window_run<2, IX>)(way, dy + from, index + from, row, c,
+                                                               taps, w + 1 - at, dx + at * c);
+        continue;
+      }
+      int64_t many = c;
+      if (w == run_begin && run_begin < run_end) {
+        many *= run_end - run_begin;
+        w = run_end - 1;
+        if (skip) continue;
+      }
+      collect_pixel(y, x, (int)p.kw, row, c, many, way, dy + from, index + from, dx + at * c);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace GS_ISA
+}  // namespace gs
