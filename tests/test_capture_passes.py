@@ -34,17 +34,27 @@ def awkward(rng, shape):
 
 
 def compare(
-    make, shape, rule, notes, *, loss=None, threads=2, optimizer=None, steps=6, training=True
+    make,
+    shape,
+    rule,
+    notes,
+    *,
+    loss=None,
+    threads=2,
+    optimizer=None,
+    steps=6,
+    training=True,
+    half=False,
 ):
     """Trains eagerly, with `rule` alone (or a list of them, of which the last one is tested) and with all
-    passes: equal bits. notes: what the report of `rule` says how often."""
+    passes: equal bits. notes: what the report of `rule` says how often. half: products of bfloat16."""
     rules = [rule] if isinstance(rule, str) else rule
     rng = np.random.default_rng(5)
     xs = [awkward(rng, shape) for _ in range(steps)]
     optimizer = optimizer or (lambda p: gs.optim.AdamW(p, lr=1e-2, weight_decay=0.1))
 
     def run(passes, n):
-        with gs.threads(n):
+        with gs.threads(n), gs.autocast(enabled=half):
             gs.manual_seed(1)
             model = make()
             model.train(training)
@@ -602,6 +612,12 @@ CONV_GRADIENT = {
     "1x1": ((6, 13, 9), conv(40, 72, 1), "direct", 0),
     "groups": ((3, 8, 9), conv(24, 32, groups=4, dilation=2), "direct", 0),
     "few channels": ((4, 9, 9), conv(3, 16, padding=1), "direct", 0),
+    "half": ((3, 9, 10), conv(40, 33, padding=1), "bfloat16", 0),
+    "half, images": ((35, 7, 6), conv(40, 33, padding=1), "bfloat16", 0),  # of tiles
+    "half, strided": ((20, 15, 16), conv(16, 48, stride=2, padding=1), "bfloat16", 1 << 14),
+    "half, no taps": ((5, 9, 9), conv(24, 16, 1, stride=3), "bfloat16", 0),
+    "half, no taps, images": ((33, 8, 9), conv(21, 16, 1, stride=2), "bfloat16", 0),
+    "half, groups": ((3, 8, 9), conv(32, 48, groups=4, dilation=2), "bfloat16", 0),
 }
 
 
@@ -609,9 +625,10 @@ CONV_GRADIENT = {
 def test_conv_gradient(name, force):
     (n, h, w), layer, kernel, l2 = CONV_GRADIENT[name]
     force(kernel, l2)
-    note = {"with the ReLU's gradient": 1}
+    half = kernel == "bfloat16"  # there only with a sum
+    note = {"with the ReLU's gradient": 0 if half else 1}
     shape = (n, h, w, 2)
-    compare(lambda: Hidden(F.relu, **layer), shape, "conv_gradient", note, steps=5)
+    compare(lambda: Hidden(F.relu, **layer), shape, "conv_gradient", note, steps=5, half=half)
     if "winograd" in name:  # with a pool behind the convolution, whose gradient it takes
         compare(lambda: Hidden(F.relu, True, **layer), shape, "conv_gradient", note, steps=5)
 
@@ -694,7 +711,7 @@ class Around(Hidden):
 
 ORDERS = ["last", "first, conv", "last, conv"]
 SUMMED = [(name, "first") for name in CONV_GRADIENT if "phases" not in name]
-SUMMED += [(name, order) for name in ("winograd, seams", "no taps") for order in ORDERS]
+SUMMED += [(n, order) for n in ("winograd, seams", "no taps", "half, no taps") for order in ORDERS]
 
 
 @pytest.mark.parametrize(("name", "order"), SUMMED)
@@ -702,12 +719,15 @@ def test_gradient_sum(name, order, force):
     (n, h, w), layer, kernel, l2 = CONV_GRADIENT[name]
     force(kernel, l2)
     note = {"with the other gradient": 1}
-    compare(lambda: Around(order, **layer), (n, h, w, 2), "gradient_sum", note, steps=5)
+    half = kernel == "bfloat16"
+    compare(lambda: Around(order, **layer), (n, h, w, 2), "gradient_sum", note, steps=5, half=half)
     if "winograd" in name and order == "first":  # with a pool behind the convolution
         compare(lambda: Around(order, True, **layer), (n, h, w, 2), "gradient_sum", note, steps=5)
 
 
-@pytest.mark.parametrize("name", ["winograd, seams", "winograd, by channels", "direct"])
+@pytest.mark.parametrize(
+    "name", ["winograd, seams", "winograd, by channels", "direct", "half", "half, no taps"]
+)
 def test_gradient_sum_behind_a_relu(name, force):
     """The sum is the gradient of a ReLU's output, whose zeros the convolution writes as well."""
     (n, h, w), layer, kernel, l2 = CONV_GRADIENT[name]
@@ -720,32 +740,37 @@ def test_gradient_sum_behind_a_relu(name, force):
 
     rules = ["gradient_sum", "conv_gradient"]
     note = {"with the ReLU's gradient": 1}
-    compare(lambda: Model("first", **layer), (n, h, w, 2), rules, note, steps=5)
+    half = kernel == "bfloat16"
+    compare(lambda: Model("first", **layer), (n, h, w, 2), rules, note, steps=5, half=half)
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, -0.0])
 def test_gradient_sum_of_special_values(special, force):
     rng = np.random.default_rng(0)
     x = gs.tensor(awkward(rng, (35, 9, 8, 20)), requires_grad=True)
-    layer = nn.Conv2d(20, 17, 3, padding=1)
+    layers = {3: nn.Conv2d(20, 17, 3, padding=1), 1: nn.Conv2d(20, 17, 1, stride=2)}
 
     def step(g, h):
         x.grad = None
         y = x * 1.0
-        ((layer(y) * g).sum() + (y * h).sum()).backward()
+        ((layers[side](y) * g).sum() + (y * h).sum()).backward()
         return x.grad
 
-    for kernel in ("winograd4", "winograd2", "direct"):
+    for kernel, side in (
+        *(("winograd4", 3), ("winograd2", 3), ("direct", 3), ("direct", 1)),
+        *(("bfloat16", 3), ("bfloat16", 1)),
+    ):
         force(kernel, 0)
-        f = gs.capture(step, passes=["gradient_sum"])
-        for _ in range(6):
-            g, h = awkward(rng, (35, 9, 8, 17)), awkward(rng, x.shape)
-            h[rng.random(h.shape) < 0.01] = special
-            g[rng.random(g.shape) < 0.001] = special
-            a, b = gs.tensor(g), gs.tensor(h)
-            got, expected = (np.nan_to_num(q(a, b).data, nan=9) for q in (f, step))
-            assert bits([got]) == bits([expected])  # a NaN is a NaN, whatever its sign
-        assert f.reason is None and f.report(1).count("with the other gradient") == 1
+        with gs.autocast(enabled=kernel == "bfloat16"):
+            f = gs.capture(step, passes=["gradient_sum"])
+            for _ in range(6):
+                g, h = awkward(rng, layers[side](x).shape), awkward(rng, x.shape)
+                h[rng.random(h.shape) < 0.01] = special
+                g[rng.random(g.shape) < 0.001] = special
+                a, b = gs.tensor(g), gs.tensor(h)
+                got, expected = (np.nan_to_num(q(a, b).data, nan=9) for q in (f, step))
+                assert bits([got]) == bits([expected])  # a NaN is a NaN, whatever its sign
+            assert f.reason is None and f.report(1).count("with the other gradient") == 1
 
 
 def test_gradient_sum_not_where_it_may_not_be():
@@ -767,17 +792,18 @@ def test_gradient_sum_not_where_it_may_not_be():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("width", [3, 16, 64])
-@pytest.mark.parametrize("kernel", ["winograd4", "winograd2", "direct"])
+@pytest.mark.parametrize("kernel", ["winograd4", "winograd2", "direct", "bfloat16"])
 def test_norm_gradient(kernel, width, training, force):
     """Residual blocks: the zeros of the ReLU behind one are written by the next one's convolution."""
     force(kernel, 0)
+    half = kernel == "bfloat16"
     rules = ["norm_relu", "gradient_sum", "norm_gradient"]
     notes = {"with the other gradient and the ReLU's": 1, "without the ReLU's, which is there": 1}
     make = lambda: nn.Sequential(Block(2, width), Block(width, width))  # noqa: E731
-    compare(make, (5, 9, 10, 2), rules, notes, training=training, steps=5)
+    compare(make, (5, 9, 10, 2), rules, notes, training=training, steps=5, half=half)
     # the way around has a convolution of its own
     make = lambda: nn.Sequential(Block(2, width), Block(width, width + 1))  # noqa: E731
-    compare(make, (5, 9, 10, 2), rules, notes, training=training, steps=5)
+    compare(make, (5, 9, 10, 2), rules, notes, training=training, steps=5, half=half)
 
 
 def test_conv_gradient_not_where_it_is_read_elsewhere():
@@ -989,6 +1015,44 @@ def test_in_place_spares_what_backward_reads():
             return (y.sigmoid() * y.tanh() + y.exp().relu()).abs().sqrt() - (y * y)[:, :1]
 
     compare(Chain, (30, 6), "in_place", {})
+
+
+@pytest.mark.parametrize("width", [3, 64, 70])
+def test_in_place_norms(width, force):
+    """Batch norms and their gradients; the way around a block still needs what comes in."""
+    force("direct", 0)
+    make = lambda: nn.Sequential(Block(2, width), Block(width, width))  # noqa: E731
+    for training in (True, False):
+        compare(make, (5, 9, 10, 2), "in_place", {}, training=training, steps=5)
+    x = gs.tensor(awkward(np.random.default_rng(0), (5, 9, 10, 2)))
+    for rules, least in (({}, 3), ({"in_place": False}, 0)):
+        model = make()
+
+        def step(model=model):
+            model.zero_grad()
+            (model(x) ** 2).mean().backward()
+
+        f = gs.capture(step, passes=rules)
+        for _ in range(4):
+            f()
+        found = f.programs[0]["in_place"]
+        assert f.reason is None and (found >= least if least else found == 0), found
+
+
+@pytest.mark.parametrize("norm", ["group", "instance", "one row"])
+def test_in_place_norms_of_samples(norm):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 40), nn.Linear(40, 6)
+            self.norm = nn.InstanceNorm1d(40) if norm == "instance" else nn.GroupNorm(4, 40)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.last(self.norm(y))
+
+    shape = (30, 6) if norm == "one row" else (5, 17, 6)
+    compare(Net, shape, "in_place", {}, steps=5)
 
 
 def test_dropout_keeps_no_mask():

@@ -61,7 +61,8 @@ bool Fuser::conv_y(int op) const {
 
 bool Fuser::conv_dx(int op) const {
   return is(op, "conv_winograd4_backward") || is(op, "conv_winograd2_backward") ||
-         is(op, "conv_bf16_winograd4_backward") || is(op, "conv_direct_backward_data");
+         is(op, "conv_bf16_winograd4_backward") || is(op, "conv_direct_backward_data") ||
+         is(op, "conv_bf16_backward_data");
 }
 
 bool Fuser::conv_pool_dx(int op) const {
@@ -140,6 +141,8 @@ void Fuser::conv_gradient(int k) {
   }
   const ActivationParams& q = params<ActivationParams>(bits ? forward : k);
   ConvParams c = params<ConvParams>(conv);
+  // a sweep for the zeros alone would read more than the ReLU's gradient, which has bits
+  if (is(conv, "conv_bf16_backward_data") && !c.sum) return;
   if (q.op != kAct_relu || c.gate || !same(buffer(conv, 3), dy) || y.object < 0 ||
       c.n * c.in_h * c.in_w * c.channels != q.n)
     return;

@@ -17,6 +17,7 @@
 #include "elementwise.h"
 #include "graph.h"
 #include "matmul.h"
+#include "norm.h"
 
 namespace gs {
 
@@ -52,7 +53,7 @@ void run_check(const void* params, void* const* buf, const Ctx*) {
 }
 
 // Whether a kernel may write its output over input i: it reads the same element before it writes
-// one, and nothing else of it.
+// one, and nothing else of it after that.
 bool elementwise(const RecordedOp& op, int i, int* out) {
   if (!op.entry) return false;
   const char* n = op.entry->name;
@@ -61,6 +62,13 @@ bool elementwise(const RecordedOp& op, int i, int* out) {
   if (is("activation") || is("activation_mask") || is("dropout")) return i == 0;
   *out = 2;
   if (is("activation_backward") || is("activation_mask_backward")) return i == 0;
+  const bool norm = is("channel_norm");
+  if (norm || is("channel_norm_backward")) {
+    // x or the residual, dy or x: what else is read of them is read before a barrier
+    *out = norm ? 7 : 6;
+    return !((const ChannelNormParams*)op.params.data())->single() &&
+           (i == 0 || i == (norm ? 6 : 1));
+  }
   *out = 8;  // the gradients of gates, which are read element by element before them
   if (is("recurrent_backward")) return i == 0;
   int inputs = is("unary") ? 1 : is("binary") ? 2 : is("ternary") ? 3 : 0;

@@ -35,11 +35,10 @@ enum ConvWanted : int32_t { kConvData = 1, kConvWeight = 2 };
 // Set by rewrites of captured steps, in kernels that then have more buffers behind the others:
 // - after, conv_direct_forward, conv_*polyphase_forward and conv_*winograd*_forward, of one group:
 //   channel_norm_piece, which hears of rows of y when they are there; its parts and counters.
-// - sum, conv_direct_backward_data and conv_*winograd*_backward, also with a pool:
-//   another gradient, like dx, that is added to it.
-// - gate, conv_direct_backward_data, conv_*polyphase_backward_data and conv_*winograd*_backward,
-//   also with a pool: the output of a ReLU, like dx, whose gradient dx (with the sum) is: zeros
-//   where that output is not positive.
+// - sum, conv_direct_backward_data, conv_bf16_backward_data and conv_*winograd*_backward, also with
+//   a pool: another gradient, like dx, that is added to it.
+// - gate, the same and conv_*polyphase_backward_data: the output of a ReLU, like dx, whose gradient
+//   dx (with the sum) is: zeros where that output is not positive.
 // - prepared, conv_winograd*: the transformed filters may be there (prepared.h); the last buffers.
 struct ConvParams {
   int64_t n, in_h, in_w, out_h, out_w;

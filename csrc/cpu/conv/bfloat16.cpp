@@ -161,6 +161,11 @@ Walk walk_of(const ConvParams& p, bool backward) {
   return k;
 }
 
+// A phase of backward data, if it has pixels that finish_rows() makes alone.
+GS_INLINE bool left_to_rows(const ConvParams& p, const void* bias, const Axis& h, const Axis& w) {
+  return (p.sum || p.gate) && !bias && (h.taps == 0 || w.taps == 0);
+}
+
 void run_walk(const ConvParams& p, const Walk& k, void* const* buf, const Ctx* ctx) {
   for (int64_t rh = 0; rh < k.phases_h; ++rh)
     for (int64_t rw = 0; rw < k.phases_w; ++rw) {
@@ -173,7 +178,7 @@ void run_walk(const ConvParams& p, const Walk& k, void* const* buf, const Ctx* c
               ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, rw)
               : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
       int64_t m = p.n * h.out * w.out;
-      if (m == 0) continue;
+      if (m == 0 || (k.backward && left_to_rows(p, buf[2], h, w))) continue;
       auto make = [&](int64_t g) __attribute__((always_inline)) {
         Patches q;
         q.h = h;
@@ -220,6 +225,7 @@ void walk_images(const ConvParams& p, const Walk& k, void* const* buf, const Ctx
               ? backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, rw)
               : forward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w);
     if (q.h.out == 0 || q.w.out == 0) continue;
+    if (k.backward && left_to_rows(p, buf[2], q.h, q.w)) continue;
     q.backward = k.backward;
     q.count = k.count;
     q.images = p.n;
@@ -246,15 +252,72 @@ void walk_images(const ConvParams& p, const Walk& k, void* const* buf, const Ctx
 }
 #endif
 
+// What rewrites ask of dx (conv.h): the sum with another gradient, and the zeros of a ReLU. One
+// linear sweep when the products are done: with a stride larger than the kernel most pixels have
+// nothing but the other gradient, and are not written before. A member has the images that it has
+// in other kernels (winograd.h).
+void finish_rows(const ConvParams& p, void* const* buf, const Ctx* ctx) {
+  constexpr int N = simd<float>::N;
+  float* dx = (float*)buf[3];
+  const float* sum = p.sum ? (const float*)buf[4] : nullptr;
+  const float* gate = p.gate ? (const float*)buf[p.sum ? 5 : 4] : nullptr;
+  const int64_t C = p.channels;
+  auto pixels = [&](int64_t at, int64_t count, bool made) {
+    auto value = [&](int64_t i, auto get) __attribute__((always_inline)) {
+      vf r = made ? get(dx + i) : vf{};
+      if (sum) r += get(sum + i);
+      if (gate) r = get(gate + i) <= vf{} ? vf{} : r;
+      return r;
+    };
+    int64_t i = at;
+    const int64_t end = at + count * C;
+    for (; i + N <= end; i += N) store(dx + i, value(i, [](const float* q) { return load(q); }));
+    const int rest = (int)(end - i);
+    if (rest) store_n(dx + i, value(i, [=](const float* q) { return load_n(q, rest); }), rest);
+  };
+  const auto made_y = [&](int64_t y) {
+    return buf[2] || backward_axis(p.in_h, p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h,
+                                   y % p.stride_h)
+                             .taps > 0;
+  };
+  const auto made_x = [&](int64_t x) {
+    return buf[2] || backward_axis(p.in_w, p.out_w, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w,
+                                   x % p.stride_w)
+                             .taps > 0;
+  };
+  bool every = true;   // pixel of a row
+  uint64_t which = 0;  // of the first 64 phases
+  for (int64_t x = 0; x < min64(p.stride_w, p.in_w); ++x) {
+    every &= made_x(x);
+    if (x < 64) which |= (uint64_t)made_x(x) << x;
+  }
+  const int64_t rows = p.n * p.in_h;
+  for (int64_t r = rows * ctx->tid / ctx->nt; r < rows * (ctx->tid + 1) / ctx->nt; ++r) {
+    const int64_t at = r * p.in_w * C;
+    const bool any = made_y(r % p.in_h);
+    if (!any || every) {
+      pixels(at, p.in_w, any);
+      continue;
+    }
+    for (int64_t x = 0, phase = 0; x < p.in_w; ++x) {
+      pixels(at + x * C, 1, phase < 64 ? which >> phase & 1 : made_x(x));
+      if (++phase == p.stride_w) phase = 0;
+    }
+  }
+}
+
 void run(const ConvParams& p, bool backward, void* const* buf, const Ctx* ctx) {
   const Walk k = walk_of(p, backward);
 #if defined(__AMX_BF16__)
-  if (by_images(p, k.count)) {
+  if (by_images(p, k.count))
     walk_images(p, k, buf, ctx);
-    return;
-  }
+  else
 #endif
-  run_walk(p, k, buf, ctx);
+    run_walk(p, k, buf, ctx);
+  if (backward && (p.sum || p.gate)) {
+    ctx->sync();
+    finish_rows(p, buf, ctx);
+  }
 }
 void forward(const void* params, void* const* buf, const Ctx* ctx) {
   run(*(const ConvParams*)params, false, buf, ctx);
@@ -283,9 +346,10 @@ void forward_plan(const void* params, Plan* plan) {
 void backward_data_plan(const void* params, Plan* plan) {
   const ConvParams& p = *(const ConvParams*)params;
   Walk k = walk_of(p, true);
-  set_plan(p, p.n * p.in_h * p.in_w, k.n,
-           max64(1, p.kernel_h * p.kernel_w * k.count / (k.phases_h * k.phases_w)),
+  const int64_t pixels = p.n * p.in_h * p.in_w;
+  set_plan(p, pixels, k.n, max64(1, p.kernel_h * p.kernel_w * k.count / (k.phases_h * k.phases_w)),
            walk_bytes(p, k), plan);
+  if (p.sum || p.gate) plan->work += pixels * p.channels / 10;
 }
 
 // dw of a group: dy^T times patches; columns are taps x channels, 16 channels of a tap at a time.

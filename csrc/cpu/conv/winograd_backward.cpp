@@ -78,11 +78,15 @@ Job make_job(const ConvParams& p) {
   // by tiles: du and filters of a block together with dy and x, or, when filters do not fit anyway,
   // blocks as large as the cache
   bool resident = plane + form < 0.8 * (double)p.l2;
-  j.both = j.weight && j.data && j.in.count == 1;
+  // Where all else passes through a second cache much smaller than a fast third level, the two
+  // products one after the other, with a place of its own for dv, need less of it at a time.
+  const bool one = j.weight && j.data && j.in.count == 1;
+  j.both = one && !p.near_cores;
   const int64_t space = resident ? max64(p.l2 - (int64_t)(plane + form), p.l2 / 3) : p.l2;
   int64_t most = (int64_t)((double)space / 1.1) / (E * ((C + K) / kPair + width) * B);
   // longer blocks of few channels gain nothing and push each other's planes out of the cache
-  j.block = max64(1, min64(min64(most, resident ? 36 : 96) / j.g.cols, j.rows));
+  const int64_t cap = resident || (one && p.near_cores) ? 36 : 96;
+  j.block = max64(1, min64(min64(most, cap) / j.g.cols, j.rows));
   j.slices = 1;
   while (j.slices * 2 <= j.rows && j.slices * 512 <= tiles && j.slices < 32) j.slices *= 2;
   double blocks = (double)ceil_div(j.rows, j.block);
@@ -388,10 +392,28 @@ struct Backward {
     const int64_t steps = product_steps(j.in.nv(i), k1 - k0, tiles) * E;
     next.spread(steps / 2);
     next.then->spread(steps / 2);
-    for (int e = 0; e < E; ++e)
-      weight_product(j.in.nv(i), dm + channel_at(k0, j.dm) + e * j.dm.step, k1 - k0,
-                     v + channel_at(c0, j.v) + e * j.v.step, tiles, du + e * j.du.step, false,
-                     &next);
+    for (int e = 0; e < E; ++e) {
+      const T* a = dm + channel_at(k0, j.dm) + e * j.dm.step;
+      const T* b = v + channel_at(c0, j.v) + e * j.v.step;
+      // Pairs are made of short rows, which no core follows: those of the next plane come from the
+      // third level meanwhile.
+      Ahead left{}, right{};
+      if (kPair == 2 && ctx->follows && e + 1 < E) {
+        auto fetch = [&](Ahead& q, const T* from, Planes s, int64_t values, Ahead* then) {
+          q.at = (const char*)(from + s.step);
+          q.rows = tiles;
+          q.bytes = elements(values) * (int64_t)sizeof(T);
+          q.pitch = s.ld * (int64_t)sizeof(T);
+          q.near = true;
+          q.then = then;
+          q.spread(product_steps(j.in.nv(i), k1 - k0, ceil_div(tiles, kPair)) / 2);
+        };
+        fetch(left, a, j.dm, k1 - k0, &right);
+        fetch(right, b, j.v, j.in.nv(i) * N, &next);
+      }
+      weight_product(j.in.nv(i), a, k1 - k0, b, tiles, du + e * j.du.step, false,
+                     left.rows ? &left : &next);
+    }
     filter_gradient_tiles<T, M>(p, du, j.du, 1, 0, k0, k1, dw + c0, lanes(i), add);
   }
 

@@ -13,7 +13,9 @@
 // Floor, in passes over a tensor: forward 2 reads + 1 write (eval: 1 + 1), backward 4 reads + 1
 // write; a few operations an element, so the memory that holds x and dy sets the pace. Phase 3
 // takes the chunks in the opposite order to find the last ones still in the core's own cache. In a
-// captured step (1) may have been done by the convolution that made x: channel_norm_piece.
+// captured step (1) may have been done by the convolution that made x: channel_norm_piece. There y
+// may also lie where x or the residual was, dx where dy or x was (graph/plan.cpp): a chunk reads an
+// element before it writes it, and all other reads lie before a barrier.
 //
 // Few channels: g rows are folded into one of g * channels columns, a multiple of 16 and at least
 // 64, so that every vector is full; the g columns of a channel share k and are added afterwards.
@@ -483,7 +485,8 @@ struct Kernel {
     }
     ctx->sync();
     if (p.training && buf[5] && ctx->tid == 0) ++((int64_t*)buf[5])[0];
-    const bool stream = past_caches(p, cut, ctx, y);
+    // in place (a captured step) the lines are there
+    const bool stream = past_caches(p, cut, ctx, y) && y != x && y != res;
     // own tasks from the last to the first
     for (int64_t t = share.end - 1; t >= share.first; --t) {
       Piece w;
@@ -715,6 +718,7 @@ struct Kernel {
     if (!dx && !dres) return;
     bool st = p.training, stream = past_caches(p, cut, ctx, dx ? dx : dres);
     if (dx && dres && !past_caches(p, cut, ctx, dres)) stream = false;
+    if (dx == dy || dx == x) stream = false;  // in place: the lines are there
     for (int64_t t = share.end - 1; t >= share.first; --t) {
       Piece w;
       w.init(p, cut, t);

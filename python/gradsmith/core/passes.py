@@ -8,7 +8,7 @@ PASSES = {
     "side_by_side": "independent small kernels run on different threads",
     "barriers": "threads wait for each other only where memory crosses from one to another",
     "memory": "arrays whose lives do not meet share memory",
-    "in_place": "an elementwise kernel writes over an input that nobody reads afterwards",
+    "in_place": "an elementwise kernel or a batch norm writes over an input that nobody reads afterwards",
     "relu_pool": "ReLU and the max-pool behind it in one kernel, forward and backward",
     "conv_pool": "convolution (few channels or Winograd) with the 2 x 2 max-pool behind it, also backward",
     "norm_relu": "batch norm with the sum and the ReLU behind it in one kernel, forward and backward",
