@@ -10,6 +10,7 @@ template <class T>
 struct Collected : Tiles<T> {
   using Base = Tiles<T>;
   using Base::kBytes;
+  using Base::kLine;
   using Base::kStrip;
   using Base::load_place;
   using Base::N;
@@ -158,15 +159,16 @@ struct Collected : Tiles<T> {
   // Windows of three columns, two apart: of two neighbouring pixels one lies in the middle of
   // window j, the other in its end and in the begin of the next. `pairs` of them from to on; d, ix:
   // window j of the first of ROWS rows of windows; tap: of its first column.
-  template <int ROWS>
+  // B vectors of channels side by side where there are so many.
+  template <int ROWS, int B>
   static __attribute__((noinline)) void pair_row(Way way, const T* dy, const uint8_t* index,
                                                  int64_t row, int64_t c, const int* tap,
                                                  int64_t pairs, T* to) {
     for (; pairs > 0; --pairs, dy += c, index += c, to += 2 * c)
       for (int64_t k = 0; k < c;) {
-        if (k + 4 * N <= c) {
-          pair_vec<ROWS, 4>(way, dy + k, index + k, row, c, tap, to + k);
-          k += 4 * N;
+        if (B > 1 && k + B * N <= c) {
+          pair_vec<ROWS, B>(way, dy + k, index + k, row, c, tap, to + k);
+          k += B * N;
           continue;
         }
         if (k + N > c) k = c - N;
@@ -280,8 +282,10 @@ struct Collected : Tiles<T> {
     if (dense && !p.adaptive && p.kw == 3 && p.sw == 2 && sizeof(IX) == 1) {
       first = 1 - p.pw;
       pairs = (p.w - first) / 2 < p.ow - 1 ? (p.w - first) / 2 : p.ow - 1;
-      (y.count == 1 ? pair_row<1> : pair_row<2>)(way, dy, (const uint8_t*)index, row, c, tap, pairs,
-                                                 dx + first * c);
+      (c >= 4 * N     ? y.count == 1 ? pair_row<1, 4> : pair_row<2, 4>
+           : y.count == 1 ? pair_row<1, kLine>
+                      : pair_row<2, kLine>)(way, dy, (const uint8_t*)index, row, c, tap, pairs,
+                                            dx + first * c);
     }
     for (int64_t w = 0; w < p.w; ++w) {
       if (w == first && pairs > 0) {

@@ -214,7 +214,8 @@ struct FewGradients : AverageGradients<T> {
       const uint8_t* ix = MAX ? index + i * row : index;
       // what no window holds must be zero, else what lies behind the row does no harm
       const int64_t room = K == 2 && p.w == 2 * p.ow ? limit - d : row;
-      const bool spill = K == 2 && h + 1 < end;  // the next row's turn comes
+      // into the next row, whose turn comes
+      const bool spill = K == 2 && n >= 2 * N && h + 1 < end;
       if (rows == 0)
         memset(dx, 0, (size_t)n * sizeof(T));
       else if (K == 2 || rows == 1)

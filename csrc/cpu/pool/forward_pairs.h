@@ -103,8 +103,9 @@ struct PairMaxima : RowMaxima<T> {
       // Behind the row is the next one: where no window ends there, what lanes without a window
       // find does no harm.
       const int64_t last = (g.x.last[p.ow - 1] == K ? room : line) - 2 * N - q;
+      const int64_t fit = last < 0 ? 0 : last / 2 + 1;
       int64_t end = spill ? n : n - N + 1;
-      if (end > last / 2 + 1) end = last < 0 ? 0 : last / 2 + 1;
+      if (end > fit) end = fit;
       while (k < n) {
         while (k < end)
           block(
@@ -154,7 +155,7 @@ struct PairMaxima : RowMaxima<T> {
   }
   // The first n of the bytes that store_place writes.
   static GS_MEMBER void store_places(uint8_t* p, P at, int64_t n) {
-    uint8_t all[N];
+    uint8_t all[16];
     store_place(all, at);
     const uint8_t* q = all;
 #pragma GCC unroll 4
@@ -187,7 +188,7 @@ struct PairMaxima : RowMaxima<T> {
         uint8_t* ix = index ? index + r * row + from * c : index;
         V odd = {}, least = inf;
         // into the row below, whose turn is next
-        const bool spill = s.most >= p.ow && r + 1 < count;
+        const bool spill = s.most >= p.ow && row >= N && r + 1 < count;
         // vector o of y
         auto emit = [&](int64_t k, V best, P at, auto whole) __attribute__((always_inline)) {
           V size = none ? abs(best) : best;
