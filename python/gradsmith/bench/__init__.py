@@ -249,7 +249,9 @@ def _again(argv: list[str], n: int) -> int:
             os.sched_setaffinity(0, sorted(before)[:n])  # the child inherits it
     try:
         # Through the command, which knows what to do about a closed pipe or a full disk.
-        code = "import sys; from gradsmith.cli import main; sys.exit(main(['bench', *sys.argv[1:]]))"
+        code = (
+            "import sys; from gradsmith.cli import main; sys.exit(main(['bench', *sys.argv[1:]]))"
+        )
         return subprocess.call([sys.executable, "-c", code, *argv], env=env)
     finally:
         if before is not None:
