@@ -13,7 +13,7 @@
 // one after the other; the float32 form keeps denormals: instruction sets differ in the last bits.
 //
 // A problem (Dense, and those of conv/bfloat16.cpp) says how its operands are packed and where its
-// results go; run_product does the rest.
+// results go; run_product does the rest (for Dense by vdpbf16ps: paired.h).
 #pragma once
 #include <string.h>
 
