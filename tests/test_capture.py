@@ -17,7 +17,7 @@ import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 from gradsmith.core import random as gs_random
-from gradsmith.core import reports
+from gradsmith.core import recording, reports
 from gradsmith.core.capture import PASSES
 
 STEPS = 50
@@ -1104,6 +1104,30 @@ def test_exception_inside_leaves_everything_usable():
         for _ in range(5):
             assert step(x).item() == expected
     assert gs.ones(1).item() == 1.0
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["entering", "leaving"])
+def test_an_interrupt_at_the_edge_of_a_recording_leaves_tensors_usable(at, monkeypatch):
+    class Interrupting(dict):
+        left = at
+
+        def clear(self):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            super().clear()
+
+    f = gs.capture(lambda x: x * 2)
+    f(gs.ones(2))
+    before = dict(gs.Tensor.__dict__)
+    monkeypatch.setattr(recording, "constants", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        f(gs.ones(2))
+    monkeypatch.undo()
+    assert not recording.here()
+    assert dict(gs.Tensor.__dict__) == before
+    assert [f(gs.full((1,), float(i))).item() for i in range(6)] == [0, 2, 4, 6, 8, 10]
+    assert f.programs[0]["replays"] >= 3
 
 
 def test_bad_labels_raise_at_replay_too():

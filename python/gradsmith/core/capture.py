@@ -350,8 +350,9 @@ class Captured(_cpu.CapturedBase):
         args, kwargs = trees.replaced(original, dense, of)
         before = random.state()
         versions = versions_of(watch, leaves)
+        guarded = Guarded()
         try:
-            with Guarded():
+            with guarded:
                 out = self.fn(*args, **kwargs)
                 notes = list(recording.notes)
                 looked = list(recording.looked)
@@ -372,6 +373,7 @@ class Captured(_cpu.CapturedBase):
             args, kwargs = original
             return self.fn(*args, **kwargs)
         except BaseException:
+            guarded.leave()
             rec.stop()
             raise
         finally:
