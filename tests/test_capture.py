@@ -602,6 +602,29 @@ def test_rates_that_a_scheduler_inside_changes_stay_eager():
     assert out[0] == out[1]
 
 
+@pytest.mark.parametrize("fallback", [False, True])
+def test_reading_values_raises_where_the_function_catches_everything(fallback):
+    def log(x):
+        y = (x * 2).sum()
+        try:
+            seen = y.item()
+        except Exception:
+            seen = 0.0
+        return y + seen
+
+    f = gs.capture(log, fallback=fallback)
+    assert f(gs.ones(3)).item() == 12
+    if fallback:
+        with pytest.warns(RuntimeWarning, match="item"):
+            assert f(gs.full((3,), 2.0)).item() == 24
+        assert f(gs.full((3,), 3.0)).item() == 36
+    else:
+        for _ in range(4):
+            with pytest.raises(gs.CaptureError, match="item.*seen = y"):
+                f(gs.full((3,), 2.0))
+    assert not recording.here()
+
+
 def test_fallback_warns_once_and_goes_on():
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
     twin = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))

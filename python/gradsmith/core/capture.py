@@ -356,6 +356,8 @@ class Captured(_cpu.CapturedBase):
                 out = self.fn(*args, **kwargs)
                 notes = list(recording.notes)
                 looked = list(recording.looked)
+                if recording.refused:  # the function went on as it does without the value
+                    raise CaptureError(recording.refused[0])
             plan = Plan(rec, watch, leaves, out, entry, notes, versions, copied, turned)
             for i, x in copied.items():
                 if i in plan.changed_inputs:  # the copy of what is not in C order

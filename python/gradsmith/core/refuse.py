@@ -67,6 +67,7 @@ class Guarded:
             _ARRAY.__set__(t, array)
 
         setattr(Tensor, "data", property(taken, given))  # noqa: B010
+        recording.refused.clear()
         recording.notes.clear()
         recording.looked.clear()
         recording.constants.clear()
