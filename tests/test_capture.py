@@ -17,7 +17,7 @@ import gradsmith as gs
 import gradsmith.nn as nn
 import gradsmith.nn.functional as F
 from gradsmith.core import random as gs_random
-from gradsmith.core import reports
+from gradsmith.core import recording, reports
 from gradsmith.core.capture import PASSES
 
 STEPS = 50
@@ -602,6 +602,29 @@ def test_rates_that_a_scheduler_inside_changes_stay_eager():
     assert out[0] == out[1]
 
 
+@pytest.mark.parametrize("fallback", [False, True])
+def test_reading_values_raises_where_the_function_catches_everything(fallback):
+    def log(x):
+        y = (x * 2).sum()
+        try:
+            seen = y.item()
+        except Exception:
+            seen = 0.0
+        return y + seen
+
+    f = gs.capture(log, fallback=fallback)
+    assert f(gs.ones(3)).item() == 12
+    if fallback:
+        with pytest.warns(RuntimeWarning, match="item"):
+            assert f(gs.full((3,), 2.0)).item() == 24
+        assert f(gs.full((3,), 3.0)).item() == 36
+    else:
+        for _ in range(4):
+            with pytest.raises(gs.CaptureError, match="item.*seen = y"):
+                f(gs.full((3,), 2.0))
+    assert not recording.here()
+
+
 def test_fallback_warns_once_and_goes_on():
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
     twin = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
@@ -1104,6 +1127,30 @@ def test_exception_inside_leaves_everything_usable():
         for _ in range(5):
             assert step(x).item() == expected
     assert gs.ones(1).item() == 1.0
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["entering", "leaving"])
+def test_an_interrupt_at_the_edge_of_a_recording_leaves_tensors_usable(at, monkeypatch):
+    class Interrupting(dict):
+        left = at
+
+        def clear(self):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            super().clear()
+
+    f = gs.capture(lambda x: x * 2)
+    f(gs.ones(2))
+    before = dict(gs.Tensor.__dict__)
+    monkeypatch.setattr(recording, "constants", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        f(gs.ones(2))
+    monkeypatch.undo()
+    assert not recording.here()
+    assert dict(gs.Tensor.__dict__) == before
+    assert [f(gs.full((1,), float(i))).item() for i in range(6)] == [0, 2, 4, 6, 8, 10]
+    assert f.programs[0]["replays"] >= 3
 
 
 def test_bad_labels_raise_at_replay_too():

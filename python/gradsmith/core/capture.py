@@ -350,11 +350,14 @@ class Captured(_cpu.CapturedBase):
         args, kwargs = trees.replaced(original, dense, of)
         before = random.state()
         versions = versions_of(watch, leaves)
+        guarded = Guarded()
         try:
-            with Guarded():
+            with guarded:
                 out = self.fn(*args, **kwargs)
                 notes = list(recording.notes)
                 looked = list(recording.looked)
+                if recording.refused:  # the function went on as it does without the value
+                    raise CaptureError(recording.refused[0])
             plan = Plan(rec, watch, leaves, out, entry, notes, versions, copied, turned)
             for i, x in copied.items():
                 if i in plan.changed_inputs:  # the copy of what is not in C order
@@ -372,6 +375,7 @@ class Captured(_cpu.CapturedBase):
             args, kwargs = original
             return self.fn(*args, **kwargs)
         except BaseException:
+            guarded.leave()
             rec.stop()
             raise
         finally:

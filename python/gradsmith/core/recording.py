@@ -20,6 +20,7 @@ thread: int | None = None  # the thread that records
 # Switches that decide which kernels run (precisions); whoever changes one writes it here too, and a
 # program is used only while they are as they were.
 modes: dict[str, Any] = {"conv_precision": "default"}
+refused: list[str] = []  # what this recording has raised, whether or not somebody caught it
 looked: list[str] = []  # lines of the user's code that took a tensor's array
 constants: dict[int, Any] = {}  # tensors and arrays that this recording made of numbers of its key
 notes: list[tuple[str, Any]] = []  # optimizers and schedulers that stepped, in order
@@ -53,10 +54,11 @@ def host_read(what: str, advice: str = "") -> None:
             "Return the tensor and read it after the call, or keep the computation in gradsmith "
             "operations (gs.where for a choice)"
         )
-        raise CaptureError(
+        refused.append(
             f"{what} inside a captured function reads values on the host, and a replay would use the "
             f"old ones ({user_line()}). {advice}."
         )
+        raise CaptureError(refused[-1])
 
 
 def looks(frame: Any) -> None:

@@ -42,12 +42,15 @@ _ARRAY: Any = next(c.__dict__["data"] for c in Tensor.__mro__ if "data" in c.__d
 class Guarded:
     """While it is entered, reading values raises in the recording thread (other threads read on)."""
 
+    def __init__(self) -> None:
+        self.before: dict[str, Any] = {}  # what Tensor had, None: nothing
+
     def __enter__(self) -> None:
-        self.before: dict[str, Any] = {}
-        for name, what in _READERS.items():
+        backward = Tensor.backward
+        for name in (*_READERS, "backward", "data"):
             self.before[name] = Tensor.__dict__.get(name)
+        for name, what in _READERS.items():
             setattr(Tensor, name, _refusing(name, what))
-        backward = self.backward = Tensor.backward
 
         def noted(t: Tensor, *args: Any, **kwargs: Any) -> None:
             recording.note("backward", None)
@@ -64,18 +67,21 @@ class Guarded:
             _ARRAY.__set__(t, array)
 
         setattr(Tensor, "data", property(taken, given))  # noqa: B010
+        recording.refused.clear()
         recording.notes.clear()
         recording.looked.clear()
         recording.constants.clear()
         recording.thread = threading.get_ident()
 
     def __exit__(self, *exc: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """May be called again: an interrupt may have come in the middle of entering or leaving."""
         recording.thread = None
-        setattr(Tensor, "backward", self.backward)  # noqa: B010
-        del Tensor.data
         recording.constants.clear()
         for name, method in self.before.items():
-            if method is None:
-                delattr(Tensor, name)
-            else:
+            if method is not None:
                 setattr(Tensor, name, method)
+            elif name in Tensor.__dict__:
+                delattr(Tensor, name)
