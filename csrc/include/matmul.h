@@ -56,10 +56,10 @@ constexpr int kVecRows = 8;
 // A product of few rows over so many steps that reading A in place pays (of half as many GPT's
 // step was 3-5 % slower).
 constexpr int64_t kFewRows = 256;  // rows that a packed panel of B would serve too seldom
-inline bool long_gradient(const MatmulParams& p) { return p.m <= kFewRows && p.k >= 2048; }
+static inline bool long_gradient(const MatmulParams& p) { return p.m <= kFewRows && p.k >= 2048; }
 // One whose B, of elements of `size` bytes, is read in place where the third cache is near: a panel
 // stays in the second, as its rows do not crowd each other out, and they are whole pairs of lines.
-inline bool in_place_gradient(const MatmulParams& p, int64_t size) {
+static inline bool in_place_gradient(const MatmulParams& p, int64_t size) {
   const int64_t row = p.b_rs * size;
   return long_gradient(p) && p.near_l3 && p.c_cs != 1 && p.b_cs == 1 && row % 1024 &&
          row % 128 == 0;
