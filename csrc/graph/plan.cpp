@@ -54,7 +54,7 @@ void run_check(const void* params, void* const* buf, const Ctx*) {
 
 // Whether a kernel may write its output over input i: it reads the same element before it writes
 // one, and nothing else of it after that.
-bool elementwise(const RecordedOp& op, int i, int* out) {
+bool writes_over(const RecordedOp& op, int i, int* out) {
   if (!op.entry) return false;
   const char* n = op.entry->name;
   auto is = [n](const char* name) { return !strcmp(n, name); };
@@ -131,7 +131,7 @@ size_t Program::place(bool together) {
     const RecordedOp& op = ops[k];
     int out = 0;
     for (int i = 0; i < (int)op.buffers.size(); ++i) {
-      if (!elementwise(op, i, &out)) continue;
+      if (!writes_over(op, i, &out)) continue;
       const RecordedBuffer &a = op.buffers[(size_t)i], &b = op.buffers[(size_t)out];
       if (a.object < 0 || b.object < 0 || a.object == b.object || a.offset || b.offset) continue;
       const MemoryObject &x = objects[(size_t)a.object], &y = objects[(size_t)b.object];
@@ -141,7 +141,7 @@ size_t Program::place(bool together) {
       bool other = false;  // reads other elements of it, too
       for (int j = 0, at = 0; j < (int)op.buffers.size(); ++j)
         other = other || (op.buffers[(size_t)j].object == a.object &&
-                          (op.buffers[(size_t)j].offset || !elementwise(op, j, &at)));
+                          (op.buffers[(size_t)j].offset || !writes_over(op, j, &at)));
       if (other) continue;
       objects[(size_t)b.object].over = a.object;
       life[(size_t)root(a.object)].last = y.last;

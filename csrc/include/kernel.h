@@ -2,8 +2,9 @@
 //
 // A kernel is a plain function `run(params, buffers, ctx)`. `params` is a plain struct (sizes,
 // strides, scalars), `buffers` the resolved pointers, `ctx` says which member of the team calls.
-// All members call the same function; work is split into tasks by shape, and a member takes tasks
-// t = tid, tid + nt, ..., or the next one of a counter: results do not depend on their number.
+// All members call the same function; work is split into tasks by shape, and a member takes a
+// stretch of them, every nt-th from tid on, or the next one of a counter: results do not depend on
+// the number of members.
 //
 // Included by files that are compiled for higher instruction sets: nothing here may become a weak
 // symbol, so no inline functions except always_inline ones, and nothing from the C++ library.
