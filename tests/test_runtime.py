@@ -146,7 +146,10 @@ def test_the_quota_of_a_control_group_is_respected(cpu_group):
         k: v for k, v in os.environ.items() if k not in ("GRADSMITH_NUM_THREADS", "OMP_NUM_THREADS")
     }
     code = (
-        "import os, sys; open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
+        "import os, sys\n"
+        "try:\n"
+        "    with open(sys.argv[1] + '/cgroup.procs', 'w') as f: f.write(str(os.getpid()))\n"
+        "except OSError as error: sys.exit(f'cannot join: {error}')\n"
         "import gradsmith as gs; print(gs.get_num_threads(), 'container quota 1' in gs.show_config(False))"
     )
     for folder in (cpu_group, os.path.dirname(cpu_group)):
@@ -157,6 +160,8 @@ def test_the_quota_of_a_control_group_is_respected(cpu_group):
             text=True,
             timeout=60,
         )
+        if done.stderr.startswith("cannot join"):
+            pytest.skip(done.stderr.strip())
         assert done.stdout.split() == ["1", "True"], done.stdout + done.stderr
 
 
