@@ -80,16 +80,18 @@ struct Forward : FewChannels<T> {
         if (way == kPast) write_fence();
         return;
       }
-      if (kind != kWide && Pairs::fits(p) && (p.c < N || (p.kh == 3 && p.c > N))) {
+      if (kind != kWide && Pairs::fits(p) && (p.c < N || p.kh == 3)) {
         Pairs pairs;
         pairs.init(p);
         each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
-          (p.c >= N    ? Base::template max_pair_rows<3, false>
-           : p.kh == 3 ? Base::template max_pair_rows<3, true>
-                       : Base::template max_pair_rows<2, true>)(g, pairs, way, x + r / p.oh * image,
-                                                                x + p.n * image, r % p.oh, count,
-                                                                y + r * row,
-                                                                index ? index + r * row : index);
+          if (p.c >= N)
+            return Base::max_three_rows(g, pairs, way, x + r / p.oh * image, r % p.oh, count,
+                                        y + r * row, index ? index + r * row : index);
+          (p.kh == 3 ? Base::template max_pair_rows<3>
+                     : Base::template max_pair_rows<2>)(g, pairs, x + r / p.oh * image,
+                                                        x + p.n * image, r % p.oh, count,
+                                                        y + r * row,
+                                                        index ? index + r * row : index);
         });
         if (way == kPast) write_fence();
         return;

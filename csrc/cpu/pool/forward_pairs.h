@@ -24,9 +24,9 @@ struct PairMaxima : RowMaxima<T> {
   // ---- maxima of K x K windows, K 2 or 3, two apart both ways: one row of x after the other. Each
   // gives the maxima of its windows' columns; those of a window's rows meet in the first cache.
   // With K 3 a window's last row is the first of the window below, so its maxima are kept and each
-  // row of x is read once. FEW: a vector holds whole pixels of y, whose second and third columns
-  // come from two vectors of x by one permutation each and the first from the third of the pixel
-  // before.
+  // row of x is read once. Few channels: a vector holds whole pixels of y, whose second and third
+  // columns come from two vectors of x by one permutation each and the first from the third of the
+  // pixel before. c >= N: max_three_rows.
   struct Pairs {
     int pixels;    // of a vector, few channels
     I at[2];       // of two vectors of x, the last two columns (K 2: both)
@@ -62,7 +62,7 @@ struct PairMaxima : RowMaxima<T> {
   // the cache, in y, maxima, columns).
   // ROWS: of x, two for windows of 2 x 2. room: elements of x from there on; spill: whether
   // more may be written, behind the last element of y.
-  template <int K, bool FEW, int ROWS, class F>
+  template <int K, int ROWS, class F>
   static GS_MEMBER void pair_columns(const Geometry& g, const Pairs& s, const T* x, int64_t room,
                                      int64_t from, int64_t to, bool spill, V* odd, F f) {
     const PoolParams& p = g.p;
@@ -70,86 +70,50 @@ struct PairMaxima : RowMaxima<T> {
     const V low = set1(-(T)__builtin_inf());
     V other = {};
     int64_t o = 0;
-    if (FEW) {
-      const int64_t step = 2 * s.pixels * c, wide = s.pixels * c, n = (to - from) * c;
-      int64_t q = (2 * from - p.pw + (K == 3 ? 1 : 0)) * c, k = 0;
-      const I first = s.at[0], second = s.at[1], shift = s.shift;
-      V before = K == 3 ? lanes(x, q - wide, line) : low;
-      auto block = [&](auto get, auto whole) __attribute__((always_inline)) {
-        V h = {};
-        P at = place(0);
+    const int64_t step = 2 * s.pixels * c, wide = s.pixels * c, n = (to - from) * c;
+    int64_t q = (2 * from - p.pw + (K == 3 ? 1 : 0)) * c, k = 0;
+    const I first = s.at[0], second = s.at[1], shift = s.shift;
+    V before = K == 3 ? lanes(x, q - wide, line) : low;
+    auto block = [&](auto get, auto whole) __attribute__((always_inline)) {
+      V h = {};
+      P at = place(0);
 #pragma GCC unroll 2
-        for (int a = 0; a < ROWS; ++a) {
-          const V left = get(x + a * line, q), right = get(x + a * line, q + Lanes<T>::N);
-          *odd += left;
-          other += right;
-          const V e1 = pick(left, right, first), e2 = pick(left, right, second);
-          if (K == 3) {
-            h = pick(before, e2, shift);
-            reach(e1, place(1), h, at);
-            before = e2;
-          } else if (a) {
-            reach(e1, place(2), h, at);
-          } else {
-            h = e1;
-          }
-          reach(e2, place(K - 1 + 2 * a), h, at);
+      for (int a = 0; a < ROWS; ++a) {
+        const V left = get(x + a * line, q), right = get(x + a * line, q + Lanes<T>::N);
+        *odd += left;
+        other += right;
+        const V e1 = pick(left, right, first), e2 = pick(left, right, second);
+        if (K == 3) {
+          h = pick(before, e2, shift);
+          reach(e1, place(1), h, at);
+          before = e2;
+        } else if (a) {
+          reach(e1, place(2), h, at);
+        } else {
+          h = e1;
         }
-        f(o, k, h, at, whole);
-        o += Lanes<T>::N;
-        k += wide;
-        q += step;
-      };
-      // Behind the row is the next one: where no window ends there, what lanes without a window
-      // find does no harm.
-      const int64_t last = (g.x.last[p.ow - 1] == K ? room : line) - 2 * N - q;
-      const int64_t fit = last < 0 ? 0 : last / 2 + 1;
-      int64_t end = spill ? n : n - N + 1;
-      if (end > fit) end = fit;
-      while (k < n) {
-        while (k < end)
-          block(
-              [](const T* r, int64_t i) __attribute__((always_inline)) { return load_once(r + i); },
-              std::true_type());
-        if (k < n)
-          block(
-              [=](const T* r, int64_t i)
-                  __attribute__((always_inline)) { return lanes(r, i, line); },
-              std::false_type());
+        reach(e2, place(K - 1 + 2 * a), h, at);
       }
-    } else {
-      for (int64_t j = from; j < to; ++j) {
-        const T* q = x + (2 * j - p.pw) * c;
-        const int last = g.x.last[j];
-        // first: the columns inside begin there
-        auto pixel = [&](auto first) __attribute__((always_inline)) {
-          for (int64_t k = 0; k < c; k += Lanes<T>::N) {
-            if (k + Lanes<T>::N > c) k = c - Lanes<T>::N;
-            V h = low;
-            P at = place(0);
-            if constexpr (decltype(first)::value == 0) {
-              h = load_once(q + k);
-              *odd += h;
-            }
-            if (last > 1) {
-              const V e1 = load_once(q + k + c);
-              other += e1;
-              reach(e1, place(1), h, at);
-            }
-            if (K == 3 && last == K) {
-              const V e2 = load_once(q + k + 2 * c);
-              *odd += e2;
-              reach(e2, place(2), h, at);
-            }
-            f(o, (j - from) * c + k, h, at, std::true_type());
-            o += Lanes<T>::N;
-          }
-        };
-        if (g.x.first[j] > 0)
-          pixel(std::integral_constant<int, 1>());
-        else
-          pixel(std::integral_constant<int, 0>());
-      }
+      f(o, k, h, at, whole);
+      o += Lanes<T>::N;
+      k += wide;
+      q += step;
+    };
+    // Behind the row is the next one: where no window ends there, what lanes without a window
+    // find does no harm.
+    const int64_t last = (g.x.last[p.ow - 1] == K ? room : line) - 2 * N - q;
+    const int64_t fit = last < 0 ? 0 : last / 2 + 1;
+    int64_t end = spill ? n : n - N + 1;
+    if (end > fit) end = fit;
+    while (k < n) {
+      while (k < end)
+        block(
+            [](const T* r, int64_t i) __attribute__((always_inline)) { return load_once(r + i); },
+            std::true_type());
+      if (k < n)
+        block(
+            [=](const T* r, int64_t i) __attribute__((always_inline)) { return lanes(r, i, line); },
+            std::false_type());
     }
     *odd += other;
   }
@@ -167,10 +131,10 @@ struct PairMaxima : RowMaxima<T> {
       }
   }
   // Rows i .. i + count - 1 of y of an image; limit: the end of x
-  template <int K, bool FEW>
-  static __attribute__((noinline)) void max_pair_rows(const Geometry& g, const Pairs& s, Way way,
-                                                      const T* x, const T* limit, int64_t i,
-                                                      int64_t count, T* y, uint8_t* index) {
+  template <int K>
+  static __attribute__((noinline)) void max_pair_rows(const Geometry& g, const Pairs& s, const T* x,
+                                                      const T* limit, int64_t i, int64_t count,
+                                                      T* y, uint8_t* index) {
     constexpr int64_t kRoom = Pairs::kVectors * N;
     const PoolParams& p = g.p;
     const int64_t c = p.c, line = p.w * c, row = p.ow * c, lanes_ = s.pixels * c;
@@ -193,7 +157,7 @@ struct PairMaxima : RowMaxima<T> {
         auto emit = [&](int64_t k, V best, P at, auto whole) __attribute__((always_inline)) {
           V size = none ? abs(best) : best;
           if (none) reach(V{}, place(none), best, at);
-          if constexpr (FEW && !decltype(whole)::value) {
+          if constexpr (!decltype(whole)::value) {
             const int64_t rest = (to - from) * c - k;
             if (rest < Lanes<T>::N) {
               const int64_t n = rest < lanes_ ? rest : lanes_;
@@ -203,7 +167,7 @@ struct PairMaxima : RowMaxima<T> {
               return;
             }
           }
-          put<true>(FEW ? kPlain : way, out + k, best, N);
+          put<true>(kPlain, out + k, best, N);
           least = min(least, size);
           if (ix) store_place(ix + k, at);
         };
@@ -213,7 +177,7 @@ struct PairMaxima : RowMaxima<T> {
           if (!known) {
             V first = {};
             if (t >= 0)
-              pair_columns<K, FEW, 1>(
+              pair_columns<K, 1>(
                   g, s, x + t * line, room - t * line, from, to, false,
                   &first, [&](int64_t o, int64_t, V h, P at, auto) __attribute__((always_inline)) {
                     store(value[0] + o, h);
@@ -231,7 +195,7 @@ struct PairMaxima : RowMaxima<T> {
         }
         // short rows both at once, as little as there is to gain by walking along one
         if (K == 2 && t + 1 < p.h && line * (int64_t)sizeof(T) < 1024) {
-          pair_columns<K, FEW, K == 2 ? 2 : 1>(
+          pair_columns<K, K == 2 ? 2 : 1>(
               g, s, x + t * line, room - (t + 1) * line, from, to, spill,
               &odd, [&](int64_t, int64_t k, V h, P at, auto whole) __attribute__((always_inline)) {
                 emit(k, h, at, whole);
@@ -240,7 +204,7 @@ struct PairMaxima : RowMaxima<T> {
         } else {
           if (t < p.h) {
             slot = 1;
-            pair_columns<K, FEW, 1>(
+            pair_columns<K, 1>(
                 g, s, x + t * line, room - t * line, from, to, false,
                 &odd, [&](int64_t o, int64_t, V h, P at, auto) __attribute__((always_inline)) {
                   if (K == 3) {
@@ -258,7 +222,7 @@ struct PairMaxima : RowMaxima<T> {
           known = ++t < p.h;
           if (known) {
             odd = V{};
-            pair_columns<K, FEW, 1>(
+            pair_columns<K, 1>(
                 g, s, x + t * line, room - t * line, from, to, spill, &odd,
                 [&](int64_t o, int64_t k, V h, P at, auto whole) __attribute__((always_inline)) {
                   if (K == 3) {
@@ -275,13 +239,168 @@ struct PairMaxima : RowMaxima<T> {
           } else {
             const T* v = value[slot];
             const uint8_t* q = places[slot];
-            for (int64_t j = 0; j < to - from; j += s.pixels)
-              for (int64_t k = 0; k < c; k += FEW ? c : N, v += N, q += N) {
-                if (!FEW && k + N > c) k = c - N;
-                emit(j * c + k, load(v), load_place(q), std::false_type());
-              }
+            for (int64_t j = 0; j < to - from; j += s.pixels, v += N, q += N)
+              emit(j * c, load(v), load_place(q), std::false_type());
           }
         }
+        if (!fine || any_nan(least > (none ? V{} : -inf) ? V{} : set1((T)__builtin_nan(""))))
+          Base::template max_row<0>(g, kPlain, 0, 0, x, i + r, y + r * row,
+                                    index ? index + r * row : index, from, to);
+      }
+    }
+  }
+  // ---- maxima of 3 x 3 windows two apart both ways, c >= N: the last two rows of x of a row of
+  // windows at once. Maxima of the last row's columns stay in the first cache, as those of the
+  // first row of the windows below. A column or row that lies outside is read as the one before it,
+  // which changes no maximum and no place.
+  struct Three {
+    int64_t c, second, third;  // channels; where columns lie behind the first inside
+    int64_t ahead;             // how far ahead lines are asked for, or 0
+    int first;                 // that column
+
+    GS_MEMBER Three(const Geometry& g, int64_t j) {
+      c = g.p.c;
+      ahead = g.p.holds > 0 ? 8192 / (int64_t)sizeof(T) : 0;
+      first = g.x.first[j];
+      const int last = g.x.last[j];
+      second = first == 0 && last > 1 ? c : 0;
+      third = last == 3 ? (2 - first) * c : second;
+    }
+    GS_MEMBER const T* of(const Geometry& g, const T* row, int64_t j) const {
+      return row + (g.x.start[j] + first) * c;
+    }
+  };
+  // The maximum of a row's columns, whose places are base + 0 .. 2; NaN in odd where the last two
+  // have one.
+  static GS_MEMBER void three_columns(const T* q, const Three& s, P zero, P one, P two, V& best,
+                                      P& at, V& odd) {
+    if (s.ahead) {
+      __builtin_prefetch(q + s.ahead);
+      __builtin_prefetch(q + s.ahead + s.second);
+    }
+    best = load_once(q);
+    at = zero;
+    const V e1 = load_once(q + s.second), e2 = load_once(q + s.third);
+    odd += e1 + e2;
+    reach(e1, one, best, at);
+    reach(e2, two, best, at);
+  }
+  // `windows` of the same columns in one row of x, the second of the windows or, END, the last.
+  // value, places: of the rows above and then with this one, END: of this one alone; odd: NaN where
+  // there is one; least: the least maximum.
+  template <bool END>
+  static __attribute__((noinline)) void three_run(const T* x, Three s, int64_t windows, int none,
+                                                  Way way, T* value, uint8_t* places, T* y,
+                                                  uint8_t* index, V* odd, V* least) {
+    const int64_t c = s.c;
+    const int row = END ? 0 : 3;
+    const P zero = place(row + s.first), one = place(row + 1), two = place(row + 2);
+    const P six = place(6);
+    V nan = *odd, low = *least;
+    for (int64_t j = 0; j < windows; ++j, x += 2 * c, y += c, index += c)
+      for (int64_t k = 0; k < c; k += N, value += N, places += N) {
+        if (k + N > c) k = c - N;
+        V h, best = load_once(value);
+        P at, tap = load_place(places);
+        three_columns(x + k, s, zero, one, two, h, at, nan);
+        if (END) {
+          store(value, h);
+          store_place(places, at);
+        }
+        reach(h, END ? at + six : at, best, tap);
+        if (!END) {
+          store(value, best);
+          store_place(places, tap);
+          continue;
+        }
+        V size = best;
+        if (none) {
+          size = abs(best);
+          reach(V{}, place(none), best, tap);
+        }
+        low = min(low, size);
+        put<true>(way, y + k, best, N);
+        store_place(index + k, tap);
+      }
+    *odd = nan;
+    *least = low;
+  }
+  static __attribute__((noinline)) void max_three_rows(const Geometry& g, const Pairs& s, Way way,
+                                                       const T* x, int64_t i, int64_t count, T* y,
+                                                       uint8_t* index) {
+    constexpr int64_t kRoom = Pairs::kVectors * N;
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, line = p.w * c, row = p.ow * c;
+    const int64_t wide = (c + N - 1) / N * N;  // of a pixel, what is kept
+    const int none = p.relu ? 9 : 0;
+    const V inf = set1((T)__builtin_inf());
+    alignas(64) T value[kRoom];
+    alignas(64) uint8_t places[kRoom], spare[kRoom];
+    int64_t whole, rest;
+    Base::inside(g, &whole, &rest);
+    for (int64_t from = 0, to; from < p.ow; from = to) {
+      to = from + s.most < p.ow ? from + s.most : p.ow;
+      // f(columns, the first window, how many): of one stretch after the other
+      auto each = [&](auto f) __attribute__((always_inline)) {
+        for (int64_t j = from, e; j < to; j = e) {
+          e = j >= whole && j < rest ? (rest < to ? rest : to) : j + 1;
+          f(Three(g, j), j, e - j);
+        }
+      };
+      // the first column, which is no other window's last
+      auto begin = [&](const T* r) __attribute__((always_inline)) {
+        V odd = {};
+        r = Three(g, from).of(g, r, from);
+        for (int64_t k = 0; k < c; k += N) odd += load(r + (k + N > c ? c - N : k));
+        return odd;
+      };
+      bool known = false, kept = true;  // whether value holds the first row, without a NaN
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t t = g.y.start[i + r], bottom = p.h - 1;
+        if (!known) {
+          kept = true;
+          if (t >= 0) {
+            const T* top = x + t * line;
+            V odd = begin(top);
+            each([&](const Three& q, int64_t j, int64_t n) {
+              const T* at = q.of(g, top, j);
+              for (int64_t o = (j - from) * wide; n > 0; --n, at += 2 * c)
+                for (int64_t k = 0; k < c; k += N, o += N) {
+                  if (k + N > c) k = c - N;
+                  V h;
+                  P tap;
+                  three_columns(at + k, q, place(q.first), place(1), place(2), h, tap, odd);
+                  store(value + o, h);
+                  store_place(places + o, tap);
+                }
+            });
+            kept = !any_nan(odd);
+          } else {
+            for (int64_t o = 0; o < kRoom; o += N) {
+              store(value + o, -inf);
+              store_place(places + o, place(0));
+            }
+          }
+        }
+        const T* mid = x + (t + 1 < bottom ? t + 1 : bottom) * line;
+        const T* end = x + (t + 2 < bottom ? t + 2 : bottom) * line;
+        T* out = y + r * row + from * c;
+        uint8_t* ix = index ? index + r * row + from * c : spare;
+        V odd = begin(mid), more = begin(end), least = inf;
+        each([&](const Three& q, int64_t j, int64_t n) {
+          const int64_t v = (j - from) * wide;
+          three_run<false>(q.of(g, mid, j), q, n, none, way, value + v, places + v, out, ix, &odd,
+                           &least);
+        });
+        each([&](const Three& q, int64_t j, int64_t n) {
+          const int64_t o = (j - from) * c, v = (j - from) * wide;
+          three_run<true>(q.of(g, end, j), q, n, none, way, value + v, places + v, out + o, ix + o,
+                          &more, &least);
+        });
+        known = t + 2 <= bottom;
+        bool fine = kept && !any_nan(odd);
+        kept = !any_nan(more);
+        fine = fine && kept;
         if (!fine || any_nan(least > (none ? V{} : -inf) ? V{} : set1((T)__builtin_nan(""))))
           Base::template max_row<0>(g, kPlain, 0, 0, x, i + r, y + r * row,
                                     index ? index + r * row : index, from, to);
