@@ -255,12 +255,13 @@ struct PairMaxima : RowMaxima<T> {
   // which changes no maximum and no place.
   struct Three {
     int64_t c, second, third;  // channels; where columns lie behind the first inside
-    int64_t ahead;             // how far ahead lines are asked for, or 0
+    int64_t ahead;             // how far ahead lines are asked for
     int first;                 // that column
 
-    GS_MEMBER Three(const Geometry& g, int64_t j) {
+    // part: rows are walked down in parts
+    GS_MEMBER Three(const Geometry& g, int64_t j, bool part) {
       c = g.p.c;
-      ahead = g.p.holds > 0 ? 8192 / (int64_t)sizeof(T) : 0;
+      ahead = part ? g.p.w * c : 8192 / (int64_t)sizeof(T);
       first = g.x.first[j];
       const int last = g.x.last[j];
       second = first == 0 && last > 1 ? c : 0;
@@ -274,10 +275,8 @@ struct PairMaxima : RowMaxima<T> {
   // have one.
   static GS_MEMBER void three_columns(const T* q, const Three& s, P zero, P one, P two, V& best,
                                       P& at, V& odd) {
-    if (s.ahead) {
-      __builtin_prefetch(q + s.ahead);
-      __builtin_prefetch(q + s.ahead + s.second);
-    }
+    __builtin_prefetch(q + s.ahead);
+    __builtin_prefetch(q + s.ahead + s.second);
     best = load_once(q);
     at = zero;
     const V e1 = load_once(q + s.second), e2 = load_once(q + s.third);
@@ -288,9 +287,9 @@ struct PairMaxima : RowMaxima<T> {
   // `windows` of the same columns in one row of x, the second of the windows or, END, the last.
   // value, places: of the rows above and then with this one, END: of this one alone; odd: NaN where
   // there is one; least: the least maximum.
-  template <bool END>
+  template <bool END, bool PAST>
   static __attribute__((noinline)) void three_run(const T* x, Three s, int64_t windows, int none,
-                                                  Way way, T* value, uint8_t* places, T* y,
+                                                  bool owns, T* value, uint8_t* places, T* y,
                                                   uint8_t* index, V* odd, V* least) {
     const int64_t c = s.c;
     const int row = END ? 0 : 3;
@@ -319,7 +318,11 @@ struct PairMaxima : RowMaxima<T> {
           reach(V{}, place(none), best, tap);
         }
         low = min(low, size);
-        put<true>(way, y + k, best, N);
+        if (!PAST && owns) own(y + k, kOwnAhead);
+        if (PAST)
+          write<true>(y + k, best);
+        else
+          store(y + k, best);
         store_place(index + k, tap);
       }
     *odd = nan;
@@ -344,13 +347,13 @@ struct PairMaxima : RowMaxima<T> {
       auto each = [&](auto f) __attribute__((always_inline)) {
         for (int64_t j = from, e; j < to; j = e) {
           e = j >= whole && j < rest ? (rest < to ? rest : to) : j + 1;
-          f(Three(g, j), j, e - j);
+          f(Three(g, j, s.most < p.ow), j, e - j);
         }
       };
       // the first column, which is no other window's last
       auto begin = [&](const T* r) __attribute__((always_inline)) {
         V odd = {};
-        r = Three(g, from).of(g, r, from);
+        r = Three(g, from, s.most < p.ow).of(g, r, from);
         for (int64_t k = 0; k < c; k += N) odd += load(r + (k + N > c ? c - N : k));
         return odd;
       };
@@ -389,13 +392,15 @@ struct PairMaxima : RowMaxima<T> {
         V odd = begin(mid), more = begin(end), least = inf;
         each([&](const Three& q, int64_t j, int64_t n) {
           const int64_t v = (j - from) * wide;
-          three_run<false>(q.of(g, mid, j), q, n, none, way, value + v, places + v, out, ix, &odd,
-                           &least);
+          three_run<false, false>(q.of(g, mid, j), q, n, none, false, value + v, places + v, out,
+                                  ix, &odd, &least);
         });
         each([&](const Three& q, int64_t j, int64_t n) {
           const int64_t o = (j - from) * c, v = (j - from) * wide;
-          three_run<true>(q.of(g, end, j), q, n, none, way, value + v, places + v, out + o, ix + o,
-                          &more, &least);
+          (way == kPast ? three_run<true, true>
+                        : three_run<true, false>)(q.of(g, end, j), q, n, none, way == kOwn,
+                                                  value + v, places + v, out + o, ix + o, &more,
+                                                  &least);
         });
         known = t + 2 <= bottom;
         bool fine = kept && !any_nan(odd);
@@ -404,6 +409,108 @@ struct PairMaxima : RowMaxima<T> {
         if (!fine || any_nan(least > (none ? V{} : -inf) ? V{} : set1((T)__builtin_nan(""))))
           Base::template max_row<0>(g, kPlain, 0, 0, x, i + r, y + r * row,
                                     index ? index + r * row : index, from, to);
+      }
+    }
+  }
+
+  // ---- the same at stride 1, c >= N, no ReLU: maxima of a row's columns are kept for two rows,
+  // and windows of the same columns are one run of elements. ALL: n elements of y, whose windows
+  // end in this row of x; above: what is kept of the row above; value: of the one before that, then
+  // of this one. Not ALL: this row is just kept. PAST: y goes past the caches. A branch on that and
+  // pointers that do not fit into registers are worth 1.5 of 7 cycles a vector.
+  template <bool ALL, bool PAST>
+  static __attribute__((noinline)) void one_run(const T* x, Three s, int64_t n, bool owns, T* value,
+                                                uint8_t* places, const T* above,
+                                                const uint8_t* before, T* y, uint8_t* index,
+                                                V* odd) {
+    const P zero = place(s.first), one = place(1), two = place(2), three = place(3), six = place(6);
+    V nan = *odd;
+    auto vector = [&](int64_t k, int64_t o) __attribute__((always_inline)) {
+      const T* q = x + k;
+      __builtin_prefetch(q + s.ahead);
+      V h = load_once(q);
+      P at = zero;
+      const V e1 = load_once(q + s.second), e2 = load_once(q + s.third);
+      nan += e1;
+      reach(e1, one, h, at);
+      reach(e2, two, h, at);
+      if (ALL) {
+        V best = load_once(value + o);
+        P tap = load_place(places + o);
+        reach(load_once(above + o), load_place(before + o) + three, best, tap);
+        reach(h, at + six, best, tap);
+        if (!PAST && owns) own(y + k, kOwnAhead);
+        if (PAST)
+          write<true>(y + k, best);
+        else
+          store(y + k, best);
+        store_place(index + k, tap);
+      }
+      store(value + o, h);
+      store_place(places + o, at);
+    };
+    int64_t k = 0;
+    for (; k + N <= n; k += N) vector(k, k);
+    if (k < n) vector(n - N, k);
+    *odd = nan;
+  }
+  static __attribute__((noinline)) void max_one_rows(const Geometry& g, const Pairs& s, Way way,
+                                                     const T* x, int64_t i, int64_t count, T* y,
+                                                     uint8_t* index) {
+    constexpr int64_t kRoom = Pairs::kVectors * N;
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, line = p.w * c, row = p.ow * c, bottom = p.h - 1;
+    alignas(64) T value[2][kRoom];
+    alignas(64) uint8_t places[2][kRoom], spare[kRoom];
+    int64_t whole, rest;
+    Base::inside(g, &whole, &rest);
+    for (int64_t from = 0, to; from < p.ow; from = to) {
+      to = from + s.most < p.ow ? from + s.most : p.ow;
+      // f(columns, the first window, how many, where they are kept)
+      auto each = [&](auto f) __attribute__((always_inline)) {
+        for (int64_t j = from, e, o = 0; j < to; j = e) {
+          e = j >= whole && j < rest ? (rest < to ? rest : to) : j + 1;
+          f(Three(g, j, s.most < p.ow), j, e - j, o);
+          o += ((e - j) * c + N - 1) / N * N;
+        }
+      };
+      bool well[3] = {};  // whether there is no NaN in the last three rows
+      int64_t t = g.y.start[i];
+      for (int64_t k = -2; k < count; ++k, ++t) {
+        T* kept = value[k & 1];
+        uint8_t* at = places[k & 1];
+        T* out = y + k * row;
+        uint8_t* ix = index ? index + k * row : spare;
+        V odd = {};
+        if (t < 0) {
+          // a row outside: its tap is that of the first inside, should all of those be -inf
+          each([&](const Three& q, int64_t, int64_t n, int64_t o) {
+            for (const int64_t end = o + n * c; o < end; o += N) {
+              store(kept + o, set1(-(T)__builtin_inf()));
+              store_place(at + o, place(3 + q.first));
+            }
+          });
+        } else {
+          const T* r = x + (t < bottom ? t : bottom) * line;
+          each([&](const Three& q, int64_t j, int64_t n, int64_t o) {
+            const T* b = q.of(g, r, j);
+            if (j == from || j + n == to)  // columns that are not the middle of a window here
+              for (int64_t v = 0; v < c; v += N) {
+                const int64_t l = v + N > c ? c - N : v;
+                odd += load(b + l) + load(b + (n - 1) * c + q.third + l);
+              }
+            if (k < 0)
+              one_run<false, false>(b, q, n * c, false, kept + o, at + o, kept, at, y, spare, &odd);
+            else
+              (way == kPast ? one_run<true, true>
+                            : one_run<true, false>)(b, q, n * c, way == kOwn, kept + o, at + o,
+                                                    value[~k & 1] + o, places[~k & 1] + o,
+                                                    out + j * c, index ? ix + j * c : spare, &odd);
+          });
+        }
+        well[0] = well[1], well[1] = well[2], well[2] = !any_nan(odd);
+        if (k >= 0 && !(well[0] && well[1] && well[2]))
+          Base::template max_row<0>(g, kPlain, 0, 0, x, i + k, out, index ? ix : index, from, to);
       }
     }
   }
