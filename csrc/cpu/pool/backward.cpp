@@ -78,7 +78,8 @@ struct Backward : FewGradients<T> {
     }
     // windows of three rows and more go row by row of dx: stores to so many rows in turn are slow
     const bool tiles = tiled && (few ? blocks : p.kh < 3);
-    const bool folding = MAX && !twin && !tiles && folds(p);
+    const bool by_ones = MAX && sizeof(IX) == 1 && Base::ones(p);
+    const bool folding = MAX && !twin && !tiles && !by_ones && folds(p);
     if (few && !twin && !tiles && (end - begin) * p.c < N) {
       patterns = pattern.init(g);
       if (MAX && !(patterns && sizeof(IX) == 1)) {
@@ -112,6 +113,13 @@ struct Backward : FewGradients<T> {
                                      (const uint8_t*)index + (MAX ? r * row : 0),
                                      dx + r / p.oh * image, r % p.oh);
       });
+    } else if (by_ones) {
+      each_block(p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), p.h, ctx,
+                 [&](int64_t r, int64_t count) {
+                   const int64_t from = r / p.h * p.oh * row;
+                   Base::ones_rows(g, way, dy + from, (const uint8_t*)index + from, r % p.h, count,
+                                   dx + r * p.w * p.c);
+                 });
     } else if (folding) {
       const int64_t line = p.w * p.c, room = folded(p);
       T* value = (T*)(g.room + ctx->tid * room * (int64_t)(sizeof(T) + 1));

@@ -266,6 +266,115 @@ struct Collected : Tiles<T> {
       collect_strip<kStrip, false>(p, way, d + k, ix + k, h, count, b0, b1, tap, dx + k);
     }
   }
+  // Windows of 3 x 3 at stride 1, one row of windows after the other: what they add to the two rows
+  // of dx that are not complete yet stays in the first cache. Columns of dx in the same columns of
+  // windows are one run of elements.
+  struct Shares {
+    int64_t w, n, o;        // where they begin, in elements of dx, how many, where sums are kept
+    int64_t from;           // the first window in its row, elements
+    int64_t second, third;  // where the others lie behind it
+    P tap[9];               // what their place must be; of three windows in order, row by row
+
+    // columns w .. w + count - 1
+    GS_MEMBER void init(const Geometry& g, int64_t column, int64_t count, int64_t kept) {
+      const PoolParams& p = g.p;
+      const int64_t lo = g.x.lo[column], last = column + p.pw - lo;
+      const int64_t least = column + p.pw - g.x.hi[column] + 1;
+      int64_t at[3];
+      w = column * p.c;
+      n = count * p.c;
+      o = kept;
+      from = lo * p.c;
+      for (int64_t b = 0; b < 3; ++b) {
+        const int64_t col = 2 - b;  // of the windows' columns
+        const bool in = col >= least && col <= last;
+        at[b] = in ? (last - col) * p.c : 0;
+        for (int a = 0; a < 3; ++a) tap[3 * a + b] = place(in ? (int)(3 * a + col) : 255);
+      }
+      second = at[1];
+      third = at[2];
+    }
+  };
+  // n elements of dx; next, later: what the two rows above have added to this and the next row,
+  // then of that one and the one behind it.
+  template <bool PAST>
+  static __attribute__((noinline)) void ones_run(const T* dy, const uint8_t* index, int64_t ahead,
+                                                 const Shares& s, const P* taps, bool owns, T* next,
+                                                 T* later, T* dx) {
+    P tap[9];
+#pragma GCC unroll 9
+    for (int t = 0; t < 9; ++t) {
+      tap[t] = taps[t];
+#if defined(__AVX512F__)
+      asm("" : "+v"(tap[t]));
+#endif
+    }
+    const int64_t n = s.n, second = s.second, third = s.third;
+    auto vector = [&](int64_t k, int64_t o) __attribute__((always_inline)) {
+      V sum[3] = {load(next + o), load(later + o), V{}};
+      __builtin_prefetch(dy + k + ahead);
+#pragma GCC unroll 3
+      for (int b = 0; b < 3; ++b) {
+        const int64_t q = b == 0 ? k : b == 1 ? k + second : k + third;
+        const V d = load_once(dy + q);
+        const P at = load_place(index + q);
+#pragma GCC unroll 3
+        for (int a = 0; a < 3; ++a) sum[a] = add_equal(sum[a], d, at, tap[3 * a + b]);
+      }
+      if (!PAST && owns) own(dx + k, kOwnAhead);
+      if (PAST)
+        write<true>(dx + k, sum[0]);
+      else
+        store(dx + k, sum[0]);
+      store(next + o, sum[1]);
+      store(later + o, sum[2]);
+    };
+    int64_t k = 0;
+    for (; k + N <= n; k += N) vector(k, k);
+    if (k < n) vector(n - N, k);
+  }
+  static GS_MEMBER bool ones(const PoolParams& p) { return kBytes && Base::ones(p) && p.c >= N; }
+  // Rows h .. h + count - 1 of dx, at dx; dy and index: of their image
+  static __attribute__((noinline)) void ones_rows(const Geometry& g, Way way, const T* dy,
+                                                  const uint8_t* index, int64_t h, int64_t count,
+                                                  T* dx) {
+    constexpr int64_t kRoom = 8192 / (int64_t)sizeof(T);
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, row = p.ow * c, line = p.w * c, wide = (c + N - 1) / N * N;
+    alignas(64) T next[kRoom], later[kRoom], spare[kRoom];
+    const int64_t most = kRoom / wide;
+    P none[9];
+    for (int t = 0; t < 9; ++t) none[t] = place(255);
+    const int64_t ahead = most < p.w ? row : 8192 / (int64_t)sizeof(T);
+    for (int64_t from = 0, to; from < p.w; from = to) {
+      to = from + most < p.w ? from + most : p.w;
+      memset(next, 0, sizeof next);
+      memset(later, 0, sizeof later);
+      Shares runs[5];
+      int many = 0;
+      for (int64_t w = from, e, o = 0; w < to; w = e, ++many) {
+        const int64_t lo = g.x.lo[w];
+        e = w + 1;
+        if (g.x.hi[w] - lo == 3)
+          while (e < to && g.x.lo[e] == lo + e - w && g.x.hi[e] == lo + e - w + 3) ++e;
+        runs[many].init(g, w, e - w, o);
+        o += ((e - w) * c + N - 1) / N * N;
+      }
+      for (int64_t k = -2, i = h + p.ph - 2; k < count; ++k, ++i)
+        for (int v = 0; v < many; ++v) {
+          const Shares& s = runs[v];
+          T* out = k < 0 ? spare : dx + k * line + s.w;
+          // a row outside is one in which no place is right
+          const P* tap = i < 0 || i >= p.oh ? none : s.tap;
+          const int64_t at = (i < 0 ? 0 : i < p.oh ? i : p.oh - 1) * row + s.from;
+          if (way == kPast && k >= 0)
+            ones_run<true>(dy + at, index + at, ahead, s, tap, false, next + s.o, later + s.o, out);
+          else
+            ones_run<false>(dy + at, index + at, ahead, s, tap, way == kOwn && k >= 0, next + s.o,
+                            later + s.o, out);
+        }
+    }
+  }
   template <class IX>
   static void collect_row(const Geometry& g, Way way, int64_t run_begin, int64_t run_end,
                           const T* dy, const IX* index, int64_t h, T* dx, bool skip = false) {

@@ -67,9 +67,7 @@ struct Forward : FewChannels<T> {
     const Way way =
         way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
     if constexpr (sizeof(IX) == 1) {
-      if (p.c >= N && p.w > 2 && p.c <= Pairs::kVectors * N && Base::kBytes && p.kh == 3 &&
-          p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 && p.dw == 1 && p.ph <= 1 && p.pw <= 1 &&
-          !p.adaptive && !p.relu) {
+      if (Base::kBytes && Base::ones(p) && p.c >= N && !p.relu) {
         Pairs pairs;
         pairs.init(p);
         each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {

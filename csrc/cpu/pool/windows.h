@@ -399,6 +399,12 @@ struct Lanes {
     return !p.adaptive && p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 && p.dh == 1 &&
            p.dw == 1 && p.oh >= kDeep / 2 && (end - begin) * p.c >= kStrip * N;
   }
+  // Windows of 3 x 3 at stride 1.
+  static GS_MEMBER bool ones(const PoolParams& p) {
+    return !p.adaptive && p.index_bytes == 1 && p.kh == 3 && p.kw == 3 && p.sh == 1 && p.sw == 1 &&
+           p.dh == 1 && p.dw == 1 && p.ph <= 1 && p.pw <= 1 && p.w > 2 &&
+           p.c <= 8192 / (int64_t)sizeof(T);
+  }
   static GS_MEMBER bool near(const PoolParams& p, bool max) {
     const int64_t y = p.n * p.oh * p.ow * p.c, x = p.n * p.h * p.w * p.c;
     return 2 * (x + y) * (int64_t)sizeof(T) + (max ? 2 * y * p.index_bytes : 0) <= p.holds;
