@@ -249,28 +249,47 @@ struct PairMaxima : RowMaxima<T> {
       }
     }
   }
-  // ---- maxima of 3 x 3 windows two apart both ways, c >= N: the last two rows of x of a row of
-  // windows at once. Maxima of the last row's columns stay in the first cache, as those of the
-  // first row of the windows below. A column or row that lies outside is read as the one before it,
-  // which changes no maximum and no place.
+  // ---- maxima of 3 x 3 windows two apart both ways, c >= N: one row of x after the other, as it
+  // lies in memory. The maxima of a row's columns meet in the first cache with what is kept of the
+  // rows above; those of a window's last row are the first of the window below. A column or row
+  // that lies outside is read as the one before it, which changes no maximum and no place. Windows
+  // side by side of the same columns:
   struct Three {
+    int64_t x, y, n, o;        // where they begin in their rows, how many, where maxima are kept
     int64_t c, second, third;  // channels; where columns lie behind the first inside
     int64_t ahead;             // how far ahead lines are asked for
     int first;                 // that column
 
-    // part: rows are walked down in parts
-    GS_MEMBER Three(const Geometry& g, int64_t j, bool part) {
+    // from j on, before `end`; whole .. rest: columns whose windows lie inside; part: rows are
+    // walked down in parts
+    GS_MEMBER void init(const Geometry& g, int64_t j, int64_t end, int64_t whole, int64_t rest,
+                        bool part) {
       c = g.p.c;
       ahead = part ? g.p.w * c : 8192 / (int64_t)sizeof(T);
       first = g.x.first[j];
       const int last = g.x.last[j];
       second = first == 0 && last > 1 ? c : 0;
       third = last == 3 ? (2 - first) * c : second;
-    }
-    GS_MEMBER const T* of(const Geometry& g, const T* row, int64_t j) const {
-      return row + (g.x.start[j] + first) * c;
+      n = j < whole || j >= rest ? 1 : (rest < end ? rest : end) - j;
+      x = (g.x.start[j] + first) * c;
+      y = j * c;
     }
   };
+  // Those of columns from .. to of y: the first one, the last one and all between. wide: elements
+  // kept of n.
+  template <class F>
+  static GS_MEMBER int three_runs(const Geometry& g, const Pairs& s, int64_t from, int64_t to,
+                                  Three* runs, F wide) {
+    int64_t whole, rest;
+    int many = 0;
+    Base::inside(g, &whole, &rest);
+    for (int64_t j = from, o = 0; j < to; j += runs[many++].n) {
+      runs[many].init(g, j, to, whole, rest, s.most < g.p.ow);
+      runs[many].o = o;
+      o += wide(runs[many].n);
+    }
+    return many;
+  }
   // The maximum of a row's columns, whose places are base + 0 .. 2; NaN in odd where the last two
   // have one.
   static GS_MEMBER void three_columns(const T* q, const Three& s, P zero, P one, P two, V& best,
@@ -288,15 +307,16 @@ struct PairMaxima : RowMaxima<T> {
   // value, places: of the rows above and then with this one, END: of this one alone; odd: NaN where
   // there is one; least: the least maximum.
   template <bool END, bool PAST>
-  static __attribute__((noinline)) void three_run(const T* x, Three s, int64_t windows, int none,
-                                                  bool owns, T* value, uint8_t* places, T* y,
-                                                  uint8_t* index, V* odd, V* least) {
+  static __attribute__((noinline)) void three_run(const T* x, const Three& run, int none, bool owns,
+                                                  T* value, uint8_t* places, T* y, uint8_t* index,
+                                                  V* odd, V* least) {
+    const Three s = run;  // which no store of bytes can change
     const int64_t c = s.c;
     const int row = END ? 0 : 3;
     const P zero = place(row + s.first), one = place(row + 1), two = place(row + 2);
     const P six = place(6);
     V nan = *odd, low = *least;
-    for (int64_t j = 0; j < windows; ++j, x += 2 * c, y += c, index += c)
+    for (int64_t j = 0; j < s.n; ++j, x += 2 * c, y += c, index += c)
       for (int64_t k = 0; k < c; k += N, value += N, places += N) {
         if (k + N > c) k = c - N;
         V h, best = load_once(value);
@@ -339,22 +359,14 @@ struct PairMaxima : RowMaxima<T> {
     const V inf = set1((T)__builtin_inf());
     alignas(64) T value[kRoom];
     alignas(64) uint8_t places[kRoom], spare[kRoom];
-    int64_t whole, rest;
-    Base::inside(g, &whole, &rest);
     for (int64_t from = 0, to; from < p.ow; from = to) {
       to = from + s.most < p.ow ? from + s.most : p.ow;
-      // f(columns, the first window, how many): of one stretch after the other
-      auto each = [&](auto f) __attribute__((always_inline)) {
-        for (int64_t j = from, e; j < to; j = e) {
-          e = j >= whole && j < rest ? (rest < to ? rest : to) : j + 1;
-          f(Three(g, j, s.most < p.ow), j, e - j);
-        }
-      };
+      Three runs[4];
+      const int many = three_runs(g, s, from, to, runs, [=](int64_t n) { return n * wide; });
       // the first column, which is no other window's last
       auto begin = [&](const T* r) __attribute__((always_inline)) {
         V odd = {};
-        r = Three(g, from, s.most < p.ow).of(g, r, from);
-        for (int64_t k = 0; k < c; k += N) odd += load(r + (k + N > c ? c - N : k));
+        for (int64_t k = 0; k < c; k += N) odd += load(r + runs[0].x + (k + N > c ? c - N : k));
         return odd;
       };
       bool known = false, kept = true;  // whether value holds the first row, without a NaN
@@ -365,9 +377,10 @@ struct PairMaxima : RowMaxima<T> {
           if (t >= 0) {
             const T* top = x + t * line;
             V odd = begin(top);
-            each([&](const Three& q, int64_t j, int64_t n) {
-              const T* at = q.of(g, top, j);
-              for (int64_t o = (j - from) * wide; n > 0; --n, at += 2 * c)
+            for (int v = 0; v < many; ++v) {
+              const Three& q = runs[v];
+              const T* at = top + q.x;
+              for (int64_t o = q.o, n = q.n; n > 0; --n, at += 2 * c)
                 for (int64_t k = 0; k < c; k += N, o += N) {
                   if (k + N > c) k = c - N;
                   V h;
@@ -376,7 +389,7 @@ struct PairMaxima : RowMaxima<T> {
                   store(value + o, h);
                   store_place(places + o, tap);
                 }
-            });
+            }
             kept = !any_nan(odd);
           } else {
             for (int64_t o = 0; o < kRoom; o += N) {
@@ -387,21 +400,18 @@ struct PairMaxima : RowMaxima<T> {
         }
         const T* mid = x + (t + 1 < bottom ? t + 1 : bottom) * line;
         const T* end = x + (t + 2 < bottom ? t + 2 : bottom) * line;
-        T* out = y + r * row + from * c;
-        uint8_t* ix = index ? index + r * row + from * c : spare;
+        T* out = y + r * row;
         V odd = begin(mid), more = begin(end), least = inf;
-        each([&](const Three& q, int64_t j, int64_t n) {
-          const int64_t v = (j - from) * wide;
-          three_run<false, false>(q.of(g, mid, j), q, n, none, false, value + v, places + v, out,
-                                  ix, &odd, &least);
-        });
-        each([&](const Three& q, int64_t j, int64_t n) {
-          const int64_t o = (j - from) * c, v = (j - from) * wide;
+        for (int v = 0; v < many; ++v)
+          three_run<false, false>(mid + runs[v].x, runs[v], none, false, value + runs[v].o,
+                                  places + runs[v].o, out, spare, &odd, &least);
+        for (int v = 0; v < many; ++v)
           (way == kPast ? three_run<true, true>
-                        : three_run<true, false>)(q.of(g, end, j), q, n, none, way == kOwn,
-                                                  value + v, places + v, out + o, ix + o, &more,
-                                                  &least);
-        });
+                        : three_run<true, false>)(end + runs[v].x, runs[v], none, way == kOwn,
+                                                  value + runs[v].o, places + runs[v].o,
+                                                  out + runs[v].y,
+                                                  index ? index + r * row + runs[v].y : spare,
+                                                  &more, &least);
         known = t + 2 <= bottom;
         bool fine = kept && !any_nan(odd);
         kept = !any_nan(more);
@@ -419,10 +429,12 @@ struct PairMaxima : RowMaxima<T> {
   // of this one. Not ALL: this row is just kept. PAST: y goes past the caches. A branch on that and
   // pointers that do not fit into registers are worth 1.5 of 7 cycles a vector.
   template <bool ALL, bool PAST>
-  static __attribute__((noinline)) void one_run(const T* x, Three s, int64_t n, bool owns, T* value,
+  static __attribute__((noinline)) void one_run(const T* x, const Three& run, bool owns, T* value,
                                                 uint8_t* places, const T* above,
                                                 const uint8_t* before, T* y, uint8_t* index,
                                                 V* odd) {
+    const Three s = run;  // which no store of bytes can change
+    const int64_t n = s.n * s.c;
     const P zero = place(s.first), one = place(1), two = place(2), three = place(3), six = place(6);
     V nan = *odd;
     auto vector = [&](int64_t k, int64_t o) __attribute__((always_inline)) {
@@ -462,18 +474,11 @@ struct PairMaxima : RowMaxima<T> {
     const int64_t c = p.c, line = p.w * c, row = p.ow * c, bottom = p.h - 1;
     alignas(64) T value[2][kRoom];
     alignas(64) uint8_t places[2][kRoom], spare[kRoom];
-    int64_t whole, rest;
-    Base::inside(g, &whole, &rest);
     for (int64_t from = 0, to; from < p.ow; from = to) {
       to = from + s.most < p.ow ? from + s.most : p.ow;
-      // f(columns, the first window, how many, where they are kept)
-      auto each = [&](auto f) __attribute__((always_inline)) {
-        for (int64_t j = from, e, o = 0; j < to; j = e) {
-          e = j >= whole && j < rest ? (rest < to ? rest : to) : j + 1;
-          f(Three(g, j, s.most < p.ow), j, e - j, o);
-          o += ((e - j) * c + N - 1) / N * N;
-        }
-      };
+      Three runs[4];
+      const int many =
+          three_runs(g, s, from, to, runs, [=](int64_t n) { return (n * c + N - 1) / N * N; });
       bool well[3] = {};  // whether there is no NaN in the last three rows
       int64_t t = g.y.start[i];
       for (int64_t k = -2; k < count; ++k, ++t) {
@@ -484,29 +489,30 @@ struct PairMaxima : RowMaxima<T> {
         V odd = {};
         if (t < 0) {
           // a row outside: its tap is that of the first inside, should all of those be -inf
-          each([&](const Three& q, int64_t, int64_t n, int64_t o) {
-            for (const int64_t end = o + n * c; o < end; o += N) {
+          for (int v = 0; v < many; ++v)
+            for (int64_t o = runs[v].o, end = o + runs[v].n * c; o < end; o += N) {
               store(kept + o, set1(-(T)__builtin_inf()));
-              store_place(at + o, place(3 + q.first));
+              store_place(at + o, place(3 + runs[v].first));
             }
-          });
         } else {
           const T* r = x + (t < bottom ? t : bottom) * line;
-          each([&](const Three& q, int64_t j, int64_t n, int64_t o) {
-            const T* b = q.of(g, r, j);
-            if (j == from || j + n == to)  // columns that are not the middle of a window here
-              for (int64_t v = 0; v < c; v += N) {
-                const int64_t l = v + N > c ? c - N : v;
-                odd += load(b + l) + load(b + (n - 1) * c + q.third + l);
-              }
+          // the columns at both ends are not the middle of a window here
+          const int64_t last = runs[many - 1].x + (runs[many - 1].n - 1) * c + runs[many - 1].third;
+          for (int64_t v = 0; v < c; v += N) {
+            const int64_t l = v + N > c ? c - N : v;
+            odd += load(r + runs[0].x + l) + load(r + last + l);
+          }
+          for (int v = 0; v < many; ++v) {
+            const Three& q = runs[v];
             if (k < 0)
-              one_run<false, false>(b, q, n * c, false, kept + o, at + o, kept, at, y, spare, &odd);
+              one_run<false, false>(r + q.x, q, false, kept + q.o, at + q.o, kept, at, y, spare,
+                                    &odd);
             else
               (way == kPast ? one_run<true, true>
-                            : one_run<true, false>)(b, q, n * c, way == kOwn, kept + o, at + o,
-                                                    value[~k & 1] + o, places[~k & 1] + o,
-                                                    out + j * c, index ? ix + j * c : spare, &odd);
-          });
+                            : one_run<true, false>)(r + q.x, q, way == kOwn, kept + q.o, at + q.o,
+                                                    value[~k & 1] + q.o, places[~k & 1] + q.o,
+                                                    out + q.y, index ? ix + q.y : spare, &odd);
+          }
         }
         well[0] = well[1], well[1] = well[2], well[2] = !any_nan(odd);
         if (k >= 0 && !(well[0] && well[1] && well[2]))
