@@ -345,7 +345,7 @@ struct Collected : Tiles<T> {
     const int64_t most = kRoom / wide;
     P none[9];
     for (int t = 0; t < 9; ++t) none[t] = place(255);
-    const int64_t ahead = most < p.w ? row : 8192 / (int64_t)sizeof(T);
+    const int64_t ahead = most < p.w ? row : Base::ahead(p);
     for (int64_t from = 0, to; from < p.w; from = to) {
       to = from + most < p.w ? from + most : p.w;
       memset(next, 0, sizeof next);

@@ -265,7 +265,7 @@ struct PairMaxima : RowMaxima<T> {
     GS_MEMBER void init(const Geometry& g, int64_t j, int64_t end, int64_t whole, int64_t rest,
                         bool part) {
       c = g.p.c;
-      ahead = part ? g.p.w * c : 8192 / (int64_t)sizeof(T);
+      ahead = part ? g.p.w * c : Base::ahead(g.p);
       first = g.x.first[j];
       const int last = g.x.last[j];
       second = first == 0 && last > 1 ? c : 0;

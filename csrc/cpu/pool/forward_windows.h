@@ -157,8 +157,8 @@ struct WindowMaxima : Lanes<T> {
   static constexpr int64_t kAside = 8192 / (int64_t)sizeof(T);
   static __attribute__((noinline, aligned(64))) bool max_pairs(const T* x, int64_t windows,
                                                                int64_t step, int64_t c, int64_t ls,
-                                                               int64_t ps, Way way, T* y,
-                                                               uint8_t* index) {
+                                                               int64_t ps, int64_t ahead, Way way,
+                                                               T* y, uint8_t* index) {
     alignas(64) T values[kAside + N];
     alignas(64) uint8_t places[kAside + N];
     V odd = {};
@@ -169,6 +169,8 @@ struct WindowMaxima : Lanes<T> {
       for (int64_t j = 0, o = 0; j < n; ++j, r += step, o += c)
         for (int64_t k = 0; k < c; k += N) {
           if (k + N > c) k = c - N;
+          __builtin_prefetch(r + k + ahead);
+          __builtin_prefetch(r + k + ahead + ps);
           V h = load(r + k);
           P at = place(0);
           const V e = load(r + k + ps);
@@ -183,6 +185,8 @@ struct WindowMaxima : Lanes<T> {
       for (int64_t j = 0, o = 0; j < n; ++j, r += step, o += c)
         for (int64_t k = 0; k < c; k += N) {
           if (k + N > c) k = c - N;
+          __builtin_prefetch(r + k + ahead);
+          __builtin_prefetch(r + k + ahead + ps);
           V h = load(r + k);
           P at = place(2);
           const V e = load(r + k + ps);
@@ -321,7 +325,7 @@ struct WindowMaxima : Lanes<T> {
       if (K && whole && b0 == 0 && b1 == K) {
         if constexpr (K == 2 && sizeof(IX) == 1)
           if (c >= N && c <= kAside && !none &&
-              !max_pairs(q, windows, p.sw * p.c, c, ls, ps, way, out, ix))
+              !max_pairs(q, windows, p.sw * p.c, c, ls, ps, Base::ahead(p), way, out, ix))
             continue;
         max_whole<K>(q, windows, p.sw * p.c, c, ls, ps, low, none, way, out, ix);
       } else

@@ -409,6 +409,13 @@ struct Lanes {
     const int64_t y = p.n * p.oh * p.ow * p.c, x = p.n * p.h * p.w * p.c;
     return 2 * (x + y) * (int64_t)sizeof(T) + (max ? 2 * y * p.index_bytes : 0) <= p.holds;
   }
+  // How far ahead, in elements, the lines of a row that is read from its begin to its end are asked
+  // for: 8 KB, where a near last cache has them in time (4 and 16 KB gain less on Zen 5, fetches
+  // into the second cache lose); elsewhere 0, which asks for what comes at once and leaves the rest
+  // to the hardware.
+  static GS_MEMBER int64_t ahead(const PoolParams& p) {
+    return p.holds > 0 ? 8192 / (int64_t)sizeof(T) : 0;
+  }
   static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
     return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);
   }
