@@ -176,6 +176,56 @@ struct Collected : Tiles<T> {
         k += N;
       }
   }
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  // The same, float, where a pixel is M vectors and a half: a pair is whole vectors, whose middle
+  // one has lanes of both pixels. An element lies as far behind the pair's begin as what it takes
+  // lies behind the begin of the window (for the second pixel: of the window before).
+  template <int ROWS, int M>
+  static __attribute__((noinline)) void pair_halves(const T* dy, const uint8_t* index, int64_t row,
+                                                    const int* tap, int64_t pairs, bool owns,
+                                                    T* to) {
+    constexpr int64_t c = M * N + N / 2;
+    P middle[ROWS], end[ROWS], begin[ROWS], both[ROWS], half[ROWS];
+#pragma GCC unroll 2
+    for (int i = 0; i < ROWS; ++i) {
+      middle[i] = place(tap[i] + 1);
+      end[i] = place(tap[i] + 2);
+      begin[i] = place(tap[i]);
+      both[i] = (P)_mm_unpacklo_epi64((__m128i)middle[i], (__m128i)begin[i]);
+      half[i] = (P)_mm_unpacklo_epi64(_mm_set1_epi8(-1), (__m128i)end[i]);
+      asm("" : "+v"(middle[i]), "+v"(end[i]), "+v"(begin[i]), "+v"(both[i]), "+v"(half[i]));
+    }
+    for (; pairs > 0; --pairs, dy += c, index += c, to += 2 * c) {
+      V sum[2 * M + 1] = {};
+#pragma GCC unroll 2
+      for (int i = 0; i < ROWS; ++i) {
+        const T* d = dy + i * row;
+        const uint8_t* ix = index + i * row;
+        auto hit = [&](int64_t l, P t, V & v) __attribute__((always_inline)) {
+          v = add_equal(v, load_once(d + l), load_place(ix + l), t);
+        };
+        fetch(d);
+#pragma GCC unroll 3
+        for (int v = 0; v < M; ++v) hit(v * N, middle[i], sum[v]);
+        int64_t eight;
+        memcpy(&eight, ix, 8);
+        sum[M] = add_equal(sum[M], (V)_mm512_broadcast_f32x8(_mm256_loadu_ps((const float*)d)),
+                           (P)_mm_set1_epi64x(eight), half[i]);
+        hit(M * N, both[i], sum[M]);
+#pragma GCC unroll 3
+        for (int v = M + 1; v < 2 * M + 1; ++v) {
+          hit(v * N - c, end[i], sum[v]);
+          hit(v * N, begin[i], sum[v]);
+        }
+      }
+#pragma GCC unroll 7
+      for (int v = 0; v < 2 * M + 1; ++v) {
+        if (owns) own(to + v * N, kOwnAhead);
+        store(to + v * N, sum[v]);
+      }
+    }
+  }
+#endif
   // Columns of dx that lie in as many windows as there are, when windows are one column apart.
   static GS_MEMBER void inner(const Geometry& g, int64_t* begin, int64_t* end) {
     const PoolParams& p = g.p;
@@ -388,13 +438,25 @@ struct Collected : Tiles<T> {
     if (dense)
       for (int i = 0; i < y.count; ++i) tap[i] = (int)(y.tap(i) * p.kw);
     int64_t first = p.w, pairs = 0;
+    bool halves = false;
     if (dense && !p.adaptive && p.kw == 3 && p.sw == 2 && sizeof(IX) == 1) {
       first = 1 - p.pw;
       pairs = (p.w - first) / 2 < p.ow - 1 ? (p.w - first) / 2 : p.ow - 1;
-      (c >= 4 * N     ? y.count == 1 ? pair_row<1, 4> : pair_row<2, 4>
-           : y.count == 1 ? pair_row<1, kLine>
-                      : pair_row<2, kLine>)(way, dy, (const uint8_t*)index, row, c, tap, pairs,
-                                            dx + first * c);
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+      if constexpr (kBytes)
+        if (c == N + N / 2 || c == 2 * N + N / 2) {
+          (c < 2 * N      ? y.count == 1 ? pair_halves<1, 1> : pair_halves<2, 1>
+                : y.count == 1 ? pair_halves<1, 2>
+                          : pair_halves<2, 2>)(dy, (const uint8_t*)index, row, tap, pairs,
+                                               way == kOwn, dx + first * c);
+          halves = true;
+        }
+#endif
+      if (!halves)
+        (c >= 4 * N     ? y.count == 1 ? pair_row<1, 4> : pair_row<2, 4>
+             : y.count == 1 ? pair_row<1, kLine>
+                        : pair_row<2, kLine>)(way, dy, (const uint8_t*)index, row, c, tap, pairs,
+                                              dx + first * c);
     }
     for (int64_t w = 0; w < p.w; ++w) {
       if (w == first && pairs > 0) {
