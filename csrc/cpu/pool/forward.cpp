@@ -95,8 +95,11 @@ struct Forward : FewChannels<T> {
         pairs.init(p);
         each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
           if (p.c >= N)
-            return Base::max_three_rows(g, pairs, way, x + r / p.oh * image, r % p.oh, count,
-                                        y + r * row, index ? index + r * row : index);
+            return (Base::kBytes && p.c == N + N / 2
+                        ? Base::template max_three_rows < Base::kBytes ? 1 : 0 >
+                        : Base::template max_three_rows<0>)(g, pairs, way, x + r / p.oh * image,
+                                                            r % p.oh, count, y + r * row,
+                                                            index ? index + r * row : index);
           (p.kh == 3 ? Base::template max_pair_rows<3>
                      : Base::template max_pair_rows<2>)(g, pairs, x + r / p.oh * image,
                                                         x + p.n * image, r % p.oh, count,

@@ -290,64 +290,108 @@ struct PairMaxima : RowMaxima<T> {
     }
     return many;
   }
-  // The maximum of a row's columns, whose places are base + 0 .. 2; NaN in odd where the last two
-  // have one.
-  static GS_MEMBER void three_columns(const T* q, const Three& s, P zero, P one, P two, V& best,
-                                      P& at, V& odd) {
-    __builtin_prefetch(q + s.ahead);
-    __builtin_prefetch(q + s.ahead + s.second);
-    best = load_once(q);
-    at = zero;
-    const V e1 = load_once(q + s.second), e2 = load_once(q + s.third);
-    odd += e1 + e2;
-    reach(e1, one, best, at);
-    reach(e2, two, best, at);
-  }
-  // `windows` of the same columns in one row of x, the second of the windows or, END, the last.
-  // value, places: of the rows above and then with this one, END: of this one alone; odd: NaN where
-  // there is one; least: the least maximum.
-  template <bool END, bool PAST>
+  // The runs of a row of x, the first of the windows, the second or the last: kTop keeps its
+  // maxima, kMiddle adds them to what is kept, kEnd makes y of both and keeps its own.
+  // odd: NaN where a window's last two columns have one; least: the least maximum.
+  // M: if not 0, a pixel is M vectors and a half (float), and two windows side by side are whole
+  // vectors, whose middle one has lanes of both; those begin at even columns, so that they are
+  // aligned.
+  enum Row { kTop, kMiddle, kEnd };
+  template <Row ROW, bool PAST, int M>
   static __attribute__((noinline)) void three_run(const T* x, const Three& run, int none, bool owns,
                                                   T* value, uint8_t* places, T* y, uint8_t* index,
                                                   V* odd, V* least) {
     const Three s = run;  // which no store of bytes can change
-    const int64_t c = s.c;
-    const int row = END ? 0 : 3;
+    const int64_t c = M ? M * N + N / 2 : s.c;
+    const int row = ROW == kMiddle ? 3 : 0;
     const P zero = place(row + s.first), one = place(row + 1), two = place(row + 2);
     const P six = place(6);
     V nan = *odd, low = *least;
-    for (int64_t j = 0; j < s.n; ++j, x += 2 * c, y += c, index += c)
-      for (int64_t k = 0; k < c; k += N, value += N, places += N) {
-        if (k + N > c) k = c - N;
-        V h, best = load_once(value);
-        P at, tap = load_place(places);
-        three_columns(x + k, s, zero, one, two, h, at, nan);
-        if (END) {
-          store(value, h);
-          store_place(places, at);
+    value += s.o;
+    places += s.o;
+    x += s.x;
+    y += s.y;
+    // N elements of y, k behind the window's begin, whose columns are these
+    auto vector = [&](V e0, V e1, V e2, int64_t k) __attribute__((always_inline)) {
+      P at = zero;
+      nan += e1 + e2;
+      reach(e1, one, e0, at);
+      reach(e2, two, e0, at);
+      if (ROW != kTop) {
+        V best = load_once(value);
+        P tap = load_place(places);
+        reach(e0, ROW == kEnd ? at + six : at, best, tap);
+        if (ROW == kMiddle) {
+          e0 = best;
+          at = tap;
+        } else {
+          V size = best;
+          if (none) {
+            size = abs(best);
+            reach(V{}, place(none), best, tap);
+          }
+          low = min(low, size);
+          if (!PAST && owns) own(y + k, kOwnAhead);
+          if (PAST)
+            write<true>(y + k, best);
+          else
+            store(y + k, best);
+          store_place(index + k, tap);
         }
-        reach(h, END ? at + six : at, best, tap);
-        if (!END) {
-          store(value, best);
-          store_place(places, tap);
-          continue;
-        }
-        V size = best;
-        if (none) {
-          size = abs(best);
-          reach(V{}, place(none), best, tap);
-        }
-        low = min(low, size);
-        if (!PAST && owns) own(y + k, kOwnAhead);
-        if (PAST)
-          write<true>(y + k, best);
-        else
-          store(y + k, best);
-        store_place(index + k, tap);
       }
+      store(value, e0);
+      store_place(places, at);
+      value += N;
+      places += N;
+    };
+    auto step = [&](int64_t windows) __attribute__((always_inline)) {
+      x += windows * 2 * c;
+      y += windows * c;
+      index += windows * c;
+    };
+    auto pixel = [&]() __attribute__((always_inline)) {
+      for (int64_t k = 0; k < c; k += N) {
+        if (k + N > c) k = c - N;
+        const T* q = x + k;
+        __builtin_prefetch(q + s.ahead);
+        __builtin_prefetch(q + s.ahead + s.second);
+        vector(load_once(q), load_once(q + s.second), load_once(q + s.third), k);
+      }
+      step(1);
+    };
+    int64_t j = 0;
+    if constexpr (M > 0) {
+      if (s.y / c % 2) pixel(), ++j;
+      for (; j + 2 <= s.n; j += 2) {
+#pragma GCC unroll 7
+        for (int64_t v = 0; v < 2 * M + 1; ++v) {
+          const T* q = x + v * N + (v > M ? c : 0);
+          __builtin_prefetch(q + s.ahead);
+          __builtin_prefetch(q + s.ahead + c);
+          V e0 = load_once(q), e1 = load_once(q + c), e2 = load_once(q + 2 * c);
+          if (v == M) {
+            e0 = halves(e0, e1);
+            e1 = halves(e1, e2);
+            e2 = halves(e2, load_once(q + 3 * c));
+          }
+          vector(e0, e1, e2, v * N);
+        }
+        step(2);
+      }
+    }
+    for (; j < s.n; ++j) pixel();
     *odd = nan;
     *least = low;
   }
+  // the first lanes of a, the last of b
+  static GS_MEMBER V halves(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (V)_mm512_mask_mov_ps((__m512)a, 0xff00, (__m512)b);
+#endif
+    for (int l = N / 2; l < N; ++l) a[l] = b[l];
+    return a;
+  }
+  template <int M>
   static __attribute__((noinline)) void max_three_rows(const Geometry& g, const Pairs& s, Way way,
                                                        const T* x, int64_t i, int64_t count, T* y,
                                                        uint8_t* index) {
@@ -370,6 +414,7 @@ struct PairMaxima : RowMaxima<T> {
         return odd;
       };
       bool known = false, kept = true;  // whether value holds the first row, without a NaN
+      V least = inf;
       for (int64_t r = 0; r < count; ++r) {
         const int64_t t = g.y.start[i + r], bottom = p.h - 1;
         if (!known) {
@@ -377,19 +422,9 @@ struct PairMaxima : RowMaxima<T> {
           if (t >= 0) {
             const T* top = x + t * line;
             V odd = begin(top);
-            for (int v = 0; v < many; ++v) {
-              const Three& q = runs[v];
-              const T* at = top + q.x;
-              for (int64_t o = q.o, n = q.n; n > 0; --n, at += 2 * c)
-                for (int64_t k = 0; k < c; k += N, o += N) {
-                  if (k + N > c) k = c - N;
-                  V h;
-                  P tap;
-                  three_columns(at + k, q, place(q.first), place(1), place(2), h, tap, odd);
-                  store(value + o, h);
-                  store_place(places + o, tap);
-                }
-            }
+            for (int v = 0; v < many; ++v)
+              three_run<kTop, false, M>(top, runs[v], none, false, value, places, y, spare, &odd,
+                                        &least);
             kept = !any_nan(odd);
           } else {
             for (int64_t o = 0; o < kRoom; o += N) {
@@ -401,17 +436,17 @@ struct PairMaxima : RowMaxima<T> {
         const T* mid = x + (t + 1 < bottom ? t + 1 : bottom) * line;
         const T* end = x + (t + 2 < bottom ? t + 2 : bottom) * line;
         T* out = y + r * row;
-        V odd = begin(mid), more = begin(end), least = inf;
+        V odd = begin(mid), more = begin(end);
+        least = inf;
         for (int v = 0; v < many; ++v)
-          three_run<false, false>(mid + runs[v].x, runs[v], none, false, value + runs[v].o,
-                                  places + runs[v].o, out, spare, &odd, &least);
+          three_run<kMiddle, false, M>(mid, runs[v], none, false, value, places, y, spare, &odd,
+                                       &least);
         for (int v = 0; v < many; ++v)
-          (way == kPast ? three_run<true, true>
-                        : three_run<true, false>)(end + runs[v].x, runs[v], none, way == kOwn,
-                                                  value + runs[v].o, places + runs[v].o,
-                                                  out + runs[v].y,
-                                                  index ? index + r * row + runs[v].y : spare,
-                                                  &more, &least);
+          (way == kPast && M == 0
+               ? three_run<kEnd, M == 0, M>
+               : three_run<kEnd, false, M>)(end, runs[v], none, way == kOwn, value, places, out,
+                                            index ? index + r * row + runs[v].y : spare, &more,
+                                            &least);
         known = t + 2 <= bottom;
         bool fine = kept && !any_nan(odd);
         kept = !any_nan(more);
