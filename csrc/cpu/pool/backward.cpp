@@ -6,8 +6,9 @@
 // so there are no atomics and no zero fill (backward_collect.h). Averages over 3 columns at stride
 // 1 are the forward sum over dy. Gradients of maxima whose windows overlap much go row by row of
 // dx, rows of windows first and then columns: kw + kh comparisons an element in place of kw kh
-// (backward_fold.h). Those of 3 x 3 windows at stride 1 walk down the rows of windows with the sums
-// of three rows of dx in registers.
+// (backward_fold.h). Those of 3 x 3 windows at stride 1 take one row of windows after the other and
+// keep what rows of dx have so far in the first cache, with few channels in registers down the rows
+// (backward_collect.h).
 //
 // With few channels blocks of pixels are spread by permutations, as forward_few.h collects them,
 // and where windows are two apart pairs of pixels of dx are made from the sums of one vector of dy

@@ -349,7 +349,7 @@ struct Collected : Tiles<T> {
   // then of that one and the one behind it.
   template <bool PAST>
   static __attribute__((noinline)) void ones_run(const T* dy, const uint8_t* index, int64_t ahead,
-                                                 const Shares& s, const P* taps, bool owns, T* next,
+                                                 const Shares& s, const P* taps, Way way, T* next,
                                                  T* later, T* dx) {
     P tap[9];
 #pragma GCC unroll 9
@@ -371,11 +371,7 @@ struct Collected : Tiles<T> {
 #pragma GCC unroll 3
         for (int a = 0; a < 3; ++a) sum[a] = add_equal(sum[a], d, at, tap[3 * a + b]);
       }
-      if (!PAST && owns) own(dx + k, kOwnAhead);
-      if (PAST)
-        write<true>(dx + k, sum[0]);
-      else
-        store(dx + k, sum[0]);
+      Base::template result<PAST>(way, dx + k, sum[0]);
       store(next + o, sum[1]);
       store(later + o, sum[2]);
     };
@@ -383,7 +379,7 @@ struct Collected : Tiles<T> {
     for (; k + N <= n; k += N) vector(k, k);
     if (k < n) vector(n - N, k);
   }
-  static GS_MEMBER bool ones(const PoolParams& p) { return kBytes && Base::ones(p) && p.c >= N; }
+  static GS_MEMBER bool ones(const PoolParams& p) { return Base::ones(p) && p.c >= N; }
   // Rows h .. h + count - 1 of dx, at dx; dy and index: of their image
   static __attribute__((noinline)) void ones_rows(const Geometry& g, Way way, const T* dy,
                                                   const uint8_t* index, int64_t h, int64_t count,
@@ -417,11 +413,10 @@ struct Collected : Tiles<T> {
           // a row outside is one in which no place is right
           const P* tap = i < 0 || i >= p.oh ? none : s.tap;
           const int64_t at = (i < 0 ? 0 : i < p.oh ? i : p.oh - 1) * row + s.from;
-          if (way == kPast && k >= 0)
-            ones_run<true>(dy + at, index + at, ahead, s, tap, false, next + s.o, later + s.o, out);
-          else
-            ones_run<false>(dy + at, index + at, ahead, s, tap, way == kOwn && k >= 0, next + s.o,
-                            later + s.o, out);
+          (Base::apart(way) && k >= 0 ? ones_run<kBytes>
+                                      : ones_run<false>)(dy + at, index + at, ahead, s, tap,
+                                                         k < 0 ? kPlain : way, next + s.o,
+                                                         later + s.o, out);
         }
     }
   }

@@ -4,11 +4,11 @@
 // byte an element of y (PyTorch: 8 bytes). Vectors run over channels; a task is a run of rows, so
 // neighbouring windows share the cache. The floor is memory: x once, y and the index once. Averages
 // over 3 columns at stride 1 keep the sums of the last two columns in registers, 3 loads a vector
-// in place of 9. Maxima of 3 x 3 windows at stride 1 walk down the rows of x with those of three
-// columns of the last two rows in registers: 3 loads and 4 comparisons a vector in place of 9
-// and 8 (forward_windows.h). Those two apart read each row of x once, one after the other
-// (forward_pairs.h). Larger windows that overlap go row by row of x: kw + kh comparisons in place
-// of kw kh (forward_rows.h).
+// in place of 9. Maxima of 3 x 3 windows read each row of x once, one after the other as they lie
+// in memory, and keep those of a row's three columns in the first cache until the windows are done
+// with it: 4 comparisons a vector of y at stride 1 in place of 8, 6 two apart (forward_pairs.h).
+// Larger windows that overlap go row by row of x: kw + kh comparisons in place of kw kh
+// (forward_rows.h).
 //
 // With few channels (less than a vector) a vector holds a block of whole neighbouring pixels of y;
 // the pixels of a tap come from two vectors of x by one permutation, which is the same for all
@@ -28,16 +28,12 @@ struct Forward : FewChannels<T> {
   using Base::each_block;
   using Base::each_row;
   using Base::inside;
-  using Base::kDeep;
   using Base::kFew;
-  using Base::kStrip;
-  using Base::max_block;
   using Base::max_rows;
   using Base::N;
   using Base::period_of;
   using Base::slides;
   using Base::uniform;
-  using Base::walks;
   using typename Base::Block;
   using typename Base::Kept;
   using typename Base::Pairs;
@@ -67,7 +63,7 @@ struct Forward : FewChannels<T> {
     const Way way =
         way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
     if constexpr (sizeof(IX) == 1) {
-      if (Base::kBytes && Base::ones(p) && p.c >= N && !p.relu) {
+      if (Base::ones(p) && p.c >= N && !p.relu) {
         Pairs pairs;
         pairs.init(p);
         each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
@@ -77,29 +73,13 @@ struct Forward : FewChannels<T> {
         if (way == kPast) write_fence();
         return;
       }
-      if (p.c >= kStrip * N && p.c % N == 0 && p.w > 1 && walks(p, begin, end) && !p.relu) {
-        each_block(p.n * p.oh, p.oh, bytes_in(p), bytes_in(p) % 4096 ? kDeep : kDeep / 2, ctx,
-                   [&](int64_t r, int64_t count) {
-                     const T* from = x + r / p.oh * image;
-                     uint8_t* ix = index ? index + r * row : index;
-                     for (int64_t j = 0, e; j < p.ow; j = e) {
-                       e = j == begin ? end : j + 1;
-                       max_block(g, j, e, from, r % p.oh, count, way, y + r * row, ix);
-                     }
-                   });
-        if (way == kPast) write_fence();
-        return;
-      }
       if (kind != kWide && Pairs::fits(p) && (p.c < N || p.kh == 3)) {
         Pairs pairs;
         pairs.init(p);
         each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
           if (p.c >= N)
-            return (Base::kBytes && p.c == N + N / 2
-                        ? Base::template max_three_rows < Base::kBytes ? 1 : 0 >
-                        : Base::template max_three_rows<0>)(g, pairs, way, x + r / p.oh * image,
-                                                            r % p.oh, count, y + r * row,
-                                                            index ? index + r * row : index);
+            return Base::max_three_rows(g, pairs, way, x + r / p.oh * image, r % p.oh, count,
+                                        y + r * row, index ? index + r * row : index);
           (p.kh == 3 ? Base::template max_pair_rows<3>
                      : Base::template max_pair_rows<2>)(g, pairs, x + r / p.oh * image,
                                                         x + p.n * image, r % p.oh, count,

@@ -9,6 +9,7 @@ namespace {
 template <class T>
 struct PairMaxima : RowMaxima<T> {
   using Base = RowMaxima<T>;
+  using Base::kBytes;
   using Base::lanes;
   using Base::load_place;
   using Base::N;
@@ -298,7 +299,7 @@ struct PairMaxima : RowMaxima<T> {
   // aligned.
   enum Row { kTop, kMiddle, kEnd };
   template <Row ROW, bool PAST, int M>
-  static __attribute__((noinline)) void three_run(const T* x, const Three& run, int none, bool owns,
+  static __attribute__((noinline)) void three_run(const T* x, const Three& run, int none, Way way,
                                                   T* value, uint8_t* places, T* y, uint8_t* index,
                                                   V* odd, V* least) {
     const Three s = run;  // which no store of bytes can change
@@ -331,11 +332,7 @@ struct PairMaxima : RowMaxima<T> {
             reach(V{}, place(none), best, tap);
           }
           low = min(low, size);
-          if (!PAST && owns) own(y + k, kOwnAhead);
-          if (PAST)
-            write<true>(y + k, best);
-          else
-            store(y + k, best);
+          Base::template result<PAST>(way, y + k, best);
           store_place(index + k, tap);
         }
       }
@@ -391,7 +388,6 @@ struct PairMaxima : RowMaxima<T> {
     for (int l = N / 2; l < N; ++l) a[l] = b[l];
     return a;
   }
-  template <int M>
   static __attribute__((noinline)) void max_three_rows(const Geometry& g, const Pairs& s, Way way,
                                                        const T* x, int64_t i, int64_t count, T* y,
                                                        uint8_t* index) {
@@ -401,6 +397,13 @@ struct PairMaxima : RowMaxima<T> {
     const int64_t wide = (c + N - 1) / N * N;  // of a pixel, what is kept
     const int none = p.relu ? 9 : 0;
     const V inf = set1((T)__builtin_inf());
+    constexpr int M = kBytes ? 1 : 0;
+    const bool halves = kBytes && c == N + N / 2;
+    const auto top_run = halves ? three_run<kTop, false, M> : three_run<kTop, false, 0>;
+    const auto middle_run = halves ? three_run<kMiddle, false, M> : three_run<kMiddle, false, 0>;
+    const auto end_run = halves             ? three_run<kEnd, false, M>
+                         : Base::apart(way) ? three_run<kEnd, kBytes, 0>
+                                            : three_run<kEnd, false, 0>;
     alignas(64) T value[kRoom];
     alignas(64) uint8_t places[kRoom], spare[kRoom];
     for (int64_t from = 0, to; from < p.ow; from = to) {
@@ -423,8 +426,7 @@ struct PairMaxima : RowMaxima<T> {
             const T* top = x + t * line;
             V odd = begin(top);
             for (int v = 0; v < many; ++v)
-              three_run<kTop, false, M>(top, runs[v], none, false, value, places, y, spare, &odd,
-                                        &least);
+              top_run(top, runs[v], none, kPlain, value, places, y, spare, &odd, &least);
             kept = !any_nan(odd);
           } else {
             for (int64_t o = 0; o < kRoom; o += N) {
@@ -439,14 +441,10 @@ struct PairMaxima : RowMaxima<T> {
         V odd = begin(mid), more = begin(end);
         least = inf;
         for (int v = 0; v < many; ++v)
-          three_run<kMiddle, false, M>(mid, runs[v], none, false, value, places, y, spare, &odd,
-                                       &least);
+          middle_run(mid, runs[v], none, kPlain, value, places, y, spare, &odd, &least);
         for (int v = 0; v < many; ++v)
-          (way == kPast && M == 0
-               ? three_run<kEnd, M == 0, M>
-               : three_run<kEnd, false, M>)(end, runs[v], none, way == kOwn, value, places, out,
-                                            index ? index + r * row + runs[v].y : spare, &more,
-                                            &least);
+          end_run(end, runs[v], none, way, value, places, out,
+                  index ? index + r * row + runs[v].y : spare, &more, &least);
         known = t + 2 <= bottom;
         bool fine = kept && !any_nan(odd);
         kept = !any_nan(more);
@@ -464,7 +462,7 @@ struct PairMaxima : RowMaxima<T> {
   // of this one. Not ALL: this row is just kept. PAST: y goes past the caches. A branch on that and
   // pointers that do not fit into registers are worth 1.5 of 7 cycles a vector.
   template <bool ALL, bool PAST>
-  static __attribute__((noinline)) void one_run(const T* x, const Three& run, bool owns, T* value,
+  static __attribute__((noinline)) void one_run(const T* x, const Three& run, Way way, T* value,
                                                 uint8_t* places, const T* above,
                                                 const uint8_t* before, T* y, uint8_t* index,
                                                 V* odd) {
@@ -486,11 +484,7 @@ struct PairMaxima : RowMaxima<T> {
         P tap = load_place(places + o);
         reach(load_once(above + o), load_place(before + o) + three, best, tap);
         reach(h, at + six, best, tap);
-        if (!PAST && owns) own(y + k, kOwnAhead);
-        if (PAST)
-          write<true>(y + k, best);
-        else
-          store(y + k, best);
+        Base::template result<PAST>(way, y + k, best);
         store_place(index + k, tap);
       }
       store(value + o, h);
@@ -540,13 +534,13 @@ struct PairMaxima : RowMaxima<T> {
           for (int v = 0; v < many; ++v) {
             const Three& q = runs[v];
             if (k < 0)
-              one_run<false, false>(r + q.x, q, false, kept + q.o, at + q.o, kept, at, y, spare,
+              one_run<false, false>(r + q.x, q, kPlain, kept + q.o, at + q.o, kept, at, y, spare,
                                     &odd);
             else
-              (way == kPast ? one_run<true, true>
-                            : one_run<true, false>)(r + q.x, q, way == kOwn, kept + q.o, at + q.o,
-                                                    value[~k & 1] + q.o, places[~k & 1] + q.o,
-                                                    out + q.y, index ? ix + q.y : spare, &odd);
+              (Base::apart(way) ? one_run<true, Base::kBytes>
+                                : one_run<true, false>)(r + q.x, q, way, kept + q.o, at + q.o,
+                                                        value[~k & 1] + q.o, places[~k & 1] + q.o,
+                                                        out + q.y, index ? ix + q.y : spare, &odd);
           }
         }
         well[0] = well[1], well[1] = well[2], well[2] = !any_nan(odd);

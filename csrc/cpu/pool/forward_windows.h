@@ -1,5 +1,5 @@
 // Maxima of windows, vectors over the channels: of one window or of several side by side, 2 x 2 by
-// pairs of columns, 3 x 3 at stride 1 down the rows.
+// pairs of columns.
 #pragma once
 #include "pool/windows.h"
 
@@ -11,7 +11,6 @@ template <class T>
 struct WindowMaxima : Lanes<T> {
   using Base = Lanes<T>;
   using Base::kBytes;
-  using Base::kStrip;
   using Base::load_place;
   using Base::N;
   using Base::place;
@@ -217,80 +216,6 @@ struct WindowMaxima : Lanes<T> {
         max_vec<K, K, 1, true>(x + j, ls, ps, 0, K, 0, K, K, low, none, way, y + j,
                                index ? index + j : index, N);
       }
-    }
-  }
-  // Windows of 3 x 3 at stride 1: kStrip vectors of rows i .. i + count - 1 of y, at y; x: the
-  // image at the first column of the first window. Whether a NaN was met, which this does not
-  // handle: the first maximum of a row's three columns, then that of three rows is the first of
-  // all.
-  static GS_MEMBER bool max_strip(const Geometry& g, const T* x, int64_t i, int64_t count, int b0,
-                                  int b1, Way way, T* y, uint8_t* index) {
-    const PoolParams& p = g.p;
-    const int64_t line = p.w * p.c, row = p.ow * p.c, c = p.c, high = p.h;
-    V best[3][kStrip], test[kStrip] = {}, more[kStrip] = {};
-    P at[3][kStrip];
-    int64_t t = g.y.start[i];
-    const T* q = x + t * line;
-    for (int64_t k = -2; k < count; ++k, ++t, q += line) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kStrip; ++v) {
-#pragma GCC unroll 2
-        for (int a = 0; a < 2; ++a) best[a][v] = best[a + 1][v], at[a][v] = at[a + 1][v];
-        // a row outside: its tap is that of the first inside, should all of those be -inf
-        best[2][v] = set1(-(T)__builtin_inf());
-        at[2][v] = place(3);
-      }
-      if (t >= 0 && t < high)
-#pragma GCC unroll 2
-        for (int v = 0; v < kStrip; ++v) {
-          const T* r = q + v * N;
-          __builtin_prefetch(r + 2 * c + 2 * kStrip * N);
-          const V e1 = load(r + c), e0 = b0 ? e1 : load(r);
-          test[v] = fma(e0, e1, test[v]);
-          best[2][v] = e0;
-          at[2][v] = place(b0 ? 1 : 0);
-          reach(e1, place(1), best[2][v], at[2][v]);
-          if (b1 == 3) {
-            const V e2 = load(r + 2 * c);
-            more[v] += e2;
-            reach(e2, place(2), best[2][v], at[2][v]);
-          }
-        }
-      if (k < 0) continue;
-#pragma GCC unroll 2
-      for (int v = 0; v < kStrip; ++v) {
-        V b = best[0][v];
-        P tap = at[0][v];
-        reach(best[1][v], at[1][v] + place(3), b, tap);
-        reach(best[2][v], at[2][v] + place(6), b, tap);
-        put<true>(way, y + v * N, b, N);
-        if (index) store_place(index + v * N, tap);
-      }
-      y += row;
-      index += index ? row : 0;
-    }
-    V all = test[0] + more[0];
-    if (kStrip > 1) all += test[kStrip - 1] + more[kStrip - 1];
-    return any_nan(all);
-  }
-  // Columns begin .. end of those rows, whose windows have the same columns inside
-  static __attribute__((noinline)) void max_block(const Geometry& g, int64_t begin, int64_t end,
-                                                  const T* x, int64_t i, int64_t count, Way way,
-                                                  T* y, uint8_t* index) {
-    const PoolParams& p = g.p;
-    const int64_t n = (end - begin) * p.c, line = p.w * p.c, row = p.ow * p.c;
-    const int b0 = g.x.first[begin], b1 = g.x.last[begin];
-    y += begin * p.c;
-    index += index ? begin * p.c : 0;
-    for (int64_t k = 0; k < n; k += kStrip * N) {
-      if (k + kStrip * N > n) k = n - kStrip * N;
-      const T* q = x + g.x.start[begin] * p.c + k;
-      uint8_t* ix = index ? index + k : index;
-      if (__builtin_expect(max_strip(g, q, i, count, b0, b1, way, y + k, ix), 0))
-        for (int64_t r = 0; r < count; ++r)
-          max_window(q + g.y.start[i + r] * line, kStrip * N, line, p.c, g.y.first[i + r],
-                     g.y.last[i + r], b0, b1, 3, -(T)__builtin_inf(), 0, way, y + r * row + k,
-                     ix ? ix + r * row : ix);
     }
   }
   // Columns from .. to of row i of y, which begins at y; begin .. end: columns whose windows lie

@@ -409,6 +409,15 @@ struct Lanes {
     const int64_t y = p.n * p.oh * p.ow * p.c, x = p.n * p.h * p.w * p.c;
     return 2 * (x + y) * (int64_t)sizeof(T) + (max ? 2 * y * p.index_bytes : 0) <= p.holds;
   }
+  // Loops that write past the caches for themselves, where that is worth their size: PAST.
+  static GS_MEMBER bool apart(Way way) { return kBytes && way == kPast; }
+  template <bool PAST>
+  static GS_MEMBER void result(Way way, T* p, V v) {
+    if (PAST) return write<true>(p, v);
+    if (!kBytes) return put<true>(way, p, v, N);
+    if (way == kOwn) own(p, kOwnAhead);
+    store(p, v);
+  }
   // How far ahead, in elements, the lines of a row that is read from its begin to its end are asked
   // for: 8 KB, where a near last cache has them in time (4 and 16 KB gain less on Zen 5, fetches
   // into the second cache lose); elsewhere 0, which asks for what comes at once and leaves the rest
