@@ -98,41 +98,144 @@ struct Collected : Tiles<T> {
       collect<1, true>(y, x, kw, row, c, way, dy + k, index + k, dx + k, N);
     }
   }
+  // acc += d where index is tap
+  static GS_MEMBER V add_equal(V acc, V d, P index, P tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (kBytes)
+      return (V)_mm512_mask_add_ps((__m512)acc, _mm_cmpeq_epi8_mask((__m128i)index, (__m128i)tap),
+                                   (__m512)acc, (__m512)d);
+#endif
+    if constexpr (!kBytes) return acc + (index == tap ? d : V{});
+  }
+  // What an index is compared as.
+  template <class IX>
+  using Places = typename std::conditional<sizeof(IX) == 1, P, I>::type;
+  static GS_MEMBER P places_at(const uint8_t* index) { return load_place(index); }
+  static GS_MEMBER I places_at(const int32_t* index) { return get_index<T, true>(index, N); }
+  // d where index is tap, else zero
+  template <class Q>
+  static GS_MEMBER V only_at(V d, Q index, Q tap) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (!std::is_same<Q, I>::value)
+      return (V)_mm512_maskz_mov_ps(_mm_cmpeq_epi8_mask((__m128i)index, (__m128i)tap), (__m512)d);
+    else
+#endif
+      return index == tap ? d : V{};
+  }
   // B vectors of `pixels` neighbours that lie in one window a row, of ROWS rows of windows; tap: of
-  // the first
+  // the first. Then, if that `shares`, of `both` more that lie in the window after it too, from its
+  // tap `next` on.
+  template <int ROWS, class IX>
+  static constexpr bool shares() {
+    return ROWS == 1 && sizeof(IX) == 1;
+  }
   template <int ROWS, int B, class IX>
   static GS_MEMBER void window_vec(Way way, const T* dy, const IX* index, int64_t row, int64_t c,
-                                   const int* tap, int64_t pixels, T* to) {
-    V d[ROWS][B];
-    I at[ROWS][B];
+                                   const int* tap, int64_t pixels, int64_t both, int next, T* to) {
+    using Q = Places<IX>;
+    using E = typename std::conditional<std::is_same<Q, I>::value, S, uint8_t>::type;
+    V d[ROWS][B], sum[B];
+    Q at[ROWS][B], here[ROWS];
 #pragma GCC unroll 2
-    for (int i = 0; i < ROWS; ++i)
+    for (int i = 0; i < ROWS; ++i) {
+      here[i] = Q{} + (E)tap[i];
 #pragma GCC unroll 4
       for (int v = 0; v < B; ++v) {
-        fetch(dy + i * row + v * N);
-        d[i][v] = load(dy + i * row + v * N);
-        at[i][v] = get_index<T, true>(index + i * row + v * N, N);
+        d[i][v] = load_once(dy + i * row + v * N);
+        at[i][v] = places_at(index + i * row + v * N);
       }
-    I here = set1((S)tap[0]);
-    const I apart = set1((S)(ROWS == 2 ? tap[1] - tap[0] : 0));
-    for (int64_t q = 0; q < pixels; ++q, to += c, here += set1((S)1))
+    }
+    for (const T* end = to + pixels * c; to < end; to += c) {
 #pragma GCC unroll 4
       for (int v = 0; v < B; ++v) {
-        V sum = at[0][v] == here ? d[0][v] : V{};
-        if (ROWS == 2) sum += at[ROWS - 1][v] == here + apart ? d[ROWS - 1][v] : V{};
-        put<true>(way, to + v * N, sum, N);
+        sum[v] = only_at(d[0][v], at[0][v], here[0]);
+        if (ROWS == 2) sum[v] += only_at(d[ROWS - 1][v], at[ROWS - 1][v], here[ROWS - 1]);
+      }
+      Base::template put_all<B>(way, to, sum);
+#pragma GCC unroll 2
+      for (int i = 0; i < ROWS; ++i) here[i] += (E)1;
+    }
+    if constexpr (shares<ROWS, IX>())
+      for (int64_t q = 0; q < both; ++q, to += c) {
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) {
+          sum[v] = add_equal(V{}, d[0][v], at[0][v], here[0]);
+          sum[v] = add_hit(sum[v], load_once(dy + c + v * N), index + c + v * N, (S)(next + q));
+        }
+        Base::template put_all<B>(way, to, sum);
+        here[0] += (E)1;
       }
   }
   template <int ROWS, class IX>
-  static __attribute__((noinline)) void window_run(Way way, const T* dy, const IX* index,
-                                                   int64_t row, int64_t c, const int* tap,
-                                                   int64_t pixels, T* to) {
+  static GS_MEMBER void window_run(Way way, const T* dy, const IX* index, int64_t row, int64_t c,
+                                   const int* tap, int64_t pixels, int64_t both, int next, T* to) {
     int64_t k = 0;
     for (; k + 4 * N <= c; k += 4 * N)
-      window_vec<ROWS, 4>(way, dy + k, index + k, row, c, tap, pixels, to + k);
+      window_vec<ROWS, 4>(way, dy + k, index + k, row, c, tap, pixels, both, next, to + k);
     for (; k < c; k += N) {
       if (k + N > c) k = c - N;
-      window_vec<ROWS, 1>(way, dy + k, index + k, row, c, tap, pixels, to + k);
+      window_vec<ROWS, 1>(way, dy + k, index + k, row, c, tap, pixels, both, next, to + k);
+    }
+  }
+  // A pixel that lies in two windows of each of ROWS rows; tap: of the first columns of windows; a,
+  // b: its column in either
+  template <int ROWS>
+  static GS_MEMBER void two_windows(Way way, const T* dy, const uint8_t* index, int64_t row,
+                                    int64_t c, const int* tap, int a, int b, T* to) {
+    for (int64_t k = 0; k < c; k += N) {
+      if (k + N > c) k = c - N;
+      V sum = {};
+#pragma GCC unroll 2
+      for (int i = 0; i < ROWS; ++i) {
+        const int64_t at = i * row + k;
+        sum = add_hit(sum, load_once(dy + at), index + at, (S)(tap[i] + a));
+        sum = add_hit(sum, load_once(dy + at + c), index + at + c, (S)(tap[i] + b));
+      }
+      put<true>(way, to + k, sum, N);
+    }
+  }
+  // Columns from .. to of a row of dx that lies in ROWS rows of windows: pixels of one window at a
+  // time, those of several one by one. tap: of the first column of windows; dy, index: the first
+  // row of windows.
+  template <int ROWS, class IX>
+  static __attribute__((noinline)) void window_row(const Geometry& g, const Holders& y, Way way,
+                                                   const T* dy, const IX* index, const int* tap,
+                                                   int64_t from, int64_t to, T* dx) {
+    const int64_t c = g.p.c, row = g.p.ow * c;
+    for (int64_t w = from, end; w < to; w = end) {
+      const int j = g.x.lo[w], many = g.x.hi[w] - j;
+      const T* d = dy + j * c;
+      const IX* ix = index + j * c;
+      T* out = dx + w * c;
+      const int at = (int)w - g.x.start[j];
+      end = w + 1;
+      if (many == 1) {
+        const int64_t last = g.x.start[j] + g.x.last[j];
+        int64_t both = 0;
+        int next = 0;
+        end = last;
+        if (j + 1 < g.p.ow) {
+          next = g.x.first[j + 1];
+          const int64_t begin = g.x.start[j + 1] + next;
+          if (begin < end) end = begin;
+          both = last - end;
+          if (both > 0 && j + 2 < g.p.ow && g.x.start[j + 2] + g.x.first[j + 2] < last) both = 0;
+        }
+        if (end + both > to || !shares<ROWS, IX>()) {
+          both = 0;
+          end = end < to ? end : to;
+        }
+        const int here[] = {tap[0] + at, tap[1] + at};
+        window_run<ROWS>(way, d, ix, row, c, here, end - w, both, tap[0] + next, out);
+        end += both;
+        continue;
+      }
+      if constexpr (sizeof(IX) == 1)
+        if (many == 2) {
+          two_windows<ROWS>(way, d, ix, row, c, tap, at, (int)w - g.x.start[j + 1], out);
+          continue;
+        }
+      collect_pixel(y, Holders(g.x, w), (int)g.p.kw, row, c, c, way, d, ix, out);
     }
   }
   template <int ROWS, int B>
@@ -236,15 +339,6 @@ struct Collected : Tiles<T> {
     while (e > b && g.x.hi[e - 1] - g.x.lo[e - 1] != all) --e;
     *begin = b;
     *end = e;
-  }
-  // acc += d where index is tap
-  static GS_MEMBER V add_equal(V acc, V d, P index, P tap) {
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-    if constexpr (kBytes)
-      return (V)_mm512_mask_add_ps((__m512)acc, _mm_cmpeq_epi8_mask((__m128i)index, (__m128i)tap),
-                                   (__m512)acc, (__m512)d);
-#endif
-    if constexpr (!kBytes) return acc + (index == tap ? d : V{});
   }
   // Sums depend on one another, so strips are wider here where there are registers.
   static constexpr int kMany = GS_VBYTES == 64 ? 4 : kStrip;
@@ -453,22 +547,20 @@ struct Collected : Tiles<T> {
                         : pair_row<2, kLine>)(way, dy, (const uint8_t*)index, row, c, tap, pairs,
                                               dx + first * c);
     }
-    for (int64_t w = 0; w < p.w; ++w) {
-      if (w == first && pairs > 0) {
-        w += 2 * pairs - 1;
-        continue;
-      }
+    if (dense) {
+      // what lies outside of pairs or of a run, which is computed below
+      const bool run = p.kw > 1 && run_begin < run_end;
+      const int64_t before = run ? run_begin : first, after = run         ? run_end
+                                                              : pairs > 0 ? first + 2 * pairs
+                                                                          : first;
+      auto* part = y.count == 1 ? window_row<1, IX> : window_row<2, IX>;
+      if (before > 0) part(g, y, way, dy, index, tap, 0, before, dx);
+      if (after < p.w) part(g, y, way, dy, index, tap, after, p.w, dx);
+    }
+    if (dense && (skip || run_begin >= run_end || p.kw == 1)) return;
+    for (int64_t w = dense ? run_begin : 0; w < (dense ? run_begin + 1 : p.w); ++w) {
       const int64_t at = w, from = g.x.lo[w] * c;
       const Holders x(g.x, at);
-      if (dense && x.count == 1) {
-        while (w + 1 < p.w && w + 1 != first && g.x.lo[w + 1] == g.x.lo[at] &&
-               g.x.hi[w + 1] == g.x.hi[at])
-          ++w;
-        const int taps[2] = {tap[0] + x.tap(0), tap[1] + x.tap(0)};
-        (y.count == 1 ? window_run<1, IX> : window_run<2, IX>)(way, dy + from, index + from, row, c,
-                                                               taps, w + 1 - at, dx + at * c);
-        continue;
-      }
       int64_t many = c;
       if (w == run_begin && run_begin < run_end) {
         many *= run_end - run_begin;

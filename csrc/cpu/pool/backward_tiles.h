@@ -70,20 +70,6 @@ struct Tiles : Lanes<T> {
       tile_vec<K, MAX, 1, true>(way, dy + j, index + j, dx + j, ls, ps, a0, a1, b0, b1, kw, inv, N);
     }
   }
-  // B vectors, after one look at the way.
-  template <int B>
-  static GS_MEMBER void put_all(Way way, T* to, const V* v) {
-    if (way == kPast) {
-#pragma GCC unroll 4
-      for (int i = 0; i < B; ++i) write<true>(to + i * N, v[i]);
-      return;
-    }
-    if (way == kOwn)
-#pragma GCC unroll 4
-      for (int i = 0; i < B; ++i) own(to + i * N, kOwnAhead);
-#pragma GCC unroll 4
-    for (int i = 0; i < B; ++i) store(to + i * N, v[i]);
-  }
   // d where the index says tap, else zero
   static GS_MEMBER V only(V d, const uint8_t* index, S tap) {
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)

@@ -147,8 +147,9 @@ struct Forward : FewChannels<T> {
     int64_t image = p.h * p.w * p.c, row = p.ow * p.c, begin, end;
     const bool same = uniform(g);
     const Kind kind = kind_of(g, &begin, &end);
-    const Way way =
-        way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
+    const int64_t bytes = p.n * (image + p.oh * row) * (int64_t)sizeof(T);
+    const Way way = way_of(ctx, bytes, y, p.c * (int64_t)sizeof(T));
+    const bool by_rows = Base::goes_by_rows(p, begin, end, bytes, ctx);
     if (kind != kWide && same && p.c < N && Pairs::fits(p)) {
       Pairs pairs;
       pairs.init(p);
@@ -173,11 +174,11 @@ struct Forward : FewChannels<T> {
       else if (slides(p) && p.c >= N)
         avg_slide_row(g, way, same, from, i, to);
       else if (p.kh == 2 && p.kw == 2)
-        Base::template avg_row<2>(g, way, same, begin, end, from, i, to);
+        Base::template avg_row<2>(g, way, same, by_rows, begin, end, from, i, to);
       else if (p.kh == 3 && p.kw == 3)
-        Base::template avg_row<3>(g, way, same, begin, end, from, i, to);
+        Base::template avg_row<3>(g, way, same, by_rows, begin, end, from, i, to);
       else
-        Base::template avg_row<0>(g, way, same, begin, end, from, i, to);
+        Base::template avg_row<0>(g, way, same, by_rows, begin, end, from, i, to);
     });
     if (way == kPast) write_fence();
   }

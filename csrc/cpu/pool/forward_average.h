@@ -10,6 +10,7 @@ template <class T>
 struct Averages : PairMaxima<T> {
   using Base = PairMaxima<T>;
   using Base::divisor;
+  using Base::kSlots;
   using Base::N;
   using Base::over;
   using Base::slide_row;
@@ -83,14 +84,80 @@ struct Averages : PairMaxima<T> {
       }
     }
   }
+  // One row of a window, and the sum of the rows before it, which is kept aside: B vectors.
+  template <int B>
+  static GS_MEMBER void avg_stretch(const T* x, int64_t ps, int taps, bool first, bool last,
+                                    V* value, T div, T inv, Way way, T* y) {
+    V sum[B] = {};
+    for (; taps > 0; --taps, x += ps)
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        __builtin_prefetch((const char*)(x + v * N) + 2 * kAhead);
+        sum[v] += load(x + v * N);
+      }
+    if (!first)
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) sum[v] = value[v] + sum[v];
+    if (last) {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) sum[v] = over(sum[v], div, inv);
+      Base::template put_all<B>(way, y, sum);
+    } else {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) value[v] = sum[v];
+    }
+  }
+  // One row of all windows from .. to, which begins at x, in row i of windows, which is y.
+  static __attribute__((noinline)) void avg_stretches(const Geometry& g, int64_t from, int64_t to,
+                                                      const T* x, int64_t i, bool first, bool last,
+                                                      V* value, bool same, Way way, T* y) {
+    const int64_t c = g.p.c;
+    T div = divisor(g, i, 0), inv = 1 / div;
+    for (; from < to; ++from) {
+      const int b0 = g.x.first[from], taps = g.x.last[from] - b0;
+      const T* r = x + (g.x.start[from] + b0) * c;
+      T* out = y + from * c;
+      if (last && !same) {
+        div = divisor(g, i, from);
+        inv = 1 / div;
+      }
+      int64_t k = 0;
+      for (; k + 4 * N <= c; k += 4 * N, value += 4)
+        avg_stretch<4>(r + k, c, taps, first, last, value, div, inv, way, out + k);
+      for (; k < c; k += N, ++value) {
+        if (k + N > c) k = c - N;
+        avg_stretch<1>(r + k, c, taps, first, last, value, div, inv, way, out + k);
+      }
+    }
+  }
+  // Row i of y: one row of x after the other, as max_by_rows does it.
+  static void avg_by_rows(const Geometry& g, Way way, bool same, const T* x, int64_t i, T* y) {
+    const PoolParams& p = g.p;
+    const int64_t line = p.w * p.c, most = kSlots / ((p.c + N - 1) / N);
+    V value[kSlots];
+    for (int64_t from = 0, end; from < p.ow; from = end) {
+      end = from + most < p.ow ? from + most : p.ow;
+      for (int a = g.y.first[i], a1 = g.y.last[i], first = true; a < a1; ++a, first = false)
+        avg_stretches(g, from, end, x + (g.y.start[i] + a) * line, i, first, a == a1 - 1, value,
+                      same, way, y);
+    }
+  }
+  // Whether windows go row by row of x: those that do not share columns, unless a row is one window
+  // of few channels. Several adaptive ones that the second level holds are faster one by one.
+  static GS_MEMBER bool goes_by_rows(const PoolParams& p, int64_t begin, int64_t end, int64_t bytes,
+                                     const Ctx* ctx) {
+    return (p.sw > 1 || begin >= end) && (p.ow > 1 || p.c > 4 * N) && p.c >= N &&
+           p.c <= kSlots * N && (!p.adaptive || p.ow == 1 || 4 * bytes >= ctx->stream);
+  }
   template <int K>
-  static void avg_row(const Geometry& g, Way way, bool same, int64_t begin, int64_t end, const T* x,
-                      int64_t i, T* y) {
+  static void avg_row(const Geometry& g, Way way, bool same, bool by_rows, int64_t begin,
+                      int64_t end, const T* x, int64_t i, T* y) {
     const PoolParams& p = g.p;
     int64_t line = p.w * p.c;
     int a0 = g.y.first[i], a1 = g.y.last[i];
     T div = divisor(g, i, 0), inv = 1 / div;
     const bool whole = K && a0 == 0 && a1 == K;
+    if (K == 0 && by_rows && a0 < a1) return avg_by_rows(g, way, same, x, i, y);
     for (int64_t j = 0; j < p.ow; ++j) {
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * p.c;

@@ -19,6 +19,8 @@ struct WindowMaxima : Lanes<T> {
   using typename Base::P;
   using typename Base::S;
   using typename Base::V;
+  using U = typename std::conditional<kBytes, uint8_t, S>::type;  // of P
+  static constexpr int64_t kSlots = 8192 / GS_VBYTES;
 
   // best = x and at = tap where x is larger, neither being NaN
   static GS_MEMBER void reach(V x, P tap, V& best, P& at) {
@@ -47,6 +49,44 @@ struct WindowMaxima : Lanes<T> {
 #else
     *odd = fma(a, b, *odd);
 #endif
+  }
+  static GS_MEMBER I wide(I at) { return at; }
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  static GS_MEMBER I wide(typename Base::Bytes at) { return (I)_mm512_cvtepu8_epi32((__m128i)at); }
+#endif
+  // Maxima of any window and their places, of type Q, where no tap is NaN: of B vectors of
+  // channels, from their first tap on. Whether a tap may be NaN. A sum a vector: one for all would
+  // be the longest chain.
+  template <class Q, int B, bool FULL>
+  static GS_MEMBER bool max_taps(const T* x, int64_t ls, int64_t ps, int a0, int a1, int b0, int b1,
+                                 int kw, V* best, I* places, int n) {
+    constexpr bool bytes = !std::is_same<Q, I>::value;
+    using E = typename std::conditional<bytes, uint8_t, S>::type;
+    V odd[B] = {};
+    Q at[B];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) at[v] = Q{} + (E)(a0 * kw + b0);
+    for (int a = a0; a < a1; ++a) {
+      const T* r = x + a * ls + b0 * ps;
+      Q tap = Q{} + (E)(a * kw + b0);
+      for (int b = b0; b < b1; ++b, r += ps, tap += (E)1)
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) {
+          const V e = FULL ? load_once(r + v * N) : get<FULL>(r + v * N, n);
+          odd[v] += e;
+          if constexpr (bytes)
+            reach(e, tap, best[v], at[v]);
+          else
+            take_number<T>(e, tap, best[v], at[v]);
+        }
+    }
+    V all = odd[0];
+#pragma GCC unroll 4
+    for (int v = 0; v < B; ++v) {
+      if (v) all += odd[v];
+      places[v] = wide(at[v]);
+    }
+    return any_nan(all);
   }
   // B vectors of channels of one window; x: tap (0, 0) of the window; strides ls (line), ps (pixel)
   template <int KH, int KW, int B, bool FULL, class IX>
@@ -88,33 +128,21 @@ struct WindowMaxima : Lanes<T> {
               take<T>(get<FULL>(x + a * ls + b * ps, n), set1((S)(a * KW + b)), best[0], at[0]);
       }
     } else {
-      auto all = [&](auto number) __attribute__((always_inline)) {
-        V odd = {};
-        for (int a = a0; a < a1; ++a)
-          for (int b = b0; b < b1; ++b) {
-            const I tap = set1((S)(a * kw + b));
-#pragma GCC unroll 4
-            for (int v = 0; v < B; ++v) {
-              const T* r = x + a * ls + b * ps + v * N;
-              if constexpr (decltype(number)::value) {
-                const V e = FULL ? load_once(r) : get<FULL>(r, n);
-                odd += e;
-                take_number<T>(e, tap, best[v], at[v]);
-              } else {
-                take<T>(get<FULL>(r, n), tap, best[v], at[v]);
-              }
-            }
-          }
-        return odd;
-      };
+      using Q = typename std::conditional<sizeof(IX) == 1, P, I>::type;
+      const bool nan = max_taps<Q, B, FULL>(x, ls, ps, a0, a1, b0, b1, (int)kw, best, at, n);
       // infinities of both signs look like a NaN
-      if (__builtin_expect(any_nan(all(std::true_type())), 0)) {
+      if (__builtin_expect(nan, 0)) {
 #pragma GCC unroll 4
         for (int v = 0; v < B; ++v) {
           best[v] = get<FULL>(q + v * N, n);
           at[v] = set1((S)(a0 * kw + b0));
         }
-        all(std::false_type());
+        for (int a = a0; a < a1; ++a)
+          for (int b = b0; b < b1; ++b)
+#pragma GCC unroll 4
+            for (int v = 0; v < B; ++v)
+              take<T>(get<FULL>(x + a * ls + b * ps + v * N, n), set1((S)(a * kw + b)), best[v],
+                      at[v]);
       }
     }
 #pragma GCC unroll 4
@@ -147,6 +175,109 @@ struct WindowMaxima : Lanes<T> {
       }
       max_vec<0, 0, 1, true>(x + j, ls, ps, a0, a1, b0, b1, kw, low, none, way, y + j,
                              index ? index + j : index, N);
+    }
+  }
+  // Taps of one row of a window and of the rows before it, of which the maxima are kept aside: B
+  // vectors. Sums of all taps are added to odd.
+  template <int B>
+  static GS_MEMBER void max_stretch(const T* x, int64_t ps, int taps, int tap, bool first,
+                                    bool last, V* value, P* from, Way way, T* y, uint8_t* index,
+                                    V* odd) {
+    V best[B], sum[B];
+    P at[B], here = place(tap);
+    if (first) {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        best[v] = sum[v] = load(x + v * N);
+        at[v] = here;
+      }
+      x += ps;
+      here += (U)1;
+      --taps;
+    } else {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        best[v] = value[v];
+        at[v] = from[v];
+        sum[v] = V{};
+      }
+    }
+    auto one = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        const V e = load_once(x + v * N);
+        __builtin_prefetch((const char*)(x + v * N) + 2 * kAhead);
+        sum[v] += e;
+        reach(e, here, best[v], at[v]);
+      }
+      x += ps;
+      here += (U)1;
+    };
+    if (taps == 4)
+      one(), one(), one(), one();
+    else
+      for (; taps > 0; --taps) one();
+    *odd += B == 4 ? (sum[0] + sum[B / 4]) + (sum[B / 2] + sum[B - 1]) : sum[0];
+    if (last) {
+      Base::template put_all<B>(way, y, best);
+      if (index)
+#pragma GCC unroll 4
+        for (int v = 0; v < B; ++v) store_place(index + v * N, at[v]);
+    } else {
+#pragma GCC unroll 4
+      for (int v = 0; v < B; ++v) {
+        value[v] = best[v];
+        from[v] = at[v];
+      }
+    }
+  }
+  // One row of all windows from .. to, which begins at x; tap: its first; y and index: of window 0.
+  // The sum of all taps.
+  static __attribute__((noinline)) V max_stretches(const Axis& wide, int64_t from, int64_t to,
+                                                   int64_t c, const T* x, int tap, bool first,
+                                                   bool last, V* value, P* places, Way way, T* y,
+                                                   uint8_t* index) {
+    V odd = {};
+    for (; from < to; ++from) {
+      const int b0 = wide.first[from], taps = wide.last[from] - b0;
+      const T* r = x + (wide.start[from] + b0) * c;
+      T* out = y + from * c;
+      uint8_t* ix = index ? index + from * c : index;
+      int64_t k = 0;
+      for (; k + 4 * N <= c; k += 4 * N, value += 4, places += 4)
+        max_stretch<4>(r + k, c, taps, tap + b0, first, last, value, places, way, out + k,
+                       ix ? ix + k : ix, &odd);
+      for (; k < c; k += N, ++value, ++places) {
+        if (k + N > c) k = c - N;
+        max_stretch<1>(r + k, c, taps, tap + b0, first, last, value, places, way, out + k,
+                       ix ? ix + k : ix, &odd);
+      }
+    }
+    return odd;
+  }
+  // Columns from .. to of row i of y, no ReLU: one row of x after the other, as memory has them,
+  // with the maxima of the rows before kept aside. Windows of 4 x 4 one by one read four streams,
+  // which is slower past the second cache (Zen 5: 1.2x in all, adaptive ones 1.2-1.3x).
+  static __attribute__((noinline)) void max_by_rows(const Geometry& g, Way way, const T* x,
+                                                    int64_t i, T* y, uint8_t* index, int64_t from,
+                                                    int64_t to) {
+    const PoolParams& p = g.p;
+    const int64_t c = p.c, line = p.w * c, most = kSlots / ((c + N - 1) / N);
+    const int a0 = g.y.first[i], a1 = g.y.last[i];
+    V value[kSlots];
+    P places[kSlots];
+    x += g.y.start[i] * line;
+    for (int64_t end; from < to; from = end) {
+      end = from + most < to ? from + most : to;
+      V odd = {};
+      for (int a = a0; a < a1; ++a)
+        odd += max_stretches(g.x, from, end, c, x + a * line, (int)(a * p.kw), a == a0, a == a1 - 1,
+                             value, places, way, y, index);
+      // infinities of both signs look like a NaN
+      if (__builtin_expect(any_nan(odd), 0))
+        for (int64_t j = from; j < end; ++j)
+          max_window(x + g.x.start[j] * c, c, line, c, a0, a1, g.x.first[j], g.x.last[j], p.kw,
+                     -(T)__builtin_inf(), 0, way, y + j * c, index ? index + j * c : index);
     }
   }
   // `windows` whole ones of 2 x 2 taps, `step` elements apart; c >= N, no ReLU. One row of x after
@@ -229,6 +360,10 @@ struct WindowMaxima : Lanes<T> {
     T low = p.relu ? (T)0 : -(T)__builtin_inf();
     int none = p.relu ? (int)(p.kh * p.kw) : 0;
     const bool whole = K && a0 == 0 && a1 == K;
+    if constexpr (K == 0 && sizeof(IX) == 1)
+      if (p.dh == 1 && p.dw == 1 && (p.sw > 1 || begin >= end) && p.c >= N && p.c <= kSlots * N &&
+          !none)
+        return max_by_rows(g, way, x, i, y, index, from, to);
     for (int64_t j = from; j < to; ++j) {
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * p.c;

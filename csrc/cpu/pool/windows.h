@@ -254,6 +254,20 @@ struct Lanes {
   }
   static GS_MEMBER I pick(I a, I b, I at) { return (I)pick((V)a, (V)b, at); }
 
+  // B vectors, after one look at the way.
+  template <int B>
+  static GS_MEMBER void put_all(Way way, T* to, const V* v) {
+    if (way == kPast) {
+#pragma GCC unroll 4
+      for (int i = 0; i < B; ++i) write<true>(to + i * N, v[i]);
+      return;
+    }
+    if (way == kOwn)
+#pragma GCC unroll 4
+      for (int i = 0; i < B; ++i) own(to + i * N, kOwnAhead);
+#pragma GCC unroll 4
+    for (int i = 0; i < B; ++i) store(to + i * N, v[i]);
+  }
   // s / d to the last bit, without the 16 cycles of a division: inv = 1 / d, rounded
   static GS_MEMBER V over(V s, T d, [[maybe_unused]] T inv) {
 #if defined(__AVX512F__)
