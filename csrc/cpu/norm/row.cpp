@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "norm.h"
+#include "norm/row64.h"
 #include "simd/fold.h"
 #include "simd/own.h"
 #include "simd/vmath.h"
@@ -386,6 +387,16 @@ struct Row {
     const int64_t last = tasks * (ctx->tid + 1) / ctx->nt;
     for (int64_t t = tasks * ctx->tid / ctx->nt; t < last; ++t) {
       int64_t a = t * per, b = a + per < p.rows ? a + per : p.rows;
+#if defined(__AVX512F__)
+      if constexpr (sizeof(T) == 4)
+        if (p.cols == 64 && b - a >= 4 * kRows) {
+          const int64_t groups = (b - a) / kRows;
+          Rows64::forward<RMS>(stream, groups, p.eps, x + a * 64, gamma, beta, y + a * 64,
+                               stats + 2 * a);
+          a += groups * kRows;
+          if (a == b) continue;
+        }
+#endif
       if (gamma)
         beta ? forward_rows<RMS, true, true>(p, ctx, stream, a, b, x, gamma, beta, y, stats)
              : forward_rows<RMS, true, false>(p, ctx, stream, a, b, x, gamma, beta, y, stats);
@@ -522,13 +533,25 @@ struct Row {
     const int64_t ahead = asks(ctx, stream) ? next_rows(most * cols) : 0;
     Sums sums;
     sums.clear();
-    const int64_t last = chunks * (ctx->tid + 1) / ctx->nt;
-    for (int64_t t = chunks * ctx->tid / ctx->nt; t < last; ++t) {
+    const int64_t own = chunks * ctx->tid / ctx->nt, last = chunks * (ctx->tid + 1) / ctx->nt;
+    memset(part + own * 2 * cols, 0, (size_t)((last - own) * 2 * cols) * sizeof(T));
+    int64_t done = 0;  // so many rows, if more than those before its own
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      if (cols == 64 && dx && !more && own < last) {
+        const int64_t r = own * per, e = last * per < p.rows ? last * per : p.rows;
+        T* sums = part + own * 2 * cols;
+        done = r + (e - r) / kRows * kRows;
+        Rows64::backward<RMS>(stream, (e - r) / kRows, dy + r * cols, x + r * cols, stats + 2 * r,
+                              gamma, dx + r * cols, dgamma ? sums : nullptr,
+                              dbeta ? sums + cols : nullptr, per / kRows, 2 * cols);
+      }
+#endif
+    for (int64_t t = own; t < last; ++t) {
       int64_t r = t * per, e = r + per < p.rows ? r + per : p.rows;
       T *pg = dgamma ? part + t * 2 * cols : nullptr,
         *pb = dbeta ? part + t * 2 * cols + cols : nullptr;
-      if (pg) memset(pg, 0, (size_t)cols * sizeof(T));
-      if (pb) memset(pb, 0, (size_t)cols * sizeof(T));
+      if (r < done) r = done < e ? done : e;
       Grads s;
       memset(&s, 0, sizeof s);
       for (; r < e; r += most) {
