@@ -165,6 +165,7 @@ struct Rows64 {
           if (!RMS) first[i] = sum4(v);
 #pragma GCC unroll 4
           for (int k = 0; k < 4; ++k) {
+            if (stream) fetch(xm + i * kCols + k * N);
             const vf u = load(xm + i * kCols + k * N);
             v[k] *= RMS ? u : u - c;
           }
