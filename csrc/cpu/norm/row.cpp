@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "norm.h"
+#include "norm/row64.h"
 #include "simd/fold.h"
 #include "simd/own.h"
 #include "simd/vmath.h"
@@ -213,6 +214,11 @@ struct Row {
       add_sums(sums->a, count, &d);
       add_sums(sums->b, count, &q);
     }
+    moments(x, cols, count, c, d, q, mean, var);
+  }
+  // The same from sums of x - c and of their squares
+  static GS_MEMBER void moments(const T* x, int64_t cols, int count, const T* c, const Each& d,
+                                const Each& q, Each* mean, Each* var) {
     const double each = 1.0 / (double)cols;
     vl far{};
     for (int w = 0; w * kWide < count; ++w) {
@@ -287,6 +293,16 @@ struct Row {
     *rstd = __builtin_shufflevector(a, b, GS_ODD);
   }
 
+  // What results need of rows, and their statistics
+  static GS_MEMBER void finish(int count, const Each& mean, const Each& var, double eps, Stats* s,
+                               double* stats) {
+    for (int w = 0; w * kWide < count; ++w) {
+      const vd rs = 1.0 / sqrt(max(vd{}, var.v[w]) + eps);
+      s->set(w * kWide, mean.v[w], rs);
+      put_pairs(stats + 2 * w * kWide, count - w * kWide, mean.v[w], rs);
+    }
+  }
+
   // Whether lines are asked for ahead. A core that follows several arrays by itself is only slowed
   // down, unless its results go past the caches.
   static GS_MEMBER bool asks(const Ctx* ctx, bool stream) { return stream || !ctx->follows; }
@@ -295,11 +311,19 @@ struct Row {
     const int64_t ahead = kAhead / (int64_t)sizeof(T);
     return n > ahead ? n : ahead;
   }
+  // Results that go past the caches take 6 cycles a vector (Zen 5), and a core holds a hundred that
+  // wait. So where rows are whole blocks of 64 columns, the sums of a group of rows and the results
+  // of the one before share a loop; each in the order of the sweeps by themselves.
+  static constexpr bool kShares = GS_VBYTES == 64 && sizeof(T) == 4;
+  static GS_MEMBER bool shares(bool stream, int64_t cols) {
+    return kShares && stream && cols % 64 == 0 && cols <= kBlock;
+  }
   // Rows that take each step together forward: they stay in the first-level cache. Where y goes
   // past the caches one at a time, its stores overlapping with the next row's sums, unless the core
   // does not mind.
   static GS_MEMBER int together(int64_t cols, const Ctx* ctx, bool stream) {
     if (cols <= 64) return kRows;
+    if (shares(stream, cols)) return cols <= 128 ? kRows : cols <= 256 ? 4 : 2;
     if (stream && !ctx->follows) return 1;
     return cols <= 128 ? kRows : cols <= 256 ? 8 : cols <= 512 ? 4 : cols <= 1024 ? 2 : 1;
   }
@@ -331,6 +355,39 @@ struct Row {
     for (; j + N <= cols; j += N) step(j, N);
     if (j < cols) step(j, (int)(cols - j));
   }
+  // Sums of `count` rows at x and y of as many at `last`
+  template <bool RMS, bool G, bool B>
+  static __attribute__((noinline)) void sums_and_results(int64_t cols, int count, const T* x,
+                                                         const T* c, Sums* sums, const T* last,
+                                                         const Stats& s, const T* gamma,
+                                                         const T* beta, T* y) {
+    for (int i = 0; i < count; ++i, x += cols, last += cols, y += cols) {
+      const V from = set1(c[i]), m = set1(s.c[i]), rs = set1(s.rs[i]), off = set1(s.off[i]);
+      V a[L] = {}, q[L] = {};
+      for (int64_t j = 0; j < cols; j += 64)
+#pragma GCC unroll 4
+        for (int k = 0; k < L; ++k) {
+          const int64_t at = j + k * N;
+          fetch(x + at);
+          V v = load(x + at), u = load(last + at);
+          if (RMS) {
+            q[k] += v * v;
+          } else {
+            v -= from;
+            a[k] += v;
+            q[k] = fma(v, v, q[k]);
+          }
+          u = RMS ? u * rs : fma(u - m, rs, off);
+          if (G && B)
+            u = fma(u, load(gamma + at), load(beta + at));
+          else
+            u = G ? u * load(gamma + at) : B ? u + load(beta + at) : u;
+          write<true>(y + at, u);
+        }
+      if (!RMS) sums->b[i] = fold(q);
+      sums->a[i] = fold(RMS ? q : a);
+    }
+  }
   // What is done once a row waits for the row's sums, and the sweeps wait for it, so sweeps of
   // three groups of rows alternate: sums of one, the sample of the next and the results of the one
   // before.
@@ -351,6 +408,21 @@ struct Row {
     for (int64_t r = r0;; r += most) {
       const int count = rows_at(r), next = rows_at(r + most);
       T* to = stream || ctx->follows ? nullptr : y + r * cols;
+      if constexpr (kShares && G && (RMS || B))
+        if (count == most && before == most && shares(stream, cols)) {
+          sums_and_results<RMS, G, B>(cols, most, x + r * cols, c, &sums, x + (r - most) * cols, s,
+                                      gamma, beta, y + (r - most) * cols);
+          Each d{}, q{};
+          add_sums(sums.a, most, &d);
+          if (!RMS) add_sums(sums.b, most, &q);
+          if (RMS)
+            for (int w = 0; w * kWide < most; ++w) var.v[w] = d.v[w] * (1.0 / (double)cols);
+          else
+            moments(x + r * cols, cols, most, c, d, q, &mean, &var);
+          if (!RMS && next) samples(x + (r + most) * cols, cols, next, &sums, c);
+          finish(most, mean, var, p.eps, &s, stats + 2 * r);
+          continue;
+        }
       if (RMS && count) mean_squares(x + r * cols, cols, count, to, &sums, &var);
       if (!RMS && count) variances(x + r * cols, cols, count, c, to, &sums, &mean, &var);
       if (!RMS && next) samples(x + (r + most) * cols, cols, next, &sums, c);
@@ -366,11 +438,7 @@ struct Row {
       }
       if (!count) break;
       before = count;
-      for (int w = 0; w * kWide < count; ++w) {
-        const vd rs = 1.0 / sqrt(max(vd{}, var.v[w]) + p.eps);
-        s.set(w * kWide, mean.v[w], rs);
-        put_pairs(stats + 2 * (r + w * kWide), count - w * kWide, mean.v[w], rs);
-      }
+      finish(count, mean, var, p.eps, &s, stats + 2 * r);
     }
   }
   template <bool RMS>
@@ -386,6 +454,16 @@ struct Row {
     const int64_t last = tasks * (ctx->tid + 1) / ctx->nt;
     for (int64_t t = tasks * ctx->tid / ctx->nt; t < last; ++t) {
       int64_t a = t * per, b = a + per < p.rows ? a + per : p.rows;
+#if defined(__AVX512F__)
+      if constexpr (sizeof(T) == 4)
+        if (p.cols == 64 && b - a >= 4 * kRows) {
+          const int64_t groups = (b - a) / kRows;
+          Rows64::forward<RMS>(stream, groups, p.eps, x + a * 64, gamma, beta, y + a * 64,
+                               stats + 2 * a);
+          a += groups * kRows;
+          if (a == b) continue;
+        }
+#endif
       if (gamma)
         beta ? forward_rows<RMS, true, true>(p, ctx, stream, a, b, x, gamma, beta, y, stats)
              : forward_rows<RMS, true, false>(p, ctx, stream, a, b, x, gamma, beta, y, stats);
@@ -441,12 +519,24 @@ struct Row {
       if (!RMS) add_sums(sums->a, count, &first);
       add_sums(sums->b, count, &second);
     }
+    set_means<RMS>(cols, count, first, second, s);
+  }
+  template <bool RMS>
+  static GS_MEMBER void set_means(int64_t cols, int count, const Each& first, const Each& second,
+                                  Grads* s) {
     for (int w = 0; w * kWide < count; ++w) {
       const vd rs = wide(s->rs + w * kWide), f = rs * (-1.0 / (double)cols);
       vd with = second.v[w] * rs;
       if (!RMS) with += first.v[w] * wide(s->off + w * kWide);
       put_narrow(s->m1 + w * kWide, f * first.v[w]);
       put_narrow(s->m2 + w * kWide, f * with);
+    }
+  }
+  static GS_MEMBER void set_stats(const double* stats, int count, Grads* s) {
+    for (int w = 0; w * kWide < count; ++w) {
+      vd mean, rstd;
+      get_pairs(stats + 2 * w * kWide, count - w * kWide, &mean, &rstd);
+      s->set(w * kWide, mean, rstd);
     }
   }
   // Vectors of a strip of columns, whose dgamma and dbeta stay in registers for some rows.
@@ -491,6 +581,69 @@ struct Row {
       if (pb) put(pb + j + k * N, get(pb + j + k * N, n) + b[k], n);
     }
   }
+  // The same for all columns of rows that go past the caches, and the sums of as many rows at dyn
+  // and xn, those that follow: see shares(). Beside each strip of a row stands a block of these.
+  template <bool RMS>
+  static __attribute__((noinline)) void strips_and_sums(int64_t cols, int count, const T* dy,
+                                                        const T* x, const Grads& s, const T* gamma,
+                                                        T* dx, T* pg, T* pb, const T* dyn,
+                                                        const T* xn, const T* cn, Sums* sums) {
+    V first[L] = {}, second[L] = {}, from = set1(cn[0]);
+    int64_t block = 0;
+    int row = 0;
+    for (int64_t j = 0; j < cols; j += 64) {
+      V g[L], a[L] = {}, b[L] = {};
+#pragma GCC unroll 4
+      for (int k = 0; k < L; ++k) g[k] = load(gamma + j + k * N);
+      for (int i = 0; i < count; ++i) {
+        const V c = set1(s.c[i]), rs = set1(s.rs[i]), off = set1(s.off[i]);
+        const V m1 = set1(s.m1[i]), m2 = set1(s.m2[i]);
+        const int64_t at = i * cols + j;
+        V u[L];
+#pragma GCC unroll 4
+        for (int k = 0; k < L; ++k) {
+          const V d = load(dy + at + k * N), v = load(x + at + k * N);
+          const V h = RMS ? v * rs : fma(v - c, rs, off);
+          a[k] = fma(d, h, a[k]);
+          b[k] += d;
+          u[k] = d * g[k];
+          u[k] = fma(h, m2, RMS ? u[k] * rs : fma(u[k], rs, m1));
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < L; ++k) write<true>(dx + at + k * N, u[k]);
+#pragma GCC unroll 4
+        for (int k = 0; k < L; ++k) {
+          fetch(dyn + block + k * N);
+          fetch(xn + block + k * N);
+          const V d = load(dyn + block + k * N) * load(gamma + block + k * N);
+          const V v = load(xn + block + k * N);
+          if (RMS) {
+            second[k] += d * v;
+          } else {
+            first[k] += d;
+            second[k] = fma(d, v - from, second[k]);
+          }
+        }
+        block += 64;
+        if (block == cols) {
+          if (!RMS) sums->a[row] = fold(first);
+          sums->b[row] = fold(second);
+#pragma GCC unroll 4
+          for (int k = 0; k < L; ++k) first[k] = second[k] = V{};
+          block = 0;
+          ++row;
+          from = set1(cn[row & (kRows - 1)]);
+          dyn += cols;
+          xn += cols;
+        }
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < L; ++k) {
+        if (pg) store(pg + j + k * N, load(pg + j + k * N) + a[k]);
+        if (pb) store(pb + j + k * N, load(pb + j + k * N) + b[k]);
+      }
+    }
+  }
   // The same for all columns
   template <bool RMS, bool G>
   static __attribute__((noinline)) void backward_rows(bool stream, int64_t cols, int64_t ahead,
@@ -522,27 +675,56 @@ struct Row {
     const int64_t ahead = asks(ctx, stream) ? next_rows(most * cols) : 0;
     Sums sums;
     sums.clear();
-    const int64_t last = chunks * (ctx->tid + 1) / ctx->nt;
-    for (int64_t t = chunks * ctx->tid / ctx->nt; t < last; ++t) {
+    Grads both[2];  // of a group of rows, and of the next
+    memset(both, 0, sizeof both);
+    int now = 0;
+    bool ready = false;  // whether the means of the next group are known
+    const int64_t own = chunks * ctx->tid / ctx->nt, last = chunks * (ctx->tid + 1) / ctx->nt;
+    memset(part + own * 2 * cols, 0, (size_t)((last - own) * 2 * cols) * sizeof(T));
+    const int64_t end = last * per < p.rows ? last * per : p.rows;
+    const bool share = shares(stream, cols) && G && !more;
+    int64_t done = 0;  // so many rows, if more than those before its own
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      if (cols == 64 && dx && !more && own < last) {
+        const int64_t r = own * per;
+        T* sums = part + own * 2 * cols;
+        done = r + (end - r) / kRows * kRows;
+        Rows64::backward<RMS>(stream, (end - r) / kRows, dy + r * cols, x + r * cols, stats + 2 * r,
+                              gamma, dx + r * cols, dgamma ? sums : nullptr,
+                              dbeta ? sums + cols : nullptr, per / kRows, 2 * cols);
+      }
+#endif
+    for (int64_t t = own; t < last; ++t) {
       int64_t r = t * per, e = r + per < p.rows ? r + per : p.rows;
       T *pg = dgamma ? part + t * 2 * cols : nullptr,
         *pb = dbeta ? part + t * 2 * cols + cols : nullptr;
-      if (pg) memset(pg, 0, (size_t)cols * sizeof(T));
-      if (pb) memset(pb, 0, (size_t)cols * sizeof(T));
-      Grads s;
-      memset(&s, 0, sizeof s);
+      if (r < done) r = done < e ? done : e;
       for (; r < e; r += most) {
         const int count = e - r < most ? (int)(e - r) : most;
         const T *g = dy + r * cols, *in = x + r * cols, *sum = more ? more + r * cols : more;
         T* out = dx ? dx + r * cols : dx;
-        for (int w = 0; w * kWide < count; ++w) {
-          vd mean, rstd;
-          get_pairs(stats + 2 * (r + w * kWide), count - w * kWide, &mean, &rstd);
-          s.set(w * kWide, mean, rstd);
+        Grads &s = both[now], &after = both[1 - now];
+        if (!ready) {
+          set_stats(stats + 2 * r, count, &s);
+          if (dx)
+            grad_means<RMS, G>(cols, count, g, in, gamma, ahead,
+                               stream || (ctx->follows && !more) ? nullptr : out, sum, &sums, &s);
         }
-        if (dx)
-          grad_means<RMS, G>(cols, count, g, in, gamma, ahead,
-                             stream || (ctx->follows && !more) ? nullptr : out, sum, &sums, &s);
+        ready = share && r + 2 * most <= end;
+        if constexpr (kShares && G)
+          if (ready) {
+            const int64_t next = r + most;
+            set_stats(stats + 2 * next, most, &after);
+            strips_and_sums<RMS>(cols, most, g, in, s, gamma, out, pg, pb, dy + next * cols,
+                                 x + next * cols, after.c, &sums);
+            Each first{}, second{};
+            if (!RMS) add_sums(sums.a, most, &first);
+            add_sums(sums.b, most, &second);
+            set_means<RMS>(cols, most, first, second, &after);
+            now = 1 - now;
+            continue;
+          }
         backward_rows<RMS, G>(stream, cols, ahead, count, g, in, s, gamma, sum, out, pg, pb);
       }
     }
