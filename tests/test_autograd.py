@@ -622,3 +622,70 @@ def test_an_op_of_many_inputs(n):
         x.grad = None
     Sum.apply(*xs).sum().backward()
     assert all((x.grad is None) == (i % 3 == 1) for i, x in enumerate(xs))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_mode_decorates_a_generator_function_and_needs_no_parentheses(inside):
+    """The body of a generator runs after the call: each piece of it has the mode, the caller never."""
+    switch = gs.enable_grad if inside else gs.no_grad
+
+    def pieces(n):
+        """doc"""
+        got = []
+        for i in range(n):
+            try:
+                got.append((yield gs.is_grad_enabled()))
+            except KeyError:
+                got.append(gs.is_grad_enabled())
+        return got
+
+    with gs.set_grad_enabled(not inside):
+        for decorated in (switch()(pieces), switch(pieces)):
+            assert decorated.__name__ == "pieces"
+            g = decorated(3)
+            assert next(g) is inside and gs.is_grad_enabled() is not inside
+            assert g.send("a") is inside and gs.is_grad_enabled() is not inside
+            assert g.throw(KeyError()) is inside and gs.is_grad_enabled() is not inside
+            with pytest.raises(StopIteration) as end:
+                next(g)
+            assert end.value.value == ["a", inside, None]
+            assert list(decorated(2)) == [inside, inside]
+            g = decorated(2)
+            next(g)
+            g.close()  # ends while it waits
+            with pytest.raises(StopIteration):
+                next(g)
+            assert gs.is_grad_enabled() is not inside
+
+        @switch
+        def mode(x, *, y=0):
+            return x + y, gs.is_grad_enabled()
+
+        assert mode(1, y=2) == (3, inside)
+
+
+def test_a_generator_under_no_grad_closes_its_own_with_blocks():
+    ended = []
+
+    @gs.no_grad()
+    def pieces():
+        try:
+            yield 1
+        finally:
+            ended.append(gs.is_grad_enabled())
+
+    g = pieces()
+    next(g)
+    g.close()
+    assert ended == [False] and gs.is_grad_enabled()
+
+
+def test_a_hook_handle_is_a_context():
+    x = gs.ones(2, requires_grad=True)
+    with x.register_hook(lambda g: g * 2) as handle:
+        (x * 3).sum().backward()
+    assert x.grad.tolist() == [6.0, 6.0]
+    x.grad = None
+    (x * 3).sum().backward()
+    handle.remove()
+    assert x.grad.tolist() == [3.0, 3.0]

@@ -72,8 +72,12 @@ class _Switch:
 
     def __call__(self, fn: Callable) -> Callable:
         import functools
+        import inspect
 
         mode = self.mode
+        if inspect.isgeneratorfunction(fn):
+            # its body runs piece by piece, long after the call: the mode is set for each piece
+            return functools.wraps(fn)(functools.partial(_generate, mode, fn))
 
         @functools.wraps(fn)
         def inner(*args: Any, **kwargs: Any) -> Any:
@@ -81,6 +85,26 @@ class _Switch:
                 return fn(*args, **kwargs)
 
         return inner
+
+
+def _generate(mode: bool, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+    """What a decorated generator function returns: fn's generator, each piece of which runs in `mode`."""
+    generator = fn(*args, **kwargs)
+    resume, given = generator.send, None
+    while True:
+        try:
+            with _Switch(mode):
+                value = resume(given)
+        except StopIteration as end:
+            return end.value
+        try:
+            resume, given = generator.send, (yield value)
+        except GeneratorExit:
+            with _Switch(mode):
+                generator.close()
+            raise
+        except BaseException as error:
+            resume, given = generator.throw, error
 
 
 class set_grad_enabled(_Switch):
@@ -122,6 +146,13 @@ class no_grad(_Switch):
     False
     """
 
+    def __new__(cls, fn: Callable | None = None) -> Any:
+        new = super().__new__(cls)
+        if fn is None:
+            return new
+        new.__init__()  # type: ignore[misc]
+        return new(fn)  # a decorator without parentheses
+
     def __init__(self) -> None:
         super().__init__(False)
 
@@ -136,6 +167,13 @@ class enable_grad(_Switch):
     >>> y.requires_grad
     True
     """
+
+    def __new__(cls, fn: Callable | None = None) -> Any:
+        new = super().__new__(cls)
+        if fn is None:
+            return new
+        new.__init__()  # type: ignore[misc]
+        return new(fn)  # a decorator without parentheses
 
     def __init__(self) -> None:
         super().__init__(True)

@@ -456,6 +456,12 @@ class HookHandle:
     def remove(self) -> None:
         self.table.pop(self.id, None)
 
+    def __enter__(self) -> HookHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
 
 def _rebuild(cls: Any, data: np.ndarray, requires_grad: bool) -> Tensor:
     t = wrap(data, _cpu)
