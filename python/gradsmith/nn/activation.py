@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.autograd import no_grad
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops import activation as ops
@@ -262,7 +263,8 @@ class PReLU(Module):
 
     def reset_parameters(self) -> None:
         """All slopes to `init`."""
-        self.weight.copy_(np.full(self.num_parameters, self.init, self.weight.dtype))
+        with no_grad():
+            self.weight.copy_(np.full(self.num_parameters, self.init, self.weight.dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.prelu(input, self.weight)

@@ -121,7 +121,7 @@ class Module(_cpu.ModuleBase):
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """Adds a parameter (None keeps the name without one)."""
-        self._check_name(name)
+        self._check_name(name, "_parameters")
         if param is not None and not isinstance(param, Parameter):
             raise TypeError(
                 f"register_parameter: {name!r} must be a Parameter or None, got {type(param).__name__}"
@@ -130,7 +130,7 @@ class Module(_cpu.ModuleBase):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Adds a tensor that is state but not trained, such as running statistics."""
-        self._check_name(name)
+        self._check_name(name, "_buffers")
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(
                 f"register_buffer: {name!r} must be a Tensor or None, got {type(tensor).__name__}"
@@ -140,7 +140,7 @@ class Module(_cpu.ModuleBase):
 
     def register_module(self, name: str, module: Module | None) -> None:
         """Adds a submodule under a name."""
-        self._check_name(name)
+        self._check_name(name, "_modules")
         if module is not None and not isinstance(module, Module):
             raise TypeError(
                 f"register_module: {name!r} must be a Module or None, got {type(module).__name__}"
@@ -149,7 +149,7 @@ class Module(_cpu.ModuleBase):
 
     add_module = register_module
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, name: str, table: str) -> None:
         if not isinstance(name, str) or not name or "." in name:
             raise ValueError(
                 f"{type(self).__name__}: {name!r} cannot be a name: it must be a string without dots"
@@ -158,6 +158,11 @@ class Module(_cpu.ModuleBase):
             raise ValueError(
                 f"{type(self).__name__}: {name!r} cannot be a name: it is an attribute of the module itself. Take "
                 "another one"
+            )
+        if name in self.__dict__ and name not in self.__dict__[table]:
+            raise KeyError(
+                f"{type(self).__name__}: {name!r} is there already, as something else. Take another name, "
+                "or delete the attribute first"
             )
 
     # ---- running
@@ -408,6 +413,10 @@ class Module(_cpu.ModuleBase):
     # ---- modes
     def train(self: M, mode: bool = True) -> M:
         """Sets training mode (dropout active, batch statistics) in the whole tree."""
+        if not isinstance(mode, (bool, np.bool_)):
+            raise TypeError(
+                f"{type(self).__name__}.train: mode must be True or False, got {type(mode).__name__}"
+            )
         flag = bool(mode)
         for m in self._tree():
             m.__dict__["training"] = flag
@@ -459,6 +468,7 @@ class Module(_cpu.ModuleBase):
                 p._grad = None
             else:
                 p._k.fill_(p._grad.data, 0.0)
+                p._grad._ver[0] += 1
 
     def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
         """Converts float parameters and buffers to a dtype in place; device must be 'cpu'."""
@@ -584,6 +594,9 @@ class _Ordered(Module):
         self.register_module(name, module)
         return self
 
+    def __iadd__(self: O, modules: Iterable[Module]) -> O:
+        return self.extend(modules)
+
     def extend(self: O, modules: Iterable[Module]) -> O:
         """Adds modules at the end."""
         new = list(modules)
@@ -696,6 +709,11 @@ class ModuleDict(Module):
             raise KeyError(name)
         delattr(self, name)
 
+    def clear(self) -> None:
+        """Takes all modules out."""
+        for name in list(self._modules):
+            delattr(self, name)
+
     def pop(self, name: str) -> Module:
         """Takes a module out and returns it."""
         m = self._modules[name]
@@ -739,14 +757,27 @@ class ParameterList(Module):
         self.register_parameter(str(len(self)), p if isinstance(p, Parameter) else Parameter(p))
         return self
 
+    def extend(self, parameters: Iterable[Any]) -> ParameterList:
+        """Adds parameters at the end."""
+        for p in list(parameters):
+            self.append(p)
+        return self
+
+    __iadd__ = extend
+
     def __len__(self) -> int:
         return len(self._parameters)
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(list(self._parameters.values()))
 
-    def __getitem__(self, index: int) -> Parameter:
-        return list(self._parameters.values())[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        found = list(self._parameters.values())[index]
+        return ParameterList(found) if isinstance(index, slice) else found
+
+    def __setitem__(self, index: int, p: Any) -> None:
+        name = list(self._parameters)[index]
+        self.register_parameter(name, p if isinstance(p, Parameter) else Parameter(p))
 
 
 class Identity(Module):

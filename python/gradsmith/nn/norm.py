@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.autograd import no_grad
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops.norm import (  # `ops.norm` is also a function
@@ -58,9 +59,10 @@ class _Affine(Module):
 
     def reset_parameters(self) -> None:
         """weight to one, bias to zero."""
-        for p, value in ((self.weight, 1.0), (self.bias, 0.0)):
-            if p is not None:
-                p.copy_(np.full(p.shape, value, p.dtype))
+        with no_grad():
+            for p, value in ((self.weight, 1.0), (self.bias, 0.0)):
+                if p is not None:
+                    p.copy_(np.full(p.shape, value, p.dtype))
 
 
 class _BatchNorm(_Affine):
@@ -93,6 +95,11 @@ class _BatchNorm(_Affine):
         self.register_buffer(
             "num_batches_tracked", Tensor(np.zeros((), np.int64)) if track else None
         )
+
+    def reset_parameters(self) -> None:
+        """weight to one, bias to zero, and the running statistics to their start."""
+        self.reset_running_stats()
+        super().reset_parameters()
 
     def reset_running_stats(self) -> None:
         """Running mean to zero, variance to one, the count of batches to zero."""
@@ -325,7 +332,8 @@ class RMSNorm(_Affine):
     def reset_parameters(self) -> None:
         """weight to one."""
         if self.weight is not None:
-            self.weight.copy_(np.ones(self.weight.shape, self.weight.dtype))
+            with no_grad():
+                self.weight.copy_(np.ones(self.weight.shape, self.weight.dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         return rms_norm(input, self.normalized_shape, self.weight, self.eps)
