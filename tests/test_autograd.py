@@ -632,7 +632,7 @@ def test_a_mode_decorates_a_generator_function_and_needs_no_parentheses(inside):
     def pieces(n):
         """doc"""
         got = []
-        for i in range(n):
+        for _ in range(n):
             try:
                 got.append((yield gs.is_grad_enabled()))
             except KeyError:
