@@ -689,3 +689,36 @@ def test_a_hook_handle_is_a_context():
     (x * 3).sum().backward()
     handle.remove()
     assert x.grad.tolist() == [3.0, 3.0]
+
+
+def test_gradients_of_gradients_are_refused_by_name():
+    x = gs.tensor([2.0], requires_grad=True)
+    with pytest.raises(ValueError, match="backward: create_graph=True is not supported"):
+        (x * x).backward(create_graph=True)
+    with pytest.raises(ValueError, match="grad: create_graph=True is not supported"):
+        gs.grad(x * x, x, create_graph=True)
+    (x * x).backward(None, None, False)  # PyTorch's defaults
+    assert x.grad.tolist() == [4.0] and gs.grad(x * x, x, retain_graph=None)[0].tolist() == [4.0]
+
+
+def test_errors_in_a_custom_function_name_it():
+    class Square(gs.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2 * ctx.saved_tensors[0]
+
+    class Other(Square):
+        pass
+
+    for kind, name in ((Square, "SquareBackward"), (Other, "OtherBackward")):
+        y = gs.ones(2, requires_grad=True) * 1
+        z = kind.apply(y)
+        assert name in repr(z) and z.grad_fn.name == name
+        y.add_(1)
+        with pytest.raises(RuntimeError, match=f"{name}: a tensor needed for the gradient"):
+            z.sum().backward()

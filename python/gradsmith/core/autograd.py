@@ -301,8 +301,10 @@ def grad(
     outputs: Tensor | Sequence[Tensor],
     inputs: Tensor | Sequence[Tensor],
     grad_outputs: Any = None,
-    retain_graph: bool = False,
+    retain_graph: bool | None = False,
     allow_unused: bool = False,
+    *,
+    create_graph: bool = False,
 ) -> tuple:
     """Gradients of the sum of `outputs` with respect to `inputs`, without touching any `.grad`.
 
@@ -311,13 +313,15 @@ def grad(
     pass. Returns a tuple of one Tensor for each input.
 
     Raises ValueError when an input does not require a gradient or is not part of the graph
-    (unless allow_unused: then None), TypeError for what is no Tensor, RuntimeError without a graph.
+    (unless allow_unused: then None) and for create_graph=True (there are no gradients of gradients), TypeError
+    for what is no Tensor, RuntimeError without a graph.
 
     >>> import gradsmith as gs
     >>> x = gs.tensor([3.0], requires_grad=True)
     >>> gs.grad(x * x, x)[0].tolist()
     [6.0]
     """
+    _no_second("grad", create_graph)
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     gs = (
@@ -341,7 +345,7 @@ def grad(
         key = _edge(t)
         keys.append(key)
         only.setdefault(key[0], {})
-    _run(outs, [_seed(o, g) for o, g in zip(outs, gs)], retain_graph, only)
+    _run(outs, [_seed(o, g) for o, g in zip(outs, gs)], bool(retain_graph), only)
     results = []
     for (node, i), t in zip(keys, ins):
         g = only[node].get(i)
@@ -383,13 +387,27 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
 _ONES = {np.dtype(t): np.ones((), t) for t in (np.float32, np.float64)}
 
 
-def _backward(self: Tensor, gradient: Any = None, retain_graph: bool = False) -> None:
+def _no_second(op: str, create_graph: Any) -> None:
+    if create_graph:
+        raise ValueError(
+            f"{op}: create_graph=True is not supported: gradients of gradients are not computed. Leave it out"
+        )
+
+
+def _backward(
+    self: Tensor,
+    gradient: Any = None,
+    retain_graph: bool | None = False,
+    create_graph: bool = False,
+) -> None:
     """Adds to the `.grad` of every leaf the gradient of this tensor (of sum(self * gradient)).
 
     gradient: shape of self; may be left out for one element. retain_graph: keep what the graph
-    saved, so that backward can run again. Raises RuntimeError without a graph.
+    saved, so that backward can run again. Raises RuntimeError without a graph, ValueError for create_graph=True
+    (there are no gradients of gradients).
     """
-    _run([self], [_seed(self, gradient)], retain_graph, None)
+    _no_second("backward", create_graph)
+    _run([self], [_seed(self, gradient)], bool(retain_graph), None)
 
 
 _backward.__name__ = "backward"
