@@ -625,3 +625,77 @@ def test_containers_change_as_in_pytorch():
 def test_a_cell_tells_its_nonlinearity():
     assert repr(nn.RNNCell(2, 3, nonlinearity="relu")) == "RNNCell(2, 3, nonlinearity=relu)"
     assert repr(nn.RNNCell(2, 3, bias=False)) == "RNNCell(2, 3, bias=False)"
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (lambda: nn.Flatten(), "Flatten"),
+        (lambda: nn.Unflatten(1, (1, 3)), "Unflatten"),
+        (lambda: nn.BatchNorm1d(3), "BatchNorm1d|batch_norm"),
+        (lambda: nn.InstanceNorm1d(3), "InstanceNorm1d"),
+        (lambda: nn.GroupNorm(1, 3), "GroupNorm"),
+        (lambda: nn.LayerNorm(3), "layer_norm"),
+        (lambda: nn.RMSNorm(3), "rms_norm"),
+        (lambda: nn.Linear(3, 2), "linear"),
+        (lambda: nn.Conv1d(3, 2, 1), "conv1d"),
+        (lambda: nn.ConvTranspose2d(3, 2, 1), "conv_transpose2d"),
+        (lambda: nn.MaxPool1d(1), "max_pool1d"),
+        (lambda: nn.AdaptiveAvgPool2d(1), "adaptive_avg_pool2d"),
+        (lambda: nn.PReLU(), "prelu"),
+        (lambda: nn.LSTM(3, 2), "LSTM"),
+        (lambda: nn.GRUCell(3, 2), "GRUCell"),
+        (lambda: nn.SinusoidalPositionalEncoding(4), "SinusoidalPositionalEncoding"),
+        (lambda: nn.LearnedPositionalEncoding(5, 4), "LearnedPositionalEncoding"),
+        (lambda: nn.TransformerEncoderLayer(4, 2), "MultiheadAttention|layer_norm"),
+    ],
+)
+def test_a_layer_says_that_it_wants_a_tensor(layer, name):
+    for wrong in (np.ones((2, 3), np.float32), [[1.0, 2.0, 3.0]], None, 3, "a"):
+        with pytest.raises(
+            TypeError, match=rf"({name}).*must be a Tensor.*, got (None$|{type(wrong).__name__})"
+        ):
+            layer()(wrong)
+
+
+def test_attention_says_which_argument_is_no_tensor():
+    x = gs.ones(2, 1, 4)
+    for at, name in enumerate(("query", "key", "value")):
+        given = [x, x, x]
+        given[at] = np.ones((2, 1, 4), np.float32)
+        with pytest.raises(TypeError, match=rf"MultiheadAttention: {name} must be a Tensor"):
+            nn.MultiheadAttention(4, 2)(*given)
+    net = nn.Transformer(4, 2, 1, 1, 8)
+    with pytest.raises(TypeError, match="Transformer: tgt must be a Tensor, got None"):
+        net(x, None)
+    with pytest.raises(ValueError, match="SinusoidalPositionalEncoding: input has shape"):
+        nn.SinusoidalPositionalEncoding(4)(gs.ones(4))
+    with pytest.raises(ValueError, match="conv_transpose2d: "):
+        nn.ConvTranspose2d(3, 2, 1)(gs.ones(3), output_size=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: nn.Dropout("0.1"), "Dropout: p must be a number, got str"),
+        (lambda: nn.Dropout(None), "Dropout: p must be a number, got NoneType"),
+        (lambda: nn.CrossEntropyLoss(label_smoothing="0"), "CrossEntropyLoss: label_smoothing"),
+        (lambda: nn.BatchNorm1d(3, momentum="0"), "BatchNorm1d: momentum must be a number"),
+        (lambda: nn.Embedding(3, 2, padding_idx="0"), "Embedding: padding_idx must be an int"),
+        (lambda: nn.MultiheadAttention(4, None), "MultiheadAttention: num_heads must be an int"),
+        (lambda: nn.MultiheadAttention(4.0, 2), "MultiheadAttention: embed_dim must be an int"),
+        (lambda: nn.TransformerEncoderLayer(4, 2, dropout=None), "dropout must be a number"),
+        (lambda: nn.TransformerEncoder(nn.Identity(), "2"), "TransformerEncoder: num_layers must"),
+        (lambda: nn.TransformerEncoder(4, 2), "TransformerEncoder: the layer must be a Module"),
+        (lambda: nn.PReLU("a"), "PReLU: num_parameters must be an integer"),
+        (lambda: nn.RReLU(None), "RReLU: lower must be a number"),
+        (lambda: nn.Hardtanh(0, "1"), "Hardtanh: max_val must be a number"),
+        (lambda: nn.Unflatten(1, 3), "Unflatten: unflattened_size must be integers"),
+        (lambda: nn.ModuleList(3), "ModuleList: expected a list, got int"),
+        (lambda: nn.ParameterList(3), "ParameterList: expected a list, got int"),
+    ],
+)
+def test_a_layer_names_the_argument_that_is_of_another_type(make, says):
+    with pytest.raises(TypeError, match=says):
+        make()
+    assert len(nn.ModuleList(None)) == len(nn.ParameterList(None)) == 0

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .. import _cpu
+from ..core.arguments import integers
 from ..core.tensor import Parameter, Tensor, check_device, resolve_dtype
+from ..ops._arguments import not_tensors
 
 __all__ = [
     "Flatten",
@@ -534,6 +536,12 @@ class LoadResult(tuple):
         return self[1]
 
 
+def _listed(owner: Module, items: Any) -> list[Any]:
+    if not isinstance(items, Iterable):
+        raise TypeError(f"{type(owner).__name__}: expected a list, got {type(items).__name__}")
+    return list(items)
+
+
 class _Ordered(Module):
     """What Sequential and ModuleList share: modules in an order, named "0", "1", ... unless given names."""
 
@@ -599,7 +607,7 @@ class _Ordered(Module):
 
     def extend(self: O, modules: Iterable[Module]) -> O:
         """Adds modules at the end."""
-        new = list(modules)
+        new = _listed(self, modules)
         for i, m in enumerate(new, len(self)):
             self._check_item(m, i)
         for m in new:
@@ -668,9 +676,9 @@ class ModuleList(_Ordered):
     (3, ['0.weight', '0.bias', '1.weight', '1.bias'])
     """
 
-    def __init__(self, modules: Iterable[Module] = ()):
+    def __init__(self, modules: Iterable[Module] | None = None):
         super().__init__()
-        self.extend(modules)
+        self.extend(() if modules is None else modules)
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
@@ -748,10 +756,9 @@ class ParameterList(Module):
     [('0', (2,)), ('1', (3,))]
     """
 
-    def __init__(self, parameters: Iterable[Any] = ()):
+    def __init__(self, parameters: Iterable[Any] | None = None):
         super().__init__()
-        for p in parameters:
-            self.append(p)
+        self.extend(() if parameters is None else parameters)
 
     def append(self, p: Any) -> ParameterList:
         self.register_parameter(str(len(self)), p if isinstance(p, Parameter) else Parameter(p))
@@ -759,7 +766,7 @@ class ParameterList(Module):
 
     def extend(self, parameters: Iterable[Any]) -> ParameterList:
         """Adds parameters at the end."""
-        for p in list(parameters):
+        for p in _listed(self, parameters):
             self.append(p)
         return self
 
@@ -812,6 +819,8 @@ class Flatten(Module):
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise not_tensors("Flatten", None, input=x)
         return x.flatten(self.start_dim, self.end_dim)
 
     def extra_repr(self) -> str:
@@ -830,9 +839,12 @@ class Unflatten(Module):
 
     def __init__(self, dim: int, unflattened_size: tuple[int, ...]):
         super().__init__()
-        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+        self.dim = dim
+        self.unflattened_size = integers("Unflatten", "unflattened_size", unflattened_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise not_tensors("Unflatten", None, input=x)
         return x.unflatten(self.dim, self.unflattened_size)
 
     def extra_repr(self) -> str:
