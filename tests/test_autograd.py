@@ -622,3 +622,103 @@ def test_an_op_of_many_inputs(n):
         x.grad = None
     Sum.apply(*xs).sum().backward()
     assert all((x.grad is None) == (i % 3 == 1) for i, x in enumerate(xs))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_mode_decorates_a_generator_function_and_needs_no_parentheses(inside):
+    """The body of a generator runs after the call: each piece of it has the mode, the caller never."""
+    switch = gs.enable_grad if inside else gs.no_grad
+
+    def pieces(n):
+        """doc"""
+        got = []
+        for _ in range(n):
+            try:
+                got.append((yield gs.is_grad_enabled()))
+            except KeyError:
+                got.append(gs.is_grad_enabled())
+        return got
+
+    with gs.set_grad_enabled(not inside):
+        for decorated in (switch()(pieces), switch(pieces)):
+            assert decorated.__name__ == "pieces"
+            g = decorated(3)
+            assert next(g) is inside and gs.is_grad_enabled() is not inside
+            assert g.send("a") is inside and gs.is_grad_enabled() is not inside
+            assert g.throw(KeyError()) is inside and gs.is_grad_enabled() is not inside
+            with pytest.raises(StopIteration) as end:
+                next(g)
+            assert end.value.value == ["a", inside, None]
+            assert list(decorated(2)) == [inside, inside]
+            g = decorated(2)
+            next(g)
+            g.close()  # ends while it waits
+            with pytest.raises(StopIteration):
+                next(g)
+            assert gs.is_grad_enabled() is not inside
+
+        @switch
+        def mode(x, *, y=0):
+            return x + y, gs.is_grad_enabled()
+
+        assert mode(1, y=2) == (3, inside)
+
+
+def test_a_generator_under_no_grad_closes_its_own_with_blocks():
+    ended = []
+
+    @gs.no_grad()
+    def pieces():
+        try:
+            yield 1
+        finally:
+            ended.append(gs.is_grad_enabled())
+
+    g = pieces()
+    next(g)
+    g.close()
+    assert ended == [False] and gs.is_grad_enabled()
+
+
+def test_a_hook_handle_is_a_context():
+    x = gs.ones(2, requires_grad=True)
+    with x.register_hook(lambda g: g * 2) as handle:
+        (x * 3).sum().backward()
+    assert x.grad.tolist() == [6.0, 6.0]
+    x.grad = None
+    (x * 3).sum().backward()
+    handle.remove()
+    assert x.grad.tolist() == [3.0, 3.0]
+
+
+def test_gradients_of_gradients_are_refused_by_name():
+    x = gs.tensor([2.0], requires_grad=True)
+    with pytest.raises(ValueError, match="backward: create_graph=True is not supported"):
+        (x * x).backward(create_graph=True)
+    with pytest.raises(ValueError, match="grad: create_graph=True is not supported"):
+        gs.grad(x * x, x, create_graph=True)
+    (x * x).backward(None, None, False)  # PyTorch's defaults
+    assert x.grad.tolist() == [4.0] and gs.grad(x * x, x, retain_graph=None)[0].tolist() == [4.0]
+
+
+def test_errors_in_a_custom_function_name_it():
+    class Square(gs.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2 * ctx.saved_tensors[0]
+
+    class Other(Square):
+        pass
+
+    for kind, name in ((Square, "SquareBackward"), (Other, "OtherBackward")):
+        y = gs.ones(2, requires_grad=True) * 1
+        z = kind.apply(y)
+        assert name in repr(z) and z.grad_fn.name == name
+        y.add_(1)
+        with pytest.raises(RuntimeError, match=f"{name}: a tensor needed for the gradient"):
+            z.sum().backward()

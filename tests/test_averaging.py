@@ -169,3 +169,14 @@ def test_an_average_that_is_updated_twice_stays_eager():
 def test_a_copy_of_an_average_has_slots_of_its_own():
     ema = optim.EMA(nn.Linear(2, 2))
     assert not set(copy.deepcopy(ema)._slots.ids) & set(ema._slots.ids)
+
+
+def test_what_is_no_model_or_no_decay_is_named():
+    net = gs.nn.Linear(1, 1)
+    for call, says in (
+        (lambda: gs.optim.EMA(None), "the model must be a Module, got NoneType"),
+        (lambda: gs.optim.EMA(net, "0.9"), "AveragedModel: decay must be a number, got str"),
+        (lambda: gs.optim.EMA(net).update_parameters(3), "the model must be a Module, got int"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            call()

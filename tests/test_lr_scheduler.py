@@ -477,3 +477,34 @@ def test_a_step_of_size_lr_at():
         schedule.step()
         moved += schedule.lr_at(t)
         assert p.item() == pytest.approx(-moved, rel=1e-12)
+
+
+def test_what_is_no_state_of_a_schedule_changes_nothing():
+    opt = SimpleNamespace(param_groups=[{"lr": 0.5}])
+    plateau = S.ReduceLROnPlateau(opt)
+    plateau.step(3.0)
+    good, before = plateau.state_dict(), repr(plateau.state_dict())
+    for key, value in (
+        ("num_bad_epochs", "a"),
+        ("num_bad_epochs", math.inf),
+        ("cooldown_counter", None),
+        ("best", "low"),
+        ("lr", ["a"]),
+        ("lr", 3),
+    ):
+        with pytest.raises(ValueError, match="^ReduceLROnPlateau: the state"):
+            plateau.load_state_dict({**good, key: value})
+        assert repr(plateau.state_dict()) == before and opt.param_groups[0]["lr"] == 0.5
+    step = S.StepLR(opt, 3)
+    for schedule in (step, plateau):
+        for wrong in (None, 3, "state", [1]):
+            with pytest.raises(TypeError, match="LR.*: the state is a .*, not a dict"):
+                schedule.load_state_dict(wrong)
+    for rates in (3, "a", ["a"]):
+        with pytest.raises(ValueError, match="StepLR: the state's base_lrs"):
+            step.load_state_dict({"last_epoch": 1, "base_lrs": rates})
+    with pytest.raises(TypeError, match="MultiStepLR: milestones must be a list, not 30"):
+        S.MultiStepLR(opt, 30)
+    for n in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="StepLR: step_size must be a whole number"):
+            S.StepLR(opt, n)

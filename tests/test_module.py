@@ -509,3 +509,193 @@ def test_zero_grad_asks_parameters_where_a_class_has_its_own():
         p.grad = gs.ones(*p.shape)
     layer.zero_grad()
     assert layer.bias.grad is None and layer.weight.grad is not None
+
+
+def test_zeroed_gradients_count_as_changed():
+    """A graph that saved a gradient must not go on with the zeros written over it."""
+    net = nn.Linear(2, 2)
+    for model in (net, nn.Sequential(net)):
+        net.zero_grad()
+        net(gs.ones(1, 2)).sum().backward()
+        y = (net.weight.grad * net.weight).sum()
+        model.zero_grad(set_to_none=False)
+        assert net.weight.grad.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+        with pytest.raises(RuntimeError, match="modified in place"):
+            y.backward()
+
+
+def every_layer():
+    return [
+        nn.Linear(3, 4),
+        nn.Bilinear(2, 3, 4),
+        nn.Conv1d(2, 4, 3),
+        nn.Conv2d(2, 4, 3),
+        nn.ConvTranspose1d(2, 4, 3),
+        nn.ConvTranspose2d(2, 4, 3),
+        nn.BatchNorm1d(3),
+        nn.BatchNorm2d(3),
+        nn.BatchNorm1d(3, affine=False),
+        nn.BatchNorm1d(3, track_running_stats=False),
+        nn.InstanceNorm1d(3, affine=True),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.LayerNorm((2, 3)),
+        nn.LayerNorm(3, bias=False),
+        nn.GroupNorm(2, 4),
+        nn.RMSNorm(3),
+        nn.RMSNorm(3, elementwise_affine=False),
+        nn.PReLU(3, init=0.5),
+        nn.Embedding(3, 2, padding_idx=1),
+        nn.RNN(2, 3),
+        nn.LSTM(2, 3, bidirectional=True),
+        nn.GRU(2, 3, bias=False),
+        nn.LSTMCell(2, 3),
+        nn.MultiheadAttention(4, 2),
+    ]
+
+
+@pytest.mark.parametrize("index", range(len(every_layer())))
+def test_parameters_are_drawn_again_outside_of_no_grad(index):
+    """`model.apply(lambda m: m.reset_parameters())`, as PyTorch users write it."""
+    gs.manual_seed(3)
+    layer = every_layer()[index]
+    first = {n: t.numpy().copy() for n, t in layer.state_dict().items()}
+    for t in layer.state_dict().values():
+        t.data[...] = 7
+    gs.manual_seed(3)
+    layer.reset_parameters()
+    assert all(p.requires_grad and p.is_leaf for p in layer.parameters())
+    for name, t in layer.state_dict().items():
+        if np.ptp(first[name]) == 0:  # constants come back
+            assert np.array_equal(t.numpy(), first[name]), name
+        else:  # drawn: all of them anew
+            assert (t.numpy() != 7).all() and np.abs(t.numpy()).max() < 6, name
+
+
+@pytest.mark.parametrize("register", ["register_buffer", "register_parameter", "register_module"])
+def test_a_registered_name_takes_nothing_elses_place(register):
+    values = {
+        "register_buffer": gs.ones(2),
+        "register_parameter": nn.Parameter([1.0]),
+        "register_module": nn.ReLU(),
+    }
+    net = nn.Module()
+    net.plain = 3
+    for other, value in values.items():
+        getattr(net, other)(f"of_{other}", value)
+    for name in ["plain", "training", *(f"of_{o}" for o in values if o != register)]:
+        with pytest.raises((KeyError, ValueError), match=name):
+            getattr(net, register)(name, values[register])
+    getattr(net, register)(f"of_{register}", None)  # its own may be replaced
+    assert getattr(net, f"of_{register}") is None
+    del net.plain
+    getattr(net, register)("plain", values[register])
+    net.of_register_parameter = nn.ReLU()  # an assignment does take the place
+    assert "of_register_parameter" in dict(net.named_children())
+
+
+def test_train_takes_a_flag_only():
+    net = nn.Linear(2, 2)
+    assert net.train(np.bool_(False)) is net and net.training is False
+    for wrong in ("eval", 0, None, gs.ones(1)):
+        with pytest.raises(TypeError, match="Linear.train: mode must be True or False"):
+            net.train(wrong)
+    assert net.training is False
+
+
+def test_containers_change_as_in_pytorch():
+    layers = nn.ModuleList([nn.ReLU()])
+    before = layers
+    layers += [nn.Tanh(), nn.Linear(1, 1)]
+    assert layers is before and [type(m).__name__ for m in layers] == ["ReLU", "Tanh", "Linear"]
+    heads = nn.ModuleDict({"a": nn.ReLU(), "b": nn.Tanh()})
+    heads.clear()
+    assert len(heads) == 0 and not hasattr(heads, "a")
+    scales = nn.ParameterList([gs.ones(1)])
+    scales += [gs.ones(2)]
+    assert scales.extend([nn.Parameter(gs.ones(3))]) is scales
+    scales[-1] = gs.zeros(4)
+    assert [p.shape for p in scales] == [(1,), (2,), (4,)] and scales[2].requires_grad
+    part = scales[1:]
+    assert isinstance(part, nn.ParameterList) and part[0] is scales[1] and len(part) == 2
+    assert [n for n, _ in scales.named_parameters()] == ["0", "1", "2"]
+    with pytest.raises(IndexError):
+        scales[3] = gs.ones(1)
+
+
+def test_a_cell_tells_its_nonlinearity():
+    assert repr(nn.RNNCell(2, 3, nonlinearity="relu")) == "RNNCell(2, 3, nonlinearity=relu)"
+    assert repr(nn.RNNCell(2, 3, bias=False)) == "RNNCell(2, 3, bias=False)"
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (lambda: nn.Flatten(), "Flatten"),
+        (lambda: nn.Unflatten(1, (1, 3)), "Unflatten"),
+        (lambda: nn.BatchNorm1d(3), "BatchNorm1d|batch_norm"),
+        (lambda: nn.InstanceNorm1d(3), "InstanceNorm1d"),
+        (lambda: nn.GroupNorm(1, 3), "GroupNorm"),
+        (lambda: nn.LayerNorm(3), "layer_norm"),
+        (lambda: nn.RMSNorm(3), "rms_norm"),
+        (lambda: nn.Linear(3, 2), "linear"),
+        (lambda: nn.Conv1d(3, 2, 1), "conv1d"),
+        (lambda: nn.ConvTranspose2d(3, 2, 1), "conv_transpose2d"),
+        (lambda: nn.MaxPool1d(1), "max_pool1d"),
+        (lambda: nn.AdaptiveAvgPool2d(1), "adaptive_avg_pool2d"),
+        (lambda: nn.PReLU(), "prelu"),
+        (lambda: nn.LSTM(3, 2), "LSTM"),
+        (lambda: nn.GRUCell(3, 2), "GRUCell"),
+        (lambda: nn.SinusoidalPositionalEncoding(4), "SinusoidalPositionalEncoding"),
+        (lambda: nn.LearnedPositionalEncoding(5, 4), "LearnedPositionalEncoding"),
+        (lambda: nn.TransformerEncoderLayer(4, 2), "MultiheadAttention|layer_norm"),
+    ],
+)
+def test_a_layer_says_that_it_wants_a_tensor(layer, name):
+    for wrong in (np.ones((2, 3), np.float32), [[1.0, 2.0, 3.0]], None, 3, "a"):
+        with pytest.raises(
+            TypeError, match=rf"({name}).*must be a Tensor.*, got (None$|{type(wrong).__name__})"
+        ):
+            layer()(wrong)
+
+
+def test_attention_says_which_argument_is_no_tensor():
+    x = gs.ones(2, 1, 4)
+    for at, name in enumerate(("query", "key", "value")):
+        given = [x, x, x]
+        given[at] = np.ones((2, 1, 4), np.float32)
+        with pytest.raises(TypeError, match=rf"MultiheadAttention: {name} must be a Tensor"):
+            nn.MultiheadAttention(4, 2)(*given)
+    net = nn.Transformer(4, 2, 1, 1, 8)
+    with pytest.raises(TypeError, match="Transformer: tgt must be a Tensor, got None"):
+        net(x, None)
+    with pytest.raises(ValueError, match="SinusoidalPositionalEncoding: input has shape"):
+        nn.SinusoidalPositionalEncoding(4)(gs.ones(4))
+    with pytest.raises(ValueError, match="conv_transpose2d: "):
+        nn.ConvTranspose2d(3, 2, 1)(gs.ones(3), output_size=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: nn.Dropout("0.1"), "Dropout: p must be a number, got str"),
+        (lambda: nn.Dropout(None), "Dropout: p must be a number, got NoneType"),
+        (lambda: nn.CrossEntropyLoss(label_smoothing="0"), "CrossEntropyLoss: label_smoothing"),
+        (lambda: nn.BatchNorm1d(3, momentum="0"), "BatchNorm1d: momentum must be a number"),
+        (lambda: nn.Embedding(3, 2, padding_idx="0"), "Embedding: padding_idx must be an int"),
+        (lambda: nn.MultiheadAttention(4, None), "MultiheadAttention: num_heads must be an int"),
+        (lambda: nn.MultiheadAttention(4.0, 2), "MultiheadAttention: embed_dim must be an int"),
+        (lambda: nn.TransformerEncoderLayer(4, 2, dropout=None), "dropout must be a number"),
+        (lambda: nn.TransformerEncoder(nn.Identity(), "2"), "TransformerEncoder: num_layers must"),
+        (lambda: nn.TransformerEncoder(4, 2), "TransformerEncoder: the layer must be a Module"),
+        (lambda: nn.PReLU("a"), "PReLU: num_parameters must be an integer"),
+        (lambda: nn.RReLU(None), "RReLU: lower must be a number"),
+        (lambda: nn.Hardtanh(0, "1"), "Hardtanh: max_val must be a number"),
+        (lambda: nn.Unflatten(1, 3), "Unflatten: unflattened_size must be integers"),
+        (lambda: nn.ModuleList(3), "ModuleList: expected a list, got int"),
+        (lambda: nn.ParameterList(3), "ParameterList: expected a list, got int"),
+    ],
+)
+def test_a_layer_names_the_argument_that_is_of_another_type(make, says):
+    with pytest.raises(TypeError, match=says):
+        make()
+    assert len(nn.ModuleList(None)) == len(nn.ParameterList(None)) == 0

@@ -1,5 +1,6 @@
 """Optimizers against their formulas in float64 NumPy, and against PyTorch where it is installed."""
 
+import copy
 import json
 import math
 
@@ -865,3 +866,51 @@ def test_scalars_of_long_formulas_are_pythons():
             )
         want = (rate, b1, 1 - b1, b2, 1 - b2, 1e-8, float(rho > 5))
         assert gs._cpu.radam_scalars(t, lr, b1, b2, 1e-8) == want
+
+
+def test_what_is_no_state_of_an_optimizer():
+    """One error that names the optimizer, and nothing is changed."""
+    p = gs.nn.Parameter([1.0, 2.0])
+    p.grad = gs.ones(2)
+    opt = gs.optim.Adam([p], lr=0.1)
+    opt.step()
+    good = copy.deepcopy(opt.state_dict())
+    before = repr(opt.state_dict())
+    group = good["param_groups"][0]
+    for wrong in (
+        None,
+        5,
+        {"state": {}},
+        {**good, "state": 3},
+        {**good, "state": {0: 3}},
+        {**good, "state": {"a": {}}},
+        {**good, "state": {0: {"step": "a"}}},
+        {**good, "state": {0: {"step": math.inf}}},
+        {**good, "param_groups": None},
+        {**good, "param_groups": [3]},
+        {**good, "param_groups": [{k: v for k, v in group.items() if k != "params"}]},
+        {**good, "param_groups": [{**group, "params": ["a"]}]},
+        {**good, "param_groups": [{**group, "lr": "a"}]},
+        {**good, "param_groups": [{**group, "betas": 1}]},
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^Adam(\.load_state_dict)?: "):
+            opt.load_state_dict(wrong)
+        assert repr(opt.state_dict()) == before
+    opt.load_state_dict(good)
+
+
+def test_options_of_other_types_are_named():
+    p = gs.nn.Parameter([1.0])
+    p.grad = gs.ones(1)
+    for call, says in (
+        (lambda: gs.optim.ASGD([p], t0="1"), "ASGD: t0 must be a number"),
+        (lambda: gs.optim.ASGD([{"params": [p], "alpha": None}]), "ASGD: alpha must be a number"),
+        (lambda: gs.optim.clip_grad_norm_([p], "a"), "clip_grad_norm_: max_norm must be a number"),
+        (lambda: gs.optim.clip_grad_norm_([p], 1, []), "clip_grad_norm_: norm_type must be a num"),
+        (lambda: gs.optim.get_total_norm([p], "two"), "get_total_norm: norm_type must be a number"),
+        (lambda: gs.optim.clip_grad_value_([p], None), "clip_grad_value_: clip_value must be a n"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            call()
+    assert gs.optim.clip_grad_norm_([p], 5, "inf").item() == 1
+    gs.optim.ASGD([p], t0=math.inf).step()

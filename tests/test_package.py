@@ -170,3 +170,10 @@ except ImportError as error:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr
     assert "pip install torch" in out.stdout
+
+
+def test_dtypes_under_pytorchs_names():
+    import gradsmith as gs
+
+    assert gs.zeros(2, dtype=gs.bool).dtype == bool and gs.zeros(2, dtype=gs.long).dtype == gs.int64
+    assert gs.ones(2).to(gs.bool).tolist() == [True, True]

@@ -501,3 +501,12 @@ def test_shapes_without_axes_or_elements():
     with pytest.raises(IndexError, match="transpose: dim 1 is out of range"):
         gs.transpose(x, 0, 1)
     assert [t.shape for t in gs.chunk(gs.zeros(2, 0), 3, 1)] == [(2, 0)] * 3
+
+
+def test_t_is_for_matrices():
+    x = gs.randn(2, 3, requires_grad=True)
+    assert x.t().shape == (3, 2) and gs.ones(4).t().shape == (4,) and gs.tensor(1.0).t().shape == ()
+    (x.t() * gs.arange(6.0).reshape(3, 2)).sum().backward()
+    assert x.grad.tolist() == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+    with pytest.raises(ValueError, match=r"t: takes a tensor of at most 2 axes.*\(2, 3, 4\)"):
+        gs.ones(2, 3, 4).t()

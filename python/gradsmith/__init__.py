@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import _cpu
 from . import nn as nn
 from . import ops as ops
+from numpy import bool_ as bool_
 from numpy import float32 as float32
 from numpy import float64 as float64
 from numpy import int32 as int32
@@ -40,6 +41,8 @@ from .core.random import manual_seed as manual_seed
 from .core.tensor import Parameter as Parameter
 from .core.tensor import Tensor as Tensor
 from .ops import *
+
+bool, long = bool_, int64  # as PyTorch calls them
 
 if TYPE_CHECKING:  # what __getattr__ finds
     from . import bench as bench

@@ -72,8 +72,12 @@ class _Switch:
 
     def __call__(self, fn: Callable) -> Callable:
         import functools
+        import inspect
 
         mode = self.mode
+        if inspect.isgeneratorfunction(fn):
+            # its body runs piece by piece, long after the call: the mode is set for each piece
+            return functools.wraps(fn)(functools.partial(_generate, mode, fn))
 
         @functools.wraps(fn)
         def inner(*args: Any, **kwargs: Any) -> Any:
@@ -81,6 +85,26 @@ class _Switch:
                 return fn(*args, **kwargs)
 
         return inner
+
+
+def _generate(mode: bool, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+    """What a decorated generator function returns: fn's generator, each piece of which runs in `mode`."""
+    generator = fn(*args, **kwargs)
+    resume, given = generator.send, None
+    while True:
+        try:
+            with _Switch(mode):
+                value = resume(given)
+        except StopIteration as end:
+            return end.value
+        try:
+            resume, given = generator.send, (yield value)
+        except GeneratorExit:
+            with _Switch(mode):
+                generator.close()
+            raise
+        except BaseException as error:
+            resume, given = generator.throw, error
 
 
 class set_grad_enabled(_Switch):
@@ -122,6 +146,13 @@ class no_grad(_Switch):
     False
     """
 
+    def __new__(cls, fn: Callable | None = None) -> Any:
+        new = super().__new__(cls)
+        if fn is None:
+            return new
+        new.__init__()  # type: ignore[misc]
+        return new(fn)  # a decorator without parentheses
+
     def __init__(self) -> None:
         super().__init__(False)
 
@@ -136,6 +167,13 @@ class enable_grad(_Switch):
     >>> y.requires_grad
     True
     """
+
+    def __new__(cls, fn: Callable | None = None) -> Any:
+        new = super().__new__(cls)
+        if fn is None:
+            return new
+        new.__init__()  # type: ignore[misc]
+        return new(fn)  # a decorator without parentheses
 
     def __init__(self) -> None:
         super().__init__(True)
@@ -263,8 +301,10 @@ def grad(
     outputs: Tensor | Sequence[Tensor],
     inputs: Tensor | Sequence[Tensor],
     grad_outputs: Any = None,
-    retain_graph: bool = False,
+    retain_graph: bool | None = False,
     allow_unused: bool = False,
+    *,
+    create_graph: bool = False,
 ) -> tuple:
     """Gradients of the sum of `outputs` with respect to `inputs`, without touching any `.grad`.
 
@@ -273,13 +313,15 @@ def grad(
     pass. Returns a tuple of one Tensor for each input.
 
     Raises ValueError when an input does not require a gradient or is not part of the graph
-    (unless allow_unused: then None), TypeError for what is no Tensor, RuntimeError without a graph.
+    (unless allow_unused: then None) and for create_graph=True (there are no gradients of gradients), TypeError
+    for what is no Tensor, RuntimeError without a graph.
 
     >>> import gradsmith as gs
     >>> x = gs.tensor([3.0], requires_grad=True)
     >>> gs.grad(x * x, x)[0].tolist()
     [6.0]
     """
+    _no_second("grad", create_graph)
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     gs = (
@@ -303,7 +345,7 @@ def grad(
         key = _edge(t)
         keys.append(key)
         only.setdefault(key[0], {})
-    _run(outs, [_seed(o, g) for o, g in zip(outs, gs)], retain_graph, only)
+    _run(outs, [_seed(o, g) for o, g in zip(outs, gs)], bool(retain_graph), only)
     results = []
     for (node, i), t in zip(keys, ins):
         g = only[node].get(i)
@@ -345,13 +387,27 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
 _ONES = {np.dtype(t): np.ones((), t) for t in (np.float32, np.float64)}
 
 
-def _backward(self: Tensor, gradient: Any = None, retain_graph: bool = False) -> None:
+def _no_second(op: str, create_graph: Any) -> None:
+    if create_graph:
+        raise ValueError(
+            f"{op}: create_graph=True is not supported: gradients of gradients are not computed. Leave it out"
+        )
+
+
+def _backward(
+    self: Tensor,
+    gradient: Any = None,
+    retain_graph: bool | None = False,
+    create_graph: bool = False,
+) -> None:
     """Adds to the `.grad` of every leaf the gradient of this tensor (of sum(self * gradient)).
 
     gradient: shape of self; may be left out for one element. retain_graph: keep what the graph
-    saved, so that backward can run again. Raises RuntimeError without a graph.
+    saved, so that backward can run again. Raises RuntimeError without a graph, ValueError for create_graph=True
+    (there are no gradients of gradients).
     """
-    _run([self], [_seed(self, gradient)], retain_graph, None)
+    _no_second("backward", create_graph)
+    _run([self], [_seed(self, gradient)], bool(retain_graph), None)
 
 
 _backward.__name__ = "backward"

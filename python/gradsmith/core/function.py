@@ -113,6 +113,8 @@ class Function:
     [12.0]
     """
 
+    _node_class: Any  # the class of the nodes that a subclass records
+
     @staticmethod
     def forward(ctx: Context, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("subclasses of Function define forward(ctx, ...)")
@@ -156,8 +158,11 @@ class Function:
         ctx._nargs = len(args)
         ctx._where = where
         ctx._inputs = [(t.data.shape, t.data.dtype) for t in tensors]
+        kind = cls.__dict__.get("_node_class")  # of a name that errors can tell
+        if kind is None:
+            kind = cls._node_class = type(f"{cls.__name__}Backward", (_FunctionNode,), {})
         node = _record(
-            _FunctionNode,
+            kind,
             k,
             tensors,
             needs,

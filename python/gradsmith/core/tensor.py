@@ -391,7 +391,12 @@ class Tensor(_cpu.TensorBase):
     if TYPE_CHECKING:  # attached in ops/, core/autograd.py and core/views.py
 
         def __getattr__(self, name: str) -> Any: ...
-        def backward(self, gradient: Any = None, retain_graph: builtins.bool = False) -> None: ...
+        def backward(
+            self,
+            gradient: Any = None,
+            retain_graph: builtins.bool | None = False,
+            create_graph: builtins.bool = False,
+        ) -> None: ...
         def contiguous(self) -> Tensor: ...
         def clone(self) -> Tensor: ...
         def __add__(self, other: Any) -> Tensor: ...
@@ -455,6 +460,12 @@ class HookHandle:
 
     def remove(self) -> None:
         self.table.pop(self.id, None)
+
+    def __enter__(self) -> HookHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
 
 
 def _rebuild(cls: Any, data: np.ndarray, requires_grad: bool) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import integer, number
+from ..core.autograd import no_grad
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops import activation as ops
@@ -232,7 +234,7 @@ class RReLU(_Activation):
 
     def __init__(self, lower: float = 1.0 / 8, upper: float = 1.0 / 3, inplace: bool = False):
         super().__init__()
-        if not lower <= upper:
+        if not number("RReLU", "lower", lower) <= number("RReLU", "upper", upper):
             raise ValueError(f"RReLU: lower {lower} must not exceed upper {upper}")
         self.lower = lower
         self.upper = upper
@@ -254,7 +256,7 @@ class PReLU(Module):
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, dtype: Any = np.float32):
         super().__init__()
-        if num_parameters < 1:
+        if integer("PReLU", "num_parameters", num_parameters) < 1:
             raise ValueError(f"PReLU: num_parameters must be at least 1, got {num_parameters}")
         self.num_parameters = int(num_parameters)
         self.init = init
@@ -262,7 +264,8 @@ class PReLU(Module):
 
     def reset_parameters(self) -> None:
         """All slopes to `init`."""
-        self.weight.copy_(np.full(self.num_parameters, self.init, self.weight.dtype))
+        with no_grad():
+            self.weight.copy_(np.full(self.num_parameters, self.init, self.weight.dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.prelu(input, self.weight)
@@ -360,7 +363,7 @@ class Hardtanh(_Activation):
 
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False):
         super().__init__()
-        if not min_val <= max_val:
+        if not number("Hardtanh", "min_val", min_val) <= number("Hardtanh", "max_val", max_val):
             raise ValueError(f"Hardtanh: min_val {min_val} must not exceed max_val {max_val}")
         self.min_val = min_val
         self.max_val = max_val

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import integer, number
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, as_tensor
+from ..ops._arguments import not_tensors
 from ..ops.activation import gelu, relu
 from ..ops.attention import attention_qkv, scaled_dot_product_attention
 from ..ops.dropout import dropout
@@ -104,11 +106,13 @@ class MultiheadAttention(Module):
         dtype: Any = np.float32,
     ):
         super().__init__()
+        for name, n in (("embed_dim", embed_dim), ("num_heads", num_heads)):
+            integer("MultiheadAttention", name, n)
         if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
             raise ValueError(
                 f"MultiheadAttention: embed_dim {embed_dim} must be a positive multiple of num_heads {num_heads}"
             )
-        if not 0.0 <= dropout <= 1.0:
+        if not 0.0 <= number("MultiheadAttention", "dropout", dropout) <= 1.0:
             raise ValueError(f"MultiheadAttention: dropout must lie in [0, 1], got {dropout}")
         if add_bias_kv or add_zero_attn:
             raise ValueError(
@@ -165,6 +169,9 @@ class MultiheadAttention(Module):
         A row that sees no key gives zeros before the projection.
         """
         op = "MultiheadAttention"
+        for x in (query, key, value):
+            if not isinstance(x, Tensor):
+                raise not_tensors(op, None, query=query, key=key, value=value)
         axes = query.data.ndim
         single = axes == 2
         if axes not in (2, 3) or not axes == key.data.ndim == value.data.ndim:
@@ -414,8 +421,10 @@ class TransformerDecoderLayer(_Layer):
 
 
 def _copies(layer: Module, n: int, name: str) -> ModuleList:
-    if n < 1:
+    if integer(name, "num_layers", n) < 1:
         raise ValueError(f"{name}: num_layers = {n} must be at least 1")
+    if not isinstance(layer, Module):
+        raise TypeError(f"{name}: the layer must be a Module, got {type(layer).__name__}")
     return ModuleList([copy.deepcopy(layer) for _ in range(n)])
 
 
@@ -541,6 +550,8 @@ class Transformer(Module):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
+        if not isinstance(src, Tensor) or not isinstance(tgt, Tensor):
+            raise not_tensors("Transformer", None, src=src, tgt=tgt)
         if src.ndim != tgt.ndim or src.shape[-1] != self.d_model or tgt.shape[-1] != self.d_model:
             raise ValueError(
                 f"Transformer: src has shape {src.shape} and tgt {tgt.shape}; "
@@ -608,8 +619,10 @@ class LearnedPositionalEncoding(Module):
 
 
 def _positions(table: Tensor, x: Tensor, batch_first: bool, name: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise not_tensors(name, None, input=x)
     axis = -2 if batch_first or x.ndim == 2 else 0
-    n = x.shape[axis]
+    n = x.shape[axis] if x.ndim in (2, 3) else 0
     if x.ndim not in (2, 3) or x.shape[-1] != table.shape[1] or n > table.shape[0]:
         raise ValueError(
             f"{name}: input has shape {x.shape}; expected (batch, length, {table.shape[1]}) with a length "

@@ -271,8 +271,8 @@ class _Transposed(_Conv):
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         extra = self.output_padding
-        if output_size is not None:
-            extra = self._extra(input, output_size)
+        if output_size is not None and isinstance(input, Tensor) and input.ndim > self._nd:
+            extra = self._extra(input, output_size)  # what is no image is refused by the op
         return self._op(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups,
             self.dilation,

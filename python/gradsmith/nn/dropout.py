@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.arguments import number
 from ..core.tensor import Tensor
 from ..ops.dropout import (
     alpha_dropout,
@@ -22,7 +23,7 @@ class _Dropout(Module):
 
     def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
-        if not 0.0 <= p <= 1.0:
+        if not 0.0 <= number(type(self).__name__, "p", p) <= 1.0:
             raise ValueError(f"{type(self).__name__}: p must lie in [0, 1], got {p}")
         self.p = p
         self.inplace = bool(inplace)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import integer
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
 from ..ops.embedding import embedding
@@ -40,7 +41,11 @@ class Embedding(Module):
         self.num_embeddings = int(num_embeddings)
         self.embedding_dim = int(embedding_dim)
         if padding_idx is not None:
-            if not -num_embeddings <= padding_idx < num_embeddings:
+            if (
+                not -num_embeddings
+                <= integer("Embedding", "padding_idx", padding_idx)
+                < num_embeddings
+            ):
                 raise ValueError(
                     f"Embedding: padding_idx {padding_idx} is out of range for num_embeddings = {num_embeddings}"
                 )

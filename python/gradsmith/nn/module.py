@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .. import _cpu
+from ..core.arguments import integers
 from ..core.tensor import Parameter, Tensor, check_device, resolve_dtype
+from ..ops._arguments import not_tensors
 
 __all__ = [
     "Flatten",
@@ -121,7 +123,7 @@ class Module(_cpu.ModuleBase):
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """Adds a parameter (None keeps the name without one)."""
-        self._check_name(name)
+        self._check_name(name, "_parameters")
         if param is not None and not isinstance(param, Parameter):
             raise TypeError(
                 f"register_parameter: {name!r} must be a Parameter or None, got {type(param).__name__}"
@@ -130,7 +132,7 @@ class Module(_cpu.ModuleBase):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Adds a tensor that is state but not trained, such as running statistics."""
-        self._check_name(name)
+        self._check_name(name, "_buffers")
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(
                 f"register_buffer: {name!r} must be a Tensor or None, got {type(tensor).__name__}"
@@ -140,7 +142,7 @@ class Module(_cpu.ModuleBase):
 
     def register_module(self, name: str, module: Module | None) -> None:
         """Adds a submodule under a name."""
-        self._check_name(name)
+        self._check_name(name, "_modules")
         if module is not None and not isinstance(module, Module):
             raise TypeError(
                 f"register_module: {name!r} must be a Module or None, got {type(module).__name__}"
@@ -149,7 +151,7 @@ class Module(_cpu.ModuleBase):
 
     add_module = register_module
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, name: str, table: str) -> None:
         if not isinstance(name, str) or not name or "." in name:
             raise ValueError(
                 f"{type(self).__name__}: {name!r} cannot be a name: it must be a string without dots"
@@ -158,6 +160,11 @@ class Module(_cpu.ModuleBase):
             raise ValueError(
                 f"{type(self).__name__}: {name!r} cannot be a name: it is an attribute of the module itself. Take "
                 "another one"
+            )
+        if name in self.__dict__ and name not in self.__dict__[table]:
+            raise KeyError(
+                f"{type(self).__name__}: {name!r} is there already, as something else. Take another name, "
+                "or delete the attribute first"
             )
 
     # ---- running
@@ -408,6 +415,10 @@ class Module(_cpu.ModuleBase):
     # ---- modes
     def train(self: M, mode: bool = True) -> M:
         """Sets training mode (dropout active, batch statistics) in the whole tree."""
+        if not isinstance(mode, (bool, np.bool_)):
+            raise TypeError(
+                f"{type(self).__name__}.train: mode must be True or False, got {type(mode).__name__}"
+            )
         flag = bool(mode)
         for m in self._tree():
             m.__dict__["training"] = flag
@@ -459,6 +470,7 @@ class Module(_cpu.ModuleBase):
                 p._grad = None
             else:
                 p._k.fill_(p._grad.data, 0.0)
+                p._grad._ver[0] += 1
 
     def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
         """Converts float parameters and buffers to a dtype in place; device must be 'cpu'."""
@@ -524,6 +536,12 @@ class LoadResult(tuple):
         return self[1]
 
 
+def _listed(owner: Module, items: Any) -> list[Any]:
+    if not isinstance(items, Iterable):
+        raise TypeError(f"{type(owner).__name__}: expected a list, got {type(items).__name__}")
+    return list(items)
+
+
 class _Ordered(Module):
     """What Sequential and ModuleList share: modules in an order, named "0", "1", ... unless given names."""
 
@@ -584,9 +602,12 @@ class _Ordered(Module):
         self.register_module(name, module)
         return self
 
+    def __iadd__(self: O, modules: Iterable[Module]) -> O:
+        return self.extend(modules)
+
     def extend(self: O, modules: Iterable[Module]) -> O:
         """Adds modules at the end."""
-        new = list(modules)
+        new = _listed(self, modules)
         for i, m in enumerate(new, len(self)):
             self._check_item(m, i)
         for m in new:
@@ -655,9 +676,9 @@ class ModuleList(_Ordered):
     (3, ['0.weight', '0.bias', '1.weight', '1.bias'])
     """
 
-    def __init__(self, modules: Iterable[Module] = ()):
+    def __init__(self, modules: Iterable[Module] | None = None):
         super().__init__()
-        self.extend(modules)
+        self.extend(() if modules is None else modules)
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
@@ -696,6 +717,11 @@ class ModuleDict(Module):
             raise KeyError(name)
         delattr(self, name)
 
+    def clear(self) -> None:
+        """Takes all modules out."""
+        for name in list(self._modules):
+            delattr(self, name)
+
     def pop(self, name: str) -> Module:
         """Takes a module out and returns it."""
         m = self._modules[name]
@@ -730,14 +756,21 @@ class ParameterList(Module):
     [('0', (2,)), ('1', (3,))]
     """
 
-    def __init__(self, parameters: Iterable[Any] = ()):
+    def __init__(self, parameters: Iterable[Any] | None = None):
         super().__init__()
-        for p in parameters:
-            self.append(p)
+        self.extend(() if parameters is None else parameters)
 
     def append(self, p: Any) -> ParameterList:
         self.register_parameter(str(len(self)), p if isinstance(p, Parameter) else Parameter(p))
         return self
+
+    def extend(self, parameters: Iterable[Any]) -> ParameterList:
+        """Adds parameters at the end."""
+        for p in _listed(self, parameters):
+            self.append(p)
+        return self
+
+    __iadd__ = extend
 
     def __len__(self) -> int:
         return len(self._parameters)
@@ -745,8 +778,13 @@ class ParameterList(Module):
     def __iter__(self) -> Iterator[Parameter]:
         return iter(list(self._parameters.values()))
 
-    def __getitem__(self, index: int) -> Parameter:
-        return list(self._parameters.values())[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        found = list(self._parameters.values())[index]
+        return ParameterList(found) if isinstance(index, slice) else found
+
+    def __setitem__(self, index: int, p: Any) -> None:
+        name = list(self._parameters)[index]
+        self.register_parameter(name, p if isinstance(p, Parameter) else Parameter(p))
 
 
 class Identity(Module):
@@ -781,6 +819,8 @@ class Flatten(Module):
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise not_tensors("Flatten", None, input=x)
         return x.flatten(self.start_dim, self.end_dim)
 
     def extra_repr(self) -> str:
@@ -799,9 +839,12 @@ class Unflatten(Module):
 
     def __init__(self, dim: int, unflattened_size: tuple[int, ...]):
         super().__init__()
-        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+        self.dim = dim
+        self.unflattened_size = integers("Unflatten", "unflattened_size", unflattened_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise not_tensors("Unflatten", None, input=x)
         return x.unflatten(self.dim, self.unflattened_size)
 
     def extra_repr(self) -> str:

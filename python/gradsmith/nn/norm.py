@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arguments import number
+from ..core.autograd import no_grad
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor, resolve_dtype
+from ..ops._arguments import not_tensors
 from ..ops.norm import (  # `ops.norm` is also a function
     batch_norm,
     group_norm,
@@ -58,9 +61,10 @@ class _Affine(Module):
 
     def reset_parameters(self) -> None:
         """weight to one, bias to zero."""
-        for p, value in ((self.weight, 1.0), (self.bias, 0.0)):
-            if p is not None:
-                p.copy_(np.full(p.shape, value, p.dtype))
+        with no_grad():
+            for p, value in ((self.weight, 1.0), (self.bias, 0.0)):
+                if p is not None:
+                    p.copy_(np.full(p.shape, value, p.dtype))
 
 
 class _BatchNorm(_Affine):
@@ -79,7 +83,7 @@ class _BatchNorm(_Affine):
         super().__init__()
         name = type(self).__name__
         self.num_features = n = _size(num_features, name, "num_features")
-        if momentum is not None and not 0 <= momentum <= 1:
+        if momentum is not None and not 0 <= number(name, "momentum", momentum) <= 1:
             raise ValueError(f"{name}: momentum must lie in [0, 1] or be None, got {momentum}")
         self.eps = eps
         self.momentum = momentum
@@ -94,6 +98,11 @@ class _BatchNorm(_Affine):
             "num_batches_tracked", Tensor(np.zeros((), np.int64)) if track else None
         )
 
+    def reset_parameters(self) -> None:
+        """weight to one, bias to zero, and the running statistics to their start."""
+        self.reset_running_stats()
+        super().reset_parameters()
+
     def reset_running_stats(self) -> None:
         """Running mean to zero, variance to one, the count of batches to zero."""
         if self.track_running_stats:
@@ -103,7 +112,10 @@ class _BatchNorm(_Affine):
             self.num_batches_tracked.copy_(np.zeros((), np.int64))
 
     def forward(self, input: Tensor) -> Tensor:
-        shape = input.data.shape
+        try:
+            shape = input.data.shape
+        except AttributeError:
+            raise not_tensors(type(self).__name__, None, input=input) from None
         if len(shape) not in self._ranks or shape[-1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: input has shape {shape}; expected {self._layout} with "
@@ -193,6 +205,8 @@ class GroupNorm(_Affine):
         self._make((num_channels,), affine, affine, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise not_tensors("GroupNorm", None, input=input)
         if input.data.ndim < 2 or input.data.shape[-1] != self.num_channels:
             raise ValueError(
                 f"GroupNorm: input has shape {input.shape}; expected (N, ..., C) with "
@@ -227,6 +241,8 @@ class _InstanceNorm(_Affine):
         self._make((num_features,), affine, affine, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise not_tensors(type(self).__name__, None, input=input)
         if input.data.ndim != self._rank or input.data.shape[-1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: input has shape {input.shape}; expected {self._layout} with "
@@ -325,7 +341,8 @@ class RMSNorm(_Affine):
     def reset_parameters(self) -> None:
         """weight to one."""
         if self.weight is not None:
-            self.weight.copy_(np.ones(self.weight.shape, self.weight.dtype))
+            with no_grad():
+                self.weight.copy_(np.ones(self.weight.shape, self.weight.dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         return rms_norm(input, self.normalized_shape, self.weight, self.eps)

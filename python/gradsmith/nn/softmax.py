@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core.arguments import number
 from ..core.tensor import Tensor
 from ..ops.softmax import cross_entropy, log_softmax, softmax, softmin
 from .module import Module
@@ -75,7 +76,7 @@ class CrossEntropyLoss(Module):
             raise ValueError(
                 f"CrossEntropyLoss: reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
             )
-        if not 0 <= label_smoothing <= 1:
+        if not 0 <= number("CrossEntropyLoss", "label_smoothing", label_smoothing) <= 1:
             raise ValueError(
                 f"CrossEntropyLoss: label_smoothing must lie in [0, 1], got {label_smoothing}"
             )

@@ -406,6 +406,19 @@ def _t(self: Tensor) -> Tensor:
     return apply_view(ReversedBackward, self, self.data.T)
 
 
+def _small_t(self: Tensor) -> Tensor:
+    """The transpose of a matrix, as a view; what has fewer axes comes back as it is.
+
+    ValueError: more than two axes.
+    """
+    if self.data.ndim > 2:
+        raise ValueError(
+            f"t: takes a tensor of at most 2 axes, this one has shape {self.data.shape}. Use mT for its matrices, "
+            "T to reverse all axes, or permute()"
+        )
+    return _t(self)
+
+
 class ReversedBackward(Node):
     """dx = dy with the axes reversed again."""
 
@@ -428,7 +441,7 @@ def _attach() -> None:
     m("view_as", lambda self, other: _view(self, tensor_of(other, "view_as").shape))
     m("reshape_as", lambda self, other: reshape(self, tensor_of(other, "reshape_as").shape))
     m("expand_as", lambda self, other: expand(self, tensor_of(other, "expand_as").shape))
-    m("t", _t)
+    m("t", _small_t)
     m("T", property(_t))  # type: ignore[arg-type]
     m("mT", property(_mt))  # type: ignore[arg-type]
 

@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..core import recording
+from ..core.arguments import number
 from ..core.tensor import Tensor
 from ..nn.module import Module
 from .optimizer import INF, Slots
 
 __all__ = ["EMA", "AveragedModel", "update_bn"]
+
+
+def _module(owner: str, model: Any) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"{owner}: the model must be a Module, got {type(model).__name__}")
 
 
 class AveragedModel(Module):
@@ -42,7 +48,8 @@ class AveragedModel(Module):
 
     def __init__(self, model: Module, decay: float | None = None, use_buffers: bool = False):
         super().__init__()
-        if decay is not None and not 0 <= decay < 1:
+        _module("AveragedModel", model)
+        if decay is not None and not 0 <= number("AveragedModel", "decay", decay) < 1:
             raise ValueError(f"AveragedModel: decay is {decay}; it must be in [0, 1)")
         self.module = copy.deepcopy(model)
         self.module.requires_grad_(False)
@@ -61,6 +68,7 @@ class AveragedModel(Module):
 
     def update_parameters(self, model: Module) -> None:
         """Takes the parameters of `model` into the average. ValueError when its names or shapes differ."""
+        _module("AveragedModel", model)
         mine: dict[str, Tensor] = dict(self.module.named_parameters())
         theirs: dict[str, Tensor] = dict(model.named_parameters())
         own, other = dict(self.module.named_buffers()), dict(model.named_buffers())

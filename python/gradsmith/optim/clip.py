@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import _cpu
 from ..core import recording
+from ..core.arguments import number
 from ..core.tensor import Tensor, wrap
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
@@ -55,7 +56,7 @@ def global_norm(
 
 
 def _order(op: str, norm_type: Any) -> float:
-    p = float(norm_type)
+    p = math.inf if norm_type == "inf" else number(op, "norm_type", norm_type)
     if not p > 0:
         raise ValueError(f"{op}: norm_type is {norm_type!r}; it must be greater than 0 or 'inf'.")
     return p
@@ -118,7 +119,7 @@ def clip_grad_norm_(
     >>> [round(v, 3) for v in p.grad.tolist()]
     [3.0, 4.0]
     """
-    max_norm = float(max_norm)
+    max_norm = number("clip_grad_norm_", "max_norm", max_norm)
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm_: max_norm is {max_norm}; it must be at least 0.")
     grads = _grads(parameters, "clip_grad_norm_")
@@ -142,7 +143,7 @@ def clip_grad_value_(parameters: Any, clip_value: float, foreach: bool | None = 
     >>> gs.optim.clip_grad_value_([p], 1.0); p.grad.tolist()
     [-1.0, 0.5]
     """
-    clip_value = float(clip_value)
+    clip_value = number("clip_grad_value_", "clip_value", clip_value)
     if not clip_value >= 0:
         raise ValueError(f"clip_grad_value_: clip_value is {clip_value}; it must be at least 0.")
     grads = _grads(parameters, "clip_grad_value_")

@@ -55,7 +55,8 @@ Rate = float | list[float]
 
 
 def _whole(owner: str, name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not known or value != int(value):
         raise ValueError(f"{owner}: {name} must be a whole number, not {value!r}.")
     if value < least:
         raise ValueError(f"{owner}: {name} is {value}; it must be at least {least}.")
@@ -69,6 +70,12 @@ def _number(owner: str, name: str, value: Any, low: float = -math.inf, open_low:
         bound = "greater than" if open_low else "at least"
         raise ValueError(f"{owner}: {name} is {value}; it must be {bound} {low:g}.")
     return float(value)
+
+
+def _dict(owner: str, state: Any) -> dict[str, Any]:
+    if not isinstance(state, dict):
+        raise TypeError(f"{owner}: the state is a {type(state).__name__}, not a dict.")
+    return state
 
 
 def _groups(optimizer: Any, owner: str) -> list[dict[str, Any]]:
@@ -190,7 +197,7 @@ class LRScheduler:
         PyTorch; the arguments stay those of this schedule. ValueError where the state is one of
         another kind of schedule or of another number of groups; nothing is changed then.
         """
-        if "last_epoch" not in state_dict:
+        if "last_epoch" not in _dict(type(self).__name__, state_dict):
             raise ValueError(
                 f"{type(self).__name__}: the state has no 'last_epoch' (keys: {sorted(state_dict)})."
             )
@@ -212,6 +219,10 @@ class LRScheduler:
     def _saved_starts(self, state: dict[str, Any]) -> list[Any]:
         owner, inner = type(self).__name__, self._parts()
         rates = state.get("base_lrs", self.base_lrs)  # older states have none
+        if not isinstance(rates, (list, tuple)) or not all(
+            isinstance(r, (int, float)) for r in rates
+        ):
+            raise ValueError(f"{owner}: the state's base_lrs are {rates!r}, not a list of numbers.")
         if len(rates) != len(self.base_lrs):
             raise ValueError(
                 f"{owner}: the state is for {len(rates)} parameter groups, the optimizer has "
@@ -396,6 +407,8 @@ class MultiStepLR(_Factor):
     def __init__(
         self, optimizer: Any, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
+        if not isinstance(milestones, Iterable):
+            raise TypeError(f"MultiStepLR: milestones must be a list, not {milestones!r}.")
         self.milestones = sorted(_whole("MultiStepLR", "milestones", m, 0) for m in milestones)
         self.gamma = _number("MultiStepLR", "gamma", gamma, 0)
         super().__init__(optimizer, last_epoch)
@@ -1231,19 +1244,28 @@ class ReduceLROnPlateau(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a state_dict: the best value, the counters and the rates."""
-        state = state_dict
+        state = _dict("ReduceLROnPlateau", state_dict)
         missing = {"best", "num_bad_epochs", "cooldown_counter", "lr"} - set(state)
         if missing:
             raise ValueError(f"ReduceLROnPlateau: the state lacks {sorted(missing)}.")
         groups = self.optimizer.param_groups
+        if not isinstance(state["lr"], (list, tuple)):
+            raise ValueError(f"ReduceLROnPlateau: the state's lr is {state['lr']!r}, not a list.")
         if len(state["lr"]) != len(groups):
             raise ValueError(
                 f"ReduceLROnPlateau: the state is for {len(state['lr'])} parameter groups, the "
                 f"optimizer has {len(groups)}."
             )
-        self.last_epoch, self.best = state.get("last_epoch", 0), float(state["best"])
-        self.num_bad_epochs = int(state["num_bad_epochs"])
-        self.cooldown_counter = int(state["cooldown_counter"])
-        for group, lr in zip(groups, state["lr"]):
-            group["lr"] = float(lr)
-        self._last_lr = [float(lr) for lr in state["lr"]]
+        try:
+            at, best = state.get("last_epoch", 0), float(state["best"])
+            bad, cooling = int(state["num_bad_epochs"]), int(state["cooldown_counter"])
+            rates = [float(lr) for lr in state["lr"]]
+        except (OverflowError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"ReduceLROnPlateau: the state holds what is no number: {error}."
+            ) from None
+        self.last_epoch, self.best = at, best
+        self.num_bad_epochs, self.cooldown_counter = bad, cooling
+        for group, lr in zip(groups, rates):
+            group["lr"] = lr
+        self._last_lr = rates

@@ -504,7 +504,22 @@ class Optimizer:
 
         Raises ValueError, before anything is changed, when groups, shapes or slots do not fit.
         """
-        owner, state = type(self).__name__, state_dict
+        owner = type(self).__name__
+        try:
+            groups, state = self._read(state_dict)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            if str(error).startswith(owner):
+                raise
+            raise ValueError(
+                f"{owner}.load_state_dict: this is no state of an optimizer ({type(error).__name__}: {error})."
+            ) from error
+        self.param_groups[:] = groups
+        self.state = state
+        self._rows.clear()
+
+    def _read(self, state: Any) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]]]:
+        """The groups and the state that a state_dict stands for, all of it checked."""
+        owner = type(self).__name__
         if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
             raise ValueError(
                 f'{owner}.load_state_dict: expected a dict with "state" and "param_groups".'
@@ -536,9 +551,7 @@ class Optimizer:
             if n not in by_number:
                 raise ValueError(f"{owner}.load_state_dict: state of an unknown parameter {key!r}.")
             fresh_state[by_number[n]] = self._take(by_number[n], slots, f"parameter {n}")
-        self.param_groups[:] = fresh_groups
-        self.state = fresh_state
-        self._rows.clear()
+        return fresh_groups, fresh_state
 
     def _take(self, p: Tensor, slots: dict[str, Any], where: str) -> dict[str, Any]:
         own: dict[str, Any] = dict(self.numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core import arguments
 from ..core.tensor import Tensor
 from .optimizer import Optimizer, number, split
 
@@ -125,6 +126,11 @@ class ASGD(Optimizer):
         }
         rest = split("ASGD", defaults, options)
         super().__init__(params, defaults, **rest)
+
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
+        for name in ("lambd", "alpha", "t0"):
+            arguments.number("ASGD", name, group[name])
 
     def scalars(self, group: dict[str, Any], numbers: dict[str, float]) -> tuple[float, ...]:
         lr, lambd = float(group["lr"]), float(group["lambd"])
