@@ -622,3 +622,15 @@ def test_an_op_of_many_inputs(n):
         x.grad = None
     Sum.apply(*xs).sum().backward()
     assert all((x.grad is None) == (i % 3 == 1) for i, x in enumerate(xs))
+
+
+@pytest.mark.parametrize("switch", [gs.no_grad, gs.enable_grad, lambda: gs.set_grad_enabled(False)])
+def test_a_generator_cannot_be_decorated(switch):
+    """Its body would run after the call that makes it, with the mode of whoever goes through it."""
+
+    def batches():
+        yield gs.is_grad_enabled()
+
+    with pytest.raises(TypeError, match=r"grad.*: a generator runs after .* use `with"):
+        switch()(batches)
+    assert gs.is_grad_enabled()

@@ -11,7 +11,7 @@ The recording of an op (`apply`) and the backward pass are in csrc/bindings/{aut
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -57,6 +57,9 @@ _changed: Callable[[Tensor], None] = _cpu._changed
 _run: Callable[..., None] = _cpu._run
 
 
+F = TypeVar("F", bound=Callable)
+
+
 class _Switch:
     """Context manager and decorator: the recording of the graph in this thread."""
 
@@ -70,9 +73,15 @@ class _Switch:
     def __exit__(self, *exc: object) -> None:
         _set(self._before.pop())
 
-    def __call__(self, fn: Callable) -> Callable:
+    def __call__(self, fn: F) -> F:
         import functools
+        import inspect
 
+        if inspect.isgeneratorfunction(fn) or inspect.iscoroutinefunction(fn):
+            raise TypeError(
+                f"{type(self).__name__}: a generator runs after the call that makes it has ended; use "
+                f"`with {type(self).__name__}(...):` inside"
+            )
         mode = self.mode
 
         @functools.wraps(fn)
@@ -80,7 +89,7 @@ class _Switch:
             with _Switch(mode):
                 return fn(*args, **kwargs)
 
-        return inner
+        return cast(F, inner)
 
 
 class set_grad_enabled(_Switch):
@@ -104,7 +113,7 @@ class set_grad_enabled(_Switch):
             self._before[-1] = self._first
             self._first = None
 
-    def __call__(self, fn: Callable) -> Callable:
+    def __call__(self, fn: F) -> F:
         if self._first is not None:  # a decorator leaves the rest as it was
             _set(self._first)
             self._first = None
