@@ -69,8 +69,8 @@ double probe_copy(py::handle in_h, py::handle out_h, int threads, bool streaming
   return now() - start;
 }
 
-// A setting from the environment that would be read as something else is an error of the import; unset and empty are no
-// setting.
+// A setting from the environment that would be read as something else is an error of the import;
+// unset and empty are no setting.
 void check_number(const char* name, long least, long most, const char* expected) {
   const char* want = getenv(name);
   if (!want || !*want) return;
