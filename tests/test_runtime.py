@@ -478,3 +478,22 @@ def test_a_package_without_its_compiled_module_says_so(tmp_path):
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120
     )
     assert re.search(r"ImportError: the compiled module gradsmith._cpu .* is missing", done.stderr)
+
+
+def test_a_subinterpreter_is_an_error_and_no_hang():
+    code = """
+try:
+    import _interpreters as module
+    new = module.create("legacy")
+except ImportError:
+    import _xxsubinterpreters as module
+    new = module.create(isolated=False)
+code = "try: import gradsmith\\nexcept ImportError as e: print(e)"
+(getattr(module, "exec", None) or module.run_string)(new, code)
+module.destroy(new)
+import gradsmith
+print(gradsmith.ones(2).tolist())
+"""
+    done = run_python(code)
+    assert "gradsmith cannot be imported in a subinterpreter" in done.stdout, done.stderr
+    assert done.stdout.endswith("[1.0, 1.0]\n")

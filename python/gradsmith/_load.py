@@ -16,6 +16,25 @@ def _is_command() -> bool:
     return Path(name).stem == "gradsmith"
 
 
+def _in_main_interpreter() -> bool:
+    try:
+        from _thread import _is_main_interpreter  # type: ignore[attr-defined]  # from Python 3.12 on
+
+        return bool(_is_main_interpreter())
+    except ImportError:
+        pass
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:
+        return True
+    return bool(interpreters.get_current() == interpreters.get_main())
+
+
+if not _in_main_interpreter():  # where the module would wait forever for its lock
+    raise ImportError(
+        "gradsmith cannot be imported in a subinterpreter; run it in the main one (mod_wsgi: "
+        "WSGIApplicationGroup %{GLOBAL})"
+    )
 try:
     from . import _cpu
 except ImportError as error:
