@@ -418,3 +418,51 @@ def test_what_is_no_list_of_arrays():
     np.testing.assert_array_equal(gs._cpu.cat(rows, 0), rows.ravel())
     with pytest.raises((TypeError, ValueError)):
         gs._cpu.cat("ab", 0)
+
+
+def _conv(channels, *shape):
+    return lambda: gs.nn.Conv2d(channels, 8, 3)(gs.zeros(shape))
+
+
+def _labels(labels):
+    return lambda: gs.nn.functional.cross_entropy(gs.zeros((2, 3)), gs.tensor(labels))
+
+
+def _state(*shape):
+    state = {"weight": np.zeros(shape, np.float32), "bias": np.zeros(8, np.float32)}
+    return lambda: gs.nn.Conv2d(5, 8, 3).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (_conv(3, 1, 3, 32, 32), r"conv2d: input has shape \(1, 3, 32, 32\).* by .movedim\(-3, -1\)"),
+        (_conv(1, 32, 28, 28), r"conv2d: input has shape \(32, 28, 28\).* axis by x\[..., None\]"),
+        (_conv(3, 1, 32, 32, 4), r"Channels are last; check the layer before it"),
+        (lambda: gs.nn.Conv1d(3, 8, 3)(gs.zeros((1, 3, 32))), r"by .movedim\(-2, -1\)"),
+        (lambda: gs.nn.ConvTranspose2d(3, 8, 3)(gs.zeros((1, 3, 9, 9))), r"by .movedim\(-3, -1\)"),
+        (_labels([[0, 1, 0], [1, 0, 0]]), r"indices have shape \(2, 3\).* by target.argmax\(-1\)"),
+        (_labels([[0], [1]]), r"class indices have shape \(2, 1\).* by target\[..., 0\]"),
+        (_labels([0.0, 1.0]), r"target has dtype float32 and shape \(2,\); class indices must be int"),
+        (_labels([1, 3]), r"target\[1\] is 3, but there are 3 classes \(0 .. 2\)"),
+        (_state(8, 5, 3, 3), r"weight has shape \(8, 5, 3, 3\).*gs.interop.torch.load_state_dict"),
+        (_state(8, 3, 3, 4), r"and \(8, 3, 3, 5\) in the module$"),
+        (lambda: gs.nn.Sequential([gs.nn.ReLU()]), r"item 0 must be a Module, got list. A star"),
+        (lambda: gs.nn.Sequential(gs.relu), r"item 0 must be a Module, got function.*nn.ReLU\(\)"),
+        (lambda: gs.nn.ModuleList([[]]), r"ModuleList: item 0 must be a Module, got list$"),
+        (lambda: gs.nn.ReLU().to("gpu"), r"ReLU.to: 'gpu' is neither a device \('cpu'\) nor a dtype"),
+        (lambda: gs.zeros(2).to("gpu"), r"to: 'gpu' is neither a device \('cpu'\) nor a dtype"),
+        (lambda: gs.zeros(2, dtype="gpu"), r"'gpu' is not a dtype"),
+        (lambda: gs.zeros(4).reshape(-1, -1), r"into shape \(-1, -1\); one size alone may be -1"),
+        (lambda: gs.zeros(4).reshape(3, -1), r"does not fit into shape \(3, -1\)$"),
+        (lambda: gs.data.Loader([1, 2], 2), r"Loader: expected a dataset"),
+    ],
+)  # fmt: skip
+def test_errors_of_beginners_name_the_way_out(call, text):
+    with pytest.raises((ValueError, TypeError, IndexError), match=text):
+        call()
+
+
+def test_transpositions_that_do_are_no_errors():
+    # as many rows as channels: it cannot be known that they were meant as channels
+    assert gs.nn.Conv2d(3, 8, 3)(gs.zeros((1, 3, 32, 3))).shape == (1, 1, 30, 8)

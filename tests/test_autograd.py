@@ -657,6 +657,13 @@ def test_a_mode_decorates_a_generator_function_and_needs_no_parentheses(inside):
                 next(g)
             assert gs.is_grad_enabled() is not inside
 
+        class Source:
+            @switch
+            def each(self, n):
+                yield from (gs.is_grad_enabled() for _ in range(n))
+
+        assert list(Source().each(2)) == [inside, inside]
+
         @switch
         def mode(x, *, y=0):
             return x + y, gs.is_grad_enabled()
@@ -722,3 +729,15 @@ def test_errors_in_a_custom_function_name_it():
         y.add_(1)
         with pytest.raises(RuntimeError, match=f"{name}: a tensor needed for the gradient"):
             z.sum().backward()
+
+
+@pytest.mark.parametrize("switch", [gs.no_grad, gs.enable_grad, lambda: gs.set_grad_enabled(False)])
+def test_a_coroutine_cannot_be_decorated(switch):
+    """Its body runs after the call that makes it, between those of others in this thread."""
+
+    async def step():
+        return gs.is_grad_enabled()
+
+    with pytest.raises(TypeError, match=r"grad.*: a coroutine runs after .* use `with"):
+        switch()(step)
+    assert gs.is_grad_enabled()

@@ -1,5 +1,6 @@
 """The benchmark runner: equality before timing, floors, whole steps in processes of their own."""
 
+import argparse
 import itertools
 import json
 import math
@@ -58,7 +59,15 @@ def test_wrong_arguments(argv, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [["nothing"], ["--mode", "x"], ["--threads", "a"], ["--batch", "0"], ["--against", "x"]]
+    "argv",
+    [
+        ["nothing"],
+        ["--mode", "x"],
+        ["--threads", "a"],
+        ["--batch", "0"],
+        ["--against", "x"],
+        ["--threads", "1,500"],
+    ],
 )
 def test_wrong_arguments_of_steps(argv):
     with pytest.raises(SystemExit) as e:
@@ -181,6 +190,42 @@ def test_files_that_cannot_be_written_are_refused_before_measuring(start, tmp_pa
         out = capsys.readouterr()
         assert error.value.code == 2 and out.out == ""
         assert re.search(text, out.err), out.err
+
+
+@pytest.mark.parametrize("start", [main, whole.main], ids=["kernels", "steps"])
+def test_a_file_that_only_opening_shows_cannot_be_written(start, tmp_path, capsys, monkeypatch):
+    # a folder that says it can be written, and cannot (/proc, a full disk)
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", full)
+    path = tmp_path / "a.json"
+    with pytest.raises(SystemExit) as error:
+        start(["--json", str(path)])
+    assert error.value.code == 2
+    assert f"--json {path}: cannot be written (No space left" in capsys.readouterr().err
+
+
+def test_list_names_cases_and_measures_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "run_case", None)
+    monkeypatch.setattr(bench, "_again", None)
+    assert main(["pool", "softmax", "--list", "--filter", "max"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert names == [
+        c.name for f in ("pool", "softmax") for c in bench.cases_of(f) if "max" in c.name
+    ]
+    assert main(["--list", "--filter", "no such case"]) == 2
+    out = capsys.readouterr()
+    assert out.out == "" and "no case's name holds 'no such case'" in out.err
+
+
+def test_peers_are_taken_once(capsys):
+    parser = argparse.ArgumentParser()
+    assert bench.peers_of(parser, "torch, numpy,torch,none", bench.PEERS) == ["torch", "numpy"]
+    assert bench.peers_of(parser, "none", bench.PEERS) == []
+    with pytest.raises(SystemExit):
+        bench.peers_of(parser, "numpy,touch", bench.PEERS)
+    assert "unknown peer 'touch'; one of numpy, torch, " in capsys.readouterr().err
 
 
 def test_a_filter_without_a_case_and_too_many_threads_are_errors(tmp_path, capsys, monkeypatch):

@@ -1,10 +1,12 @@
 """The package as installed: what it imports, what it names, that examples in docstrings run."""
 
+import ast
 import doctest
 import importlib
 import inspect
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,8 +129,27 @@ def learn(x: gs.Tensor) -> gs.Tensor:
     step = gs.capture(lambda: gs.load("a.safetensors"))
     with gs.no_grad(), gs.threads(1):
         y: gs.Tensor = gs.relu(x @ x) + x.size
-    return y
+    y = -(2 // y % 3 ** y) & (y == 1) | ~(y != x)
+    y -= y.sum(0).reshape(-1).max()
+    n: int = y.size(0)
+    return infer(step2(y), n)
 
+@gs.no_grad()
+@gs.autocast()
+def infer(x: gs.Tensor, n: int) -> gs.Tensor:
+    return x.relu().mean(n)
+
+@gs.capture
+def step2(x: gs.Tensor) -> gs.Tensor:
+    return x.T.exp().view(3)
+
+@gs.capture(fallback=True)
+def step3(x: gs.Tensor) -> tuple[gs.Tensor, ...]:
+    return x.split(3)
+
+reveal_type(infer)
+reveal_type(step2(gs.zeros(3)))
+reveal_type(step3(gs.zeros(3)))
 gs.nonsense
 """
     )
@@ -144,6 +165,22 @@ gs.nonsense
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     errors = [line for line in done.stdout.splitlines() if "error:" in line]
     assert len(errors) == 1 and '"nonsense"' in errors[0], done.stdout + done.stderr
+    seen = re.findall(r'Revealed type is "(.*)"', done.stdout.replace("gradsmith.core.tensor.", ""))
+    assert seen[0].startswith("def (x: Tensor, n: ") and seen[0].endswith("-> Tensor")
+    assert seen[1] == "Tensor" and re.match(r"(builtins\.)?tuple\[Tensor, \.\.\.\]", seen[2])
+
+
+def test_methods_that_type_checkers_know_exist():
+    source = ast.parse(Path(gs.core.tensor.__file__).read_text())
+    (cls,) = (n for n in source.body if isinstance(n, ast.ClassDef) and n.name == "Tensor")
+    (block,) = (n for n in cls.body if isinstance(n, ast.If))
+    known = {n.name for n in block.body if isinstance(n, ast.FunctionDef)}
+    known |= {t.id for n in block.body if isinstance(n, ast.Assign) for t in n.targets}
+    known -= {"__getattr__", "_op"}
+    assert [name for name in sorted(known) if not hasattr(gs.Tensor, name)] == []
+    methods = {n for n, f in vars(gs.Tensor).items() if n[0] != "_" and callable(f)}
+    own = {n.name for n in cls.body if isinstance(n, ast.FunctionDef)}
+    assert sorted(methods - known - own) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell environment")

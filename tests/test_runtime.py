@@ -1,9 +1,11 @@
 """The runtime: instruction sets, threads, fork, memory pool, bfloat16, and the rule that kernels export one symbol."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -428,3 +430,70 @@ def test_a_sequence_without_steps_is_told_by_its_own_shape():
             ):
                 kind(8, 6, batch_first=first)(gs.zeros(shape))
     assert gs.nn.LSTM(8, 6)(gs.zeros(3, 0, 8))[0].shape == (3, 0, 6)
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("GRADSMITH_ISA", "pentium", "not an instruction set; one of .+"),
+        ("GRADSMITH_NUM_THREADS", "two", "expected a whole number, 1 .. 256"),
+        ("GRADSMITH_STREAM_BYTES", "64M", "expected a whole number, 0 or more"),
+        ("GRADSMITH_STREAM_BYTES", "9" * 30, "expected a whole number, 0 or more"),
+        ("GRADSMITH_POOL", "off", "expected 0 or 1"),
+        ("GRADSMITH_VERBOSE", "2", "expected 0 or 1"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_of_the_import_and_a_line_of_the_command(name, value, expected):
+    text = rf"{name}={value}: {expected}"
+    done = run_python("import gradsmith", **{name: value})
+    assert done.returncode == 1 and re.search(rf"\nImportError: {text}\n$", done.stderr)
+    run_script = (
+        "import sys; sys.argv = ['/some/bin/gradsmith', 'info']; from gradsmith.cli import main"
+    )
+    for command in (["-m", "gradsmith", "info"], ["-c", run_script]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, name: value},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2 and done.stdout == ""
+        assert re.fullmatch(rf"gradsmith: {text}\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("name", ["GRADSMITH_POOL", "GRADSMITH_VERBOSE", "GRADSMITH_STREAM_BYTES"])
+def test_an_empty_setting_is_none(name):
+    assert run_python("import gradsmith", **{name: ""}).returncode == 0
+
+
+def test_a_package_without_its_compiled_module_says_so(tmp_path):
+    package = tmp_path / "gradsmith"
+    package.mkdir()
+    for path in Path(gs.__file__).parent.glob("*.py"):
+        (package / path.name).write_text(path.read_text())
+    # isolated, for an editable install would find the module of this one
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import gradsmith"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert re.search(r"ImportError: the compiled module gradsmith._cpu .* is missing", done.stderr)
+
+
+def test_a_subinterpreter_is_an_error_and_no_hang():
+    code = """
+try:
+    import _interpreters as module
+    new = module.create("legacy")
+except ImportError:
+    import _xxsubinterpreters as module
+    new = module.create(isolated=False)
+code = "try: import gradsmith\\nexcept ImportError as e: print(e)"
+(getattr(module, "exec", None) or module.run_string)(new, code)
+module.destroy(new)
+import gradsmith
+print(gradsmith.ones(2).tolist())
+"""
+    done = run_python(code)
+    assert "gradsmith cannot be imported in a subinterpreter" in done.stdout, done.stderr
+    assert done.stdout.endswith("[1.0, 1.0]\n")

@@ -188,6 +188,15 @@ void check_groups(int64_t groups, const char* op) {
   if (groups < 1) value_error(op, "groups must be 1 or more, got " + text(groups));
 }
 
+// What to do about an input whose last axis is not the channels.
+std::string channels_hint(int nd, const int64_t* x, int64_t channels) {
+  if (x[nd == 1 ? 2 : 1] == channels)
+    return std::string("). Channels are last: put them there by .movedim(") +
+           (nd == 1 ? "-2" : "-3") + ", -1)";
+  if (channels == 1) return "). Channels are last: add their axis by x[..., None]";
+  return "). Channels are last; check the layer before it";
+}
+
 // x (n, h, w, c) and weight (out, kh, kw, in / groups) -> everything, or an error.
 ConvParams forward_params(int nd, const char* op, const int64_t* x, const Shape& x_text,
                           const int64_t* f, const Shape& f_text, Window w, int64_t groups) {
@@ -198,7 +207,7 @@ ConvParams forward_params(int nd, const char* op, const int64_t* x, const Shape&
   if (x[3] != f[3] * groups)
     value_error(op, std::string("input has shape ") + x_text + "; its last axis must be " +
                         text(f[3] * groups) + " (weight is " + f_text + ", groups=" + text(groups) +
-                        "). Channels are last; check the layer before it");
+                        channels_hint(nd, x, f[3] * groups));
   ConvParams p{};
   int64_t out[2];
   const char* axis[2] = {"height", nd == 1 ? "length" : "width"};
@@ -239,8 +248,7 @@ ConvParams transpose_params(int nd, const char* op, const int64_t* x, const Shap
   if (x[3] != f[0])
     value_error(op, std::string("input has shape ") + x_text + "; its last axis must be " +
                         text(f[0]) + " (weight is " + f_text + ", laid out " +
-                        weight_layout(nd, true) +
-                        "). Channels are last; check the layer before it");
+                        weight_layout(nd, true) + channels_hint(nd, x, f[0]));
   if (f[0] % groups)
     value_error(op, std::string("weight has shape ") + f_text +
                         "; its first axis must be divisible by groups=" + text(groups));

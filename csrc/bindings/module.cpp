@@ -1,4 +1,6 @@
 // The extension module: one function bind_<family> for each family, and the runtime's switches.
+#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -67,6 +69,18 @@ double probe_copy(py::handle in_h, py::handle out_h, int threads, bool streaming
   return now() - start;
 }
 
+// A setting from the environment that would be read as something else is an error of the import;
+// unset and empty are no setting.
+void check_number(const char* name, long least, long most, const char* expected) {
+  const char* want = getenv(name);
+  if (!want || !*want) return;
+  char* end;
+  errno = 0;
+  const long n = strtol(want, &end, 10);
+  if (*end || errno || n < least || n > most)
+    throw py::import_error(std::string(name) + "=" + want + ": expected " + expected);
+}
+
 }  // namespace
 }  // namespace gs
 
@@ -76,13 +90,10 @@ PYBIND11_MODULE(_cpu, m) {
   if (const char* want = getenv("GRADSMITH_ISA"))
     if (*want)
       if (const char* error = isa_choose(want)) throw py::import_error(error);
-  if (const char* want = getenv("GRADSMITH_NUM_THREADS")) {
-    char* end;
-    const long n = strtol(want, &end, 10);
-    if (*want && (*end || n < 1 || n > 256))
-      throw py::import_error("GRADSMITH_NUM_THREADS=" + std::string(want) +
-                             ": expected a whole number, 1 .. 256");
-  }
+  check_number("GRADSMITH_NUM_THREADS", 1, 256, "a whole number, 1 .. 256");
+  check_number("GRADSMITH_STREAM_BYTES", 0, LONG_MAX, "a whole number, 0 or more");
+  check_number("GRADSMITH_POOL", 0, 1, "0 or 1");
+  check_number("GRADSMITH_VERBOSE", 0, 1, "0 or 1");
   m.def(
       "isa", [] { return std::string(isa_active()); }, "The instruction set in use.");
   m.def(

@@ -70,11 +70,24 @@ py::tuple cross_entropy(py::handle logits_h, py::handle target_h, py::handle wei
   if (indices) {
     bool fits = target.ndim == x.ndim - 1;
     for (int i = 0; fits && i < target.ndim; ++i) fits = target.shape[i] == x.shape[i];
-    if (!fits)
+    if (!fits) {
+      const char* hint = "";
+      if (target.ndim == x.ndim && target.dim(-1) == 1)
+        hint = ". Drop the last axis by target[..., 0]";
+      else if (target.ndim == x.ndim && target.dim(-1) == classes)
+        hint = ". One-hot targets become indices by target.argmax(-1)";
       value_error(op, "class indices have shape " + target.shape_text() + "; expected " +
                           shape_text(x.shape, x.ndim - 1) + " for an input of shape " +
-                          x.shape_text() + " (classes are the last axis)");
+                          x.shape_text() + " (classes are the last axis)" + hint);
+    }
   } else if (target.is_float()) {
+    if (target.ndim == x.ndim - 1)
+      type_error(op,
+                 std::string("target has dtype ") + dtype_name(target.dtype) + " and shape " +
+                     target.shape_text() +
+                     "; class indices must be int32 or int64 (convert "
+                     "them with .astype(np.int64)), probabilities have the shape of the input, " +
+                     x.shape_text());
     check_same_dtype(x, "input", target, "target", op);
     check_same_shape(x, "input", target, "target (probabilities)", op);
   } else {

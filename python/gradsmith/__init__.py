@@ -7,7 +7,7 @@ True
 
 from typing import TYPE_CHECKING
 
-from . import _cpu
+from ._load import _cpu
 from . import nn as nn
 from . import ops as ops
 from numpy import bool_ as bool_

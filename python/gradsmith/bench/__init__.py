@@ -20,7 +20,7 @@ import pkgutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .case import Case
@@ -297,18 +297,22 @@ def _plot(records: list[dict[str, Any]], path: str, threads: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command `gradsmith bench`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="gradsmith bench", description="microbenchmarks of the kernels"
+        prog="gradsmith bench",
+        description="Microbenchmarks of the kernels. Results are checked equal before timing; the "
+        "figures are medians, beside the machine's own peaks, measured in the same run.",
+        epilog="whole training steps and inference, against other libraries: gradsmith bench steps --help",
     )
     parser.add_argument("family", nargs="*", help=f"any of: {', '.join(families())} (default: all)")
     parser.add_argument(
         "--against",
         default="numpy",
-        help="peers, comma-separated: numpy,torch,jax,tensorflow or none",
+        help="peers, comma-separated: numpy,torch,jax,tensorflow or none (default: numpy)",
     )
     parser.add_argument(
         "--threads", type=int, default=None, help="threads for everybody (default: all there are)"
     )
     parser.add_argument("--filter", default="", help="only cases whose name holds this text")
+    parser.add_argument("--list", action="store_true", help="name the cases, measure nothing")
     parser.add_argument(
         "--quick", action="store_true", help="small shapes, few rounds: a smoke test"
     )
@@ -327,14 +331,15 @@ def main(argv: list[str] | None = None) -> int:
     for f in chosen:
         if f not in known:
             parser.error(f"unknown family {f!r}; one of {', '.join(known)}")
-    asked = [p for p in args.against.split(",") if p and p != "none"]
-    for p in asked:
-        if p not in PEERS:
-            parser.error(f"unknown peer {p!r}; one of {', '.join(PEERS)}")
+    asked = peers_of(parser, args.against, PEERS)
     if args.threads is not None and not 1 <= args.threads <= 256:
         parser.error(f"--threads is {args.threads}; expected 1 .. 256")
     if args.rounds is not None and args.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if args.list:
+        names = [c.name for f in chosen for c in cases_of(f, args.quick) if args.filter in c.name]
+        print(*names, sep="\n", end="\n" if names else "")
+        return 0 if names else _no_case(args.filter)
     check_outputs(parser, args.json, args.plot)
     from .. import _cpu, get_num_threads, set_num_threads
 
@@ -375,8 +380,7 @@ def main(argv: list[str] | None = None) -> int:
             if r.get("wrong"):
                 status = 1
     if not records:
-        print(f"gradsmith bench: no case's name holds {args.filter!r}", file=sys.stderr)
-        return 2
+        return _no_case(args.filter)
     if args.json:
         out = {
             "machine": dict(_cpu.machine()),
@@ -393,6 +397,20 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+def _no_case(text: str) -> int:
+    print(f"gradsmith bench: no case's name holds {text!r} (see --list)", file=sys.stderr)
+    return 2
+
+
+def peers_of(parser: argparse.ArgumentParser, against: str, known: Sequence[str]) -> list[str]:
+    """The libraries that --against names, each once; an unknown one ends the command."""
+    asked = dict.fromkeys(p.strip() for p in against.split(","))
+    for p in asked:
+        if p and p != "none" and p not in known:
+            parser.error(f"unknown peer {p!r}; one of {', '.join(known)} or none")
+    return [p for p in asked if p in known]
+
+
 def check_outputs(parser: argparse.ArgumentParser, records: str | None, plot: str | None) -> None:
     """Whether the files can be written is found out before minutes are spent on measuring."""
     for option, path in (("--json", records), ("--plot", plot)):
@@ -403,8 +421,16 @@ def check_outputs(parser: argparse.ArgumentParser, records: str | None, plot: st
             parser.error(f"{option} {path}: is a folder; expected a file name")
         if not os.path.isdir(folder):
             parser.error(f"{option} {path}: the folder {folder} does not exist")
-        if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-            parser.error(f"{option} {path}: cannot be written")
+        if os.path.exists(path) and not os.path.isfile(path):
+            continue  # a pipe or a device: opened once only
+        new = not os.path.exists(path)
+        try:  # to open it is the only sure way to know
+            with open(path, "ab"):
+                pass
+            if new:
+                os.remove(path)
+        except OSError as error:
+            parser.error(f"{option} {path}: cannot be written ({error.strerror})")
     if plot is None:
         return
     if importlib.util.find_spec("matplotlib") is None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from _thread import _local as Local
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from .. import _cpu
 
@@ -28,6 +28,9 @@ def checked_precision(op: str, name: str, precision: Any) -> bool:
             hint = ". float16 needs loss scaling and no processor here multiplies it faster"
         raise ValueError(f"{op}: {name} must be one of {PRECISIONS}, got {precision!r}{hint}")
     return precision == "bfloat16"
+
+
+F = TypeVar("F", bound=Callable)
 
 
 class autocast:
@@ -71,7 +74,7 @@ class autocast:
     def __exit__(self, *exc: Any) -> None:
         _cpu.set_autocast(_local.stack.pop())
 
-    def __call__(self, fn: Callable) -> Callable:
+    def __call__(self, fn: F) -> F:
         if not callable(fn):
             raise TypeError(f"autocast: can decorate a function, got {type(fn).__name__}")
         if inspect.isgeneratorfunction(fn) or inspect.iscoroutinefunction(fn):
@@ -89,7 +92,7 @@ class autocast:
             finally:
                 _cpu.set_autocast(before)
 
-        return inner
+        return cast(F, inner)
 
 
 def is_autocast_enabled() -> bool:

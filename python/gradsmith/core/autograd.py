@@ -11,7 +11,7 @@ The recording of an op (`apply`) and the backward pass are in csrc/bindings/{aut
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -57,6 +57,9 @@ _changed: Callable[[Tensor], None] = _cpu._changed
 _run: Callable[..., None] = _cpu._run
 
 
+F = TypeVar("F", bound=Callable)
+
+
 class _Switch:
     """Context manager and decorator: the recording of the graph in this thread."""
 
@@ -70,26 +73,34 @@ class _Switch:
     def __exit__(self, *exc: object) -> None:
         _set(self._before.pop())
 
-    def __call__(self, fn: Callable) -> Callable:
+    def __call__(self, fn: F) -> F:
         import functools
         import inspect
 
         mode = self.mode
+        if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+            raise TypeError(
+                f"{type(self).__name__}: a coroutine runs after the call that makes it has ended; use "
+                f"`with {type(self).__name__}(...):` inside, around what does not await"
+            )
         if inspect.isgeneratorfunction(fn):
             # its body runs piece by piece, long after the call: the mode is set for each piece
-            return functools.wraps(fn)(functools.partial(_generate, mode, fn))
+            @functools.wraps(fn)
+            def pieces(*args: Any, **kwargs: Any) -> Any:
+                return (yield from _generate(mode, fn(*args, **kwargs)))
+
+            return cast(F, pieces)
 
         @functools.wraps(fn)
         def inner(*args: Any, **kwargs: Any) -> Any:
             with _Switch(mode):
                 return fn(*args, **kwargs)
 
-        return inner
+        return cast(F, inner)
 
 
-def _generate(mode: bool, fn: Callable, *args: Any, **kwargs: Any) -> Any:
-    """What a decorated generator function returns: fn's generator, each piece of which runs in `mode`."""
-    generator = fn(*args, **kwargs)
+def _generate(mode: bool, generator: Any) -> Any:
+    """The generator with each of its pieces run in `mode`."""
     resume, given = generator.send, None
     while True:
         try:
@@ -128,7 +139,7 @@ class set_grad_enabled(_Switch):
             self._before[-1] = self._first
             self._first = None
 
-    def __call__(self, fn: Callable) -> Callable:
+    def __call__(self, fn: F) -> F:
         if self._first is not None:  # a decorator leaves the rest as it was
             _set(self._first)
             self._first = None

@@ -19,7 +19,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
@@ -73,14 +73,23 @@ def _named(module: str, path: str) -> Any:
         return None
 
 
-class Captured(_cpu.CapturedBase):
+R = TypeVar("R")
+
+
+class Captured(_cpu.CapturedBase, Generic[R]):
     """What `gs.capture` returns: call it like the function.
 
     `programs` lists what has been recorded; `report()` tells what a program does, `verify(*args)`
     compares a replay with the function itself.
     """
 
-    def __init__(self, fn: Callable, passes: Any = None, fallback: bool = False):
+    if (
+        TYPE_CHECKING
+    ):  # arguments may be arrays in place of tensors, so they are not those of the function
+
+        def __call__(self, *args: Any, **kwargs: Any) -> R: ...
+
+    def __init__(self, fn: Callable[..., R], passes: Any = None, fallback: bool = False):
         self.fn: Callable = fn.fn if isinstance(fn, Captured) else fn
         if not callable(fn):
             raise TypeError(f"capture: expected a function, got {type(fn).__name__}")
@@ -520,6 +529,12 @@ def _sign(x: Any) -> Any:
     return (type(x), x)
 
 
+@overload
+def capture(fn: Callable[..., R], *, passes: Any = None, fallback: bool = False) -> Captured[R]: ...
+@overload
+def capture(
+    fn: None = None, *, passes: Any = None, fallback: bool = False
+) -> Callable[[Callable[..., R]], Captured[R]]: ...
 def capture(fn: Callable | None = None, *, passes: Any = None, fallback: bool = False) -> Any:
     """A function that records what `fn` does and replays it without Python.
 

@@ -138,7 +138,7 @@ class Subset:
         return f"Subset({len(self)} of {len(self.dataset)}: {self.dataset!r})"
 
 
-def as_dataset(data: Any) -> Dataset:
+def as_dataset(data: Any, op: str = "data") -> Dataset:
     """A dataset as it is; one array, or a tuple or list of arrays, as an ArrayDataset.
 
     TypeError: anything else.
@@ -159,6 +159,6 @@ def as_dataset(data: Any) -> Dataset:
     ):
         return data
     raise TypeError(
-        f"expected a dataset (len() and [index array]), an array or a tuple of arrays, "
+        f"{op}: expected a dataset (len() and [index array]), an array or a tuple of arrays, "
         f"got {type(data).__name__}"
     )

@@ -63,7 +63,7 @@ class Loader:
         transform: Transform | tuple[Transform | None, ...] | None = None,
         prefetch: int | None = None,
     ) -> None:
-        self.dataset = as_dataset(data)
+        self.dataset = as_dataset(data, "Loader")
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
             raise TypeError(f"Loader: batch_size must be an int, got {batch_size!r}")
         if batch_size < 1:

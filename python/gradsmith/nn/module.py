@@ -400,9 +400,12 @@ class Module(_cpu.ModuleBase):
             value = state_dict[name]
             a = value.data if isinstance(value, Tensor) else np.asarray(value)
             if a.shape != t.data.shape:
+                hint = ""
+                if a.ndim > 2 and (a.shape[0], *a.shape[2:], a.shape[1]) == t.data.shape:
+                    hint = ". Weights of PyTorch are read by gs.interop.torch.load_state_dict"
                 raise ValueError(
                     f"{type(self).__name__}.load_state_dict: {name} has shape {a.shape} in the state and "
-                    f"{t.data.shape} in the module"
+                    f"{t.data.shape} in the module{hint}"
                 )
             resolve_dtype(a.dtype, f"load_state_dict: {name}")
             arrays[name] = a
@@ -568,6 +571,10 @@ class _Ordered(Module):
             hint = ""
             if isinstance(module, type) and issubclass(module, Module):
                 hint = f". Did you mean {module.__name__}()?"
+            elif isinstance(module, (list, tuple)) and isinstance(self, Sequential):
+                hint = ". A star takes it apart: Sequential(*layers)"
+            elif callable(module):
+                hint = ". A function goes into a forward of your own, or has a module, as relu has nn.ReLU()"
             raise TypeError(
                 f"{type(self).__name__}: item {at} must be a Module, got {type(module).__name__}{hint}"
             )

@@ -225,8 +225,8 @@ def _attach() -> None:
     for symbol, logic in (("and", logical_and), ("or", logical_or), ("xor", logical_xor)):
         m(f"__{symbol}__", _operator(logic))
         m(f"__r{symbol}__", _operator(logic))
-    Tensor.__eq__ = _equals  # type: ignore[method-assign, assignment]
-    Tensor.__ne__ = _differs  # type: ignore[method-assign, assignment]
+    Tensor.__eq__ = _equals  # type: ignore[method-assign]
+    Tensor.__ne__ = _differs  # type: ignore[method-assign]
     m("__neg__", neg)
     m("__abs__", abs)
     m("__invert__", logical_not)

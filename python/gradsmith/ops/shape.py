@@ -41,8 +41,9 @@ def _reshaped(x: Tensor, shape: tuple, op: str) -> Tensor:
     try:
         out = source.reshape(shape)
     except (ValueError, TypeError):
+        hint = "; one size alone may be -1" if shape.count(-1) > 1 else ""
         raise ValueError(
-            f"{op}: a tensor of shape {data.shape} ({data.size} elements) does not fit into shape {shape}"
+            f"{op}: a tensor of shape {data.shape} ({data.size} elements) does not fit into shape {shape}{hint}"
         ) from None
     if copied:
         return apply(ReshapeBackward, x._k, out, (x,), shape=data.shape)

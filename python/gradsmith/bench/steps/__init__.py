@@ -31,7 +31,7 @@ import sys
 import time
 from typing import Any
 
-from .. import check_outputs
+from .. import check_outputs, peers_of
 from . import where
 from .nets import NETS, Floor
 
@@ -253,19 +253,30 @@ def _numbers(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     """The command `gradsmith bench steps`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="gradsmith bench steps", description="whole steps of networks, against other libraries"
+        prog="gradsmith bench steps",
+        description="Whole training steps and inference, against other libraries. Each library runs in "
+        "its own process, at the fastest of its settings; they take turns, the figures are medians.",
     )
     add = parser.add_argument
     add("net", nargs="*", help=f"any of: {', '.join(NETS)} (default: all)")
-    add("--against", default="torch,jax,tensorflow,onnxruntime", help="peers, comma-separated")
-    add("--threads", default="1,2", help="thread counts, comma-separated")
-    add("--mode", default="train", help="train, infer, or both with a comma")
+    add(
+        "--against",
+        default=",".join(PEERS),
+        help="peers, comma-separated, or none (default: %(default)s)",
+    )
+    add("--threads", default="1,2", help="thread counts, comma-separated (default: %(default)s)")
+    add("--mode", default="train", help="train (default), infer, or both with a comma")
     add("--batch", help="batch sizes instead of each net's own, comma-separated; for scaling")
-    add("--precision", default="float32", choices=("float32", "bfloat16"), help="of gradsmith")
+    add(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of gradsmith (default: float32)",
+    )
     add("--scaling", action="store_true", help=f"batches of {', '.join(map(str, BATCHES))}")
     add("--ops", action="store_true", help="where the time of our training step goes, op by op")
-    add("--rounds", type=int, default=5)
-    add("--seconds", type=float, default=1.0, help="of each turn")
+    add("--rounds", type=int, default=5, help="turns of each library (default: %(default)s)")
+    add("--seconds", type=float, default=1.0, help="of each turn (default: %(default)s)")
     add("--json", metavar="F", help="write the records here")
     add("--plot", metavar="F", help="write a picture here")
     args = parser.parse_args(argv)
@@ -284,15 +295,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--threads and --batch take whole numbers with commas between them")
     if not counts or min(counts) < 1 or (batches is not None and (not batches or min(batches) < 1)):
         parser.error("--threads and --batch must be at least 1")
+    if max(counts) > 256:
+        parser.error(f"--threads is {max(counts)}; expected 1 .. 256")
     if args.rounds < 1 or not args.seconds > 0:
         parser.error("--rounds must be at least 1 and --seconds more than 0")
     check_outputs(parser, args.json, args.plot)
     peers = ["float32"] if args.precision == "bfloat16" else []
-    for p in args.against.split(","):
-        if p in ("", "none"):
-            continue
-        if p not in PEERS:
-            parser.error(f"unknown peer {p!r}; one of {', '.join(PEERS)}")
+    for p in peers_of(parser, args.against, PEERS):
         if importlib.util.find_spec(p) is None:
             print(f"{p} is not installed: left out", file=sys.stderr)
         else:
