@@ -326,7 +326,8 @@ struct Collected : Tiles<T> {
     P tap[9];               // what their place must be; of three windows in order, row by row
 
     // columns w .. w + count - 1
-    GS_MEMBER void init(const Geometry& g, int64_t column, int64_t count, int64_t kept) {
+    __attribute__((noinline)) void init(const Geometry& g, int64_t column, int64_t count,
+                                        int64_t kept) {
       const PoolParams& p = g.p;
       const int64_t lo = g.x.lo[column], last = column + p.pw - lo;
       const int64_t least = column + p.pw - g.x.hi[column] + 1;
@@ -379,7 +380,10 @@ struct Collected : Tiles<T> {
     for (; k + N <= n; k += N) vector(k, k);
     if (k < n) vector(n - N, k);
   }
-  static GS_MEMBER bool ones(const PoolParams& p) { return Base::ones(p) && p.c >= N; }
+  // float alone, for size: sums by fold_row take 1.1 to 1.3 times as long in double
+  static GS_MEMBER bool ones(const PoolParams& p) {
+    return sizeof(T) == 4 && Base::ones(p) && p.c >= N;
+  }
   // Rows h .. h + count - 1 of dx, at dx; dy and index: of their image
   static __attribute__((noinline)) void ones_rows(const Geometry& g, Way way, const T* dy,
                                                   const uint8_t* index, int64_t h, int64_t count,

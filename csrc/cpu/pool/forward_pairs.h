@@ -356,27 +356,29 @@ struct PairMaxima : RowMaxima<T> {
       }
       step(1);
     };
-    int64_t j = 0;
-    if constexpr (M > 0) {
-      if (s.y / c % 2) pixel(), ++j;
-      for (; j + 2 <= s.n; j += 2) {
-#pragma GCC unroll 7
-        for (int64_t v = 0; v < 2 * M + 1; ++v) {
-          const T* q = x + v * N + (v > M ? c : 0);
-          __builtin_prefetch(q + s.ahead);
-          __builtin_prefetch(q + s.ahead + c);
-          V e0 = load_once(q), e1 = load_once(q + c), e2 = load_once(q + 2 * c);
-          if (v == M) {
-            e0 = halves(e0, e1);
-            e1 = halves(e1, e2);
-            e2 = halves(e2, load_once(q + 3 * c));
-          }
-          vector(e0, e1, e2, v * N);
-        }
-        step(2);
+    const bool odd_begin = M > 0 && s.y / c % 2;
+    for (int64_t j = 0; j < s.n;) {
+      if (M == 0 || j + 2 > s.n || (j == 0 && odd_begin)) {
+        pixel();
+        ++j;
+        continue;
       }
+#pragma GCC unroll 7
+      for (int64_t v = 0; v < 2 * M + 1; ++v) {
+        const T* q = x + v * N + (v > M ? c : 0);
+        __builtin_prefetch(q + s.ahead);
+        __builtin_prefetch(q + s.ahead + c);
+        V e0 = load_once(q), e1 = load_once(q + c), e2 = load_once(q + 2 * c);
+        if (v == M) {
+          e0 = halves(e0, e1);
+          e1 = halves(e1, e2);
+          e2 = halves(e2, load_once(q + 3 * c));
+        }
+        vector(e0, e1, e2, v * N);
+      }
+      step(2);
+      j += 2;
     }
-    for (; j < s.n; ++j) pixel();
     *odd = nan;
     *least = low;
   }
