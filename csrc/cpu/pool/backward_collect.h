@@ -398,8 +398,8 @@ struct Collected : Tiles<T> {
     const int64_t ahead = most < p.w ? row : Base::ahead(p);
     for (int64_t from = 0, to; from < p.w; from = to) {
       to = from + most < p.w ? from + most : p.w;
-      memset(next, 0, sizeof next);
-      memset(later, 0, sizeof later);
+      memset(next, 0, (size_t)((to - from) * wide) * sizeof(T));
+      memset(later, 0, (size_t)((to - from) * wide) * sizeof(T));
       Shares runs[5];
       int many = 0;
       for (int64_t w = from, e, o = 0; w < to; w = e, ++many) {

@@ -431,7 +431,7 @@ struct PairMaxima : RowMaxima<T> {
               top_run(top, runs[v], none, kPlain, value, places, y, spare, &odd, &least);
             kept = !any_nan(odd);
           } else {
-            for (int64_t o = 0; o < kRoom; o += N) {
+            for (int64_t o = 0; o < (to - from) * wide; o += N) {
               store(value + o, -inf);
               store_place(places + o, place(0));
             }
