@@ -114,13 +114,6 @@ struct Backward : FewGradients<T> {
                                      (const uint8_t*)index + (MAX ? r * row : 0),
                                      dx + r / p.oh * image, r % p.oh);
       });
-    } else if (by_ones) {
-      each_block(p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), p.h, ctx,
-                 [&](int64_t r, int64_t count) {
-                   const int64_t from = r / p.h * p.oh * row;
-                   Base::ones_rows(g, way, dy + from, (const uint8_t*)index + from, r % p.h, count,
-                                   dx + r * p.w * p.c);
-                 });
     } else if (folding) {
       const int64_t line = p.w * p.c, room = folded(p);
       T* value = (T*)(g.room + ctx->tid * room * (int64_t)(sizeof(T) + 1));
@@ -131,18 +124,19 @@ struct Backward : FewGradients<T> {
         fold_row(g, way, dy + from, (const uint8_t*)index + from, r % p.h, value, places,
                  dx + r * line);
       });
-    } else if (MAX && sizeof(IX) == 1 && !patterns && walks(p, begin, end)) {
+    } else if (by_ones || (MAX && sizeof(IX) == 1 && !patterns && walks(p, begin, end))) {
       const int64_t bytes = p.w * p.c * (int64_t)sizeof(T);
-      each_block(p.n * p.h, p.h, bytes, bytes % 4096 ? kDeep : kDeep / 2, ctx,
-                 [&](int64_t r, int64_t count) {
-                   const int64_t from = r / p.h * p.oh * row, h = r % p.h;
-                   T* to = dx + r * p.w * p.c;
-                   const uint8_t* ix = (const uint8_t*)index + from;
-                   collect_block(g, way, begin, end, dy + from, ix, h, count, to);
-                   for (int64_t k = 0; k < count; ++k)
-                     collect_row(g, way, begin, end, dy + from, ix, h + k, to + k * p.w * p.c,
-                                 true);
-                 });
+      const int64_t deep = by_ones ? p.h : bytes % 4096 ? kDeep : kDeep / 2;
+      each_block(p.n * p.h, p.h, bytes, deep, ctx, [&](int64_t r, int64_t count) {
+        const int64_t from = r / p.h * p.oh * row, h = r % p.h;
+        T* to = dx + r * p.w * p.c;
+        const uint8_t* ix = (const uint8_t*)index + from;
+        if constexpr (sizeof(T) == 4)
+          if (by_ones) return Base::ones_rows(g, way, dy + from, ix, h, count, to);
+        collect_block(g, way, begin, end, dy + from, ix, h, count, to);
+        for (int64_t k = 0; k < count; ++k)
+          collect_row(g, way, begin, end, dy + from, ix, h + k, to + k * p.w * p.c, true);
+      });
     } else {
       T* sums = (T*)g.room + ctx->tid * sums_of(p);
       int64_t before = -1;  // whose sums these are

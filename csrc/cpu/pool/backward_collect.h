@@ -414,20 +414,19 @@ struct Collected : Tiles<T> {
   // of dx that are not complete yet stays in the first cache. Columns of dx in the same columns of
   // windows are one run of elements.
   struct Shares {
-    int64_t w, n, o;        // where they begin, in elements of dx, how many, where sums are kept
+    int64_t w, n;           // where they begin, in elements of dx, how many
     int64_t from;           // the first window in its row, elements
     int64_t second, third;  // where the others lie behind it
     P tap[9];               // what their place must be; of three windows in order, row by row
 
     // columns w .. w + count - 1
-    GS_MEMBER void init(const Geometry& g, int64_t column, int64_t count, int64_t kept) {
+    __attribute__((noinline)) void init(const Geometry& g, int64_t column, int64_t count) {
       const PoolParams& p = g.p;
       const int64_t lo = g.x.lo[column], last = column + p.pw - lo;
       const int64_t least = column + p.pw - g.x.hi[column] + 1;
       int64_t at[3];
       w = column * p.c;
       n = count * p.c;
-      o = kept;
       from = lo * p.c;
       for (int64_t b = 0; b < 3; ++b) {
         const int64_t col = 2 - b;  // of the windows' columns
@@ -439,41 +438,55 @@ struct Collected : Tiles<T> {
       third = at[2];
     }
   };
-  // n elements of dx; next, later: what the two rows above have added to this and the next row,
-  // then of that one and the one behind it.
+  // A row of dx. next, later: what the two rows above have added to this and the next row, then of
+  // that one and the one behind it; none: nothing is added, as by a row of windows outside.
   template <bool PAST>
-  static __attribute__((noinline)) void ones_run(const T* dy, const uint8_t* index, int64_t ahead,
-                                                 const Shares& s, const P* taps, Way way, T* next,
-                                                 T* later, T* dx) {
-    P tap[9];
+  static __attribute__((noinline)) void ones_row(const T* dy_row, const uint8_t* index_row,
+                                                 int64_t ahead, const Shares* runs, int many,
+                                                 const P* none, Way way, T* next, T* later,
+                                                 T* dx_row) {
+    for (; many > 0; --many, ++runs) {
+      const Shares& s = *runs;
+      const P* taps = none ? none : s.tap;
+      P tap[9];
 #pragma GCC unroll 9
-    for (int t = 0; t < 9; ++t) {
-      tap[t] = taps[t];
+      for (int t = 0; t < 9; ++t) {
+        tap[t] = taps[t];
 #if defined(__AVX512F__)
-      asm("" : "+v"(tap[t]));
+        asm("" : "+v"(tap[t]));
 #endif
-    }
-    const int64_t n = s.n, second = s.second, third = s.third;
-    auto vector = [&](int64_t k, int64_t o) __attribute__((always_inline)) {
-      V sum[3] = {load(next + o), load(later + o), V{}};
-      __builtin_prefetch(dy + k + ahead);
-#pragma GCC unroll 3
-      for (int b = 0; b < 3; ++b) {
-        const int64_t q = b == 0 ? k : b == 1 ? k + second : k + third;
-        const V d = load_once(dy + q);
-        const P at = load_place(index + q);
-#pragma GCC unroll 3
-        for (int a = 0; a < 3; ++a) sum[a] = add_equal(sum[a], d, at, tap[3 * a + b]);
       }
-      Base::template result<PAST>(way, dx + k, sum[0]);
-      store(next + o, sum[1]);
-      store(later + o, sum[2]);
-    };
-    int64_t k = 0;
-    for (; k + N <= n; k += N) vector(k, k);
-    if (k < n) vector(n - N, k);
+      const int64_t n = s.n, second = s.second, third = s.third;
+      const T* dy = dy_row + s.from;
+      const uint8_t* index = index_row + s.from;
+      T* dx = dx_row + s.w;
+      auto vector = [&](int64_t k, int64_t o) __attribute__((always_inline)) {
+        V sum[3] = {load(next + o), load(later + o), V{}};
+        __builtin_prefetch(dy + k + ahead);
+#pragma GCC unroll 3
+        for (int b = 0; b < 3; ++b) {
+          const int64_t q = b == 0 ? k : b == 1 ? k + second : k + third;
+          const V d = load_once(dy + q);
+          const P at = load_place(index + q);
+#pragma GCC unroll 3
+          for (int a = 0; a < 3; ++a) sum[a] = add_equal(sum[a], d, at, tap[3 * a + b]);
+        }
+        Base::template result<PAST>(way, dx + k, sum[0]);
+        store(next + o, sum[1]);
+        store(later + o, sum[2]);
+      };
+      int64_t k = 0;
+      for (; k + N <= n; k += N) vector(k, k);
+      if (k < n) vector(n - N, k), k += N;
+      next += k;
+      later += k;
+    }
   }
-  static GS_MEMBER bool ones(const PoolParams& p) { return Base::ones(p) && p.c >= N; }
+  // float alone, for size: fold_row takes 1.1 to 1.3 times as long in double; in rows shorter than
+  // this it is quicker
+  static GS_MEMBER bool ones(const PoolParams& p) {
+    return sizeof(T) == 4 && Base::ones(p) && p.c >= N && p.w * p.c >= 1024;
+  }
   // Rows h .. h + count - 1 of dx, at dx; dy and index: of their image
   static __attribute__((noinline)) void ones_rows(const Geometry& g, Way way, const T* dy,
                                                   const uint8_t* index, int64_t h, int64_t count,
@@ -488,30 +501,26 @@ struct Collected : Tiles<T> {
     const int64_t ahead = most < p.w ? row : Base::ahead(p);
     for (int64_t from = 0, to; from < p.w; from = to) {
       to = from + most < p.w ? from + most : p.w;
-      memset(next, 0, sizeof next);
-      memset(later, 0, sizeof later);
+      memset(next, 0, (size_t)((to - from) * wide) * sizeof(T));
+      memset(later, 0, (size_t)((to - from) * wide) * sizeof(T));
       Shares runs[5];
       int many = 0;
-      for (int64_t w = from, e, o = 0; w < to; w = e, ++many) {
+      for (int64_t w = from, e; w < to; w = e, ++many) {
         const int64_t lo = g.x.lo[w];
         e = w + 1;
         if (g.x.hi[w] - lo == 3)
           while (e < to && g.x.lo[e] == lo + e - w && g.x.hi[e] == lo + e - w + 3) ++e;
-        runs[many].init(g, w, e - w, o);
-        o += ((e - w) * c + N - 1) / N * N;
+        runs[many].init(g, w, e - w);
       }
-      for (int64_t k = -2, i = h + p.ph - 2; k < count; ++k, ++i)
-        for (int v = 0; v < many; ++v) {
-          const Shares& s = runs[v];
-          T* out = k < 0 ? spare : dx + k * line + s.w;
-          // a row outside is one in which no place is right
-          const P* tap = i < 0 || i >= p.oh ? none : s.tap;
-          const int64_t at = (i < 0 ? 0 : i < p.oh ? i : p.oh - 1) * row + s.from;
-          (Base::apart(way) && k >= 0 ? ones_run<kBytes>
-                                      : ones_run<false>)(dy + at, index + at, ahead, s, tap,
-                                                         k < 0 ? kPlain : way, next + s.o,
-                                                         later + s.o, out);
-        }
+      for (int64_t k = -2, i = h + p.ph - 2; k < count; ++k, ++i) {
+        const bool in = i >= 0 && i < p.oh;
+        const int64_t at = (i < 0 ? 0 : in ? i : p.oh - 1) * row;
+        (Base::apart(way) && k >= 0 ? ones_row<kBytes>
+                                    : ones_row<false>)(dy + at, index + at, ahead, runs, many,
+                                                       in ? nullptr : none, k < 0 ? kPlain : way,
+                                                       next, later,
+                                                       k < 0 ? spare - from * c : dx + k * line);
+      }
     }
   }
   template <class IX>

@@ -63,28 +63,22 @@ struct Forward : FewChannels<T> {
     const Way way =
         way_of(ctx, p.n * (image + p.oh * row) * (int64_t)sizeof(T), y, p.c * (int64_t)sizeof(T));
     if constexpr (sizeof(IX) == 1) {
-      if (Base::ones(p) && p.c >= N && !p.relu) {
+      const bool ones = Base::ones(p) && p.c >= N && !p.relu;
+      if (ones || (kind != kWide && Pairs::fits(p) && (p.c < N || p.kh == 3))) {
         Pairs pairs;
         pairs.init(p);
         each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
-          Base::max_one_rows(g, pairs, way, x + r / p.oh * image, r % p.oh, count, y + r * row,
-                             index ? index + r * row : index);
-        });
-        if (way == kPast) write_fence();
-        return;
-      }
-      if (kind != kWide && Pairs::fits(p) && (p.c < N || p.kh == 3)) {
-        Pairs pairs;
-        pairs.init(p);
-        each_block(p.n * p.oh, p.oh, bytes_in(p), p.oh, ctx, [&](int64_t r, int64_t count) {
+          const T* from = x + r / p.oh * image;
+          const int64_t i = r % p.oh;
+          T* to = y + r * row;
+          uint8_t* ix = index ? index + r * row : index;
           if (p.c >= N)
-            return Base::max_three_rows(g, pairs, way, x + r / p.oh * image, r % p.oh, count,
-                                        y + r * row, index ? index + r * row : index);
-          (p.kh == 3 ? Base::template max_pair_rows<3>
-                     : Base::template max_pair_rows<2>)(g, pairs, x + r / p.oh * image,
-                                                        x + p.n * image, r % p.oh, count,
-                                                        y + r * row,
-                                                        index ? index + r * row : index);
+            (ones ? Base::max_one_rows : Base::max_three_rows)(g, pairs, way, from, i, count, to,
+                                                               ix);
+          else
+            (p.kh == 3 ? Base::template max_pair_rows<3>
+                       : Base::template max_pair_rows<2>)(g, pairs, from, x + p.n * image, i, count,
+                                                          to, ix);
         });
         if (way == kPast) write_fence();
         return;

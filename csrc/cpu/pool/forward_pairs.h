@@ -356,27 +356,29 @@ struct PairMaxima : RowMaxima<T> {
       }
       step(1);
     };
-    int64_t j = 0;
-    if constexpr (M > 0) {
-      if (s.y / c % 2) pixel(), ++j;
-      for (; j + 2 <= s.n; j += 2) {
-#pragma GCC unroll 7
-        for (int64_t v = 0; v < 2 * M + 1; ++v) {
-          const T* q = x + v * N + (v > M ? c : 0);
-          __builtin_prefetch(q + s.ahead);
-          __builtin_prefetch(q + s.ahead + c);
-          V e0 = load_once(q), e1 = load_once(q + c), e2 = load_once(q + 2 * c);
-          if (v == M) {
-            e0 = halves(e0, e1);
-            e1 = halves(e1, e2);
-            e2 = halves(e2, load_once(q + 3 * c));
-          }
-          vector(e0, e1, e2, v * N);
-        }
-        step(2);
+    const bool odd_begin = M > 0 && s.y / c % 2;
+    for (int64_t j = 0; j < s.n;) {
+      if (M == 0 || j + 2 > s.n || (j == 0 && odd_begin)) {
+        pixel();
+        ++j;
+        continue;
       }
+#pragma GCC unroll 7
+      for (int64_t v = 0; v < 2 * M + 1; ++v) {
+        const T* q = x + v * N + (v > M ? c : 0);
+        __builtin_prefetch(q + s.ahead);
+        __builtin_prefetch(q + s.ahead + c);
+        V e0 = load_once(q), e1 = load_once(q + c), e2 = load_once(q + 2 * c);
+        if (v == M) {
+          e0 = halves(e0, e1);
+          e1 = halves(e1, e2);
+          e2 = halves(e2, load_once(q + 3 * c));
+        }
+        vector(e0, e1, e2, v * N);
+      }
+      step(2);
+      j += 2;
     }
-    for (; j < s.n; ++j) pixel();
     *odd = nan;
     *least = low;
   }
@@ -429,7 +431,7 @@ struct PairMaxima : RowMaxima<T> {
               top_run(top, runs[v], none, kPlain, value, places, y, spare, &odd, &least);
             kept = !any_nan(odd);
           } else {
-            for (int64_t o = 0; o < kRoom; o += N) {
+            for (int64_t o = 0; o < (to - from) * wide; o += N) {
               store(value + o, -inf);
               store_place(places + o, place(0));
             }
@@ -462,37 +464,47 @@ struct PairMaxima : RowMaxima<T> {
   // of this one. Not ALL: this row is just kept. PAST: y goes past the caches. A branch on that and
   // pointers that do not fit into registers are worth 1.5 of 7 cycles a vector.
   template <bool ALL, bool PAST>
-  static __attribute__((noinline)) void one_run(const T* x, const Three& run, Way way, T* value,
-                                                uint8_t* places, const T* above,
-                                                const uint8_t* before, T* y, uint8_t* index,
+  static __attribute__((noinline)) void one_row(const T* row, const Three* runs, int many, Way way,
+                                                T* value, uint8_t* places, const T* above,
+                                                const uint8_t* before, T* out, uint8_t* index,
                                                 V* odd) {
-    const Three s = run;  // which no store of bytes can change
-    const int64_t n = s.n * s.c;
-    const P zero = place(s.first), one = place(1), two = place(2), three = place(3), six = place(6);
+    const P one = place(1), two = place(2), three = place(3), six = place(6);
     V nan = *odd;
-    auto vector = [&](int64_t k, int64_t o) __attribute__((always_inline)) {
-      const T* q = x + k;
-      __builtin_prefetch(q + s.ahead);
-      V h = load_once(q);
-      P at = zero;
-      const V e1 = load_once(q + s.second), e2 = load_once(q + s.third);
-      nan += e1;
-      reach(e1, one, h, at);
-      reach(e2, two, h, at);
-      if (ALL) {
-        V best = load_once(value + o);
-        P tap = load_place(places + o);
-        reach(load_once(above + o), load_place(before + o) + three, best, tap);
-        reach(h, at + six, best, tap);
-        Base::template result<PAST>(way, y + k, best);
-        store_place(index + k, tap);
-      }
-      store(value + o, h);
-      store_place(places + o, at);
-    };
-    int64_t k = 0;
-    for (; k + N <= n; k += N) vector(k, k);
-    if (k < n) vector(n - N, k);
+    for (; many > 0; --many, ++runs) {
+      const Three s = *runs;  // which no store of bytes can change
+      const int64_t n = s.n * s.c;
+      const P zero = place(s.first);
+      const T* x = row + s.x;
+      T* y = out + s.y;
+      uint8_t* ix = index + s.y;
+      auto vector = [&](int64_t k, int64_t o) __attribute__((always_inline)) {
+        const T* q = x + k;
+        __builtin_prefetch(q + s.ahead);
+        V h = load_once(q);
+        P at = zero;
+        const V e1 = load_once(q + s.second), e2 = load_once(q + s.third);
+        nan += e1;
+        reach(e1, one, h, at);
+        reach(e2, two, h, at);
+        if (ALL) {
+          V best = load_once(value + o);
+          P tap = load_place(places + o);
+          reach(load_once(above + o), load_place(before + o) + three, best, tap);
+          reach(h, at + six, best, tap);
+          Base::template result<PAST>(way, y + k, best);
+          store_place(ix + k, tap);
+        }
+        store(value + o, h);
+        store_place(places + o, at);
+      };
+      int64_t k = 0;
+      for (; k + N <= n; k += N) vector(k, k);
+      if (k < n) vector(n - N, k), k += N;
+      value += k;
+      places += k;
+      above += k;
+      before += k;
+    }
     *odd = nan;
   }
   static __attribute__((noinline)) void max_one_rows(const Geometry& g, const Pairs& s, Way way,
@@ -531,17 +543,14 @@ struct PairMaxima : RowMaxima<T> {
             const int64_t l = v + N > c ? c - N : v;
             odd += load(r + runs[0].x + l) + load(r + last + l);
           }
-          for (int v = 0; v < many; ++v) {
-            const Three& q = runs[v];
-            if (k < 0)
-              one_run<false, false>(r + q.x, q, kPlain, kept + q.o, at + q.o, kept, at, y, spare,
-                                    &odd);
-            else
-              (Base::apart(way) ? one_run<true, Base::kBytes>
-                                : one_run<true, false>)(r + q.x, q, way, kept + q.o, at + q.o,
-                                                        value[~k & 1] + q.o, places[~k & 1] + q.o,
-                                                        out + q.y, index ? ix + q.y : spare, &odd);
-          }
+          // without an index places go nowhere
+          uint8_t* places_to = index ? ix : spare - from * c;
+          if (k < 0)
+            one_row<false, false>(r, runs, many, kPlain, kept, at, kept, at, y, spare, &odd);
+          else
+            (Base::apart(way) ? one_row<true, kBytes>
+                              : one_row<true, false>)(r, runs, many, way, kept, at, value[~k & 1],
+                                                      places[~k & 1], out, places_to, &odd);
         }
         well[0] = well[1], well[1] = well[2], well[2] = !any_nan(odd);
         if (k >= 0 && !(well[0] && well[1] && well[2]))

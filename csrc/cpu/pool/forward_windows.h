@@ -299,8 +299,10 @@ struct WindowMaxima : Lanes<T> {
       for (int64_t j = 0, o = 0; j < n; ++j, r += step, o += c)
         for (int64_t k = 0; k < c; k += N) {
           if (k + N > c) k = c - N;
-          __builtin_prefetch(r + k + ahead);
-          __builtin_prefetch(r + k + ahead + ps);
+          if (ahead) {
+            __builtin_prefetch(r + k + ahead);
+            __builtin_prefetch(r + k + ahead + ps);
+          }
           V h = load(r + k);
           P at = place(0);
           const V e = load(r + k + ps);
@@ -315,8 +317,10 @@ struct WindowMaxima : Lanes<T> {
       for (int64_t j = 0, o = 0; j < n; ++j, r += step, o += c)
         for (int64_t k = 0; k < c; k += N) {
           if (k + N > c) k = c - N;
-          __builtin_prefetch(r + k + ahead);
-          __builtin_prefetch(r + k + ahead + ps);
+          if (ahead) {
+            __builtin_prefetch(r + k + ahead);
+            __builtin_prefetch(r + k + ahead + ps);
+          }
           V h = load(r + k);
           P at = place(2);
           const V e = load(r + k + ps);
@@ -383,9 +387,12 @@ struct WindowMaxima : Lanes<T> {
         continue;
       }
       if (K && whole && b0 == 0 && b1 == K) {
+        // what the second cache may hold is quick enough
+        const int64_t ahead =
+            p.n * p.h * line * (int64_t)sizeof(T) > p.holds / 16 ? Base::ahead(p) : 0;
         if constexpr (K == 2 && sizeof(IX) == 1)
           if (c >= N && c <= kAside && !none &&
-              !max_pairs(q, windows, p.sw * p.c, c, ls, ps, Base::ahead(p), way, out, ix))
+              !max_pairs(q, windows, p.sw * p.c, c, ls, ps, ahead, way, out, ix))
             continue;
         max_whole<K>(q, windows, p.sw * p.c, c, ls, ps, low, none, way, out, ix);
       } else
