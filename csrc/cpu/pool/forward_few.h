@@ -11,6 +11,7 @@ template <class T>
 struct FewChannels : Averages<T> {
   using Base = Averages<T>;
   using Base::divisor;
+  using Base::kFast;
   using Base::lanes;
   using Base::N;
   using Base::over;
@@ -194,8 +195,11 @@ struct FewChannels : Averages<T> {
         if (!MAX)
           for (int v = 0; v < m; ++v) row[v] = V{};
         int64_t k = 0;
-        if (m == 3) wide_periods<MAX, 3>(r, count, c, pixel, &k, &first, MAX ? best : row, at);
-        if (m == 4) wide_periods<MAX, 4>(r, count, c, pixel, &k, &first, MAX ? best : row, at);
+        if constexpr (kFast) {
+          V* known = MAX ? best : row;
+          if (m == 3) wide_periods<MAX, 3>(r, count, c, pixel, &k, &first, known, at);
+          if (m == 4) wide_periods<MAX, 4>(r, count, c, pixel, &k, &first, known, at);
+        }
         for (; k < count; k += m * N, first += set1((S)(m * N / c)))
           for (int v = 0; v < m; ++v) {
             const int64_t from = k + v * N;
