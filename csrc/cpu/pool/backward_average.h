@@ -53,6 +53,16 @@ struct AverageGradients : Folded<T> {
       add_vec<1>(way, from + k, step, rows, scale, to + k);
     }
   }
+  // The first c elements of `to` again, until there are n, twice as many each time.
+  static __attribute__((noinline)) void repeat(T* to, int64_t c, int64_t n) {
+    for (int64_t done = c, more; done < n; done += more) {
+      more = done < n - done ? done : n - done;
+      T* out = to + done;
+      int64_t k = 0;
+      for (; k + N <= more; k += N) store(out + k, load(to + k));
+      if (k < more) store_n(out + k, load_n(to + k, (int)(more - k)), (int)(more - k));
+    }
+  }
   // ---- backward, few channels: blocks of pixels of dx, whose windows lie in two vectors of dy
   struct Pattern {
     static constexpr int kSlots = 4;
@@ -127,8 +137,9 @@ struct AverageGradients : Folded<T> {
     }
   }
   // Pairs of neighbouring pixels, as in pair_row, of the sums of a column of windows.
-  static __attribute__((noinline)) void average_pairs(Way way, const T* from, int64_t c,
-                                                      int64_t pairs, V scale, T* to) {
+  static __attribute__((noinline, aligned(64))) void average_pairs(Way way, const T* from,
+                                                                   int64_t c, int64_t pairs,
+                                                                   V scale, T* to) {
     for (; pairs > 0; --pairs, from += c, to += 2 * c)
       for (int64_t k = 0; k < c; k += N) {
         if (k + N > c) k = c - N;
@@ -147,7 +158,10 @@ struct AverageGradients : Folded<T> {
     const int64_t c = p.c, row = p.ow * c;
     const int lo = g.y.lo[h], hi = g.y.hi[h];
     const V scale = set1(same ? 1 / divisor(g, 0, 0) : (T)1);
-    if (known && (c < N || way != kPast)) {  // the row before
+    // a row of one window is its first pixel again, others the row before where the first level has
+    // it
+    const bool one = p.ow == 1 && !pattern && (c < N || way != kPast);
+    if (known && (c < N || (way != kPast && (!one || p.w * c * (int64_t)sizeof(T) <= 32768)))) {
       const int64_t n = p.w * c;
       int64_t k = 0;
       for (; k + 4 * N <= n; k += 4 * N)
@@ -209,6 +223,11 @@ struct AverageGradients : Folded<T> {
         w = run_end - 1;
       } else {
         add_runs(way, columns + j * c, c, g.x.hi[w] - j, c, scale, to);
+        if (one && g.x.lo[w] < g.x.hi[w]) {
+          const int64_t end = g.x.start[0] + g.x.last[0];
+          repeat(to, c, (end - w) * c);
+          w = end - 1;
+        }
       }
     }
   }

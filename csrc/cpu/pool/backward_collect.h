@@ -10,6 +10,7 @@ template <class T>
 struct Collected : Tiles<T> {
   using Base = Tiles<T>;
   using Base::kBytes;
+  using Base::kFast;
   using Base::kLine;
   using Base::kStrip;
   using Base::load_place;
@@ -127,7 +128,7 @@ struct Collected : Tiles<T> {
   // tap `next` on.
   template <int ROWS, class IX>
   static constexpr bool shares() {
-    return ROWS == 1 && sizeof(IX) == 1;
+    return kFast && ROWS == 1 && sizeof(IX) == 1;
   }
   template <int ROWS, int B, class IX>
   static GS_MEMBER void window_vec(Way way, const T* dy, const IX* index, int64_t row, int64_t c,
@@ -230,7 +231,7 @@ struct Collected : Tiles<T> {
         end += both;
         continue;
       }
-      if constexpr (sizeof(IX) == 1)
+      if constexpr (kFast && sizeof(IX) == 1)
         if (many == 2) {
           two_windows<ROWS>(way, d, ix, row, c, tap, at, (int)w - g.x.start[j + 1], out);
           continue;

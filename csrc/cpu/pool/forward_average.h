@@ -10,6 +10,7 @@ template <class T>
 struct Averages : PairMaxima<T> {
   using Base = PairMaxima<T>;
   using Base::divisor;
+  using Base::kFast;
   using Base::kSlots;
   using Base::N;
   using Base::over;
@@ -157,7 +158,8 @@ struct Averages : PairMaxima<T> {
     int a0 = g.y.first[i], a1 = g.y.last[i];
     T div = divisor(g, i, 0), inv = 1 / div;
     const bool whole = K && a0 == 0 && a1 == K;
-    if (K == 0 && by_rows && a0 < a1) return avg_by_rows(g, way, same, x, i, y);
+    if constexpr (kFast && K == 0)
+      if (by_rows && a0 < a1) return avg_by_rows(g, way, same, x, i, y);
     for (int64_t j = 0; j < p.ow; ++j) {
       int b0 = g.x.first[j], b1 = g.x.last[j];
       const T* q = x + (int64_t)g.y.start[i] * line + (int64_t)g.x.start[j] * p.c;

@@ -11,6 +11,7 @@ template <class T>
 struct FewChannels : Averages<T> {
   using Base = Averages<T>;
   using Base::divisor;
+  using Base::kFast;
   using Base::lanes;
   using Base::N;
   using Base::over;
@@ -138,6 +139,37 @@ struct FewChannels : Averages<T> {
   static GS_MEMBER int period_of(int64_t c) {
     return c == 1 || c == 2 || c == 4 ? 4 : c == 6 ? 3 : (int)c;
   }
+  // Whole periods of M vectors of a row, from k on, with what is known of them in registers.
+  template <bool MAX, int M>
+  static __attribute__((noinline)) void wide_periods(const T* row, int64_t count, int64_t c,
+                                                     const I* pixel, int64_t* k, I* first, V* best,
+                                                     I* at) {
+    V b[M];
+    I from[M], tap = *first;
+    int64_t j = *k;
+    const I step = set1((S)(M * N / c));
+#pragma GCC unroll 4
+    for (int v = 0; v < M; ++v) {
+      b[v] = best[v];
+      from[v] = at[v];
+    }
+    for (; j + M * N <= count; j += M * N, tap += step)
+#pragma GCC unroll 4
+      for (int v = 0; v < M; ++v) {
+        fetch(row + j + v * N);
+        if (MAX)
+          take<T>(load(row + j + v * N), tap + pixel[v], b[v], from[v]);
+        else
+          b[v] += load(row + j + v * N);
+      }
+#pragma GCC unroll 4
+    for (int v = 0; v < M; ++v) {
+      best[v] = b[v];
+      if (MAX) at[v] = from[v];
+    }
+    *k = j;
+    *first = tap;
+  }
   template <bool MAX, class IX>
   static void few_wide(const Geometry& g, const T* x, int64_t i, T* y, IX* index) {
     const PoolParams& p = g.p;
@@ -162,7 +194,13 @@ struct FewChannels : Averages<T> {
         I first = set1((S)(a * p.kw + b0));
         if (!MAX)
           for (int v = 0; v < m; ++v) row[v] = V{};
-        for (int64_t k = 0; k < count; k += m * N, first += set1((S)(m * N / c)))
+        int64_t k = 0;
+        if constexpr (kFast) {
+          V* known = MAX ? best : row;
+          if (m == 3) wide_periods<MAX, 3>(r, count, c, pixel, &k, &first, known, at);
+          if (m == 4) wide_periods<MAX, 4>(r, count, c, pixel, &k, &first, known, at);
+        }
+        for (; k < count; k += m * N, first += set1((S)(m * N / c)))
           for (int v = 0; v < m; ++v) {
             const int64_t from = k + v * N;
             if (from + N <= count) {

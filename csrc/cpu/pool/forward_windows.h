@@ -11,6 +11,7 @@ template <class T>
 struct WindowMaxima : Lanes<T> {
   using Base = Lanes<T>;
   using Base::kBytes;
+  using Base::kFast;
   using Base::load_place;
   using Base::N;
   using Base::place;
@@ -213,7 +214,7 @@ struct WindowMaxima : Lanes<T> {
       x += ps;
       here += (U)1;
     };
-    if (taps == 4)
+    if (B == 4 && taps == 4)
       one(), one(), one(), one();
     else
       for (; taps > 0; --taps) one();
@@ -364,7 +365,7 @@ struct WindowMaxima : Lanes<T> {
     T low = p.relu ? (T)0 : -(T)__builtin_inf();
     int none = p.relu ? (int)(p.kh * p.kw) : 0;
     const bool whole = K && a0 == 0 && a1 == K;
-    if constexpr (K == 0 && sizeof(IX) == 1)
+    if constexpr (kFast && K == 0 && sizeof(IX) == 1)
       if (p.dh == 1 && p.dw == 1 && (p.sw > 1 || begin >= end) && p.c >= N && p.c <= kSlots * N &&
           !none)
         return max_by_rows(g, way, x, i, y, index, from, to);

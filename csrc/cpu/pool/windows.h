@@ -166,6 +166,10 @@ struct Lanes {
   static constexpr int N = simd<T>::N;
   static constexpr int64_t kFew = N / 2 < Geometry::kFew ? N / 2 : Geometry::kFew;
 
+  // Whether there is code for large windows and few channels that is faster than what any type and
+  // instruction set has: it would make the library larger for doubles.
+  static constexpr bool kFast = sizeof(T) == 4 && GS_VBYTES >= 32;
+
   // Places of maxima: bytes where a vector instruction takes those by mask.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
   static constexpr bool kBytes = sizeof(T) == 4;
