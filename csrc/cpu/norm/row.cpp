@@ -331,15 +331,15 @@ struct Row {
   // of 8 MB and 512 columns 1.1x, 128 columns 1.3x. A core that does not follow many arrays by
   // itself keeps to sweeps: it overlaps results of a row with sums of the next.
   static constexpr bool kShares = GS_VBYTES == 64 && sizeof(T) == 4;
-  static GS_MEMBER bool shares(const Ctx* ctx, bool stream, int64_t cols) {
-    return kShares && stream && ctx->follows && cols % 64 == 0 && cols <= kBlock;
+  static GS_MEMBER bool shares(const Ctx* ctx, bool far, int64_t cols) {
+    return kShares && far && ctx->follows && cols % 64 == 0 && cols <= kBlock;
   }
   // Rows that take each step together forward: they stay in the first-level cache. Where y goes
   // past the caches one at a time, its stores overlapping with the next row's sums, unless the core
   // does not mind.
-  static GS_MEMBER int together(int64_t cols, const Ctx* ctx, bool stream) {
+  static GS_MEMBER int together(int64_t cols, const Ctx* ctx, bool stream, bool far) {
     if (cols <= 64) return kRows;
-    if (shares(ctx, stream, cols)) return cols <= 128 ? kRows : cols <= 256 ? 4 : 2;
+    if (shares(ctx, far, cols)) return cols <= 128 ? kRows : cols <= 256 ? 4 : 2;
     if (stream && !ctx->follows) return 1;
     return cols <= 128 ? kRows : cols <= 256 ? 8 : cols <= 512 ? 4 : cols <= 1024 ? 2 : 1;
   }
@@ -376,7 +376,7 @@ struct Row {
   static __attribute__((noinline)) void sums_and_results(int64_t cols, int count, const T* x,
                                                          const T* c, Sums* sums, const T* last,
                                                          const Stats& s, const T* gamma,
-                                                         const T* beta, T* y) {
+                                                         const T* beta, T* y, bool stream) {
     for (int i = 0; i < count; ++i, x += cols, last += cols, y += cols) {
       const V from = set1(c[i]), m = set1(s.c[i]), rs = set1(s.rs[i]), off = set1(s.off[i]);
       V a[L] = {}, q[L] = {};
@@ -398,7 +398,8 @@ struct Row {
             u = fma(u, load(gamma + at), load(beta + at));
           else
             u = G ? u * load(gamma + at) : B ? u + load(beta + at) : u;
-          write<true>(y + at, u);
+          if (!stream) own(y + at, kAhead);
+          write(stream, y + at, u);
         }
       if (!RMS) sums->b[i] = fold(q);
       sums->a[i] = fold(RMS ? q : a);
@@ -411,7 +412,9 @@ struct Row {
   static void forward_rows(const RowNormParams& p, const Ctx* ctx, bool stream, int64_t r0,
                            int64_t r1, const T* x, const T* gamma, const T* beta, T* y,
                            double* stats) {
-    const int most = together(p.cols, ctx, stream);
+    // results that stay in a farther cache are not faster there, but for such a loop
+    const bool far = stream || 4 * p.rows * p.cols * (int64_t)sizeof(T) >= 3 * ctx->stream;
+    const int most = together(p.cols, ctx, stream, far);
     const int64_t cols = p.cols, ahead = asks(ctx, stream) ? next_rows(2 * most * cols) : 0;
     const bool owns = writes_far(p, ctx, stream);
     Each mean{}, var;
@@ -426,9 +429,9 @@ struct Row {
       const int count = rows_at(r), next = rows_at(r + most);
       T* to = owns ? y + r * cols : nullptr;
       if constexpr (kShares && G && B == !RMS)
-        if (count == most && before == most && shares(ctx, stream, cols)) {
+        if (count == most && before == most && shares(ctx, far, cols)) {
           sums_and_results<RMS, G, B>(cols, most, x + r * cols, c, &sums, x + (r - most) * cols, s,
-                                      gamma, beta, y + (r - most) * cols);
+                                      gamma, beta, y + (r - most) * cols, stream);
           Each d{}, q{};
           add_sums_there(sums.a, most, &d);
           if (!RMS) add_sums_there(sums.b, most, &q);
