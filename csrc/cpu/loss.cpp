@@ -8,8 +8,8 @@
 // the size of a cache are written past it.
 //
 // Sums: the losses are computed in T and added in double in 16 logical lanes a chunk of kChunk
-// elements, the lanes folded 8, 4, 2, 1, the chunks added in order: the same on every team and, but
-// for fused multiply-adds, instruction set.
+// elements, with vectors of 32 bytes and more two floats 16 apart first to one another; the lanes
+// are folded 8, 4, 2, 1, the chunks added in order: the same on every team.
 #include "loss.h"
 
 #include <string.h>
@@ -97,10 +97,36 @@ template <class T>
 struct Bce {
   using V = typename simd<T>::V;
   static constexpr bool kDomain = true, kShort = false;
+  static constexpr bool kInside = sizeof(T) == 4 && GS_VBYTES == 64;
   static constexpr double kForward = 1.0, kBackward = 0.5;
   GS_MEMBER explicit Bce(const LossParams&) {}
   static GS_MEMBER V least(V x) { return max(set1((T)-100), x); }
   GS_MEMBER V value(V x, V t, V) const { return (t - 1) * least(log_less(x)) - t * least(log(x)); }
+  // To the same bits where all of x, and so 1 - x, is positive and normal.
+  template <int kTogether>
+  static GS_MEMBER bool inside(const V (&x)[kTogether]) {
+#if defined(__AVX512F__)
+    if constexpr (kInside) {
+      __mmask16 in = 0xffff;
+#pragma GCC unroll 4
+      for (int j = 0; j < kTogether; ++j) {
+        in = _mm512_mask_cmp_ps_mask(in, (__m512)x[j], _mm512_set1_ps(0x1p-126f), _CMP_GE_OQ);
+        in = _mm512_mask_cmp_ps_mask(in, (__m512)x[j], _mm512_set1_ps(1.0f), _CMP_LT_OQ);
+      }
+      return in == 0xffff;
+    }
+#endif
+    return false;
+  }
+  static GS_MEMBER V inside_value(V x, V t) {
+#if defined(__AVX512F__)
+    if constexpr (kInside) {
+      const V u = 1 - x;
+      return (t - 1) * log_normal<true>(u, (1 - u) - x) - t * log_normal<false>(x, V{});
+    }
+#endif
+    return x * t;  // nobody asks
+  }
   GS_MEMBER V dx(V x, V t, V) const { return (x - t) / max((1 - x) * x, set1((T)1e-12)); }
   GS_MEMBER V dt(V x, V, V) const { return least(log_less(x)) - least(log(x)); }
 };
@@ -191,6 +217,13 @@ GS_INLINE int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 // Vectors that are worked on together: four, or as many as the 16 lanes of a sum take.
 template <class T>
 constexpr int kVectors = 16 / simd<T>::N > 4 ? 16 / simd<T>::N : 4;
+// Whether Op's value has a short form for these, which are inside its domain.
+template <class Op, class V, int kTogether>
+GS_INLINE bool all_inside(const V (&x)[kTogether]) {
+  if constexpr (Op::kDomain)
+    if constexpr (Op::kInside) return Op::inside(x);
+  return false;
+}
 // Whether the short forms of Op hold for these.
 template <class Op, class V, int kTogether>
 GS_INLINE bool all_short(const V (&x)[kTogether]) {
@@ -221,6 +254,9 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
   double* partial = (double*)ctx->scratch;
   int64_t chunks = chunks_of(p.n);
   double* outside = partial + chunks;
+  // vectors of 16 lanes; whether two of these are added up in T, which saves conversions
+  constexpr int kLanes = 16 / N;
+  constexpr bool kPairs = sizeof(T) == 4 && kTogether >= 2 * kLanes;
   const Op op(p);
   const V one = set1((T)1);
   for (int64_t c = ctx->tid; c < chunks; c += ctx->nt) {
@@ -237,9 +273,12 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
         x[j] = load(a[0] + j * N);
         t[j] = load(a[1] + j * N);
         q[j] = a[3] ? load(a[3] + j * N) : one;
-        if constexpr (Op::kDomain) bad = (x[j] >= V{}) & (x[j] <= one) ? bad : one;
       }
-      if (all_close<Op>(x)) {
+      if (all_inside<Op>(x)) {
+        if constexpr (Op::kDomain)
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) v[j] = op.inside_value(x[j], t[j]);
+      } else if (all_close<Op>(x)) {
         if constexpr (Op::kShort)
 #pragma GCC unroll 4
           for (int j = 0; j < kTogether; ++j) v[j] = op.close_value(x[j], t[j], q[j]);
@@ -249,7 +288,10 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
           for (int j = 0; j < kTogether; ++j) v[j] = op.short_value(x[j], t[j], q[j]);
       } else {
 #pragma GCC unroll 4
-        for (int j = 0; j < kTogether; ++j) v[j] = op.value(x[j], t[j], q[j]);
+        for (int j = 0; j < kTogether; ++j) {
+          if constexpr (Op::kDomain) bad = (x[j] >= V{}) & (x[j] <= one) ? bad : one;
+          v[j] = op.value(x[j], t[j], q[j]);
+        }
       }
 #pragma GCC unroll 4
       for (int j = 0; j < kTogether; ++j) {
@@ -259,8 +301,9 @@ void forward(const void* params, void* const* buf, const Ctx* ctx) {
       if (p.reduce)
 #pragma GCC unroll 4
         for (int j = 0; j < kTogether; ++j) {
+          if (kPairs && j / kLanes % 2) continue;
           vd d[H];
-          to_double(v[j], d);
+          to_double(kPairs ? v[j] + v[(j + kLanes) % kTogether] : v[j], d);
 #pragma GCC unroll 2
           for (int h = 0; h < H; ++h) sum[(j * H + h) % WD] += d[h];
         }
@@ -482,10 +525,17 @@ void nll_backward(const void* params, void* const* buf, const Ctx* ctx) {
   T* dx = (T*)buf[4];
   int64_t step = rows_of(p), tasks = (p.rows + step - 1) / step;
   double all = p.reduce ? (double)grad[0] / (p.reduce == 2 ? total[0] : 1.0) : 0;
-  for (int64_t c = ctx->tid; c < tasks; c += ctx->nt) {
-    int64_t begin = c * step, end = begin + step < p.rows ? begin + step : p.rows;
-    memset(dx + begin * p.classes, 0, (size_t)((end - begin) * p.classes) * sizeof(T));
-    for (int64_t r = begin; r < end; ++r) {
+  // A member's stretch of rows, in blocks whose lines are still near when the targets are written;
+  // at once where they will not stay anyway: memset then goes past the caches.
+  const int64_t row = p.classes > 0 ? p.classes : 1, some = (1 << 18) / (int64_t)sizeof(T) / row;
+  const bool far = p.rows * row * (int64_t)sizeof(T) >= 4 * ctx->stream;
+  const int64_t block = far ? p.rows : some > 1 ? some : 1;
+  int64_t stop = tasks * (ctx->tid + 1) / ctx->nt * step;
+  stop = stop < p.rows ? stop : p.rows;
+  for (int64_t b = tasks * ctx->tid / ctx->nt * step; b < stop; b += block) {
+    const int64_t end = b + block < stop ? b + block : stop;
+    memset(dx + b * p.classes, 0, (size_t)((end - b) * p.classes) * sizeof(T));
+    for (int64_t r = b; r < end; ++r) {
       int64_t k = target_at(p, buf[0], r);
       if (k == p.ignore_index || k < 0 || k >= p.classes) continue;
       T w = weight ? weight[k] : (T)1;

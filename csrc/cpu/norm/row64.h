@@ -7,11 +7,13 @@
 // sums and dx). No chain is waited for, stores past the caches are spread evenly among the work,
 // gamma, beta and the sums of their gradients stay in registers. Sums have the order of row.cpp.
 //
-// Floor: a line past the caches every 6 cycles (Zen 5); without memory a vector takes 4.5 cycles
-// forward and 5.5 backward.
+// Floor: a line past the caches every 6 cycles (Zen 5); without memory a vector takes 4.9 cycles
+// forward and 6.2 backward. The same for strips of 64 columns of longer rows was slower: a row's
+// sums then go through memory between its strips.
 #pragma once
 #include "norm.h"
 #include "simd/fold.h"
+#include "simd/own.h"
 
 #if defined(__AVX512F__)
 namespace gs {
@@ -50,9 +52,9 @@ struct Rows64 {
       for (int k = 0; k < 4; ++k) store(p + k * N, v[k]);
   }
 
-  // y of `groups` groups of rows at x; stats as in row_norm.
+  // y of `groups` groups of rows at x; stats as in row_norm. owns: lines of y are asked for ahead.
   template <bool RMS>
-  static __attribute__((noinline)) void forward(bool stream, int64_t groups, double eps,
+  static __attribute__((noinline)) void forward(bool stream, bool owns, int64_t groups, double eps,
                                                 const float* x, const float* gamma,
                                                 const float* beta, float* y, double* stats) {
     constexpr int64_t kStep = kRows * kCols;
@@ -65,19 +67,21 @@ struct Rows64 {
       b[k] = beta ? load(beta + k * N) : vf{};
     }
     for (int64_t t = 0; t < groups + 3; ++t) {
-      const bool means = !RMS && t<groups, squares = t> 0 && t <= groups, results = t > 2;
+      const bool samples = t<groups, results = t> 2;
+      const bool squares = t > 0 && t <= groups;
       const float *xm = x + t * kStep, *xs = xm - kStep, *xr = xs - 2 * kStep;
       float* out = y + (t - 3) * kStep;
       Group &now = ring[t & 3], &next = ring[(t - 1) & 3], &done = ring[(t - 3) & 3];
       for (int i = 0; i < kRows; ++i) {
-        if (means) {
+        if (samples) {
           vf v[4];
 #pragma GCC unroll 4
           for (int k = 0; k < 4; ++k) {
             if (stream) fetch(xm + i * kCols + k * N);
-            v[k] = load(xm + i * kCols + k * N);
+            if (owns) own(out + 3 * kStep + i * kCols + k * N, 0);
+            if (!RMS) v[k] = load(xm + i * kCols + k * N);
           }
-          sums[i] = sum4(v);
+          if (!RMS) sums[i] = sum4(v);
         }
         if (squares) {
           vf v[4];
@@ -103,7 +107,7 @@ struct Rows64 {
           put_row(stream, out + i * kCols, v);
         }
       }
-      if (means) store(now.c, hsum16(sums) * (1.0f / kCols));
+      if (!RMS && samples) store(now.c, hsum16(sums) * (1.0f / kCols));
       if (squares) {
         const vf q = hsum16(second), d = RMS ? vf{} : hsum16(first);
         double* to = stats + (t - 1) * 2 * kRows;
@@ -127,10 +131,10 @@ struct Rows64 {
   // dx of `groups` groups of rows; adds what dgamma and dbeta get of `each` groups of rows at a
   // time at pg and pb, which go on by `part` floats.
   template <bool RMS>
-  static __attribute__((noinline)) void backward(bool stream, int64_t groups, const float* dy,
-                                                 const float* x, const double* stats,
-                                                 const float* gamma, float* dx, float* pg,
-                                                 float* pb, int64_t each, int64_t part) {
+  static __attribute__((noinline)) void backward(bool stream, bool owns, int64_t groups,
+                                                 const float* dy, const float* x,
+                                                 const double* stats, const float* gamma, float* dx,
+                                                 float* pg, float* pb, int64_t each, int64_t part) {
     constexpr int64_t kStep = kRows * kCols;
     alignas(64) vf first[kRows], second[kRows];
     Group ring[4];
@@ -160,6 +164,7 @@ struct Rows64 {
 #pragma GCC unroll 4
           for (int k = 0; k < 4; ++k) {
             fetch(dm + i * kCols + k * N);
+            if (owns) own(out + kStep + i * kCols + k * N, 0);
             v[k] = load(dm + i * kCols + k * N) * g[k];
           }
           if (!RMS) first[i] = sum4(v);

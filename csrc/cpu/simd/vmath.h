@@ -162,9 +162,10 @@ GS_INLINE vf log_reduced(vf f, vf e) {
 #if defined(__AVX512F__)
 // log(x), x = 2^e m with m in [3/4, 3/2), c close to m, one of 16 points whose logarithm is a
 // multiple of 2^-16 to nine digits, as is the first part of ln 2: so e ln 2 + log c is exact and
-// what is left is m / c - 1 and its polynomial. 14 operations, zeros, infinities, NaN and denormals
-// without a case of their own. part: a small addend to the result.
-GS_INLINE vf log_looked_up(vf x, vf part) {
+// what is left is m / c - 1 and its polynomial. unit: what a unit of `e` counts. kPart: `part`, a
+// small addend to the result.
+template <bool kPart>
+GS_INLINE vf log_of(vf m, vf e, float unit, vf part) {
   alignas(64) static const float inverse[16] = {1.0f,        0.9154279f,  0.8640292f,  0.8212983f,
                                                 0.77943087f, 0.74445343f, 0.71087205f, 0.6818055f,
                                                 1.3049625f,  1.2542236f,  1.2069851f,  1.1621286f,
@@ -173,18 +174,32 @@ GS_INLINE vf log_looked_up(vf x, vf part) {
                                              0.24919128f,  0.29510498f,  0.34126282f,   0.38301086f,
                                              -0.26617432f, -0.22651672f, -0.18812561f,  -0.1502533f,
                                              -0.11505127f, -0.08151245f, -0.031845093f, 0.0f};
+  const __m512i at = _mm512_srli_epi32((__m512i)m, 19);  // its low four bits
+  const vf r = fma(m, (vf)_mm512_permutexvar_ps(at, _mm512_load_ps(inverse)), set1(-1.0f));
+  const vf high =
+      fma(e, set1(45426.0f / 65536 * unit), (vf)_mm512_permutexvar_ps(at, _mm512_load_ps(logs)));
+  const vf rr = r * r, p = fma(fma(set1(0.18885878f), r, set1(-0.2500925f)), rr,
+                               fma(set1(0.33334476f), r, set1(-0.5f)));
+  vf low = fma(e, set1(1.4286068e-6f * unit), r);
+  if (kPart) low += part;
+  return high + fma(p, rr, low);
+}
+// 14 operations, zeros, infinities, NaN and denormals without a case of their own
+template <bool kPart>
+GS_INLINE vf log_looked_up(vf x, vf part) {
   const __m512 m = _mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
   const __m512 one = _mm512_set1_ps(1.0f), whole = _mm512_getexp_ps((__m512)x);
   const vf e = (vf)_mm512_mask_add_ps(whole, _mm512_cmp_ps_mask(m, one, _CMP_LT_OQ), whole, one);
-  const __m512i at = _mm512_srli_epi32((__m512i)m, 19);  // its low four bits
-  const vf r = fma((vf)m, (vf)_mm512_permutexvar_ps(at, _mm512_load_ps(inverse)), set1(-1.0f));
-  const vf high =
-      fma(e, set1(45426.0f / 65536), (vf)_mm512_permutexvar_ps(at, _mm512_load_ps(logs)));
-  const vf rr = r * r, p = fma(fma(set1(0.18885878f), r, set1(-0.2500925f)), rr,
-                               fma(set1(0.33334476f), r, set1(-0.5f)));
-  return high + fma(p, rr, fma(e, set1(1.4286068e-6f), r) + part);
+  return log_of<kPart>((vf)m, e, 1.0f, part);
 }
-GS_INLINE vf log(vf x) { return log_looked_up(x, vf{}); }
+// The same bits for positive normal numbers; three integer operations, which go to any of four
+// units, and a conversion in place of four that share two of them with additions.
+template <bool kPart>
+GS_INLINE vf log_normal(vf x, vf part) {
+  const vi power = ((vi)x - 0x3f400000) & (int32_t)0xff800000;
+  return log_of<kPart>((vf)((vi)x - power), __builtin_convertvector(power, vf), 0x1p-23f, part);
+}
+GS_INLINE vf log(vf x) { return log_looked_up<false>(x, vf{}); }
 #else
 GS_INLINE vf log(vf x) {
   vi small = x < 1.17549435e-38f;
@@ -211,7 +226,7 @@ GS_INLINE vf log1p(vf x) {
 GS_INLINE vf log_less(vf x) {
 #if defined(__AVX512F__)
   const vf u = 1.0f - x;
-  return log_looked_up(u, (1.0f - u) - x);  // what the subtraction lost, over u > 1/2
+  return log_looked_up<true>(u, (1.0f - u) - x);  // what the subtraction lost, over u > 1/2
 #else
   return log1p(-x);
 #endif
