@@ -689,6 +689,11 @@ def test_a_hook_handle_is_a_context():
     (x * 3).sum().backward()
     handle.remove()
     assert x.grad.tolist() == [3.0, 3.0]
+    layer = gs.nn.ReLU()
+    for register in (x.register_hook, layer.register_forward_hook, layer.register_forward_pre_hook):
+        with pytest.raises(TypeError, match="a hook must be a function, got int"):
+            register(3)
+    assert layer(x).tolist() == [1.0, 1.0]
 
 
 def test_gradients_of_gradients_are_refused_by_name():

@@ -454,6 +454,8 @@ class HookHandle:
     """Removes a hook."""
 
     def __init__(self, table: dict, fn: Callable):
+        if not callable(fn):
+            raise TypeError(f"a hook must be a function, got {type(fn).__name__}")
         self.id = next(_hook_ids)
         self.table = table
         table[self.id] = fn
