@@ -215,6 +215,9 @@ class _Recurrent(Module):
             states = [s.squeeze(1) for s in states]
         return output, (tuple(states) if self.mode == _LSTM else states[0])
 
+    def flatten_parameters(self) -> None:
+        """Nothing: PyTorch's layers move their weights together for a GPU by it."""
+
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}"
         for what, usual in (
