@@ -418,3 +418,57 @@ def test_what_is_no_list_of_arrays():
     np.testing.assert_array_equal(gs._cpu.cat(rows, 0), rows.ravel())
     with pytest.raises((TypeError, ValueError)):
         gs._cpu.cat("ab", 0)
+
+
+def test_what_is_no_number_does_not_become_one():
+    """NumPy makes NaN of None, 3 of "3", and drops imaginary parts."""
+    x = gs.zeros(2)
+    for wrong in (
+        None,
+        "3",
+        b"3",
+        1j,
+        [1.0, None],
+        ["1", "2"],
+        [1, 1j],
+        {1: 2},
+        np.array([1 + 2j]),
+    ):
+        for dtype in ("float32", "int64", "bool"):
+            with pytest.raises(TypeError, match="Tensor: the data must be numbers, got "):
+                gs.tensor(wrong, dtype=dtype)
+        for index in (0, slice(None), gs.tensor([0]), x >= 0, ...):
+            with pytest.raises(TypeError, match="index assignment: the data must be numbers, got "):
+                x[index] = wrong
+        with pytest.raises((TypeError, ValueError), match="Tensor|copy_"):
+            x.copy_(wrong)
+    for wrong in (None, "3", 1j, [1]):
+        for make in (lambda v: gs.full(2, v), lambda v: gs.full_like(x, v)):
+            with pytest.raises(TypeError, match="full(_like)?: fill_value must be a number, got"):
+                make(wrong)
+    with pytest.raises(TypeError, match="arange: end must be a number, got NoneType"):
+        gs.arange(None)
+    assert x.tolist() == [0.0, 0.0]
+    x[:] = np.array([1, 2.5], object)
+    assert x.tolist() == [1.0, 2.5]
+    x[0] = 10**30  # more than 64 bits
+    assert gs.tensor([10**30, 1.5], dtype="float32").tolist() == [x[0].item(), 1.5]
+    assert gs.tensor(np.empty((0,), object), dtype="float32").shape == (0,)
+
+
+def test_numbers_that_do_not_fit_an_integer_dtype():
+    """They wrapped round: gs.tensor([300], dtype="uint8") was 44."""
+    for data, dtype in (
+        ([300], "uint8"),
+        ([-1], "uint8"),
+        ([2**40, 1], "int32"),
+        (2**31, "int32"),
+        ([[1, -(2**31) - 1]], "int32"),
+        ([float("nan")], "int64"),
+        ([1.0, float("inf")], "int32"),
+    ):
+        with pytest.raises(ValueError, match=f"Tensor: the data do not fit {dtype}"):
+            gs.tensor(data, dtype=dtype)
+    assert gs.tensor([2.7, -1.2], dtype="int64").tolist() == [2, -1]
+    assert gs.tensor([True, 255], dtype="uint8").tolist() == [1, 255]
+    assert gs.tensor([3], dtype="int32").dtype == np.int32
