@@ -472,3 +472,37 @@ def test_numbers_that_do_not_fit_an_integer_dtype():
     assert gs.tensor([2.7, -1.2], dtype="int64").tolist() == [2, -1]
     assert gs.tensor([True, 255], dtype="uint8").tolist() == [1, 255]
     assert gs.tensor([3], dtype="int32").dtype == np.int32
+
+
+def test_alpha_scales_numbers_and_lists():
+    """A list times 2 is the list twice: x.add_([1, 2], alpha=2) added 1, 2, 1, 2 to four elements."""
+    x = gs.tensor([1.0, 2.0, 3.0, 4.0])
+    for other in (
+        1,
+        1.0,
+        np.float32(1),
+        True,
+        [1, 1, 1, 1],
+        (1.0,),
+        np.ones(4, np.float32),
+        gs.ones(4),
+    ):
+        for alpha in (2, 0.5, gs.tensor(2.0)):
+            a = float(alpha)
+            for given in (x, gs.tensor(x.tolist(), requires_grad=True) * 1):
+                assert gs.add(given, other, alpha=alpha).tolist() == [v + a for v in x.tolist()]
+                assert given.sub(other, alpha=alpha).tolist() == [v - a for v in x.tolist()]
+                assert given.clone().add_(other, alpha=a).tolist() == [v + a for v in x.tolist()]
+                assert given.clone().sub_(other, alpha=a).tolist() == [v - a for v in x.tolist()]
+    for call in (x.add, x.sub, x.clone().add_, x.clone().sub_):
+        with pytest.raises(ValueError, match="add|sub"):
+            call([1, 2], alpha=2)
+        with pytest.raises(TypeError, match="(add|sub)_?: expected a Tensor or a number, got str"):
+            call("1", alpha=2)
+    assert gs.tensor([1, 2]).add(1, alpha=2).tolist() == [3, 4]
+    with pytest.raises(TypeError, match="would lose its fraction"):
+        gs.tensor([1, 2]).add(1, alpha=2.5)
+    with pytest.raises(TypeError, match="add_: alpha must be a number, got str"):
+        x.add_(1, alpha="2")
+    with pytest.raises(TypeError, match="constant_: val must be a number, got NoneType"):
+        gs.nn.init.constant_(gs.ones(2), None)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.autograd import apply_, is_grad_enabled, written
 from ..core.tensor import Tensor
+from ._arguments import number
 from .compare import eq, ge, gt, le, logical_and, logical_not, logical_or, logical_xor, lt, ne
 from .elementwise import (
     NUMBERS,
@@ -29,6 +30,7 @@ from .elementwise import (
     operand,
     pow,
     remainder,
+    scaled,
     sub,
 )
 
@@ -105,7 +107,9 @@ def _add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
             self._k.add_scaled_(self.data, other.data, float(alpha))
             written(self)
             return self
-        other = mul(other, alpha) if isinstance(other, Tensor) else other * alpha
+        if not isinstance(alpha, (Tensor, int, float)):
+            number("add_", "alpha", alpha)
+        other = scaled("add_", self, other, alpha)
     return _add_plain_(self, other)
 
 
