@@ -506,3 +506,19 @@ def test_alpha_scales_numbers_and_lists():
         x.add_(1, alpha="2")
     with pytest.raises(TypeError, match="constant_: val must be a number, got NoneType"):
         gs.nn.init.constant_(gs.ones(2), None)
+
+
+def test_fill_takes_a_tensor_without_axes():
+    x = gs.ones(3, requires_grad=True)
+    y, v = x * 2, gs.tensor(5.0, requires_grad=True)
+    (y.fill_(v) * gs.arange(3.0)).sum().backward()
+    assert y.tolist() == [5.0, 5.0, 5.0] and v.grad.item() == 3 and x.grad.tolist() == [0.0] * 3
+    assert gs.ones(2, dtype="int64").fill_(gs.tensor(4)).tolist() == [4, 4]
+    assert gs.ones(2).fill_(np.float32(2)).tolist() == [2.0, 2.0]
+    for wrong in (None, "3", [1], gs.ones(1), np.ones(2)):
+        with pytest.raises(TypeError, match="fill_: value must be a number, got"):
+            gs.ones(2).fill_(wrong)
+    for low, high, name in ((gs.zeros(2), None, "min"), (0, "1", "max"), ([0], 1, "min")):
+        with pytest.raises(TypeError, match=f"clamp_: {name} must be a number, got"):
+            gs.ones(2).clamp_(low, high)
+    assert gs.ones(2).clamp_(max=np.float32(0.5)).tolist() == [0.5, 0.5]

@@ -33,6 +33,7 @@ from .elementwise import (
     scaled,
     sub,
 )
+from .shape import expand
 
 __all__: list[str] = []
 
@@ -145,6 +146,11 @@ def _unary_in_place(name: str) -> Callable[[Tensor], Tensor]:
 
 def _clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """In-place clamp to numbers."""
+    for name, bound in (("min", min), ("max", max)):
+        if bound is not None and not isinstance(bound, NUMBERS):
+            raise TypeError(
+                f"clamp_: {name} must be a number, got {type(bound).__name__}. clamp() takes Tensors"
+            )
     k, data = self._k, self.data
     saved = (k.copy(data),) if self._rg and is_grad_enabled() else ()
     return apply_(
@@ -160,7 +166,11 @@ def _clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
 
 
 def _fill_(self: Tensor, value: Any) -> Tensor:
-    """In-place: every element becomes `value`."""
+    """In-place: every element becomes `value`, a number or a Tensor without axes."""
+    if not isinstance(value, NUMBERS):
+        if isinstance(value, Tensor) and value.data.ndim == 0:
+            return self.copy_(expand(value, self.data.shape))
+        raise TypeError(f"fill_: value must be a number, got {type(value).__name__}")
     k, data = self._k, self.data
     return apply_(ZeroBackward, self, lambda: k.fill_(data, value), (self,), name="fill_")
 
