@@ -522,3 +522,23 @@ def test_fill_takes_a_tensor_without_axes():
         with pytest.raises(TypeError, match=f"clamp_: {name} must be a number, got"):
             gs.ones(2).clamp_(low, high)
     assert gs.ones(2).clamp_(max=np.float32(0.5)).tolist() == [0.5, 0.5]
+
+
+def test_pads_default_value_and_other_small_things():
+    x = gs.ones(2)
+    assert F.pad(x, (1, 0), value=None).tolist() == [0.0, 1.0, 1.0]  # PyTorch's default
+    assert F.pad(gs.tensor([1, 2]), (1, 0), value=np.float32(3)).tolist() == [3, 1, 2]
+    assert F.pad(x, (0, 1), value=np.float32(0.5)).tolist() == [1.0, 1.0, 0.5]
+    for call, error, says in (
+        (lambda: F.pad(x, (1, 1), value="2"), TypeError, "pad: value must be a number, got str"),
+        (lambda: gs.nn.LSTM(2, 3, 2, dropout="0"), TypeError, "LSTM: dropout must be a number"),
+        (lambda: gs.tensor(1.0).unflatten(0, (1, 1)), IndexError, "unflatten: a tensor without"),
+        (
+            lambda: gs.grad(None, x),
+            TypeError,
+            "grad: outputs must be a Tensor or several, got None",
+        ),
+        (lambda: gs.grad(x, 3), TypeError, "grad: inputs must be a Tensor or several, got int"),
+    ):
+        with pytest.raises(error, match=says):
+            call()

@@ -10,7 +10,7 @@ The recording of an op (`apply`) and the backward pass are in csrc/bindings/{aut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -322,6 +322,9 @@ def grad(
     [6.0]
     """
     _no_second("grad", create_graph)
+    for name, given in (("outputs", outputs), ("inputs", inputs)):
+        if not isinstance(given, (Tensor, Iterable)):
+            raise TypeError(f"grad: {name} must be a Tensor or several, got {type(given).__name__}")
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     gs = (
