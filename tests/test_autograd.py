@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import pickle
 import threading
 import weakref
@@ -656,6 +657,16 @@ def test_a_mode_decorates_a_generator_function_and_needs_no_parentheses(inside):
             with pytest.raises(StopIteration):
                 next(g)
             assert gs.is_grad_enabled() is not inside
+
+        class Source:
+            @switch()
+            def rows(self, n, *, k=1):
+                for _ in range(n * k):
+                    yield self, gs.is_grad_enabled()
+
+        source = Source()
+        assert list(source.rows(1, k=2)) == [(source, inside)] * 2
+        assert inspect.isgeneratorfunction(source.rows)
 
         @switch
         def mode(x, *, y=0):

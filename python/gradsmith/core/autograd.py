@@ -77,7 +77,12 @@ class _Switch:
         mode = self.mode
         if inspect.isgeneratorfunction(fn):
             # its body runs piece by piece, long after the call: the mode is set for each piece
-            return functools.wraps(fn)(functools.partial(_generate, mode, fn))
+
+            @functools.wraps(fn)
+            def pieces(*args: Any, **kwargs: Any) -> Any:
+                return (yield from _generate(mode, fn(*args, **kwargs)))
+
+            return pieces
 
         @functools.wraps(fn)
         def inner(*args: Any, **kwargs: Any) -> Any:
@@ -87,9 +92,8 @@ class _Switch:
         return inner
 
 
-def _generate(mode: bool, fn: Callable, *args: Any, **kwargs: Any) -> Any:
-    """What a decorated generator function returns: fn's generator, each piece of which runs in `mode`."""
-    generator = fn(*args, **kwargs)
+def _generate(mode: bool, generator: Any) -> Any:
+    """The generator with each of its pieces run in `mode`."""
     resume, given = generator.send, None
     while True:
         try:
@@ -372,6 +376,10 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
             raise RuntimeError(
                 f"backward: a gradient can be made implicitly only for a scalar, this tensor has shape {t.shape}. "
                 "Reduce it (for instance .sum()) or pass backward(gradient)"
+            )
+        if t.data.dtype not in _ONES:
+            raise TypeError(
+                f"backward: only float tensors have gradients, this one is {t.data.dtype}"
             )
         if t.data.ndim == 0:
             one = t._k.copy(_ONES[t.data.dtype])
