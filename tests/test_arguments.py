@@ -466,3 +466,127 @@ def test_errors_of_beginners_name_the_way_out(call, text):
 def test_transpositions_that_do_are_no_errors():
     # as many rows as channels: it cannot be known that they were meant as channels
     assert gs.nn.Conv2d(3, 8, 3)(gs.zeros((1, 3, 32, 3))).shape == (1, 1, 30, 8)
+
+
+def test_what_is_no_number_does_not_become_one():
+    """NumPy makes NaN of None, 3 of "3", and drops imaginary parts."""
+    x = gs.zeros(2)
+    for wrong in (
+        None,
+        "3",
+        b"3",
+        1j,
+        [1.0, None],
+        ["1", "2"],
+        [1, 1j],
+        {1: 2},
+        np.array([1 + 2j]),
+    ):
+        for dtype in ("float32", "int64", "bool"):
+            with pytest.raises(TypeError, match="Tensor: the data must be numbers, got "):
+                gs.tensor(wrong, dtype=dtype)
+        for index in (0, slice(None), gs.tensor([0]), x >= 0, ...):
+            with pytest.raises(TypeError, match="index assignment: the data must be numbers, got "):
+                x[index] = wrong
+        with pytest.raises((TypeError, ValueError), match="Tensor|copy_"):
+            x.copy_(wrong)
+    for wrong in (None, "3", 1j, [1]):
+        for make in (lambda v: gs.full(2, v), lambda v: gs.full_like(x, v)):
+            with pytest.raises(TypeError, match="full(_like)?: fill_value must be a number, got"):
+                make(wrong)
+    with pytest.raises(TypeError, match="arange: end must be a number, got NoneType"):
+        gs.arange(None)
+    assert x.tolist() == [0.0, 0.0]
+    x[:] = np.array([1, 2.5], object)
+    assert x.tolist() == [1.0, 2.5]
+    x[0] = 10**30  # more than 64 bits
+    assert gs.tensor([10**30, 1.5], dtype="float32").tolist() == [x[0].item(), 1.5]
+    assert gs.tensor(np.empty((0,), object), dtype="float32").shape == (0,)
+
+
+def test_numbers_that_do_not_fit_an_integer_dtype():
+    """They wrapped round: gs.tensor([300], dtype="uint8") was 44."""
+    for data, dtype in (
+        ([300], "uint8"),
+        ([-1], "uint8"),
+        ([2**40, 1], "int32"),
+        (2**31, "int32"),
+        ([[1, -(2**31) - 1]], "int32"),
+        ([float("nan")], "int64"),
+        ([1.0, float("inf")], "int32"),
+    ):
+        with pytest.raises(ValueError, match=f"Tensor: the data do not fit {dtype}"):
+            gs.tensor(data, dtype=dtype)
+    assert gs.tensor([2.7, -1.2], dtype="int64").tolist() == [2, -1]
+    assert gs.tensor([True, 255], dtype="uint8").tolist() == [1, 255]
+    assert gs.tensor([3], dtype="int32").dtype == np.int32
+
+
+def test_alpha_scales_numbers_and_lists():
+    """A list times 2 is the list twice: x.add_([1, 2], alpha=2) added 1, 2, 1, 2 to four elements."""
+    x = gs.tensor([1.0, 2.0, 3.0, 4.0])
+    for other in (
+        1,
+        1.0,
+        np.float32(1),
+        True,
+        [1, 1, 1, 1],
+        (1.0,),
+        np.ones(4, np.float32),
+        gs.ones(4),
+    ):
+        for alpha in (2, 0.5, gs.tensor(2.0)):
+            a = float(alpha)
+            for given in (x, gs.tensor(x.tolist(), requires_grad=True) * 1):
+                assert gs.add(given, other, alpha=alpha).tolist() == [v + a for v in x.tolist()]
+                assert given.sub(other, alpha=alpha).tolist() == [v - a for v in x.tolist()]
+                assert given.clone().add_(other, alpha=a).tolist() == [v + a for v in x.tolist()]
+                assert given.clone().sub_(other, alpha=a).tolist() == [v - a for v in x.tolist()]
+    for call in (x.add, x.sub, x.clone().add_, x.clone().sub_):
+        with pytest.raises(ValueError, match="add|sub"):
+            call([1, 2], alpha=2)
+        with pytest.raises(TypeError, match="(add|sub)_?: expected a Tensor or a number, got str"):
+            call("1", alpha=2)
+    assert gs.tensor([1, 2]).add(1, alpha=2).tolist() == [3, 4]
+    with pytest.raises(TypeError, match="would lose its fraction"):
+        gs.tensor([1, 2]).add(1, alpha=2.5)
+    with pytest.raises(TypeError, match="add_: alpha must be a number, got str"):
+        x.add_(1, alpha="2")
+    with pytest.raises(TypeError, match="constant_: val must be a number, got NoneType"):
+        gs.nn.init.constant_(gs.ones(2), None)
+
+
+def test_fill_takes_a_tensor_without_axes():
+    x = gs.ones(3, requires_grad=True)
+    y, v = x * 2, gs.tensor(5.0, requires_grad=True)
+    (y.fill_(v) * gs.arange(3.0)).sum().backward()
+    assert y.tolist() == [5.0, 5.0, 5.0] and v.grad.item() == 3 and x.grad.tolist() == [0.0] * 3
+    assert gs.ones(2, dtype="int64").fill_(gs.tensor(4)).tolist() == [4, 4]
+    assert gs.ones(2).fill_(np.float32(2)).tolist() == [2.0, 2.0]
+    for wrong in (None, "3", [1], gs.ones(1), np.ones(2)):
+        with pytest.raises(TypeError, match="fill_: value must be a number, got"):
+            gs.ones(2).fill_(wrong)
+    for low, high, name in ((gs.zeros(2), None, "min"), (0, "1", "max"), ([0], 1, "min")):
+        with pytest.raises(TypeError, match=f"clamp_: {name} must be a number, got"):
+            gs.ones(2).clamp_(low, high)
+    assert gs.ones(2).clamp_(max=np.float32(0.5)).tolist() == [0.5, 0.5]
+
+
+def test_pads_default_value_and_other_small_things():
+    x = gs.ones(2)
+    assert F.pad(x, (1, 0), value=None).tolist() == [0.0, 1.0, 1.0]  # PyTorch's default
+    assert F.pad(gs.tensor([1, 2]), (1, 0), value=np.float32(3)).tolist() == [3, 1, 2]
+    assert F.pad(x, (0, 1), value=np.float32(0.5)).tolist() == [1.0, 1.0, 0.5]
+    for call, error, says in (
+        (lambda: F.pad(x, (1, 1), value="2"), TypeError, "pad: value must be a number, got str"),
+        (lambda: gs.nn.LSTM(2, 3, 2, dropout="0"), TypeError, "LSTM: dropout must be a number"),
+        (lambda: gs.tensor(1.0).unflatten(0, (1, 1)), IndexError, "unflatten: a tensor without"),
+        (
+            lambda: gs.grad(None, x),
+            TypeError,
+            "grad: outputs must be a Tensor or several, got None",
+        ),
+        (lambda: gs.grad(x, 3), TypeError, "grad: inputs must be a Tensor or several, got int"),
+    ):
+        with pytest.raises(error, match=says):
+            call()

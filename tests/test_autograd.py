@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import pickle
 import threading
 import weakref
@@ -658,11 +659,14 @@ def test_a_mode_decorates_a_generator_function_and_needs_no_parentheses(inside):
             assert gs.is_grad_enabled() is not inside
 
         class Source:
-            @switch
-            def each(self, n):
-                yield from (gs.is_grad_enabled() for _ in range(n))
+            @switch()
+            def rows(self, n, *, k=1):
+                for _ in range(n * k):
+                    yield self, gs.is_grad_enabled()
 
-        assert list(Source().each(2)) == [inside, inside]
+        source = Source()
+        assert list(source.rows(1, k=2)) == [(source, inside)] * 2
+        assert inspect.isgeneratorfunction(source.rows)
 
         @switch
         def mode(x, *, y=0):
@@ -696,6 +700,11 @@ def test_a_hook_handle_is_a_context():
     (x * 3).sum().backward()
     handle.remove()
     assert x.grad.tolist() == [3.0, 3.0]
+    layer = gs.nn.ReLU()
+    for register in (x.register_hook, layer.register_forward_hook, layer.register_forward_pre_hook):
+        with pytest.raises(TypeError, match="a hook must be a function, got int"):
+            register(3)
+    assert layer(x).tolist() == [1.0, 1.0]
 
 
 def test_gradients_of_gradients_are_refused_by_name():

@@ -605,3 +605,9 @@ def test_captured_step_gives_the_same_bits(kind):
 
     (la, pa), (lb, pb) = train(False), train(True)
     assert la == lb and all((a == b).all() for a, b in zip(pa, pb))
+
+
+def test_flatten_parameters_is_borne():
+    """Programs written for PyTorch call it after they load or copy a layer."""
+    layer = nn.GRU(2, 3)
+    assert layer.flatten_parameters() is None and layer(gs.ones(1, 1, 2))[0].shape == (1, 1, 3)

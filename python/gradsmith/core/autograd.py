@@ -10,7 +10,7 @@ The recording of an op (`apply`) and the backward pass are in csrc/bindings/{aut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -333,6 +333,9 @@ def grad(
     [6.0]
     """
     _no_second("grad", create_graph)
+    for name, given in (("outputs", outputs), ("inputs", inputs)):
+        if not isinstance(given, (Tensor, Iterable)):
+            raise TypeError(f"grad: {name} must be a Tensor or several, got {type(given).__name__}")
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     gs = (
@@ -380,6 +383,10 @@ def _seed(t: Tensor, gradient: Any) -> np.ndarray:
             raise RuntimeError(
                 f"backward: a gradient can be made implicitly only for a scalar, this tensor has shape {t.shape}. "
                 "Reduce it (for instance .sum()) or pass backward(gradient)"
+            )
+        if t.data.dtype not in _ONES:
+            raise TypeError(
+                f"backward: only float tensors have gradients, this one is {t.data.dtype}"
             )
         if t.data.ndim == 0:
             one = t._k.copy(_ONES[t.data.dtype])

@@ -158,6 +158,8 @@ def _filled(
 ) -> Tensor:
     check_device(device, op)
     data = _cpu.empty(_shape(size, op), resolve_dtype(dtype, op))
+    if not isinstance(value, (int, float)):
+        number(op, "fill_value", value)  # NumPy fills with NaN for None
     try:
         data.fill(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -287,6 +289,7 @@ def arange(
     check_device(device, "arange")
     if end is None:
         start, end = 0, start
+        _numbers("arange", end=end)
     if dtype is None:
         whole = isinstance(start, _INTEGERS) and isinstance(end, _INTEGERS)
         dtype = np.int64 if whole and isinstance(step, _INTEGERS) else np.float32

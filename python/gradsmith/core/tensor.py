@@ -16,6 +16,7 @@ __all__ = ["Parameter", "Tensor", "as_tensor", "check_device", "resolve_dtype", 
 
 _TYPES = (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)
 _DTYPES = {np.dtype(t) for t in _TYPES}
+_REAL = (int, float, np.integer, np.floating, np.bool_)
 _BY_TYPE: dict[Any, np.dtype] = {t: np.dtype(t) for t in _TYPES}
 _hook_ids = itertools.count()
 
@@ -503,6 +504,8 @@ class HookHandle:
     """Removes a hook."""
 
     def __init__(self, table: dict, fn: Callable):
+        if not callable(fn):
+            raise TypeError(f"a hook must be a function, got {type(fn).__name__}")
         self.id = next(_hook_ids)
         self.table = table
         table[self.id] = fn
@@ -524,17 +527,46 @@ def _rebuild(cls: Any, data: np.ndarray, requires_grad: bool) -> Tensor:
     return t
 
 
+def _check_numbers(a: np.ndarray) -> None:
+    """TypeError where an array was made of what is no number: NumPy would take None for NaN, "3" for 3."""
+    if a.dtype.kind in "biuf":
+        return
+    odds = [v for v in a.flat if not isinstance(v, _REAL)]
+    if a.dtype == object and not odds:
+        return
+    odd = odds[0] if odds else a.dtype
+    raise TypeError(
+        f"Tensor: the data must be numbers, got {type(odd).__name__} {odd!r:.40}. Convert them first"
+    )
+
+
+def numbers_of(x: Any, dtype: np.dtype) -> np.ndarray:
+    """x as an array of dtype; TypeError where it is no number, nor an array or a list of them."""
+    a = np.asarray(x)
+    _check_numbers(a)
+    return a if a.dtype == dtype else np.asarray(x, dtype)
+
+
 def _array_of(data: Any, dtype: Any) -> np.ndarray:
     if isinstance(data, Tensor):
         data = data.data
     d = None if dtype is None else resolve_dtype(dtype, "Tensor")
     if isinstance(data, np.ndarray):
         a = data
+        if d is not None:
+            _check_numbers(a)
     else:
         try:
             a = np.asarray(data)
         except ValueError as error:  # rows of different lengths
             raise ValueError(f"Tensor: the data are no array: {error}") from None
+        if d is not None:
+            _check_numbers(a)
+            if d.kind in "iu" and a.dtype != d:
+                try:
+                    a = np.asarray(data, d)  # where a cast would wrap round
+                except (OverflowError, ValueError) as error:
+                    raise ValueError(f"Tensor: the data do not fit {d}: {error}") from None
         if (
             d is None
             and not isinstance(data, np.generic)
@@ -566,7 +598,7 @@ def as_tensor(
     try:
         # None would become NaN
         if like is not None and x is not None and not hasattr(x, "dtype"):
-            return wrap(np.asarray(x, like.data.dtype), like._k)
+            return wrap(numbers_of(x, like.data.dtype), like._k)
         return Tensor(x)
     except (TypeError, ValueError) as error:
         if op is None:

@@ -213,6 +213,8 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     [0.5, 0.5]
     """
     _tensor(tensor, "constant_")
+    if not isinstance(val, (int, float)):
+        number("constant_", "val", val)  # NumPy fills with NaN for None
     try:
         tensor.data.fill(val)
     except (TypeError, ValueError, OverflowError) as error:

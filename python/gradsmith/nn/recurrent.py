@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core import recording
+from ..core.arguments import number
 from ..core.creation import filled
 from ..core.tensor import Parameter, Tensor
 from ..ops.dropout import dropout as drop
@@ -65,7 +66,7 @@ class _Recurrent(Module):
         super().__init__()
         name = type(self).__name__
         _positive(name, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        if not 0.0 <= dropout <= 1.0:
+        if not 0.0 <= number(name, "dropout", dropout) <= 1.0:
             raise ValueError(f"{name}: dropout must lie in [0, 1], got {dropout}")
         if proj_size:
             raise ValueError(
@@ -214,6 +215,9 @@ class _Recurrent(Module):
             output = x.squeeze(0 if self.batch_first else 1)
             states = [s.squeeze(1) for s in states]
         return output, (tuple(states) if self.mode == _LSTM else states[0])
+
+    def flatten_parameters(self) -> None:
+        """Nothing: PyTorch's layers move their weights together for a GPU by it."""
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}"

@@ -80,6 +80,12 @@ def operand(x: Any, op: str, like: Any = None) -> Any:
     raise TypeError(f"{op}: expected a Tensor or a number, got {type(x).__name__}")
 
 
+def scaled(op: str, input: Any, other: Any, alpha: Any) -> Any:
+    """alpha * other, where other may be a number or a list."""
+    other = operand(other, op, input)
+    return mul(other, alpha) if isinstance(other, Tensor) else other * alpha
+
+
 # ---- two operands
 class _Binary(Node):
     """saved: what the gradient needs of a and b (Tensors or numbers; None where it is not needed)."""
@@ -284,7 +290,7 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     if alpha != 1:
         if not isinstance(alpha, (Tensor, int, float)):
             number("add", "alpha", alpha)
-        return add(input, mul(other, alpha))
+        return add(input, scaled("add", input, other, alpha))
     if isinstance(input, Tensor):
         k = input._k
         if isinstance(other, Tensor):
@@ -306,7 +312,7 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     if alpha != 1:
         if not isinstance(alpha, (Tensor, int, float)):
             number("sub", "alpha", alpha)
-        return sub(input, mul(other, alpha))
+        return sub(input, scaled("sub", input, other, alpha))
     if isinstance(input, Tensor):
         k = input._k
         if isinstance(other, Tensor):

@@ -10,7 +10,7 @@ import numpy as np
 from ..core import recording
 from ..core.arguments import integer, number
 from ..core.autograd import Node, apply, apply_, apply_view, is_grad_enabled, written
-from ..core.tensor import Tensor, wrap
+from ..core.tensor import Tensor, numbers_of, wrap
 from ._arguments import REFUSED, renamed
 from ._axes import ALL, axis_of, tensor_of
 from .shape import expand, ravel
@@ -266,6 +266,14 @@ class SetItemBackward(Node):
         return dx, dv
 
 
+def _value(value: Any, dtype: np.dtype) -> np.ndarray:
+    try:
+        return numbers_of(value, dtype)
+    except (OverflowError, TypeError, ValueError) as error:
+        text = str(error).removeprefix("Tensor: ")
+        raise type(error)(f"index assignment: {text}") from None
+
+
 def _setitem(self: Tensor, index: Any, value: Any) -> None:
     """x[index] = value, in place; value broadcasts."""
     parts = index if type(index) is tuple else (index,)
@@ -291,7 +299,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
             def write() -> None:
                 k.fill_(view, value)
         else:
-            array = source.data if source is not None else np.asarray(value, data.dtype)
+            array = source.data if source is not None else _value(value, data.dtype)
             while array.ndim > view.ndim and array.shape[0] == 1:
                 array = array[0]
             filled = array
@@ -310,7 +318,7 @@ def _setitem(self: Tensor, index: Any, value: Any) -> None:
         recording.host_read("assignment through an index array", "Use gs.scatter or gs.where")
         if not data.flags.writeable:
             raise ValueError("index assignment: the tensor is read-only; clone() it first")
-        array = source.data if source is not None else np.asarray(value, data.dtype)
+        array = source.data if source is not None else _value(value, data.dtype)
         spot = np.empty(data.shape, np.bool_)[parts].shape
         try:
             np.broadcast_to(array, spot)

@@ -419,12 +419,14 @@ def _pad_index(n: int, before: int, after: int, mode: str) -> np.ndarray:
 _MOST = 2**46  # elements: no array is larger
 
 
-def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+def pad(
+    input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
     """Borders added to the last axes.
 
     pad: (before, after) of the last axis, then of the one before it, and so on; for images (N, H, W, C)
     that is (0, 0, left, right, top, bottom). Negative numbers crop (mode "constant"). mode: "constant",
-    "reflect" (the edge is not repeated), "replicate" or "circular".
+    "reflect" (the edge is not repeated), "replicate" or "circular". value: what a constant border holds, else 0.
     Raises ValueError when a border is larger than the mode allows.
 
     >>> import gradsmith as gs
@@ -441,8 +443,10 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     shape = x.data.shape
     k = x._k
     if mode == "constant":
-        if x.data.dtype.kind != "f" and number("pad", "value", value).is_integer():
-            value = int(value)
+        value = 0 if value is None else value
+        if not isinstance(value, (int, float)) or x.data.dtype.kind != "f":
+            whole = number("pad", "value", value)
+            value = int(value) if whole.is_integer() and x.data.dtype.kind != "f" else value
         return apply(PadBackward, k, k.pad(x.data, widths, value), (x,), widths=widths)
     if len(widths) % 2 or len(widths) // 2 > n:
         raise ValueError(

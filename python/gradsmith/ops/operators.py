@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.autograd import apply_, is_grad_enabled, written
 from ..core.tensor import Tensor
+from ._arguments import number
 from .compare import eq, ge, gt, le, logical_and, logical_not, logical_or, logical_xor, lt, ne
 from .elementwise import (
     NUMBERS,
@@ -29,8 +30,10 @@ from .elementwise import (
     operand,
     pow,
     remainder,
+    scaled,
     sub,
 )
+from .shape import expand
 
 __all__: list[str] = []
 
@@ -105,7 +108,9 @@ def _add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
             self._k.add_scaled_(self.data, other.data, float(alpha))
             written(self)
             return self
-        other = mul(other, alpha) if isinstance(other, Tensor) else other * alpha
+        if not isinstance(alpha, (Tensor, int, float)):
+            number("add_", "alpha", alpha)
+        other = scaled("add_", self, other, alpha)
     return _add_plain_(self, other)
 
 
@@ -141,6 +146,11 @@ def _unary_in_place(name: str) -> Callable[[Tensor], Tensor]:
 
 def _clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """In-place clamp to numbers."""
+    for name, bound in (("min", min), ("max", max)):
+        if bound is not None and not isinstance(bound, NUMBERS):
+            raise TypeError(
+                f"clamp_: {name} must be a number, got {type(bound).__name__}. clamp() takes Tensors"
+            )
     k, data = self._k, self.data
     saved = (k.copy(data),) if self._rg and is_grad_enabled() else ()
     return apply_(
@@ -156,7 +166,11 @@ def _clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
 
 
 def _fill_(self: Tensor, value: Any) -> Tensor:
-    """In-place: every element becomes `value`."""
+    """In-place: every element becomes `value`, a number or a Tensor without axes."""
+    if not isinstance(value, NUMBERS):
+        if isinstance(value, Tensor) and value.data.ndim == 0:
+            return self.copy_(expand(value, self.data.shape))
+        raise TypeError(f"fill_: value must be a number, got {type(value).__name__}")
     k, data = self._k, self.data
     return apply_(ZeroBackward, self, lambda: k.fill_(data, value), (self,), name="fill_")
 

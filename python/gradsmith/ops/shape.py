@@ -136,6 +136,8 @@ def unflatten(input: Any, dim: int, sizes: Sequence[int]) -> Tensor:
     x = tensor_of(input, "unflatten")
     d = axis_of(dim, x.data.ndim, "unflatten")
     shape = x.data.shape
+    if not shape:
+        raise IndexError("unflatten: a tensor without axes has none to split")
     size = shape[d]
     try:
         parts = [_integer(s) for s in sizes]
