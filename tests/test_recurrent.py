@@ -1,5 +1,7 @@
 """LSTM, GRU and RNN against float64 NumPy and PyTorch; gradients; packed batches, edges, hostile input."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -605,3 +607,16 @@ def test_captured_step_gives_the_same_bits(kind):
 
     (la, pa), (lb, pb) = train(False), train(True)
     assert la == lb and all((a == b).all() for a, b in zip(pa, pb))
+
+
+@pytest.mark.parametrize("layer", [gs.nn.LSTM, gs.nn.GRU, gs.nn.RNN])
+def test_arguments_are_those_of_pytorch_and_an_unknown_one_names_the_layer(layer):
+    names = list(inspect.signature(layer).parameters)
+    common = ["num_layers", "bias", "batch_first", "dropout", "bidirectional"]
+    assert [n for n in names if n in common] == common and names[:2] == [
+        "input_size",
+        "hidden_size",
+    ]
+    with pytest.raises(TypeError, match=rf"^{layer.__name__}\.__init__.* 'num_layer'"):
+        layer(3, 5, num_layer=2)
+    assert layer(3, 5, dtype="float64").weight_ih_l0.dtype == "float64"
