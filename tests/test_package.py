@@ -104,6 +104,12 @@ def test_lazy_rooms_and_unknown_names():
         _ = gs.nonsense
 
 
+def test_the_passes_of_a_capture_are_there_before_the_first_capture():
+    code = "import gradsmith as gs; print('memory' in gs.core.capture.PASSES, hasattr(gs.core, 'nothing'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 def test_files_of_ops_are_no_names_of_the_package():
     """`gs.shape(x)` must say that there is no such op, not that a module cannot be called."""
     families = [f.stem for f in Path(gs.ops.__file__).parent.glob("[!_]*.py")]
