@@ -6,7 +6,7 @@ import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,16 @@ __all__ = [
 _OWN = ("training", "_parameters", "_buffers", "_transient", "_modules", "_hooks", "_pre_hooks")
 M = TypeVar("M", bound="Module")
 O = TypeVar("O", bound="_Ordered")
+
+
+if TYPE_CHECKING:
+    P = ParamSpec("P")
+    R = TypeVar("R", covariant=True)
+
+    class _Forward(Protocol[P, R]):
+        """A call of a module takes and returns what its forward does."""
+
+        def forward(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
 
 class Module(_cpu.ModuleBase):
@@ -51,7 +61,7 @@ class Module(_cpu.ModuleBase):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        def __call__(self: _Forward[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     # Parameters, buffers and submodules stand in a table each, and once more in the instance's
     # __dict__, where a plain attribute access finds them.
