@@ -206,6 +206,38 @@ def test_a_file_that_only_opening_shows_cannot_be_written(start, tmp_path, capsy
     assert f"--json {path}: cannot be written (No space left" in capsys.readouterr().err
 
 
+def test_ctrl_c_leaves_no_worker(monkeypatch):
+    children = []
+
+    def interrupted(*args):
+        children.append(whole.Worker("gradsmith", "captured", "mlp-tiny", "infer", 1, 1).process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole, "compare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        whole.main(["mlp-tiny", "--against", "none", "--threads", "1"])
+    assert children[0].poll() is not None and not whole.Worker.live
+
+
+def test_ctrl_c_is_said_once(monkeypatch):
+    """A terminal sends it to the command and to the process that measures, which says so and ends."""
+
+    class Child:
+        waits = 0
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def wait(self, timeout=None):
+            self.waits += 1
+            if self.waits == 1:
+                raise KeyboardInterrupt
+            return 130
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    assert bench._again(["reduce"], 1) == 130
+
+
 def test_list_names_cases_and_measures_nothing(capsys, monkeypatch):
     monkeypatch.setattr(bench, "run_case", None)
     monkeypatch.setattr(bench, "_again", None)

@@ -104,6 +104,12 @@ def test_lazy_rooms_and_unknown_names():
         _ = gs.nonsense
 
 
+def test_the_passes_of_a_capture_are_there_before_the_first_capture():
+    code = "import gradsmith as gs; print('memory' in gs.core.capture.PASSES, hasattr(gs.core, 'nothing'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 def test_files_of_ops_are_no_names_of_the_package():
     """`gs.shape(x)` must say that there is no such op, not that a module cannot be called."""
     families = [f.stem for f in Path(gs.ops.__file__).parent.glob("[!_]*.py")]
@@ -150,6 +156,13 @@ def step3(x: gs.Tensor) -> tuple[gs.Tensor, ...]:
 reveal_type(infer)
 reveal_type(step2(gs.zeros(3)))
 reveal_type(step3(gs.zeros(3)))
+reveal_type(gs.nn.Linear(2, 3)(gs.zeros(2)))
+
+class Net(gs.nn.Module):
+    def forward(self, x: gs.Tensor, n: int = 2) -> tuple[gs.Tensor, int]:
+        return self.body(x), n
+
+reveal_type(Net()(gs.zeros(2), n=3))
 gs.nonsense
 """
     )
@@ -168,6 +181,9 @@ gs.nonsense
     seen = re.findall(r'Revealed type is "(.*)"', done.stdout.replace("gradsmith.core.tensor.", ""))
     assert seen[0].startswith("def (x: Tensor, n: ") and seen[0].endswith("-> Tensor")
     assert seen[1] == "Tensor" and re.match(r"(builtins\.)?tuple\[Tensor, \.\.\.\]", seen[2])
+    assert seen[3] == "Tensor" and re.match(
+        r"(builtins\.)?tuple\[Tensor, (builtins\.)?int\]", seen[4]
+    )
 
 
 def test_methods_that_type_checkers_know_exist():

@@ -1,5 +1,7 @@
 """LSTM, GRU and RNN against float64 NumPy and PyTorch; gradients; packed batches, edges, hostile input."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -611,3 +613,16 @@ def test_flatten_parameters_is_borne():
     """Programs written for PyTorch call it after they load or copy a layer."""
     layer = nn.GRU(2, 3)
     assert layer.flatten_parameters() is None and layer(gs.ones(1, 1, 2))[0].shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("layer", [gs.nn.LSTM, gs.nn.GRU, gs.nn.RNN])
+def test_arguments_are_those_of_pytorch_and_an_unknown_one_names_the_layer(layer):
+    names = list(inspect.signature(layer).parameters)
+    common = ["num_layers", "bias", "batch_first", "dropout", "bidirectional"]
+    assert [n for n in names if n in common] == common and names[:2] == [
+        "input_size",
+        "hidden_size",
+    ]
+    with pytest.raises(TypeError, match=rf"^{layer.__name__}\.__init__.* 'num_layer'"):
+        layer(3, 5, num_layer=2)
+    assert layer(3, 5, dtype="float64").weight_ih_l0.dtype == "float64"

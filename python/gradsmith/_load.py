@@ -1,7 +1,7 @@
 """Loads the compiled module, and says what to do where that fails."""
 
+import os
 import sys
-from pathlib import Path
 
 __all__ = ["_cpu"]
 
@@ -13,7 +13,7 @@ def _is_command() -> bool:
         words = sys.orig_argv
         after = words[words.index("-m") + 1 :] if "-m" in words else []
         return bool(after) and after[0].split(".")[0] == "gradsmith"
-    return Path(name).stem == "gradsmith"
+    return os.path.basename(name).removesuffix(".exe") == "gradsmith"
 
 
 def _in_main_interpreter() -> bool:
@@ -43,7 +43,7 @@ except ImportError as error:
         text = (
             "the compiled module gradsmith._cpu for Python {}.{} is missing in {}; pip install the package, and "
             "do not import its source folder"
-        ).format(*sys.version_info[:2], Path(__file__).parent)
+        ).format(*sys.version_info[:2], os.path.dirname(__file__))
     if _is_command():
         print(f"gradsmith: {text}", file=sys.stderr)
         raise SystemExit(2) from None

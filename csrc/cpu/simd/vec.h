@@ -18,6 +18,12 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+// GCC 11 knows it by another name, for indices in a vector.
+#define __builtin_shufflevector(a, b, ...) \
+  __builtin_shuffle(a, b, (decltype((a) == (b))){__VA_ARGS__})
+#endif
+
 #if defined(__AVX512F__)
 #define GS_VBYTES 64
 #elif defined(__AVX2__)

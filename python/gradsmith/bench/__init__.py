@@ -12,11 +12,13 @@ bandwidth over the same number of bytes for memory-bound ones.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
 import pkgutil
+import signal
 import statistics
 import sys
 import time
@@ -252,7 +254,17 @@ def _again(argv: list[str], n: int) -> int:
         code = (
             "import sys; from gradsmith.cli import main; sys.exit(main(['bench', *sys.argv[1:]]))"
         )
-        return subprocess.call([sys.executable, "-c", code, *argv], env=env)
+        child = subprocess.Popen([sys.executable, "-c", code, *argv], env=env)
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # a terminal sends it to both: the child says so and ends
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(1)
+            child.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(5)
+            child.kill()
+            raise
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)

@@ -26,7 +26,7 @@ __all__ = [
 def set_num_threads(n: int) -> None:
     """Sets how many threads kernels may use, 1 .. 256. Results do not depend on it.
 
-    The default is the smaller of the processor's affinity mask and the container's quota;
+    The default is the smallest of the process's affinity mask, the container's quota and OMP_NUM_THREADS;
     GRADSMITH_NUM_THREADS overrides it. TypeError: n is no integer. ValueError: it is out of range.
 
     >>> import gradsmith as gs

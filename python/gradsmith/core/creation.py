@@ -206,7 +206,7 @@ def _alike(x: Any, dtype: Any, op: str) -> tuple[tuple[int, ...], Any]:
 def empty_like(
     x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
-    """A Tensor of undefined content in the shape (and dtype) of x. TypeError: x is no Tensor.
+    """A Tensor of undefined content in the shape (and dtype) of x. TypeError: x is no Tensor or array.
 
     >>> import gradsmith as gs
     >>> gs.empty_like(gs.zeros(2, 3)).shape
@@ -220,7 +220,7 @@ def empty_like(
 def zeros_like(
     x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
-    """Zeros of the shape (and dtype) of x. TypeError: x is no Tensor.
+    """Zeros of the shape (and dtype) of x. TypeError: x is no Tensor or array.
 
     >>> import gradsmith as gs
     >>> gs.zeros_like(gs.tensor([3, 4])).tolist()
@@ -233,7 +233,7 @@ def zeros_like(
 def ones_like(
     x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
-    """Ones of the shape (and dtype) of x. TypeError: x is no Tensor.
+    """Ones of the shape (and dtype) of x. TypeError: x is no Tensor or array.
 
     >>> import gradsmith as gs
     >>> gs.ones_like(gs.tensor([3, 4]), dtype="float32").tolist()
@@ -250,7 +250,7 @@ def full_like(
     device: str = "cpu",
     requires_grad: bool = False,
 ) -> Tensor:
-    """One value in the shape (and dtype) of x. TypeError: x is no Tensor, fill_value no number.
+    """One value in the shape (and dtype) of x. TypeError: x is no Tensor or array, fill_value no number.
 
     >>> import gradsmith as gs
     >>> gs.full_like(gs.zeros(2), 7).tolist()
@@ -402,7 +402,7 @@ def _drawn(
 def rand_like(
     x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
-    """`rand` in the shape (and dtype) of x. TypeError: x is no float Tensor.
+    """`rand` in the shape (and dtype) of x. TypeError: x is no float Tensor or array.
 
     >>> import gradsmith as gs
     >>> gs.rand_like(gs.zeros(2, 3)).shape
@@ -415,7 +415,7 @@ def rand_like(
 def randn_like(
     x: Tensor, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
-    """`randn` in the shape (and dtype) of x. TypeError: x is no float Tensor.
+    """`randn` in the shape (and dtype) of x. TypeError: x is no float Tensor or array.
 
     >>> import gradsmith as gs
     >>> gs.randn_like(gs.zeros(2, 3)).shape

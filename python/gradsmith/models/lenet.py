@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import nn
+from ..core.tensor import Tensor
 from ..nn import functional as F
 
 __all__ = ["LeNet", "lenet"]
@@ -32,7 +33,7 @@ class LeNet(nn.Module):
         self.drop2 = nn.Dropout(dropout)
         self.fc2 = nn.Linear(128, num_classes)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)  # (N, H/2, W/2, 32)
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)  # (N, H/4, W/4, 64)
         x = self.drop1(x.reshape(x.shape[0], -1))

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from .. import nn
+from ..core.tensor import Tensor
 
 __all__ = ["MLP", "mlp"]
 
@@ -22,7 +23,7 @@ class MLP(nn.Sequential):
     (5, 3)
     """
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> Tensor:
         return super().forward(x.reshape(x.shape[0], -1) if x.ndim > 2 else x)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import nn
+from ..core.tensor import Tensor
 from ..nn import functional as F
 
 __all__ = ["BasicBlock", "ResNet", "resnet18"]
@@ -35,7 +36,7 @@ class BasicBlock(nn.Module):
                 nn.BatchNorm2d(channels),
             )
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + shortcut)
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
         self.layers = len(blocks)
         self.fc = nn.Linear(width, num_classes)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         if not self.small_images:
             x = F.max_pool2d(x, 3, stride=2, padding=1)

@@ -20,9 +20,11 @@ __all__ = [
 
 
 class _Loss(Module):
-    def __init__(self, reduction: str = "mean", more: tuple[str, ...] = ()):
+    _more: tuple[str, ...] = ()  # reductions beside the usual ones
+
+    def __init__(self, reduction: str = "mean"):
         super().__init__()
-        self.reduction = F._reduction(type(self).__name__, reduction, more)
+        self.reduction = F._reduction(type(self).__name__, reduction, self._more)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
@@ -53,7 +55,7 @@ class L1Loss(_Loss):
 
 
 class SmoothL1Loss(_Loss):
-    """Squared error below beta, absolute error above. See `functional.smooth_l1_loss`.
+    """d^2 / (2 beta) where d = |input - target| is below beta, d - beta / 2 above. See `functional.smooth_l1_loss`.
 
     >>> import gradsmith as gs, gradsmith.nn as nn
     >>> nn.SmoothL1Loss("none")(gs.tensor([0.5, 3.0]), gs.zeros(2)).tolist()
@@ -69,7 +71,7 @@ class SmoothL1Loss(_Loss):
 
 
 class HuberLoss(_Loss):
-    """Squared error below delta, linear above. See `functional.huber_loss`.
+    """d^2 / 2 where d = |input - target| is below delta, delta (d - delta / 2) above. See `functional.huber_loss`.
 
     >>> import gradsmith as gs, gradsmith.nn as nn
     >>> nn.HuberLoss("none", delta=2.0)(gs.tensor([0.5, 3.0]), gs.zeros(2)).tolist()
@@ -138,8 +140,10 @@ class KLDivLoss(_Loss):
     0.1438
     """
 
+    _more = ("batchmean",)
+
     def __init__(self, reduction: str = "mean", log_target: bool = False):
-        super().__init__(reduction, ("batchmean",))
+        super().__init__(reduction)
         self.log_target = log_target
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,16 @@ M = TypeVar("M", bound="Module")
 O = TypeVar("O", bound="_Ordered")
 
 
+if TYPE_CHECKING:
+    P = ParamSpec("P")
+    R = TypeVar("R", covariant=True)
+
+    class _Forward(Protocol[P, R]):
+        """A call of a module takes and returns what its forward does."""
+
+        def forward(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+
 class Module(_cpu.ModuleBase):
     """Base class of layers and networks.
 
@@ -53,7 +63,7 @@ class Module(_cpu.ModuleBase):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        def __call__(self: _Forward[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     # Parameters, buffers and submodules stand in a table each, and once more in the instance's
     # __dict__, where a plain attribute access finds them.

@@ -251,8 +251,22 @@ class LSTM(_Recurrent):
     ((7, 2, 5), (1, 2, 5))
     """
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
-        super().__init__(_LSTM, input_size, hidden_size, *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        dtype: Any = np.float32,
+    ):
+        super().__init__(
+            _LSTM, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, dtype,
+        )  # fmt: skip
 
 
 class GRU(_Recurrent):
@@ -260,8 +274,8 @@ class GRU(_Recurrent):
 
     r, z = sigmoid(W_ih x_t + b_ih + W_hh h + b_hh), n = tanh(W_in x_t + b_in + r (W_hn h + b_hn)),
     h = (1 - z) n + z h. Gates lie in the order r, z, n. Arguments, parameter names and defaults are
-    PyTorch's. Returns output (T, B, directions * H), h_n (num_layers * directions, B, H).
-    Cho et al., 2014.
+    PyTorch's. input and hx as in `LSTM`, with h_0 alone. Returns output (T, B, directions * H), h_n
+    (num_layers * directions, B, H). ValueError: shapes that do not fit. Cho et al., 2014.
 
     >>> import gradsmith as gs, gradsmith.nn as nn
     >>> output, h = nn.GRU(3, 5, bidirectional=True)(gs.ones(7, 2, 3))
@@ -269,14 +283,27 @@ class GRU(_Recurrent):
     ((7, 2, 10), (2, 2, 5))
     """
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
-        if kwargs.get("proj_size") or len(args) > 5:
-            raise TypeError("GRU: takes no proj_size")
-        super().__init__(_GRU, input_size, hidden_size, *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: Any = np.float32,
+    ):
+        super().__init__(
+            _GRU, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            dtype=dtype,
+        )  # fmt: skip
 
 
 class RNN(_Recurrent):
     """Elman network: h = tanh(W_ih x_t + b_ih + W_hh h + b_hh), or relu; arguments are PyTorch's.
+
+    nonlinearity: "tanh" or "relu" (ValueError). Inputs, results and errors as in `GRU`. Elman, 1990.
 
     >>> import gradsmith as gs, gradsmith.nn as nn
     >>> nn.RNN(3, 5, nonlinearity="relu", batch_first=True)(gs.ones(2, 7, 3))[0].shape

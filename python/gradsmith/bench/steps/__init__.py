@@ -29,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import check_outputs, peers_of
 from . import where
@@ -54,6 +54,8 @@ BATCHES = (8, 32, 128, 512)
 
 class Worker:
     """A library in its own process."""
+
+    live: ClassVar[set[Worker]] = set()
 
     def __init__(self, library: str, variant: str, net: str, mode: str, batch: int, threads: int):
         self.library, self.variant = library, variant
@@ -87,6 +89,7 @@ class Worker:
         finally:
             if before:
                 os.sched_setaffinity(0, before)
+        self.live.add(self)
         answer = self._answer()
         self.error: str | None = answer.get("error")
         self.first: list[float] = answer.get("first", [])
@@ -110,6 +113,7 @@ class Worker:
         return answer.get("times", [])
 
     def close(self) -> None:
+        self.live.discard(self)
         self.process.kill()
         self.process.communicate()
 
@@ -252,6 +256,14 @@ def _numbers(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command `gradsmith bench steps`; returns the exit status."""
+    try:
+        return _main(argv)
+    finally:  # after Ctrl-C, too: threads of a worker would spin on
+        for worker in list(Worker.live):
+            worker.close()
+
+
+def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="gradsmith bench steps",
         description="Whole training steps and inference, against other libraries. Each library runs in "
