@@ -8,7 +8,8 @@
 // columns of the last two rows in registers: 3 loads and 4 comparisons a vector in place of 9
 // and 8 (forward_windows.h). Those two apart read each row of x once, one after the other
 // (forward_pairs.h). Larger windows that overlap go row by row of x: kw + kh comparisons in place
-// of kw kh (forward_rows.h).
+// of kw kh (forward_rows.h). So do those that do not, and adaptive ones, with what is known of the
+// rows before kept in the first level: then x is read as one stream.
 //
 // With few channels (less than a vector) a vector holds a block of whole neighbouring pixels of y;
 // the pixels of a tap come from two vectors of x by one permutation, which is the same for all
