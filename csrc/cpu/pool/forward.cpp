@@ -8,8 +8,8 @@
 // in memory, and keep those of a row's three columns in the first cache until the windows are done
 // with it: 4 comparisons a vector of y at stride 1 in place of 8, 6 two apart (forward_pairs.h).
 // Larger windows that overlap go row by row of x: kw + kh comparisons in place of kw kh
-// (forward_rows.h). So do those that do not, and adaptive ones, with what is known of the rows before
-// kept in the first level: then x is read as one stream.
+// (forward_rows.h). So do those that do not, and adaptive ones, with what is known of the rows
+// before kept in the first level: then x is read as one stream.
 //
 // With few channels (less than a vector) a vector holds a block of whole neighbouring pixels of y;
 // the pixels of a tap come from two vectors of x by one permutation, which is the same for all
