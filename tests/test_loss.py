@@ -268,14 +268,30 @@ def test_strided_inputs():
     np.testing.assert_allclose(got.item(), -(c[0, 0] + c[1, 4] + c[2, 2]) / 3, rtol=1e-12)
 
 
-def test_empty():
+@pytest.mark.parametrize("name", [
+    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits", "kl_div", "poisson_nll_loss", "nll_loss", "cross_entropy",
+])  # fmt: skip
+def test_the_mean_over_an_empty_batch_is_an_error(name):
+    """PyTorch's is NaN, which a step would write into every parameter."""
+    loss = getattr(F, name)
     x = gs.tensor(np.zeros((0, 3), np.float32), requires_grad=True)
-    t = gs.tensor(np.zeros((0, 3), np.float32))
-    assert F.mse_loss(x, t, "sum").item() == 0 and math.isnan(F.mse_loss(x, t).item())
-    assert F.mse_loss(x, t, "none").shape == (0, 3)
-    i = gs.tensor(np.zeros(0, np.int64))
-    assert F.nll_loss(x, i, reduction="sum").item() == 0
-    assert math.isnan(F.nll_loss(x, i).item())
+    indices = gs.tensor(np.zeros(0, np.int64))
+    targets = [gs.zeros((0, 3))] if name != "nll_loss" else [indices]
+    if name == "cross_entropy":
+        targets.append(indices)
+    for t in targets:
+        with pytest.raises(
+            ValueError, match=rf"^{name}: input has shape \(0, 3\): the mean over an empty"
+        ):
+            loss(x, t)
+        total = loss(x, t, reduction="sum")
+        total.backward()
+        assert total.item() == 0 and x.grad.shape == (0, 3)
+        assert loss(x, t, reduction="none").size == 0
+    if name == "kl_div":
+        with pytest.raises(ValueError, match="kl_div: input has shape"):
+            loss(x, targets[0], reduction="batchmean")
 
 
 def test_twice_backward_and_scaled():

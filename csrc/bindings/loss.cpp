@@ -179,6 +179,10 @@ void bind_loss(py::module_& module) {
       "nll_loss_forward",
       [](py::handle x, py::handle t, py::handle weight, int64_t ignore_index, int reduce) {
         NllInputs i = nll_inputs(array_in(x, "nll_loss", "input"), t, weight, ignore_index, reduce);
+        if (i.t.size == 0 && reduce == 2)
+          value_error("nll_loss", "input has shape " + i.x.shape_text() +
+                                      ": the mean over an empty batch is not defined; leave the "
+                                      "batch out or use reduction='sum'");
         i.x = dense(i.x);
         Array y = reduce ? array_new(i.x.dtype, {}) : array_new(i.x.dtype, i.t.ndim, i.t.shape);
         Array total = array_new(kF64, {2});

@@ -106,6 +106,10 @@ py::tuple cross_entropy(py::handle logits_h, py::handle target_h, py::handle wei
   if (!(smoothing >= 0 && smoothing <= 1))
     value_error(op, "label_smoothing must lie in [0, 1], got " + std::to_string(smoothing));
   if (reduction < kReduceNone || reduction > kReduceSum) value_error(op, "unknown reduction");
+  if (rows == 0 && reduction == kReduceMean)
+    value_error(op, "input has shape " + x.shape_text() +
+                        ": the mean over an empty batch is not defined; leave the batch out or use "
+                        "reduction='sum'");
   if (classes == 0 && rows > 0)
     value_error(op, "input has shape " + x.shape_text() + ": no classes");
   if (target.dtype == kI32) check_indices<int32_t>(target, classes, ignore_index);

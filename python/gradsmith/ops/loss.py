@@ -1,7 +1,8 @@
 """Losses: mean squared and absolute error and their kin, cross-entropies, divergences.
 
 Losses never broadcast: input and target have one shape. All take `reduction`: "mean" over the elements
-(the default), "sum", or "none" (a Tensor of the input's shape). Sums run in float64 in a fixed order.
+(the default; ValueError when there are none, where PyTorch gives NaN), "sum", or "none" (a Tensor of the
+input's shape). Sums run in float64 in a fixed order.
 """
 
 from __future__ import annotations
@@ -74,6 +75,13 @@ def _constant(op: str, name: str, w: Any) -> Any:
     return w.data
 
 
+def _no_mean(op: str, data: Any) -> int:
+    raise ValueError(
+        f"{op}: input has shape {tuple(data.shape)}: the mean over an empty batch is not defined; leave the "
+        "batch out or use reduction='sum'"
+    )
+
+
 def _loss(
     kind: str,
     input: Tensor,
@@ -89,13 +97,11 @@ def _loss(
     data, k = x.data, x._k
     reduce, scale = True, 1.0
     if reduction == "mean":
-        size = data.size
-        scale = 1.0 / size if size else float("nan")
+        scale = 1.0 / (data.size or _no_mean(kind, data))
     elif reduction == "none":
         reduce = False
     elif reduction == "batchmean":
-        n = data.shape[0] if data.ndim else 1
-        scale = 1.0 / n if n else float("nan")
+        scale = 1.0 / ((data.shape[0] if data.ndim else 1) or _no_mean(kind, data))
     w = None if weight is None else _constant(kind, "weight", weight)
     q = None if pos_weight is None else _constant(kind, "pos_weight", pos_weight)
     out = k.loss_forward(kind, data, t.data, w, q, option, flag, reduce, scale)

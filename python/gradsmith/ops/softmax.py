@@ -116,7 +116,8 @@ def cross_entropy(
     that count (for probabilities: by the number of rows), NaN when none does.
     The gradient is made in the same pass as the loss. Targets get no gradient.
 
-    IndexError: a class index outside 0 .. C - 1. ValueError: shapes, reduction or smoothing. TypeError: dtypes.
+    IndexError: a class index outside 0 .. C - 1. ValueError: shapes, reduction or smoothing, the mean over an
+    empty batch. TypeError: dtypes.
 
     >>> import gradsmith as gs, gradsmith.nn.functional as F
     >>> round(F.cross_entropy(gs.tensor([[0.0, 0.0]]), gs.tensor([1])).item(), 4)
