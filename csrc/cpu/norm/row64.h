@@ -149,6 +149,7 @@ struct Rows64 {
                         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15));
       }
     };
+    if (groups == 0) return;
     prepare(0);
     for (int64_t t = 0; t < groups + 1; ++t) {
       const bool means = t<groups, results = t> 0;
