@@ -102,8 +102,9 @@ struct Backward : FewGradients<T> {
       each_block(
           p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), p.h, ctx, [&](int64_t r, int64_t count) {
             const int64_t from = r / p.h * p.oh * row;
-            (p.kw == 2 ? Base::template twin_rows<MAX, 2>
-                       : Base::template twin_rows<MAX, 3>)(g, twins, way, scale, dy + from,
+            (p.kw == 2      ? Base::template twin_rows<MAX, 2, true>
+             : twins.middle ? Base::template twin_rows<MAX, 3, true>
+                            : Base::template twin_rows<MAX, 3, false>)(g, twins, way, scale, dy + from,
                                                            (const uint8_t*)index + (MAX ? from : 0),
                                                            dy + p.n * p.oh * row, r % p.h, count,
                                                            dx + r * p.w * p.c);

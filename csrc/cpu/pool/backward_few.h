@@ -126,7 +126,8 @@ struct FewGradients : AverageGradients<T> {
   // A row of dx of n elements that lies in ROWS rows of windows of `row` elements, at dy and index;
   // taps: of the three columns in each; room: elements that may be read; spill: whether more may be
   // written, behind the row.
-  template <bool MAX, int K, int ROWS>
+  // LATE: the pixel that is alone lies in the window after.
+  template <bool MAX, int K, int ROWS, bool LATE>
   static GS_MEMBER void twin_row(const Twins& s, Way way, const T* dy, const uint8_t* index,
                                  int64_t row, int64_t room, int64_t c, const P (*taps)[3],
                                  int64_t n, bool spill, V factor, I low, I high, T* dx) {
@@ -135,7 +136,7 @@ struct FewGradients : AverageGradients<T> {
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 3
       for (int b = 0; b < 3; ++b) t[r][b] = taps[r][b];
-    const int64_t middle = s.middle * c, lanes = s.lanes;
+    const int64_t lanes = s.lanes;
     int64_t at = s.before * c, k = 0;
     V left, right;
     auto sums = [&](auto get, auto get_places) __attribute__((always_inline)) {
@@ -144,14 +145,16 @@ struct FewGradients : AverageGradients<T> {
       for (int r = 0; r < ROWS; ++r) {
         const T* d = dy + r * row;
         const uint8_t* ix = index + r * row;
+        const V d0 = K == 3 ? get(d, at) : V{}, d1 = get(d, at + c);
         if (MAX) {
-          if (K == 3) shared = add_equal(shared, get(d, at), get_places(ix, at), t[r][2]);
-          shared = add_equal(shared, get(d, at + c), get_places(ix, at + c), t[r][0]);
-          alone = add_equal(alone, get(d, at + middle), get_places(ix, at + middle), t[r][1]);
+          const P p0 = K == 3 ? get_places(ix, at) : P{}, p1 = get_places(ix, at + c);
+          if (K == 3) shared = add_equal(shared, d0, p0, t[r][2]);
+          shared = add_equal(shared, d1, p1, t[r][0]);
+          alone = add_equal(alone, LATE ? d1 : d0, LATE ? p1 : p0, t[r][1]);
         } else {
-          if (K == 3) shared += get(d, at);
-          shared += get(d, at + c);
-          alone += get(d, at + middle);
+          if (K == 3) shared += d0;
+          shared += d1;
+          alone += LATE ? d1 : d0;
         }
       }
       left = pick(shared, alone, low);
@@ -168,7 +171,7 @@ struct FewGradients : AverageGradients<T> {
     while (k < n) {
       for (; k <= most && at >= first; at += lanes, k += 2 * lanes) {
         sums(
-            [](const T* p, int64_t i) __attribute__((always_inline)) { return load(p + i); },
+            [](const T* p, int64_t i) __attribute__((always_inline)) { return load_once(p + i); },
             [](const uint8_t* p, int64_t i)
                 __attribute__((always_inline)) { return load_place(p + i); });
         if (past) {
@@ -195,7 +198,7 @@ struct FewGradients : AverageGradients<T> {
     }
   }
   // Rows h .. h + count - 1 of dx, at dx; dy and index: their image; limit: the end of dy
-  template <bool MAX, int K>
+  template <bool MAX, int K, bool LATE>
   static __attribute__((noinline)) void twin_rows(const Geometry& g, const Twins& s, Way way,
                                                   T scale, const T* dy, const uint8_t* index,
                                                   const T* limit, int64_t h, int64_t count, T* dx) {
@@ -219,10 +222,10 @@ struct FewGradients : AverageGradients<T> {
       if (rows == 0)
         memset(dx, 0, (size_t)n * sizeof(T));
       else if (K == 2 || rows == 1)
-        twin_row<MAX, K, 1>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill,
+        twin_row<MAX, K, 1, LATE>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill,
                             factor, low, high, dx);
       else
-        twin_row<MAX, K, 2>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high, dx);
+        twin_row<MAX, K, 2, LATE>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high, dx);
     }
   }
 
