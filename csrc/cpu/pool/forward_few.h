@@ -88,6 +88,7 @@ struct FewChannels : Averages<T> {
                                                       T* y) {
     const PoolParams& p = g.p;
     const int64_t c = p.c, line = p.w * c, n = p.ow * c, wide = s.pixels * c;
+    const int64_t ahead = Base::ahead(p);
     const int64_t begin = ((K == 3 ? 1 : 0) - p.pw) * c;
     const T div = divisor(g, i, 0), inv = 1 / div;
     const I first = s.at[0], second = s.at[1], shift = s.shift;
@@ -100,6 +101,9 @@ struct FewChannels : Averages<T> {
       const T* from = x + (g.y.start[i + r] + a0) * line;
       auto sum = [&](int64_t q, auto get) __attribute__((always_inline)) {
         V v = get(from, q);
+        // the rows that the window above has not read
+        __builtin_prefetch(from + (K - 2) * line + q + ahead);
+        __builtin_prefetch(from + (K - 1) * line + q + ahead);
         for (int a = 1; a < rows; ++a) v += get(from + a * line, q);
         return v;
       };

@@ -73,6 +73,7 @@ struct PairMaxima : RowMaxima<T> {
     int64_t o = 0;
     const int64_t step = 2 * s.pixels * c, wide = s.pixels * c, n = (to - from) * c;
     int64_t q = (2 * from - p.pw + (K == 3 ? 1 : 0)) * c, k = 0;
+    const int64_t ahead = s.most < p.ow ? line : Base::ahead(p);
     const I first = s.at[0], second = s.at[1], shift = s.shift;
     V before = K == 3 ? lanes(x, q - wide, line) : low;
     auto block = [&](auto get, auto whole) __attribute__((always_inline)) {
@@ -80,6 +81,8 @@ struct PairMaxima : RowMaxima<T> {
       P at = place(0);
 #pragma GCC unroll 2
       for (int a = 0; a < ROWS; ++a) {
+        __builtin_prefetch(x + a * line + q + ahead);
+        __builtin_prefetch(x + a * line + q + ahead + Lanes<T>::N);
         const V left = get(x + a * line, q), right = get(x + a * line, q + Lanes<T>::N);
         *odd += left;
         other += right;
