@@ -223,9 +223,10 @@ struct FewGradients : AverageGradients<T> {
         memset(dx, 0, (size_t)n * sizeof(T));
       else if (K == 2 || rows == 1)
         twin_row<MAX, K, 1, LATE>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill,
-                            factor, low, high, dx);
+                                  factor, low, high, dx);
       else
-        twin_row<MAX, K, 2, LATE>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high, dx);
+        twin_row<MAX, K, 2, LATE>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high,
+                                  dx);
     }
   }
 
