@@ -69,13 +69,16 @@ struct PairMaxima : RowMaxima<T> {
     const PoolParams& p = g.p;
     const int64_t c = p.c, line = p.w * c;
     const V low = set1(-(T)__builtin_inf());
-    V other = {};
     int64_t o = 0;
     const int64_t step = 2 * s.pixels * c, wide = s.pixels * c, n = (to - from) * c;
     int64_t q = (2 * from - p.pw + (K == 3 ? 1 : 0)) * c, k = 0;
-    const int64_t ahead = s.most < p.ow ? line : Base::ahead(p);
+    const int64_t ahead = Base::ahead(p);
     const I first = s.at[0], second = s.at[1], shift = s.shift;
-    V before = K == 3 ? lanes(x, q - wide, line) : low;
+    V before = low;
+    if (K == 3 && q > 0) {
+      before = lanes(x, q - wide, line);
+      *odd += before;  // the first column is in no other vector
+    }
     auto block = [&](auto get, auto whole) __attribute__((always_inline)) {
       V h = {};
       P at = place(0);
@@ -84,8 +87,7 @@ struct PairMaxima : RowMaxima<T> {
         __builtin_prefetch(x + a * line + q + ahead);
         __builtin_prefetch(x + a * line + q + ahead + Lanes<T>::N);
         const V left = get(x + a * line, q), right = get(x + a * line, q + Lanes<T>::N);
-        *odd += left;
-        other += right;
+        *odd += left + right;
         const V e1 = pick(left, right, first), e2 = pick(left, right, second);
         if (K == 3) {
           h = pick(before, e2, shift);
@@ -119,7 +121,6 @@ struct PairMaxima : RowMaxima<T> {
             [=](const T* r, int64_t i) __attribute__((always_inline)) { return lanes(r, i, line); },
             std::false_type());
     }
-    *odd += other;
   }
   // The first n of the bytes that store_place writes.
   static GS_MEMBER void store_places(uint8_t* p, P at, int64_t n) {
