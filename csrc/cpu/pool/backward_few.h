@@ -123,6 +123,13 @@ struct FewGradients : AverageGradients<T> {
       memcpy(&high, at + N, sizeof high);
     }
   };
+  // At least the first half of v.
+  static GS_MEMBER void store_half(T* p, V v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+#endif
+    store(p, v);
+  }
   // A row of dx of n elements that lies in ROWS rows of windows of `row` elements, at dy and index;
   // taps: of the three columns in each; room: elements that may be read; spill: whether more may be
   // written, behind the row.
@@ -164,6 +171,7 @@ struct FewGradients : AverageGradients<T> {
         right *= factor;
       }
     };
+    const bool half = 2 * lanes <= N + N / 2;  // a whole one would lie in two lines more often
     const bool past = way == kPast && lanes == N, ahead = way == kOwn || way == kPast;
     const int64_t first = K == 3 ? 0 : -c, last = 2 * (room - c - N - at);
     int64_t most = spill ? n - 1 : n - 2 * N;
@@ -184,7 +192,10 @@ struct FewGradients : AverageGradients<T> {
           own(dx + k + N, kOwnAhead);
         }
         store(dx + k, left);
-        store(dx + k + N, right);
+        if (half)
+          store_half(dx + k + N, right);
+        else
+          store(dx + k + N, right);
       }
       if (k >= n) break;
       sums(
