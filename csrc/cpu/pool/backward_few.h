@@ -12,6 +12,7 @@ struct FewGradients : AverageGradients<T> {
   using Base::add_equal;
   using Base::collect_pixel;
   using Base::kBytes;
+  using Base::lanes_in;
   using Base::load_place;
   using Base::N;
   using Base::part;
@@ -152,9 +153,10 @@ struct FewGradients : AverageGradients<T> {
       for (int r = 0; r < ROWS; ++r) {
         const T* d = dy + r * row;
         const uint8_t* ix = index + r * row;
-        const V d0 = K == 3 ? get(d, at) : V{}, d1 = get(d, at + c);
+        const V d0 = K == 3 ? get(d, at, 0) : V{}, d1 = get(d, at + c, 1);
         if (MAX) {
-          const P p0 = K == 3 ? get_places(ix, at) : P{}, p1 = get_places(ix, at + c);
+          const P p0 = K == 3 ? get_places(ix, at, 0) : P{};
+          const P p1 = get_places(ix, at + c, 1);
           if (K == 3) shared = add_equal(shared, d0, p0, t[r][2]);
           shared = add_equal(shared, d1, p1, t[r][0]);
           alone = add_equal(alone, LATE ? d1 : d0, LATE ? p1 : p0, t[r][1]);
@@ -179,8 +181,9 @@ struct FewGradients : AverageGradients<T> {
     while (k < n) {
       for (; k <= most && at >= first; at += lanes, k += 2 * lanes) {
         sums(
-            [](const T* p, int64_t i) __attribute__((always_inline)) { return load_once(p + i); },
-            [](const uint8_t* p, int64_t i)
+            [](const T* p, int64_t i, int)
+                __attribute__((always_inline)) { return load_once(p + i); },
+            [](const uint8_t* p, int64_t i, int)
                 __attribute__((always_inline)) { return load_place(p + i); });
         if (past) {
           write<true>(dx + k, left);
@@ -198,9 +201,12 @@ struct FewGradients : AverageGradients<T> {
           store(dx + k + N, right);
       }
       if (k >= n) break;
+      const uint32_t in[2] = {lanes_in(at, row), lanes_in(at + c, row)};
       sums(
-          [=](const T* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); }, [=
-      ](const uint8_t* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); });
+          [=](const T* p, int64_t i, int w)
+              __attribute__((always_inline)) { return part(p, i, in[w]); },
+          [=](const uint8_t* p, int64_t i, int w)
+              __attribute__((always_inline)) { return part(p, i, in[w]); });
       const int64_t rest = n - k < 2 * lanes ? n - k : 2 * lanes;
       store_n(dx + k, left, (int)(rest < N ? rest : N));
       if (rest > N) store_n(dx + k + N, right, (int)(rest - N));
