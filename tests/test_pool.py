@@ -144,6 +144,22 @@ def test_max_pool2d(seed):
         done += 1
 
 
+@pytest.mark.parametrize("k, p", [(2, 0), (3, 0), (3, 1)])
+@pytest.mark.parametrize("c", [1, 3, 8, 12, 24])
+def test_max_pool2d_one_nan(c, k, p):
+    # at the ends of rows, where vectors do, and once in between
+    torch = pytest.importorskip("torch")
+    reseed(c)
+    for width in (8, 9, 17, 33):
+        for col in (0, width // 2, width - 2, width - 1):
+            x = RNG.standard_normal((3, 9, width, c)).astype(np.float32)
+            for n, row in enumerate((3, 4, 6)):
+                x[n, row, col, RNG.integers(c)] = np.nan
+            t = torch.nn.functional.max_pool2d(torch.tensor(np.moveaxis(x, -1, 1)), k, 2, p)
+            y = F.max_pool2d(gs.tensor(x), k, 2, p)
+            assert np.array_equal(y.numpy(), np.moveaxis(t.numpy(), 1, -1), equal_nan=True)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_avg_pool2d(seed):
     reseed(100 + seed)

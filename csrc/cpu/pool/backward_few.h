@@ -12,6 +12,7 @@ struct FewGradients : AverageGradients<T> {
   using Base::add_equal;
   using Base::collect_pixel;
   using Base::kBytes;
+  using Base::lanes_in;
   using Base::load_place;
   using Base::N;
   using Base::part;
@@ -123,10 +124,18 @@ struct FewGradients : AverageGradients<T> {
       memcpy(&high, at + N, sizeof high);
     }
   };
+  // At least the first half of v.
+  static GS_MEMBER void store_half(T* p, V v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+#endif
+    store(p, v);
+  }
   // A row of dx of n elements that lies in ROWS rows of windows of `row` elements, at dy and index;
   // taps: of the three columns in each; room: elements that may be read; spill: whether more may be
   // written, behind the row.
-  template <bool MAX, int K, int ROWS>
+  // LATE: the pixel that is alone lies in the window after.
+  template <bool MAX, int K, int ROWS, bool LATE>
   static GS_MEMBER void twin_row(const Twins& s, Way way, const T* dy, const uint8_t* index,
                                  int64_t row, int64_t room, int64_t c, const P (*taps)[3],
                                  int64_t n, bool spill, V factor, I low, I high, T* dx) {
@@ -135,7 +144,7 @@ struct FewGradients : AverageGradients<T> {
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 3
       for (int b = 0; b < 3; ++b) t[r][b] = taps[r][b];
-    const int64_t middle = s.middle * c, lanes = s.lanes;
+    const int64_t lanes = s.lanes;
     int64_t at = s.before * c, k = 0;
     V left, right;
     auto sums = [&](auto get, auto get_places) __attribute__((always_inline)) {
@@ -144,14 +153,17 @@ struct FewGradients : AverageGradients<T> {
       for (int r = 0; r < ROWS; ++r) {
         const T* d = dy + r * row;
         const uint8_t* ix = index + r * row;
+        const V d0 = K == 3 ? get(d, at, 0) : V{}, d1 = get(d, at + c, 1);
         if (MAX) {
-          if (K == 3) shared = add_equal(shared, get(d, at), get_places(ix, at), t[r][2]);
-          shared = add_equal(shared, get(d, at + c), get_places(ix, at + c), t[r][0]);
-          alone = add_equal(alone, get(d, at + middle), get_places(ix, at + middle), t[r][1]);
+          const P p0 = K == 3 ? get_places(ix, at, 0) : P{};
+          const P p1 = get_places(ix, at + c, 1);
+          if (K == 3) shared = add_equal(shared, d0, p0, t[r][2]);
+          shared = add_equal(shared, d1, p1, t[r][0]);
+          alone = add_equal(alone, LATE ? d1 : d0, LATE ? p1 : p0, t[r][1]);
         } else {
-          if (K == 3) shared += get(d, at);
-          shared += get(d, at + c);
-          alone += get(d, at + middle);
+          if (K == 3) shared += d0;
+          shared += d1;
+          alone += LATE ? d1 : d0;
         }
       }
       left = pick(shared, alone, low);
@@ -161,6 +173,7 @@ struct FewGradients : AverageGradients<T> {
         right *= factor;
       }
     };
+    const bool half = 2 * lanes <= N + N / 2;  // a whole one would lie in two lines more often
     const bool past = way == kPast && lanes == N, ahead = way == kOwn || way == kPast;
     const int64_t first = K == 3 ? 0 : -c, last = 2 * (room - c - N - at);
     int64_t most = spill ? n - 1 : n - 2 * N;
@@ -168,8 +181,9 @@ struct FewGradients : AverageGradients<T> {
     while (k < n) {
       for (; k <= most && at >= first; at += lanes, k += 2 * lanes) {
         sums(
-            [](const T* p, int64_t i) __attribute__((always_inline)) { return load(p + i); },
-            [](const uint8_t* p, int64_t i)
+            [](const T* p, int64_t i, int)
+                __attribute__((always_inline)) { return load_once(p + i); },
+            [](const uint8_t* p, int64_t i, int)
                 __attribute__((always_inline)) { return load_place(p + i); });
         if (past) {
           write<true>(dx + k, left);
@@ -181,12 +195,18 @@ struct FewGradients : AverageGradients<T> {
           own(dx + k + N, kOwnAhead);
         }
         store(dx + k, left);
-        store(dx + k + N, right);
+        if (half)
+          store_half(dx + k + N, right);
+        else
+          store(dx + k + N, right);
       }
       if (k >= n) break;
+      const uint32_t in[2] = {lanes_in(at, row), lanes_in(at + c, row)};
       sums(
-          [=](const T* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); }, [=
-      ](const uint8_t* p, int64_t i) __attribute__((always_inline)) { return part(p, i, row); });
+          [=](const T* p, int64_t i, int w)
+              __attribute__((always_inline)) { return part(p, i, in[w]); },
+          [=](const uint8_t* p, int64_t i, int w)
+              __attribute__((always_inline)) { return part(p, i, in[w]); });
       const int64_t rest = n - k < 2 * lanes ? n - k : 2 * lanes;
       store_n(dx + k, left, (int)(rest < N ? rest : N));
       if (rest > N) store_n(dx + k + N, right, (int)(rest - N));
@@ -195,7 +215,7 @@ struct FewGradients : AverageGradients<T> {
     }
   }
   // Rows h .. h + count - 1 of dx, at dx; dy and index: their image; limit: the end of dy
-  template <bool MAX, int K>
+  template <bool MAX, int K, bool LATE>
   static __attribute__((noinline)) void twin_rows(const Geometry& g, const Twins& s, Way way,
                                                   T scale, const T* dy, const uint8_t* index,
                                                   const T* limit, int64_t h, int64_t count, T* dx) {
@@ -219,10 +239,11 @@ struct FewGradients : AverageGradients<T> {
       if (rows == 0)
         memset(dx, 0, (size_t)n * sizeof(T));
       else if (K == 2 || rows == 1)
-        twin_row<MAX, K, 1>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill,
-                            factor, low, high, dx);
+        twin_row<MAX, K, 1, LATE>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill,
+                                  factor, low, high, dx);
       else
-        twin_row<MAX, K, 2>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high, dx);
+        twin_row<MAX, K, 2, LATE>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high,
+                                  dx);
     }
   }
 

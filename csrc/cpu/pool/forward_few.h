@@ -88,6 +88,7 @@ struct FewChannels : Averages<T> {
                                                       T* y) {
     const PoolParams& p = g.p;
     const int64_t c = p.c, line = p.w * c, n = p.ow * c, wide = s.pixels * c;
+    const int64_t ahead = Base::ahead_far(p);
     const int64_t begin = ((K == 3 ? 1 : 0) - p.pw) * c;
     const T div = divisor(g, i, 0), inv = 1 / div;
     const I first = s.at[0], second = s.at[1], shift = s.shift;
@@ -98,8 +99,9 @@ struct FewChannels : Averages<T> {
         continue;
       }
       const T* from = x + (g.y.start[i + r] + a0) * line;
-      auto sum = [&](int64_t q, auto get) __attribute__((always_inline)) {
+      auto sum = [&](int64_t q, auto get, int rows) __attribute__((always_inline)) {
         V v = get(from, q);
+#pragma GCC unroll 2
         for (int a = 1; a < rows; ++a) v += get(from + a * line, q);
         return v;
       };
@@ -110,9 +112,15 @@ struct FewChannels : Averages<T> {
         return part(t, q, line);
       };
       int64_t q = begin, k = 0;
-      V before = K == 3 ? sum(q - wide, edge) : V{};
-      auto block = [&](auto get) __attribute__((always_inline)) {
-        const V left = sum(q, get), right = sum(q + Lanes<T>::N, get);
+      V before = K == 3 && q > 0 ? sum(q - wide, edge, rows) : V{};
+      auto block = [&](auto get, int rows, auto asks) __attribute__((always_inline)) {
+        if (decltype(asks)::value)  // for the rows that the window above has not read
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v) {
+            __builtin_prefetch(from + (K - 2) * line + q + ahead + v * Lanes<T>::N);
+            __builtin_prefetch(from + (K - 1) * line + q + ahead + v * Lanes<T>::N);
+          }
+        const V left = sum(q, get, rows), right = sum(q + Lanes<T>::N, get, rows);
         const V e1 = pick(left, right, first), e2 = pick(left, right, second);
         V all = e1;
         if (K == 3) all = pick(before, e2, shift) + e1;
@@ -128,8 +136,13 @@ struct FewChannels : Averages<T> {
       const bool whole = g.x.last[p.ow - 1] == K;
       const int64_t last = (whole ? limit - from - (rows - 1) * line : line) - 2 * N;
       while (k < n) {
-        while (k < n && q >= 0 && q <= last) block(inside);
-        if (k < n) block(edge);
+        if (rows < K)
+          while (k < n && q >= 0 && q <= last) block(inside, rows, std::false_type());
+        else if (ahead)
+          while (k < n && q >= 0 && q <= last) block(inside, K, std::true_type());
+        else
+          while (k < n && q >= 0 && q <= last) block(inside, K, std::false_type());
+        if (k < n) block(edge, rows, std::false_type());
       }
     }
   }

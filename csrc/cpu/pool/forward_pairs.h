@@ -69,20 +69,25 @@ struct PairMaxima : RowMaxima<T> {
     const PoolParams& p = g.p;
     const int64_t c = p.c, line = p.w * c;
     const V low = set1(-(T)__builtin_inf());
-    V other = {};
     int64_t o = 0;
     const int64_t step = 2 * s.pixels * c, wide = s.pixels * c, n = (to - from) * c;
     int64_t q = (2 * from - p.pw + (K == 3 ? 1 : 0)) * c, k = 0;
+    const int64_t ahead = Base::ahead(p);
     const I first = s.at[0], second = s.at[1], shift = s.shift;
-    V before = K == 3 ? lanes(x, q - wide, line) : low;
+    V before = low;
+    if (K == 3 && q > 0) {
+      before = lanes(x, q - wide, line);
+      *odd += before;  // the first column is in no other vector
+    }
     auto block = [&](auto get, auto whole) __attribute__((always_inline)) {
       V h = {};
       P at = place(0);
 #pragma GCC unroll 2
       for (int a = 0; a < ROWS; ++a) {
+        __builtin_prefetch(x + a * line + q + ahead);
+        __builtin_prefetch(x + a * line + q + ahead + Lanes<T>::N);
         const V left = get(x + a * line, q), right = get(x + a * line, q + Lanes<T>::N);
-        *odd += left;
-        other += right;
+        *odd += left + right;
         const V e1 = pick(left, right, first), e2 = pick(left, right, second);
         if (K == 3) {
           h = pick(before, e2, shift);
@@ -116,7 +121,6 @@ struct PairMaxima : RowMaxima<T> {
             [=](const T* r, int64_t i) __attribute__((always_inline)) { return lanes(r, i, line); },
             std::false_type());
     }
-    *odd += other;
   }
   // The first n of the bytes that store_place writes.
   static GS_MEMBER void store_places(uint8_t* p, P at, int64_t n) {
@@ -141,12 +145,12 @@ struct PairMaxima : RowMaxima<T> {
     const int64_t c = p.c, line = p.w * c, row = p.ow * c, lanes_ = s.pixels * c;
     const int none = p.relu ? K * K : 0;
     const V inf = set1((T)__builtin_inf());
-    alignas(64) T value[2][kRoom];
-    alignas(64) uint8_t places[2][kRoom];
+    alignas(64) T value[kRoom];
+    alignas(64) uint8_t places[kRoom];
     const int64_t room = limit - x;
     for (int64_t from = 0, to; from < p.ow; from = to) {
       to = from + s.most < p.ow ? from + s.most : p.ow;
-      bool known = false, kept = true;  // whether value[0] holds the first row, without a NaN
+      bool known = false, kept = true;  // whether value holds the first row, without a NaN
       for (int64_t r = 0; r < count; ++r) {
         int64_t t = g.y.start[i + r];
         T* out = y + r * row + from * c;
@@ -173,7 +177,6 @@ struct PairMaxima : RowMaxima<T> {
           if (ix) store_place(ix + k, at);
         };
         bool fine = true;
-        int slot = 0;
         if (K == 3) {
           if (!known) {
             V first = {};
@@ -181,13 +184,13 @@ struct PairMaxima : RowMaxima<T> {
               pair_columns<K, 1>(
                   g, s, x + t * line, room - t * line, from, to, false,
                   &first, [&](int64_t o, int64_t, V h, P at, auto) __attribute__((always_inline)) {
-                    store(value[0] + o, h);
-                    store_place(places[0] + o, at);
+                    store(value + o, h);
+                    store_place(places + o, at);
                   });
             else
               for (int64_t o = 0; o < kRoom; o += N) {
-                store(value[0] + o, -inf);
-                store_place(places[0] + o, place(0));
+                store(value + o, -inf);
+                store_place(places + o, place(0));
               }
             kept = !any_nan(first);
           }
@@ -204,19 +207,18 @@ struct PairMaxima : RowMaxima<T> {
           fine = !any_nan(odd);
         } else {
           if (t < p.h) {
-            slot = 1;
             pair_columns<K, 1>(
                 g, s, x + t * line, room - t * line, from, to, false,
                 &odd, [&](int64_t o, int64_t, V h, P at, auto) __attribute__((always_inline)) {
                   if (K == 3) {
-                    V best = load(value[0] + o);
-                    P tap = load_place(places[0] + o);
+                    V best = load(value + o);
+                    P tap = load_place(places + o);
                     reach(h, at + place(K), best, tap);
                     h = best;
                     at = tap;
                   }
-                  store(value[1] + o, h);
-                  store_place(places[1] + o, at);
+                  store(value + o, h);
+                  store_place(places + o, at);
                 });
             fine = fine && !any_nan(odd);
           }
@@ -226,20 +228,20 @@ struct PairMaxima : RowMaxima<T> {
             pair_columns<K, 1>(
                 g, s, x + t * line, room - t * line, from, to, spill, &odd,
                 [&](int64_t o, int64_t k, V h, P at, auto whole) __attribute__((always_inline)) {
+                  V best = load(value + o);
+                  P tap = load_place(places + o);
                   if (K == 3) {
-                    store(value[0] + o, h);
-                    store_place(places[0] + o, at);
+                    store(value + o, h);
+                    store_place(places + o, at);
                   }
-                  V best = load(value[1] + o);
-                  P tap = load_place(places[1] + o);
                   reach(h, at + place(K * (K - 1)), best, tap);
                   emit(k, best, tap, whole);
                 });
             kept = !any_nan(odd);
             fine = fine && kept;
           } else {
-            const T* v = value[slot];
-            const uint8_t* q = places[slot];
+            const T* v = value;
+            const uint8_t* q = places;
             for (int64_t j = 0; j < to - from; j += s.pixels, v += N, q += N)
               emit(j * c, load(v), load_place(q), std::false_type());
           }

@@ -388,12 +388,9 @@ struct WindowMaxima : Lanes<T> {
         continue;
       }
       if (K && whole && b0 == 0 && b1 == K) {
-        // what the second cache may hold is quick enough
-        const int64_t ahead =
-            p.n * p.h * line * (int64_t)sizeof(T) > p.holds / 16 ? Base::ahead(p) : 0;
         if constexpr (K == 2 && sizeof(IX) == 1)
           if (c >= N && c <= kAside && !none &&
-              !max_pairs(q, windows, p.sw * p.c, c, ls, ps, ahead, way, out, ix))
+              !max_pairs(q, windows, p.sw * p.c, c, ls, ps, Base::ahead_far(p), way, out, ix))
             continue;
         max_whole<K>(q, windows, p.sw * p.c, c, ls, ps, low, none, way, out, ix);
       } else

@@ -199,33 +199,35 @@ struct Lanes {
     else
       put_index<T, true>(p, v, N);
   }
-  // N elements of a row of n from `at` on, zero where that is outside
-  static GS_MEMBER V part(const T* row, int64_t at, int64_t n) {
+  // The lanes of N elements of a row of n from `at` on that lie inside.
+  static GS_MEMBER uint32_t lanes_in(int64_t at, int64_t n) {
     const int64_t b = at < 0 ? -at : 0, e = n - at < N ? n - at : N;
-    if (b >= e) return V{};
+    return b < e ? ((1u << e) - 1) & ~((1u << b) - 1) : 0;
+  }
+  // Those elements, zero where that is outside
+  static GS_MEMBER V part(const T* row, int64_t at, uint32_t in) {
 #if defined(__AVX512F__)
-    const uint32_t m = ((1u << e) - 1) & ~((1u << b) - 1);
     if constexpr (sizeof(T) == 4)
-      return (V)_mm512_maskz_loadu_ps((__mmask16)m, row + at);
+      return (V)_mm512_maskz_loadu_ps((__mmask16)in, row + at);
     else
-      return (V)_mm512_maskz_loadu_pd((__mmask8)m, row + at);
+      return (V)_mm512_maskz_loadu_pd((__mmask8)in, row + at);
 #else
     T v[N] = {};
-    for (int64_t l = b; l < e; ++l) v[l] = row[at + l];
+    for (int l = 0; l < N; ++l)
+      if (in >> l & 1) v[l] = row[at + l];
     return load(v);
 #endif
   }
-  static GS_MEMBER P part(const uint8_t* row, int64_t at, int64_t n) {
-    const int64_t b = at < 0 ? -at : 0, e = n - at < N ? n - at : N;
+  static GS_MEMBER V part(const T* row, int64_t at, int64_t n) {
+    return part(row, at, lanes_in(at, n));
+  }
+  static GS_MEMBER P part(const uint8_t* row, int64_t at, uint32_t in) {
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-    if constexpr (kBytes) {
-      if (b >= e) return place(0);
-      const uint32_t m = ((1u << e) - 1) & ~((1u << b) - 1);
-      return (P)_mm_maskz_loadu_epi8((__mmask16)m, row + at);
-    }
+    if constexpr (kBytes) return (P)_mm_maskz_loadu_epi8((__mmask16)in, row + at);
 #endif
     uint8_t v[N] = {};
-    for (int64_t l = b; l < e; ++l) v[l] = row[at + l];
+    for (int l = 0; l < N; ++l)
+      if (in >> l & 1) v[l] = row[at + l];
     return load_place(v);
   }
   // lane l of the result: lane at[l] of v, of a and b side by side
@@ -442,6 +444,11 @@ struct Lanes {
   // to the hardware.
   static GS_MEMBER int64_t ahead(const PoolParams& p) {
     return p.holds > 0 ? 8192 / (int64_t)sizeof(T) : 0;
+  }
+  // The same where rows that are near pay for being asked for: 0 for x that the second cache may
+  // hold, which is quick enough.
+  static GS_MEMBER int64_t ahead_far(const PoolParams& p) {
+    return p.n * p.h * p.w * p.c * (int64_t)sizeof(T) > p.holds / 16 ? ahead(p) : 0;
   }
   static GS_MEMBER int64_t bytes_in(const PoolParams& p) {
     return (p.h * p.w * p.c + p.oh - 1) / p.oh * (int64_t)sizeof(T);
