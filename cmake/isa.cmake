@@ -38,7 +38,8 @@ else()
   set(GS_FLAGS_base -O1 -march=x86-64-v2)
   set(GS_SMALL_base conv/winograd conv/winograd_backward conv/polyphase conv/direct conv/backward_weight pool/forward
       pool/backward matmul/gemm reduce/reduce activation/activation loss norm/channel norm/row softmax/softmax
-      softmax/cross_entropy optimizer attention recurrent/recurrent)
+      softmax/cross_entropy optimizer attention recurrent/recurrent elementwise/binary elementwise/unary
+      matmul/vector conv/depthwise)
   set(GS_FLAGS_avx2 ${GS_OPTIMIZE} -march=x86-64-v2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
   set(GS_FLAGS_avx512 ${GS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
       -mprefer-vector-width=512)
