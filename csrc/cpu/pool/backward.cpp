@@ -99,18 +99,17 @@ struct Backward : FewGradients<T> {
       way = kOwn;
     if (twin) {
       const T scale = MAX ? (T)1 : 1 / divisor(g, 0, 0);
-      each_block(p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), p.h, ctx,
-                 [&](int64_t r, int64_t count) {
-                   const int64_t from = r / p.h * p.oh * row;
-                   (p.kw == 2 ? Base::template twin_rows<MAX, 2, true>
-                    : twins.middle
-                        ? Base::template twin_rows<MAX, 3, true>
-                        : Base::template twin_rows<MAX, 3, false>)(g, twins, way, scale, dy + from,
-                                                                   (const uint8_t*)index +
-                                                                       (MAX ? from : 0),
-                                                                   dy + p.n * p.oh * row, r % p.h,
-                                                                   count, dx + r * p.w * p.c);
-                 });
+      each_block(
+          p.n * p.h, p.h, p.w * p.c * (int64_t)sizeof(T), p.h, ctx, [&](int64_t r, int64_t count) {
+            const int64_t from = r / p.h * p.oh * row;
+            (p.kw == 2 ? Base::template twin_rows<MAX, 2, 1>
+                       : twins.middle
+                 ? Base::template twin_rows < MAX,
+             3, Base::kBytes ? 1 : -1 > : Base::template twin_rows < MAX, 3,
+             Base::kBytes ? 0 : -1 >)(g, twins, way, scale, dy + from,
+                                      (const uint8_t*)index + (MAX ? from : 0),
+                                      dy + p.n * p.oh * row, r % p.h, count, dx + r * p.w * p.c);
+          });
     } else if (tiles) {
       each_row(p.n * p.oh, bytes_in(p), ctx, [&](int64_t r) {
         Base::template tile_row<MAX>(g, &block, blocks ? &spread : nullptr, way, same, dy + r * row,

@@ -134,8 +134,8 @@ struct FewGradients : AverageGradients<T> {
   // A row of dx of n elements that lies in ROWS rows of windows of `row` elements, at dy and index;
   // taps: of the three columns in each; room: elements that may be read; spill: whether more may be
   // written, behind the row.
-  // LATE: the pixel that is alone lies in the window after.
-  template <bool MAX, int K, int ROWS, bool LATE>
+  // MIDDLE: s.middle, or -1 where code for both is not worth its size.
+  template <bool MAX, int K, int ROWS, int MIDDLE>
   static GS_MEMBER void twin_row(const Twins& s, Way way, const T* dy, const uint8_t* index,
                                  int64_t row, int64_t room, int64_t c, const P (*taps)[3],
                                  int64_t n, bool spill, V factor, I low, I high, T* dx) {
@@ -144,7 +144,7 @@ struct FewGradients : AverageGradients<T> {
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 3
       for (int b = 0; b < 3; ++b) t[r][b] = taps[r][b];
-    const int64_t lanes = s.lanes;
+    const int64_t middle = s.middle * c, lanes = s.lanes;
     int64_t at = s.before * c, k = 0;
     V left, right;
     auto sums = [&](auto get, auto get_places) __attribute__((always_inline)) {
@@ -154,16 +154,18 @@ struct FewGradients : AverageGradients<T> {
         const T* d = dy + r * row;
         const uint8_t* ix = index + r * row;
         const V d0 = K == 3 ? get(d, at, 0) : V{}, d1 = get(d, at + c, 1);
+        const V dm = MIDDLE < 0 ? get(d, at + middle, 2) : MIDDLE ? d1 : d0;
         if (MAX) {
           const P p0 = K == 3 ? get_places(ix, at, 0) : P{};
           const P p1 = get_places(ix, at + c, 1);
           if (K == 3) shared = add_equal(shared, d0, p0, t[r][2]);
           shared = add_equal(shared, d1, p1, t[r][0]);
-          alone = add_equal(alone, LATE ? d1 : d0, LATE ? p1 : p0, t[r][1]);
+          const P pm = MIDDLE < 0 ? get_places(ix, at + middle, 2) : MIDDLE ? p1 : p0;
+          alone = add_equal(alone, dm, pm, t[r][1]);
         } else {
           if (K == 3) shared += d0;
           shared += d1;
-          alone += LATE ? d1 : d0;
+          alone += dm;
         }
       }
       left = pick(shared, alone, low);
@@ -201,7 +203,7 @@ struct FewGradients : AverageGradients<T> {
           store(dx + k + N, right);
       }
       if (k >= n) break;
-      const uint32_t in[2] = {lanes_in(at, row), lanes_in(at + c, row)};
+      const uint32_t in[3] = {lanes_in(at, row), lanes_in(at + c, row), lanes_in(at + middle, row)};
       sums(
           [=](const T* p, int64_t i, int w)
               __attribute__((always_inline)) { return part(p, i, in[w]); },
@@ -215,7 +217,7 @@ struct FewGradients : AverageGradients<T> {
     }
   }
   // Rows h .. h + count - 1 of dx, at dx; dy and index: their image; limit: the end of dy
-  template <bool MAX, int K, bool LATE>
+  template <bool MAX, int K, int MIDDLE>
   static __attribute__((noinline)) void twin_rows(const Geometry& g, const Twins& s, Way way,
                                                   T scale, const T* dy, const uint8_t* index,
                                                   const T* limit, int64_t h, int64_t count, T* dx) {
@@ -239,11 +241,11 @@ struct FewGradients : AverageGradients<T> {
       if (rows == 0)
         memset(dx, 0, (size_t)n * sizeof(T));
       else if (K == 2 || rows == 1)
-        twin_row<MAX, K, 1, LATE>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n, spill,
-                                  factor, low, high, dx);
+        twin_row<MAX, K, 1, MIDDLE>(s, way, d, ix, row, room, c, taps + (h - g.y.start[i]), n,
+                                    spill, factor, low, high, dx);
       else
-        twin_row<MAX, K, 2, LATE>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high,
-                                  dx);
+        twin_row<MAX, K, 2, MIDDLE>(s, way, d, ix, row, row, c, both, n, spill, factor, low, high,
+                                    dx);
     }
   }
 
